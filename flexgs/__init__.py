@@ -1,0 +1,48 @@
+"""flexgs: train a 3D Gaussian Splatting scene once, cut it to any budget.
+
+    scene = flexgs.load_scene("data/berlin", factor=4)
+    model = flexgs.train(scene, flexgs.Config.from_preset("default"))
+    small = model.cut("20MB")
+    flexgs.save(small, "berlin_20mb.ply")
+    flexgs.load("runs/flexgs/berlin").cut(0.05)
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flexgs.config import Config
+from flexgs.errors import UserError
+
+if TYPE_CHECKING:
+    from flexgs.model.elastic import ElasticModel
+    from flexgs.scene import Scene
+
+__all__ = ["Config", "UserError", "load", "load_scene", "render", "save", "train"]
+
+
+def train(scene: "Scene", config: Config, device: str = "cpu") -> "ElasticModel":
+    """Train without a run folder: nothing is written or printed."""
+    from flexgs.train.trainer import Trainer
+
+    trainer = Trainer(config.check(), scene, device=device)
+    trainer.fit(lambda step, metrics: None, lambda step, write: None)
+    return trainer.model()
+
+
+def load(folder: str) -> "ElasticModel":
+    """The elastic model of a run folder."""
+    from flexgs.model.elastic import ElasticModel
+
+    return ElasticModel.load(Path(folder))
+
+
+def __getattr__(name: str) -> Any:
+    """The rest of the public names, imported when first used: torch and numba take seconds."""
+    from importlib import import_module
+
+    homes = {"load_scene": ("flexgs.scene", "load_scene"), "render": ("flexgs.raster", "render"),
+             "save": ("flexgs.deploy.export", "write_ply") }
+    if name not in homes:
+        raise AttributeError(f"module 'flexgs' has no attribute {name!r}")
+    module, attribute = homes[name]
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,5 @@
+"""python -m flexgs"""
+
+from flexgs.cli import main
+
+main()

@@ -1,0 +1,225 @@
+"""The command line: flexgs train | eval | cut | data | bench | doctor."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from flexgs.config import Config, check_ratio
+from flexgs.errors import UserError
+
+T = TypeVar("T")
+AnyConfig = Annotated[Config, tyro.conf.arg(name="")]  # its settings are flags of their own: --steps, --field.resolution
+
+
+@dataclass
+class Train:
+    """Train one scene on this machine, without Ray; the same command continues an unfinished run."""
+
+    scene: tyro.conf.Positional[Path]
+    """Folder of the capture (COLMAP or transforms.json)."""
+    output: Path = Path("runs/flexgs")
+    """The run goes to OUTPUT/<scene>."""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is one."""
+    config: AnyConfig = field(default_factory=Config)
+
+    def __call__(self) -> None:
+        from flexgs.distributed import Group
+        from flexgs.evaluate.table import print_results
+        from flexgs.run import LocalSession, finished, run
+        from flexgs.scene import load_scene
+
+        self.config.check()
+        folder = self.output / self.scene.resolve().name
+        results = finished(folder, self.config)
+        if results:
+            print(f"{folder}: already finished at {results['steps']} views; raise --steps to go on")
+        else:
+            data = self.config.data
+            scene = load_scene(self.scene, factor=data.factor, test_every=data.test_every, masks=data.masks)
+            session = LocalSession(folder, Group(), functools.partial(_print_progress, scene.name))
+            results = run(self.config, scene, folder, Group(), session, pick_device(self.device))
+        print_results([results])
+        print(f"model, cuts and renders: {folder}")
+
+
+@dataclass
+class Eval:
+    """Measure a trained model at any ratios on the test views of its capture."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, or its model folder."""
+    scene: Path
+    """Folder of the capture."""
+    ratios: tuple[float, ...] = Config().evaluation.ratios
+    device: str = "auto"
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def __call__(self) -> None:
+        from flexgs.evaluate.metrics import evaluate
+        from flexgs.evaluate.table import print_results
+        from flexgs.model.elastic import ElasticModel
+        from flexgs.scene import load_scene
+
+        for ratio in self.ratios:
+            check_ratio(ratio, "--ratios")
+        model = ElasticModel.load(self.run).to(pick_device(self.device))
+        data = model.config.data
+        scene = load_scene(self.scene, factor=data.factor, test_every=data.test_every, masks=data.masks)
+        measured = evaluate(model, scene, self.ratios, model.config.background)
+        if self.json:
+            print(json.dumps(measured, indent=1))
+        else:
+            print_results([{"scene": scene.name, "preset": model.config.preset, **measured}])
+
+
+@dataclass
+class Cut:
+    """Write a standard 3DGS PLY of a budget: 5%, 0.05, 500k or 20MB."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, or its model folder."""
+    budget: str
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+
+    def __call__(self) -> None:
+        from flexgs.deploy.export import write_ply
+        from flexgs.model.elastic import ElasticModel
+
+        if self.output.suffix.lower() != ".ply":
+            raise UserError(f"--output {self.output}: expected a name that ends in .ply")
+        model = ElasticModel.load(self.run)
+        cut = model.cut(self.budget)
+        write_ply(cut, self.output)
+        print(f"{self.output}: {len(cut):,} of {len(model.splats):,} Gaussians, {self.output.stat().st_size / 1e6:.2f} MB")
+
+
+@dataclass
+class Data:
+    """Make the built-in synthetic captures, or list the captures in a folder."""
+
+    action: tyro.conf.Positional[Literal["make", "list"]]
+    folder: tyro.conf.Positional[Path] = Path("data/synthetic")
+
+    def __call__(self) -> None:
+        from flexgs.scene import ensure_synthetic, find_scenes
+
+        paths = ensure_synthetic(self.folder) if self.action == "make" else find_scenes(self.folder, None)
+        print("\n".join(str(p) for p in paths))
+
+
+@dataclass
+class Bench:
+    """Time the rasterizer on this machine."""
+
+    what: tyro.conf.Positional[Literal["raster"]] = "raster"
+    points: Path | None = None
+    """An .npz of real points to place the Gaussians at; default: random ones."""
+
+    def __call__(self) -> None:
+        from flexgs.bench import bench_raster
+
+        bench_raster(points=self.points)
+
+
+@dataclass
+class Doctor:
+    """Say what is installed, and which backend will be used and why."""
+
+    def __call__(self) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        import torch
+
+        def installed(package: str) -> str:
+            try:
+                return version(package)
+            except PackageNotFoundError:
+                return "not installed"
+
+        for package in ("torch", "numba", "ray", "mlflow", "pycolmap", "gsplat"):
+            print(f"{package:10} {installed(package)}")
+        cuda = torch.cuda.is_available()
+        print(f"{'device':10} {'cuda: ' + torch.cuda.get_device_name() if cuda else 'cpu: torch finds no CUDA device'}")
+        print(f"{'backend':10} {'gsplat' if cuda else 'numba'}")
+        if cuda and installed("gsplat") == "not installed":
+            print("           needs gsplat: pip install 'flexgs[cuda]'")
+
+
+COMMANDS: dict[str, type] = {"train": Train, "eval": Eval, "cut": Cut, "data": Data, "bench": Bench, "doctor": Doctor}
+
+
+def parse(command: type[T], args: Sequence[str], prog: str) -> T:
+    """Fill command from args; a field of type Config starts from the preset that --preset names."""
+    default: Any = tyro.MISSING
+    names = [f.name for f in dataclasses.fields(command) if f.type is AnyConfig]  # type: ignore[arg-type]
+    if names:
+        preset = next((b for a, b in itertools.pairwise(args) if a == "--preset"), None)
+        preset = preset or next((a.partition("=")[2] for a in args if a.startswith("--preset=")), "default")
+        given = {names[0]: Config.from_preset(preset)}
+        default = command(**{f.name: given.get(f.name, _default_of(f)) for f in dataclasses.fields(command)})  # type: ignore[arg-type]
+    return tyro.cli(command, args=list(args), prog=prog, description=command.__doc__, default=default)
+
+
+def guard(main: Callable[[], None]) -> int:
+    """Run main; its exit code: 0, 2 with one line for a user's mistake, 130 for Ctrl-C."""
+    try:
+        main()
+    except UserError as e:
+        print(f"flexgs: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("flexgs: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def main() -> None:
+    args = sys.argv[1:]
+    if not args or args[0] not in COMMANDS:
+        asked = args and args[0] in ("-h", "--help")
+        print("usage: flexgs COMMAND ... (flexgs COMMAND --help)\n", file=sys.stdout if asked else sys.stderr)
+        for name, command in COMMANDS.items():
+            print(f"  {name:8} {command.__doc__}", file=sys.stdout if asked else sys.stderr)
+        sys.exit(0 if asked else 2)
+    sys.exit(guard(lambda: parse(COMMANDS[args[0]], args[1:], f"flexgs {args[0]}")()))
+
+
+def pick_device(name: str) -> str:
+    """The torch device for --device."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: torch {torch.__version__} finds no CUDA device; use --device cpu")
+    if name != "cpu" and not name.startswith("cuda"):
+        raise UserError(f"--device {name}: expected cpu, cuda or auto")
+    return name
+
+
+def progress_line(scene: str, step: int, m: dict[str, Any]) -> str:
+    """One line a person can follow."""
+    eta = m["eta_seconds"]
+    return (f"{scene:14} stage {m['stage']}  {step:>6}/{m['steps']}  {m['views_per_second']:6.1f} it/s  "
+            f"ETA {int(eta // 60):3}:{int(eta % 60):02}  {m['splats']:>9,} Gaussians  PSNR {m['psnr']:5.2f}  "
+            f"{m['memory_mb'] / 1000:.1f} GB")
+
+
+def _print_progress(scene: str, step: int, metrics: dict[str, Any]) -> None:
+    print(progress_line(scene, step, metrics), flush=True)
+
+
+def _default_of(f: dataclasses.Field) -> Any:
+    if f.default_factory is not dataclasses.MISSING:
+        return f.default_factory()
+    return tyro.MISSING if f.default is dataclasses.MISSING else f.default

@@ -1,0 +1,66 @@
+"""Splats to and from the PLY file that every 3DGS viewer opens."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from plyfile import PlyData, PlyElement
+
+from flexgs.errors import UserError
+from flexgs.files import atomic_file
+from flexgs.splats import Splats
+
+
+def ply_properties(sh_degree: int) -> list[str]:
+    """Property names in the order of the 3DGS release; viewers rely on it. All are float32."""
+    rest = 3 * ((sh_degree + 1) ** 2 - 1)
+    return ["x", "y", "z", "nx", "ny", "nz", *(f"f_dc_{i}" for i in range(3)), *(f"f_rest_{i}" for i in range(rest)),
+            "opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
+
+
+def ply_bytes(n: int, sh_degree: int) -> int:
+    """Size in bytes of the file that write_ply makes of n Gaussians."""
+    return len(_header(n, sh_degree)) + 4 * len(ply_properties(sh_degree)) * n
+
+
+def write_ply(splats: Splats, path: Path) -> None:
+    """A binary 3DGS PLY: raw log-scales and opacity logits, unit quaternions, SH channel by channel, zero normals."""
+    s = splats.detach().to("cpu")
+    n = len(s)
+    quats = torch.nn.functional.normalize(s.quats, dim=-1)
+    columns = torch.cat([s.means, torch.zeros(n, 3), s.sh0, s.shN.transpose(1, 2).reshape(n, -1),
+                         s.opacities[:, None], s.scales, quats], dim=1).contiguous().numpy()
+    rows = columns.view([(name, "<f4") for name in ply_properties(s.sh_degree)])[:, 0]
+    with atomic_file(path) as out:
+        PlyData([PlyElement.describe(rows, "vertex")], byte_order="<").write(str(out))
+
+
+def read_ply(path: Path) -> Splats:
+    """The Gaussians of a 3DGS PLY, of spherical-harmonics degree 0 to 3."""
+    try:
+        vertex = PlyData.read(str(path))["vertex"].data
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except Exception as e:  # plyfile raises many kinds for broken files
+        raise UserError(f"{path}: not a readable PLY file ({e})") from None
+    names = set(vertex.dtype.names)
+    rest = sum(name.startswith("f_rest_") for name in names)
+    if rest not in (0, 9, 24, 45) or (missing := set(ply_properties(0)) - {"nx", "ny", "nz"} - names):
+        found = f"{rest} f_rest properties" if rest not in (0, 9, 24, 45) else f"no property {sorted(missing)[0]}"
+        raise UserError(f"{path}: not a 3DGS PLY: found {found}, expected x y z f_dc_* f_rest_* opacity scale_* rot_*")
+
+    def column(*wanted: str) -> torch.Tensor:
+        if not wanted:
+            return torch.zeros(len(vertex), 0)
+        return torch.from_numpy(np.stack([np.asarray(vertex[w], np.float32) for w in wanted], axis=1))
+
+    shN = column(*(f"f_rest_{i}" for i in range(rest))).reshape(len(vertex), 3, rest // 3).transpose(1, 2).contiguous()
+    return Splats(means=column("x", "y", "z"), quats=column(*(f"rot_{i}" for i in range(4))),
+                  scales=column(*(f"scale_{i}" for i in range(3))), opacities=column("opacity")[:, 0],
+                  sh0=column(*(f"f_dc_{i}" for i in range(3))), shN=shN)
+
+
+def _header(n: int, sh_degree: int) -> bytes:
+    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {n}",
+             *(f"property float {name}" for name in ply_properties(sh_degree)), "end_header", ""]
+    return "\n".join(lines).encode()

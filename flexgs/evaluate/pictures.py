@@ -1,0 +1,65 @@
+"""What people look at: renders at each ratio beside the photograph, and quality over ratio."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flexgs.files import atomic_file
+from flexgs.model.elastic import ElasticModel
+from flexgs.raster import render
+from flexgs.scene import Scene
+
+
+@torch.no_grad()
+def write_grid(model: ElasticModel, scene: Scene, ratios: Sequence[float], background: Sequence[float], path: Path,
+               views: int = 3) -> None:
+    """A PNG: a row per test view (evenly chosen), a column per ratio, the photograph last."""
+    plt = _pyplot()
+    device = model.splats.means.device
+    colour = torch.tensor(background, device=device)
+    chosen = [scene.test[i * len(scene.test) // views] for i in range(min(views, len(scene.test)))]
+    cuts = [model.cut(r) for r in ratios]
+    titles = [f"{100 * r:g} %\n{len(c):,} Gaussians" for r, c in zip(ratios, cuts, strict=True)] + ["photograph"]
+    shape = (len(chosen), len(titles))
+    aspect = chosen[0].camera.height / chosen[0].camera.width
+    figure, axes = plt.subplots(*shape, figsize=(2.2 * shape[1], 2.2 * aspect * shape[0] + 0.5), squeeze=False,
+                                layout="constrained")
+    for row, view in zip(axes, chosen, strict=True):
+        images = [render(c, view.camera.to(device), background=colour).image.clamp(0, 1).cpu().numpy() for c in cuts]
+        for ax, image in zip(row, [*images, view.image().numpy()], strict=True):
+            ax.imshow(np.asarray(image))
+            ax.set_axis_off()
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(title, fontsize=9)
+    _save(figure, path)
+
+
+def write_curve(tables: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
+    """A PNG of PSNR over ratio, one line per named table ({"0.05": {"psnr": ...}})."""
+    plt = _pyplot()
+    figure, ax = plt.subplots(figsize=(5, 3.4), layout="constrained")
+    for name, table in tables.items():
+        points = sorted((float(r), m["psnr"]) for r, m in table.items())
+        ax.plot([100 * r for r, _ in points], [p for _, p in points], "o-", label=name)
+    ax.set(xscale="log", xlabel="Gaussians kept (%)", ylabel="PSNR of the test views (dB)")
+    ax.grid(alpha=0.3, which="both")
+    ax.legend()
+    _save(figure, path)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, path: Path) -> None:
+    with atomic_file(path) as out:
+        figure.savefig(out, dpi=110, format="png")
+    _pyplot().close(figure)

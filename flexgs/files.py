@@ -1,0 +1,57 @@
+"""Writing files so that a kill leaves either the old or the new, never half of one."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from flexgs.errors import UserError
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside path that takes its place when the block ends well."""
+    temporary = _beside(path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside path that takes its place when the block ends well."""
+    temporary = _beside(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            old = _beside(path)
+            os.rename(path, old)
+            os.rename(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON, atomically."""
+    with atomic_file(path) as out:
+        out.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def _beside(path: Path) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError("permission denied")
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror or e}); choose another output folder") from None
+    return path.with_name(f".{path.name}.{uuid4().hex[:8]}")

@@ -1,0 +1,72 @@
+"""ElasticModel: splats in a nested order and the transform of those that stay. A cut is a prefix with the transform baked in."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from flexgs.config import Config, count_at
+from flexgs.errors import UserError
+from flexgs.files import write_json
+from flexgs.model.transform import Transform, make_transform
+from flexgs.splats import Splats
+
+FORMAT = 1
+
+
+@dataclass(eq=False)
+class ElasticModel:
+    """Cut it with cut(); save() and load() use safetensors and JSON only."""
+
+    splats: Splats
+    """In the order in which they are kept: a cut at e is the first floor(e N)."""
+    transform: Transform
+    config: Config
+
+    def cut(self, budget: str | float) -> Splats:
+        """Plain Gaussians for a budget: a ratio in (0, 1] or "5%", "500k", "20MB" (see deploy/budget.py).
+
+        Deterministic, nested and of exact count; the transform is baked in. At ratio 1 it is the base model.
+        """
+        n = len(self.splats)
+        if isinstance(budget, str):
+            from flexgs.deploy.budget import resolve  # the one look ahead: only deploy knows the size of files
+
+            kept = resolve(budget, n, self.splats.sh_degree)
+            ratio = kept / n
+        else:
+            kept, ratio = count_at(budget, n), float(budget)
+        return self.transform(self.splats[:kept], ratio).detach() if kept < n else self.splats.detach()
+
+    def save(self, folder: Path) -> None:
+        """Write model.safetensors and model.json into an existing folder."""
+        tensors = {f"splats.{name}": t for name, t in self.splats.items()}
+        tensors |= {f"transform.{name}": t for name, t in self.transform.state_dict().items()}
+        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, folder / "model.safetensors")
+        write_json(folder / "model.json", {"format": FORMAT, "splats": len(self.splats), "config": self.config.to_dict()})
+
+    def to(self, device: str) -> "ElasticModel":
+        return ElasticModel(self.splats.to(device), self.transform.to(device), self.config)
+
+    @staticmethod
+    def load(folder: Path) -> "ElasticModel":
+        """Read what save() wrote; folder may also be the run folder around it."""
+        folder = Path(folder)
+        folder = folder / "model" if (folder / "model").is_dir() else folder
+        path = folder / "model.safetensors"
+        try:
+            about = json.loads((folder / "model.json").read_text())
+            with safe_open(path, "pt") as f:
+                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  (not a dict)
+        except (OSError, json.JSONDecodeError, SafetensorError) as e:
+            raise UserError(f"{folder}: not a flexgs model ({e}); expected model.safetensors and model.json") from None
+        if about.get("format") != FORMAT:
+            raise UserError(f"{folder}: model format {about.get('format')}, this version reads {FORMAT}")
+        config = Config.from_dict(about["config"], str(folder / "model.json"))
+        splats = Splats(**{k.removeprefix("splats."): t for k, t in tensors.items() if k.startswith("splats.")})
+        transform = make_transform(config, splats)
+        transform.load_state_dict({k.removeprefix("transform."): t for k, t in tensors.items()
+                                   if k.startswith("transform.")})
+        return ElasticModel(splats, transform, config)

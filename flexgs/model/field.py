@@ -1,0 +1,99 @@
+"""The spatial-ratio neural field of FlexGS: feature planes over space and ratio, decoded to changes of the Gaussians.
+
+FlexGS section 3.3 and supplementary B.1; the planes and their fusion are those of HexPlane / K-Planes (Cao and Johnson 2023,
+Fridovich-Keil et al. 2023) with the elastic ratio in the place of time.
+"""
+
+from itertools import combinations
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flexgs import config as cfg
+from flexgs.model.transform import Transform
+from flexgs.splats import Splats
+
+AXES = tuple(combinations(range(4), 2))  # (x, y), (x, z), (x, e), (y, z), (y, e), (z, e)
+OUTPUTS = {"means": 3, "quats": 4, "scales": 3, "opacities": 1, "sh0": 3}
+
+
+class Field(Transform):
+    """Six planes per level, multiplied within a level and concatenated across levels; a linear trunk; one head per attribute.
+
+    Changes are added to raw attributes: log-scales instead of the official code's activated scales, which can turn negative.
+    The box is the 1st to 99th percentile of the means when the field is made, so that a few outliers do not waste the grid.
+    The ratio is the normalised coordinate itself, as in the official code: it lies in (0, 1] of [-1, 1].
+    """
+
+    box: Tensor
+
+    def __init__(self, options: cfg.Field, means: Tensor):
+        super().__init__()
+        self.options = options
+        bounds = torch.quantile(_at_most(means.detach(), 1_000_000), means.new_tensor([0.01, 0.99]), dim=0)
+        self.register_buffer("box", bounds)
+        self.planes = nn.ParameterList()
+        for level in options.levels:
+            size = [r * level for r in options.resolution[:3]] + [options.resolution[3]]
+            for a, b in AXES:
+                plane = torch.empty(1, options.channels, size[b], size[a])
+                self.planes.append(nn.init.ones_(plane) if b == 3 else nn.init.uniform_(plane, 0.1, 0.5))
+        self.trunk = nn.Linear(options.channels * len(options.levels), options.width)
+        self.heads = nn.ModuleDict({name: nn.Sequential(nn.ReLU(), nn.Linear(options.width, options.width), nn.ReLU(),
+                                                        nn.Linear(options.width, OUTPUTS[name])) for name in options.heads})
+        for name, layer in self.named_modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                if options.zero_init and name.endswith(".3"):  # the last layer of a head
+                    nn.init.zeros_(layer.weight)
+                    nn.init.zeros_(layer.bias)
+
+    def forward(self, kept: Splats, ratio: float, index: Tensor | None = None) -> Splats:
+        hidden = self.trunk(self.features(kept.means, ratio))
+        changed = dict(kept.items())
+        for name, head in self.heads.items():
+            changed[name] = changed[name] + head(hidden).view_as(changed[name])
+        return Splats(**changed)
+
+    def features(self, means: Tensor, ratio: float) -> Tensor:
+        """[N, channels * levels] features at means [N, 3] and one ratio."""
+        space = 2 * (means - self.box[0]) / (self.box[1] - self.box[0]) - 1
+        point = torch.cat([space, torch.full_like(space[:, :1], ratio)], dim=1)
+        levels = []
+        for level in range(len(self.options.levels)):
+            product = torch.ones((), device=means.device, dtype=means.dtype)
+            for plane, axes in zip(self.planes[level * 6:level * 6 + 6], AXES, strict=True):
+                grid = point[:, list(axes)].view(1, -1, 1, 2)
+                sample = F.grid_sample(plane, grid, align_corners=True, padding_mode="border")
+                product = product * sample[0, :, :, 0].T
+            levels.append(product)
+        return torch.cat(levels, dim=1)
+
+    def regulariser(self) -> Tensor | float:
+        """Smoothness along e, |plane - 1| of the ratio planes, smoothness of the spatial planes along both axes."""
+        o = self.options
+        loss: Tensor | float = 0.0
+        for i, plane in enumerate(self.planes):
+            if AXES[i % 6][1] == 3:
+                loss = loss + o.ratio_smoothness * _bend(plane, 2) + o.ratio_l1 * (plane - 1).abs().mean()
+            else:
+                loss = loss + o.space_smoothness * (_bend(plane, 2) + _bend(plane, 3))
+        return loss
+
+    def groups(self, config: cfg.Config, extent: float) -> list[dict[str, Any]]:
+        rates = config.rates
+        network = [*self.trunk.parameters(), *self.heads.parameters()]
+        return [{"name": "transform.network", "params": network, "lr": rates.field, "decay": 0.1},
+                {"name": "transform.planes", "params": list(self.planes), "lr": rates.planes, "decay": 0.1}]
+
+
+def _bend(plane: Tensor, dim: int) -> Tensor:
+    """Mean squared second difference along dim."""
+    return plane.diff(n=2, dim=dim).square().mean()
+
+
+def _at_most(rows: Tensor, n: int) -> Tensor:
+    """An even subset: torch.quantile takes no more than 16M elements."""
+    return rows[:: max(1, -(-len(rows) // n))]

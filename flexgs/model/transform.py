@@ -1,0 +1,37 @@
+"""The transform: what changes in the Gaussians that stay at ratio e. Nothing changes at e = 1."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from flexgs.config import Config
+from flexgs.splats import Splats
+
+
+class Transform(nn.Module):
+    """No change at all; the base of the others.
+
+    A subclass changes the first floor(e N) Gaussians in forward() and lists its parameters for the optimizer in groups().
+    """
+
+    def forward(self, kept: Splats, ratio: float, index: Tensor | None = None) -> Splats:
+        """The kept Gaussians at this ratio, changed; index gives their places in the order (None: the first ones)."""
+        return kept
+
+    def groups(self, config: Config, extent: float) -> list[dict[str, Any]]:
+        """Parameter groups for Adam: name, params, lr at the start and decay (lr at the end / at the start)."""
+        return []
+
+    def regulariser(self) -> Tensor | float:
+        """Loss on the transform's own parameters, added once per elastic render."""
+        return 0.0
+
+
+def make_transform(config: Config, splats: Splats) -> Transform:
+    """The transform that config asks for, initialised to change nothing."""
+    from flexgs.model.deltas import Deltas
+    from flexgs.model.field import Field
+
+    kinds = {"none": lambda: Transform(), "deltas": lambda: Deltas(config.deltas.knots, len(splats)),
+             "field": lambda: Field(config.field, splats.means)}
+    return kinds[config.transform.kind]()

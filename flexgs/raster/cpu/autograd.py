@@ -1,0 +1,196 @@
+"""The CPU backend: kernels wrapped as torch.autograd.Functions, and render() made of them."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from flexgs.camera import Camera
+from flexgs.raster.cpu import kernels as k
+from flexgs.raster.cpu.pool import run_ranges, run_strides
+from flexgs.splats import Splats
+
+if TYPE_CHECKING:
+    from flexgs.raster import RasterConfig
+
+
+class View(NamedTuple):
+    """What the kernels need to know of a camera."""
+
+    record: np.ndarray
+    """[23] float32: rotation (row by row), translation, fx fy cx cy, centre, frustum limits left right top bottom."""
+    width: int
+    height: int
+
+
+def view_of(camera: Camera) -> View:
+    """The limits are gsplat's: x/z and y/z of the Jacobian stay within 0.15 image sizes around the image."""
+    viewmat, K = camera.viewmat.detach().double().numpy(), camera.K.detach().double().numpy()
+    W, H = camera.width, camera.height
+    R, t = viewmat[:3, :3], viewmat[:3, 3]
+    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    mx, my = 0.15 * W / fx, 0.15 * H / fy
+    limits = [cx / fx + mx, (W - cx) / fx + mx, cy / fy + my, (H - cy) / fy + my]
+    record = np.concatenate([R.ravel(), t, [fx, fy, cx, cy], -R.T @ t, limits]).astype(np.float32)
+    return View(record, W, H)
+
+
+def _np(t: Tensor) -> np.ndarray:
+    return t.detach().contiguous().numpy()
+
+
+class Project(torch.autograd.Function):
+    """Raw parameters to screen means [N, 2], inverse covariances [N, 3], activated opacities [N], depths, radii."""
+
+    @staticmethod
+    def forward(ctx: Any, means: Tensor, quats: Tensor, log_scales: Tensor, logits: Tensor, mask: Tensor | None,
+                view: View, cfg: "RasterConfig") -> tuple[Tensor, ...]:  # fmt: skip
+        n = means.shape[0]
+        m, q = _np(means), _np(quats)
+        with np.errstate(over="ignore"):  # numpy's exp is vectorised and does not spin up torch's threads
+            scales = np.exp(_np(log_scales))
+            sigmoids = 1 / (1 + np.exp(-_np(logits)))
+        weights = np.empty(0, np.float32) if mask is None else _np(mask)
+        opac = sigmoids if mask is None else sigmoids * weights
+        means2d, conics, depths = np.empty((n, 2), np.float32), np.empty((n, 3), np.float32), np.empty(n, np.float32)
+        radii = np.empty((n, 2), np.int32)
+        f = np.float32
+        run_ranges(k.project_fwd, n, m, q, scales, opac, view.record, view.width, view.height, f(cfg.eps2d),
+                   f(cfg.near), f(cfg.far), f(cfg.radius_clip), f(cfg.alpha_min), f(cfg.extent),
+                   means2d, conics, depths, radii)  # fmt: skip
+        ctx.save_for_backward(means, quats, mask)  # torch refuses a backward after one of them has changed in place
+        ctx.view, ctx.saved = view, (scales, sigmoids, conics, radii)
+        out = [torch.from_numpy(a) for a in (means2d, conics, opac.copy() if mask is None else opac, depths, radii)]
+        ctx.mark_non_differentiable(out[3], out[4])
+        return tuple(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v_means2d: Tensor, v_conics: Tensor, v_opac: Tensor, *_: Tensor) -> tuple:
+        means, quats, mask = ctx.saved_tensors
+        scales, sigmoids, conics, radii = ctx.saved
+        m, q, weights = _np(means), _np(quats), np.empty(0, np.float32) if mask is None else _np(mask)
+        out = [np.empty_like(a) for a in (m, q, scales, sigmoids, weights)]
+        run_ranges(k.project_bwd, len(m), m, q, scales, sigmoids, weights, ctx.view.record, conics, radii,
+                   _np(v_means2d), _np(v_conics), _np(v_opac), *out)  # fmt: skip
+        grads = [torch.from_numpy(a) for a in out]
+        return (*grads[:4], None if mask is None else grads[4], None, None)
+
+
+class SphericalHarmonics(torch.autograd.Function):
+    """View-dependent colours [N, 3] of the visible splats, max(0, 1/2 + SH); 0 for the others."""
+
+    @staticmethod
+    def forward(ctx: Any, means: Tensor, sh0: Tensor, shN: Tensor, degree: int, radii: Tensor, view: View) -> Tensor:
+        colors = np.empty((len(means), 3), np.float32)
+        rest = (degree + 1) ** 2 - 1, view.record, _np(radii)
+        run_ranges(k.sh_fwd, len(means), _np(means), _np(sh0), _np(shN), *rest, colors)
+        ctx.save_for_backward(means, sh0, shN)
+        ctx.saved = *rest, colors
+        return torch.from_numpy(colors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v_colors: Tensor) -> tuple:
+        inputs = [_np(t) for t in ctx.saved_tensors]
+        out = [np.empty_like(a) for a in inputs]
+        run_ranges(k.sh_bwd, len(v_colors), *inputs, *ctx.saved, _np(v_colors), *out)
+        return (*(torch.from_numpy(a) for a in out), None, None, None)
+
+
+class Bins(NamedTuple):
+    """Splats sorted by depth and, per tile of 16 x 16 pixels, the list of those that reach it."""
+
+    order: np.ndarray
+    """[n] int32, indices of the visible splats, near first."""
+    splats: np.ndarray
+    """[n * 12] float32, packed in that order."""
+    pairs: np.ndarray
+    """[n + 1] int32, splat-major start of each splat's (splat, tile) pairs."""
+    offsets: np.ndarray
+    """[tiles + 1] int32, tile-major start of each tile's pairs."""
+    tile_order: np.ndarray
+    """[tiles] int32, the longest lists first, to balance threads."""
+    ids: np.ndarray
+    """[pairs] int32, tile-major, the position in `order`."""
+    slots: np.ndarray
+    """[pairs] int32, tile-major, the splat-major place of the pair."""
+
+
+def bin_splats(means2d: np.ndarray, conics: np.ndarray, opac: np.ndarray, colors: np.ndarray, depths: np.ndarray,
+               radii: np.ndarray, view: View, cfg: "RasterConfig") -> Bins:  # fmt: skip
+    """Sort by depth, find each ellipse's tiles exactly, list the splats of each tile."""
+    W, H = view.width, view.height
+    tiles_x, tiles_y = -(-W // k.TILE), -(-H // k.TILE)
+    order = k.depth_order(depths.view(np.uint32), radii)
+    n = len(order)
+    splats, tile_rows = np.empty(n * int(k.SPLAT), np.float32), np.empty((n, 2), np.int32)
+    starts, pairs = np.zeros(n + 1, np.int32), np.zeros(n + 1, np.int32)
+    run_ranges(k.bin_rows, n, order, means2d, conics, opac, colors, np.float32(cfg.alpha_min), np.float32(cfg.extent),
+               H, splats, tile_rows, starts)  # fmt: skip
+    tile_cols = np.empty((k.prefix(starts), 2), np.int32)
+    run_ranges(k.bin_cols, n, splats, tile_rows, starts, W, H, tile_cols, pairs)
+    total = k.prefix(pairs)
+    offsets = np.zeros(tiles_x * tiles_y + 1, np.int32)
+    ids, slots = np.empty(total, np.int32), np.empty(total, np.int32)
+    k.bin_fill(tile_rows, starts, tile_cols, pairs, tiles_x, offsets, ids, slots)
+    tile_order = np.argsort(-np.diff(offsets), kind="stable").astype(np.int32)
+    return Bins(order, splats, pairs, offsets, tile_order, ids, slots)
+
+
+class Rasterize(torch.autograd.Function):
+    """Composite: image [H, W, 3], alpha [H, W] and, if wanted, contributions [N, 3]."""
+
+    @staticmethod
+    def forward(ctx: Any, means2d: Tensor, conics: Tensor, opac: Tensor, colors: Tensor, background: Tensor,
+                depths: Tensor, radii: Tensor, view: View, cfg: "RasterConfig",
+                want_contributions: bool) -> tuple[Tensor, ...]:  # fmt: skip
+        W, H = view.width, view.height
+        bins = bin_splats(_np(means2d), _np(conics), _np(opac), _np(colors), _np(depths), _np(radii), view, cfg)
+        packed = np.empty(len(bins.ids) * int(k.SPLAT), np.float32)
+        image, T, last = np.empty((H, W, 3), np.float32), np.empty((H, W), np.float32), np.empty((H, W), np.float32)
+        bg, tiles = _np(background), len(bins.tile_order)
+        limits = np.float32(cfg.alpha_max), np.float32(cfg.t_stop)
+        run_strides(k.raster_fwd, tiles, bins.tile_order, bins.offsets, bins.ids, bins.splats, packed, W, H, *limits,
+                    bg, image, T, last)  # fmt: skip
+        sums = np.zeros((len(depths) if want_contributions else 0, 3), np.float32)
+        if want_contributions:
+            parts = np.empty(len(bins.ids) * 3, np.float32)
+            run_strides(k.contributions, tiles, bins.tile_order, bins.offsets, bins.slots, packed, W, H, *limits, parts)
+            run_ranges(k.reduce_contributions, len(bins.order), bins.order, bins.pairs, parts, sums)
+        ctx.saved = bins, packed, bg, T, last
+        ctx.view, ctx.alpha_max, ctx.n = view, limits[0], len(depths)
+        out = torch.from_numpy(image), torch.from_numpy(1 - T), torch.from_numpy(sums)
+        ctx.mark_non_differentiable(out[2])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v_image: Tensor, v_alpha: Tensor, _: Tensor) -> tuple:
+        bins, packed, bg, T, last = ctx.saved
+        grads = np.empty(len(bins.ids) * int(k.SLOT), np.float32)
+        run_strides(k.raster_bwd, len(bins.tile_order), bins.tile_order, bins.offsets, bins.slots, packed,
+                    ctx.view.width, ctx.view.height, ctx.alpha_max, bg, T, last, _np(v_image), _np(v_alpha),
+                    grads)  # fmt: skip
+        out = [np.zeros(shape, np.float32) for shape in ((ctx.n, 2), (ctx.n, 3), ctx.n, (ctx.n, 3))]
+        run_ranges(k.reduce_grads, len(bins.order), bins.order, bins.pairs, grads, bins.splats, *out)
+        v_background = torch.einsum("hwc,hw->c", v_image, torch.from_numpy(T)) if ctx.needs_input_grad[4] else None
+        return (*(torch.from_numpy(a) for a in out), v_background, None, None, None, None, None)
+
+
+def render_cpu(splats: Splats, camera: Camera, background: Tensor, sh_degree: int, mask: Tensor | None,
+               contributions: bool, cfg: "RasterConfig") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Image, alpha, means2d, radii, contributions; see render()."""
+    if splats.means.dtype != torch.float32:
+        raise TypeError(f"the CPU rasterizer takes float32 splats, not {splats.means.dtype}")
+    view = view_of(camera)
+    means2d, conics, opac, depths, radii = Project.apply(
+        splats.means, splats.quats, splats.scales, splats.opacities, mask, view, cfg
+    )
+    colors = SphericalHarmonics.apply(splats.means, splats.sh0, splats.shN, sh_degree, radii, view)
+    image, alpha, sums = Rasterize.apply(
+        means2d, conics, opac, colors, background, depths, radii, view, cfg, contributions
+    )
+    return image, alpha, means2d, radii, sums if contributions else None

@@ -1,0 +1,106 @@
+"""The CUDA backend: an adapter to gsplat 1.5.3 (Ye et al. 2025), imported only when a CUDA tensor is rendered.
+
+On a machine without CUDA gsplat's functions would try to compile themselves, so nothing here runs for CPU tensors.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexgs.camera import Camera
+from flexgs.errors import MissingDependencyError
+from flexgs.raster import RasterConfig
+from flexgs.splats import Splats
+
+TILE = 16
+FIXED = ("alpha_min", "alpha_max", "t_stop", "extent")  # compiled into gsplat
+
+
+def render_cuda(splats: Splats, camera: Camera, background: Tensor, sh_degree: int, mask: Tensor | None,
+                contributions: bool,
+                cfg: RasterConfig) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Image, alpha, means2d, radii, contributions; see render()."""
+    try:
+        import gsplat
+    except ImportError as error:
+        raise MissingDependencyError("gsplat", "cuda", "rendering on a CUDA device") from error
+    for name in FIXED:
+        if getattr(cfg, name) != getattr(RasterConfig(), name):
+            raise ValueError(f"RasterConfig.{name} is fixed on CUDA: {getattr(RasterConfig(), name)}")
+    means, W, H = splats.means, camera.width, camera.height
+    camera = camera.to(means.device)
+    background = background.to(means)
+    opac = splats.opacities.sigmoid() if mask is None else splats.opacities.sigmoid() * mask
+    if len(splats) == 0:  # gsplat divides by the number of splats
+        image = background.expand(H, W, 3)
+        sums = means.new_zeros(0, 3) if contributions else None
+        return image, means.new_zeros(H, W), means.new_zeros(0, 2), means.new_zeros(0, 2, dtype=torch.int32), sums
+
+    radii, means2d, depths, conics, _ = gsplat.fully_fused_projection(
+        means, None, splats.quats, splats.scales.exp(), camera.viewmat[None], camera.K[None], W, H, eps2d=cfg.eps2d,
+        near_plane=cfg.near, far_plane=cfg.far, radius_clip=cfg.radius_clip, opacities=opac.detach(),
+    )  # fmt: skip
+    means2d = means2d[0]  # the tensor that rasterization consumes must descend from the one that is returned
+    sh = torch.cat([splats.sh0[:, None], splats.shN], 1)
+    visible = (radii[0] > 0).all(-1)
+    colors = gsplat.spherical_harmonics(sh_degree, means - camera.center, sh, masks=visible)
+    colors = (colors + 0.5).clamp_min(0)
+
+    tiles = -(-W // TILE), -(-H // TILE)
+    _, isect_ids, flatten_ids = gsplat.isect_tiles(means2d[None], radii, depths, TILE, *tiles)
+    offsets = gsplat.isect_offset_encode(isect_ids, 1, *tiles).reshape(1, tiles[1], tiles[0])
+    image, alpha = gsplat.rasterize_to_pixels(
+        means2d[None], conics, colors[None], opac[None], W, H, TILE, offsets, flatten_ids, backgrounds=background[None]
+    )
+    sums = None
+    if contributions:
+        flat = means2d.detach(), conics[0].detach(), opac.detach()
+        sums = _contributions(gsplat, *flat, W, H, offsets, flatten_ids)
+    return image[0], alpha[0, ..., 0], means2d, radii[0], sums
+
+
+def _contributions(gsplat: Any, means2d: Tensor, conics: Tensor, opac: Tensor, W: int, H: int, offsets: Tensor,
+                   flatten_ids: Tensor) -> Tensor:  # fmt: skip
+    """[N, 3] sum of alpha * T, number of pixels, sum of T of each splat.
+
+    The first is the gradient of the summed image to the splat's colour, since image = sum of colour * alpha * T. The
+    others come from gsplat's lists of (splat, pixel) hits, one row of tiles at a time to bound memory. All batches of a
+    row go in one call: a second call would not know which pixels had ended in the first.
+    """
+    with torch.enable_grad():
+        weight = torch.zeros(len(opac), 1, device=opac.device, requires_grad=True)
+        image, _ = gsplat.rasterize_to_pixels(
+            means2d[None], conics[None], weight[None], opac[None], W, H, TILE, offsets, flatten_ids
+        )
+        (first,) = torch.autograd.grad(image.sum(), weight)
+    sums = torch.zeros(len(opac), 2, dtype=torch.float64, device=opac.device)
+    starts = [*offsets[0, :, 0].tolist(), len(flatten_ids)]
+    for row, (begin, end) in enumerate(pairwise(starts)):
+        if begin == end:
+            continue
+        top = row * TILE
+        height = min(TILE, H - top)
+        shifted = means2d - means2d.new_tensor([0, top])
+        ids, pixels, _ = gsplat.rasterize_to_indices_in_range(
+            0, 2**31 - 1, opac.new_ones(1, height, W), shifted[None], conics[None], opac[None], W, height, TILE,
+            offsets[:, row : row + 1] - begin, flatten_ids[begin:end].contiguous(),
+        )  # fmt: skip
+        if len(ids) == 0:
+            continue
+        centres = torch.stack([pixels % W, pixels // W], -1) + 0.5
+        T = _transmittances(centres - shifted[ids], conics[ids], opac[ids], pixels, W * height)
+        sums.index_add_(0, ids, torch.stack([torch.ones_like(T), T], -1))
+    return torch.cat([first, sums.float()], 1)
+
+
+def _transmittances(d: Tensor, conics: Tensor, opac: Tensor, pixels: Tensor, size: int) -> Tensor:
+    """[M] float64 transmittance before each hit; hits are sorted by pixel and, within a pixel, near to far."""
+    sigma = 0.5 * (conics[:, 0] * d[:, 0] ** 2 + conics[:, 2] * d[:, 1] ** 2) + conics[:, 1] * d[:, 0] * d[:, 1]
+    alpha = (opac * torch.exp(-sigma)).clamp_max(RasterConfig().alpha_max)
+    steps = torch.log1p(-alpha.double())
+    before = steps.cumsum(0) - steps
+    counts = torch.bincount(pixels, minlength=size)
+    first = (counts.cumsum(0) - counts)[pixels]  # where the pixel's list starts
+    return torch.exp(before - before[first])

@@ -1,0 +1,133 @@
+"""One scene from training to cuts, in one folder; the same function under the command line, Ray Train and Ray Tune.
+
+    config.json  metrics.jsonl  results.json  model/  checkpoints/step_00002000/  cuts/  renders/
+"""
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from flexgs.config import Config
+from flexgs.deploy.export import write_ply
+from flexgs.distributed import Group
+from flexgs.errors import UserError
+from flexgs.evaluate.metrics import evaluate
+from flexgs.evaluate.pictures import write_curve, write_grid
+from flexgs.files import atomic_folder, write_json
+from flexgs.scene import Scene
+from flexgs.train.checkpoint import latest_checkpoint
+from flexgs.train.trainer import Trainer
+
+
+class Session(Protocol):
+    """Where a run reports to and keeps its checkpoints."""
+
+    def latest_checkpoint(self) -> Path | None:
+        """The folder of the newest complete checkpoint, on every worker."""
+
+    def progress(self, step: int, metrics: dict[str, Any]) -> None:
+        """Take the metrics at a step; called on rank 0 only."""
+
+    def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
+        """Keep a checkpoint: write(folder) fills an empty folder. Called on all workers; only rank 0 writes."""
+
+
+class LocalSession:
+    """Checkpoints in the run folder, progress to a callable."""
+
+    def __init__(self, folder: Path, group: Group, on_progress: Callable[[int, dict[str, Any]], None]):
+        self.checkpoints, self.group, self.progress = folder / "checkpoints", group, on_progress
+
+    def latest_checkpoint(self) -> Path | None:
+        return latest_checkpoint(self.checkpoints)
+
+    def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
+        if self.group.rank == 0:
+            with atomic_folder(self.checkpoints / f"step_{step:08d}") as folder:
+                write(folder)
+            for old in sorted(self.checkpoints.glob("step_*"))[:-2]:
+                shutil.rmtree(old)
+
+
+def finished(folder: Path, config: Config) -> dict[str, Any] | None:
+    """The results of a run that this configuration has nothing to add to, or None."""
+    path = folder / "results.json"
+    if not path.exists():
+        return None
+    try:
+        results = json.loads(path.read_text())
+    except json.JSONDecodeError as e:
+        raise UserError(f"{path}: not readable ({e}); remove it to evaluate again") from None
+    return results if results["steps"] >= config.steps else None
+
+
+def run(config: Config, scene: Scene, folder: Path, group: Group, session: Session, device: str = "cpu") -> dict[str, Any]:
+    """Train scene (or continue), evaluate it, write model, cuts and pictures into folder; returns results.json."""
+    config.check()
+    start = time.perf_counter()
+    trainer = Trainer(config, scene, group, device)
+    checkpoint = session.latest_checkpoint()
+    if checkpoint is not None:
+        trainer.load(checkpoint)
+    if group.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", config.to_dict())
+        _forget_after(folder / "metrics.jsonl", trainer.step)
+
+    def report(step: int, metrics: dict[str, Any]) -> None:
+        with (folder / "metrics.jsonl").open("a") as lines:
+            lines.write(json.dumps({"step": step, **metrics}) + "\n")
+        session.progress(step, metrics)
+
+    trainer.fit(report if group.rank == 0 else lambda step, metrics: None, session.checkpoint)
+    train_seconds = trainer.seconds
+    model = trainer.model()
+    measured = evaluate(model, scene, config.evaluation.ratios, config.background, group)
+    results = {
+        "scene": scene.name, "preset": config.preset, "seed": config.seed, "steps": config.steps,
+        "git_sha": git_sha(), "train_seconds": round(train_seconds, 1), "seconds": 0.0, "splats": len(model.splats),
+        "protocol": {**scene.protocol, **measured["protocol"]}, "ratios": measured["ratios"],
+    }
+    if group.rank == 0:
+        with atomic_folder(folder / "model") as out:
+            model.save(out)
+        with atomic_folder(folder / "cuts") as out:
+            for ratio in config.evaluation.ratios:
+                write_ply(model.cut(ratio), out / cut_name(scene.name, ratio))
+        with atomic_folder(folder / "renders") as out:
+            write_grid(model, scene, config.evaluation.ratios, config.background, out / "grid.png")
+            write_curve({config.preset: results["ratios"]}, out / "psnr_by_ratio.png")
+        results["seconds"] = round(time.perf_counter() - start, 1)
+        write_json(folder / "results.json", results)  # last: its presence says that the run is finished
+    return results
+
+
+def cut_name(scene: str, ratio: float) -> str:
+    """berlin_005.00pct.ply: sorts by ratio."""
+    return f"{scene}_{100 * ratio:06.2f}pct.ply"
+
+
+def git_sha() -> str | None:
+    """The commit of the source that is running, or None outside a checkout."""
+    here = Path(__file__).parent
+    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True,
+                          check=False)
+    return done.stdout.strip() or None
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop the lines that a resumed run is going to write again."""
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+        path.write_text("".join(line + "\n" for line in kept))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")  # a line that a kill left half-written

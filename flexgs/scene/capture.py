@@ -1,0 +1,144 @@
+"""What a capture on disk says, before any image is opened: the common ground of the COLMAP and transforms.json readers."""
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flexgs.camera import Camera
+from flexgs.errors import UserError
+
+if TYPE_CHECKING:
+    import pycolmap
+
+# Every lens that can be trained on, by its COLMAP name, and whether it bends straight lines. A lens that pycolmap can
+# undistort becomes loadable by being added here.
+LENSES = {
+    "SIMPLE_PINHOLE": False,
+    "PINHOLE": False,
+    "SIMPLE_RADIAL": True,
+    "RADIAL": True,
+    "OPENCV": True,
+    "FULL_OPENCV": True,
+}
+
+
+@dataclass(frozen=True)
+class Lens:
+    """Intrinsics of one camera as a COLMAP model: hashable, picklable, in pixels of a width x height image."""
+
+    model: str
+    width: int
+    height: int
+    params: tuple[float, ...]
+
+    def colmap(self) -> "pycolmap.Camera":
+        import pycolmap
+
+        return pycolmap.Camera(model=self.model, width=self.width, height=self.height, params=self.params)
+
+    def scaled(self, width: int, height: int) -> "Lens":
+        """The same lens for images of another size."""
+        if (width, height) == (self.width, self.height):
+            return self
+        camera = self.colmap()
+        camera.rescale(width, height)
+        return from_colmap(camera)
+
+    @property
+    def distorted(self) -> bool:
+        return LENSES[self.model] and not self.colmap().is_undistorted()
+
+    def pinhole(self) -> "Lens":
+        """The PINHOLE lens that an image has after undistortion: as large as shows no blank pixel.
+
+        UserError if the distortion is so strong that there is none.
+        """
+        return _pinhole(self)
+
+    def camera(self, viewmat: np.ndarray) -> Camera:
+        """A Camera with the calibration of this lens, distortion left out, at the pose viewmat ([4, 4], world to camera)."""
+        K = self.colmap().calibration_matrix()
+        return Camera(torch.from_numpy(viewmat).float(), torch.from_numpy(K).float(), self.width, self.height)
+
+    def check(self, file: Path) -> None:
+        """UserError naming file if the lens cannot be trained on or is nonsense."""
+        if self.model not in LENSES:
+            raise UserError(f"{file}: the camera model {self.model} is not supported; expected one of "
+                            f"{', '.join(LENSES)}: undistort the capture first (colmap image_undistorter)")
+        K = self.colmap().calibration_matrix()
+        if not (0 < self.width < 1 << 17 and 0 < self.height < 1 << 17 and np.isfinite(self.params).all()
+                and K[0, 0] > 0 and K[1, 1] > 0):
+            raise UserError(f"{file}: found a {self.model} camera of {self.width}x{self.height} pixels with parameters "
+                            f"{', '.join(f'{p:g}' for p in self.params)}; expected positive sizes and focal lengths: "
+                            "the file is damaged, copy or compute it again")
+
+
+def from_colmap(camera: "pycolmap.Camera") -> Lens:
+    """The lens of a COLMAP camera of any model."""
+    return Lens(camera.model_name, camera.width, camera.height, tuple(float(p) for p in camera.params))
+
+
+@cache
+def _pinhole(lens: Lens) -> Lens:
+    import pycolmap
+
+    if not lens.distorted:
+        (fx, _, cx), (_, fy, cy), _ = lens.colmap().calibration_matrix().tolist()
+        return Lens("PINHOLE", lens.width, lens.height, (fx, fy, cx, cy))
+    try:
+        return from_colmap(pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), lens.colmap()))
+    except (ValueError, RuntimeError) as e:
+        raise UserError(f"a {lens.model} camera of {lens.width}x{lens.height} pixels with the parameters "
+                        f"{', '.join(f'{p:g}' for p in lens.params)} cannot be undistorted: check its distortion, or "
+                        "undistort the capture first (colmap image_undistorter)") from e
+
+
+@dataclass(eq=False)
+class Points:
+    """The sparse points of a capture."""
+
+    xyz: Tensor
+    """[M, 3] float32, world units."""
+    rgb: Tensor
+    """[M, 3] uint8."""
+
+    def __len__(self) -> int:
+        return self.xyz.shape[0]
+
+
+@dataclass(eq=False)
+class Frame:
+    """One photograph of a capture."""
+
+    name: str
+    """What the view is called; views are ordered by it."""
+    folder: Path
+    """The images folder, at factor 1."""
+    file: str
+    """The photograph, relative to folder; it need not exist."""
+    lens: Lens
+    viewmat: np.ndarray
+    """[4, 4] float64, world to camera, OpenCV axes."""
+    split: str | None = None
+    """"train" or "test" where the capture itself says so."""
+    mask: Path | None = None
+    """The mask where the capture itself names one."""
+
+
+@dataclass(eq=False)
+class Capture:
+    """A capture as its reader found it."""
+
+    format: str
+    """"colmap" or "transforms"."""
+    file: Path
+    """The file or folder to name when the cameras are wrong."""
+    frames: list[Frame]
+    points: Points | None
+    notes: dict = field(default_factory=dict)
+    """What belongs into the protocol besides (JSON values)."""

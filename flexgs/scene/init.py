@@ -1,0 +1,37 @@
+"""The first Gaussians: one per point of the capture."""
+
+import math
+
+import numpy as np
+import torch
+
+from flexgs.scene.capture import Points
+from flexgs.splats import SH_C0, Splats
+
+
+def initial_splats(points: Points, sh_degree: int, *, opacity: float = 0.1) -> Splats:
+    """A round Gaussian at each of the M points, in its colour.
+
+    Its standard deviation is the root mean square distance to the 3 nearest other points (Kerbl et al. 2023), at least
+    1e-4 of the median so that duplicates do not vanish. opacity: after the sigmoid, 0 to 1.
+    """
+    from scipy.spatial import cKDTree
+
+    xyz = points.xyz.double().numpy()
+    neighbours = min(3, len(xyz) - 1)
+    if neighbours:
+        distances = cKDTree(xyz).query(xyz, neighbours + 1, workers=-1)[0][:, 1:]
+        spread = np.sqrt(np.square(distances).mean(1))
+    else:
+        spread = np.ones(1)
+    positive = spread[spread > 0]
+    spread = np.maximum(spread, 1e-4 * np.median(positive) if len(positive) else 1.0)
+    n = len(points)
+    return Splats(
+        means=points.xyz.float().clone(),
+        quats=torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(n, 1),
+        scales=torch.from_numpy(np.log(spread)).float()[:, None].repeat(1, 3),
+        opacities=torch.full((n,), math.log(opacity / (1 - opacity))),
+        sh0=(points.rgb.float() / 255 - 0.5) / SH_C0,
+        shN=torch.zeros(n, (sh_degree + 1) ** 2 - 1, 3),
+    )

@@ -1,0 +1,162 @@
+"""Views: a camera with its photograph, decoded when it is wanted; and the order in which views are drawn."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flexgs.camera import Camera
+from flexgs.errors import UserError
+from flexgs.scene.capture import Lens
+from flexgs.seeds import generator
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
+
+
+class ImageCache:
+    """The most recently used arrays, as many as fit into limit bytes. Safe to share between threads."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.bytes = 0
+        self._held: OrderedDict[tuple, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """The array of this key, made by make() if it is not held. Two threads may make one array twice."""
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key]
+        array = make()
+        with self._lock:
+            if key not in self._held and array.nbytes <= self.limit:
+                self._held[key] = array
+                self.bytes += array.nbytes
+                while self.bytes > self.limit:
+                    self.bytes -= self._held.popitem(last=False)[1].nbytes
+        return array
+
+    def __reduce__(self):
+        return ImageCache, (self.limit,)  # a copy in another process starts empty
+
+
+@dataclass(eq=False)
+class View:
+    """One photograph with the pinhole camera that took it, both at the size trained."""
+
+    name: str
+    camera: Camera
+    path: Path
+    mask_path: Path | None
+    lens: Lens = field(repr=False)
+    """The lens of the file at path, at the size of that file."""
+    cache: ImageCache = field(repr=False)
+
+    def image(self) -> Tensor:
+        """uint8 [H, W, 3], the sRGB photograph, undistorted and resized; transparent parts are white.
+
+        Do not write into it, it is shared by the cache. UserError if the file cannot be decoded.
+        """
+        return torch.from_numpy(self.cache.get((self.path, "image"), self._image))
+
+    def mask(self) -> Tensor | None:
+        """bool [H, W], true where the photograph counts, or None if there is no mask."""
+        if self.mask_path is None:
+            return None
+        return torch.from_numpy(self.cache.get((self.mask_path, "mask"), self._mask))
+
+    def _image(self) -> np.ndarray:
+        image = _decode(self.path, "RGB")
+        if image.size != (self.lens.width, self.lens.height):
+            raise UserError(f"{self.path}: found {image.width}x{image.height} pixels, but when the scene was loaded it had "
+                            f"{self.lens.width}x{self.lens.height}: load the scene again")
+        return self._fit(np.array(image), Image.Resampling.BICUBIC)
+
+    def _mask(self) -> np.ndarray:
+        assert self.mask_path is not None
+        mask = Image.fromarray((np.array(_decode(self.mask_path, "L")) > 0).astype(np.uint8) * 255)
+        mask = mask.resize((self.lens.width, self.lens.height), Image.Resampling.NEAREST)
+        return self._fit(np.array(mask.convert("RGB")), Image.Resampling.NEAREST)[..., 0] > 127
+
+    def _fit(self, pixels: np.ndarray, resample: Image.Resampling) -> np.ndarray:
+        """pixels of the file -> pixels of the camera."""
+        if self.lens.distorted:
+            pixels = _undistort(pixels, self.lens)
+        size = (self.camera.width, self.camera.height)
+        if size != (pixels.shape[1], pixels.shape[0]):
+            pixels = np.array(Image.fromarray(pixels).resize(size, resample))
+        return np.require(pixels, requirements=["C", "W"])
+
+
+def find_image(path: Path) -> Path | None:
+    """The image at path, or the one beside it that differs in its suffix alone (left out, or jpg beside png)."""
+    if path.is_file():
+        return path
+    bases = (path.with_suffix("") if path.suffix in SUFFIXES else path, path)
+    return next((file for base in bases for suffix in SUFFIXES if (file := Path(f"{base}{suffix}")).is_file()), None)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) by the head of the file; the EXIF orientation does not count, as in COLMAP."""
+    with _open(path) as image:
+        return image.size
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: no such image: copy it to there") from e
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise UserError(f"{path}: cannot be read as an image ({e}): copy it again") from e
+
+
+def _decode(path: Path, mode: str) -> Image.Image:
+    """The image as "RGB", on white where it is transparent, or as "L"."""
+    with _open(path) as image:
+        if mode == "RGB" and image.mode.startswith(("I", "F")):
+            raise UserError(f"{path}: found pixels of mode {image.mode}, expected 8 bits per channel: convert the image")
+        try:
+            if mode == "RGB" and ("A" in image.mode or "transparency" in image.info):
+                rgba = image.convert("RGBA")
+                return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert(mode)
+            return image.convert(mode)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+            raise UserError(f"{path}: cannot be decoded ({e}): the file is damaged, copy it again") from e
+
+
+def _undistort(pixels: np.ndarray, lens: Lens) -> np.ndarray:
+    import pycolmap
+
+    bitmap, _ = pycolmap.undistort_image(pycolmap.UndistortCameraOptions(), pycolmap.Bitmap.from_array(pixels),
+                                         lens.colmap())
+    return bitmap.to_array()
+
+
+class ViewSampler:
+    """The order in which views are drawn: each epoch is a new permutation of all of them.
+
+    sampler[position] is the view index (0 to n - 1) of the position-th view ever drawn. It depends on (n, seed, position)
+    alone, so a resumed run goes on where it stopped and every worker agrees.
+    """
+
+    def __init__(self, n: int, seed: int):
+        self.n, self.seed = n, seed
+        self._drawn: tuple[int, list[int]] = (-1, [])  # replaced as a whole: threads may share a sampler
+
+    def __getitem__(self, position: int) -> int:
+        if position < 0:
+            raise IndexError(position)
+        epoch, i = divmod(position, self.n)
+        drawn = self._drawn
+        if drawn[0] != epoch:
+            order = torch.randperm(self.n, generator=generator(self.seed, "views", epoch))
+            drawn = self._drawn = (epoch, order.tolist())
+        return drawn[1][i]

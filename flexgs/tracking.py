@@ -1,0 +1,325 @@
+"""Runs in MLflow: an experiment per dataset, a parent run per folder of runs, a run per scene.
+
+    tracking = Tracking("sqlite:////data/runs/mlflow.db", "flexgs-mipnerf360", artifacts=Path("/data/runs/mlartifacts"))
+    batch = tracking.run(experiment_folder, "all scenes", kind="batch")
+    run = tracking.run(experiment_folder / "garden", "garden", kind="scene", parent=batch, params=flatten(config.to_dict()))
+    run.start()
+    run.log_history(rows)                          # lines of metrics.jsonl; those already logged are skipped
+    run.log_results(results, folder)               # psnr/ratio_0.05, ..., pictures and cuts
+    batch.finish()
+
+A run's id is kept in <folder>/mlflow.json, so the same folder goes on in the same run. Nothing here stops a training: what
+MLflow does not take is warned about once, stays in metrics.jsonl and results.json, and is sent at the next chance.
+
+The only module of flexgs that imports mlflow, and only when it is used.
+"""
+
+import functools
+import json
+import logging
+import math
+import os
+import re
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flexgs.files import write_json
+
+log = logging.getLogger("flexgs.tracking")
+
+CUT_BYTES = 50_000_000
+"""Cuts larger than this are not copied to MLflow; they are in the run folder anyway."""
+RETRY_SECONDS = 60.0
+"""How long an MLflow that failed is left alone."""
+_BATCH = 900  # MLflow takes at most 1000 metrics and 100 parameters in a call
+_NOT_METRICS = {"step", "steps", "eta_seconds"}
+
+
+def _tolerant(method: Callable[..., None]) -> Callable[..., None]:
+    """Turn a failure of MLflow into a warning and leave it alone for a while."""
+
+    @functools.wraps(method)
+    def call(self: "Run", *args: Any, **kwargs: Any) -> None:
+        if self.tracking.available():
+            try:
+                method(self, *args, **kwargs)
+            except Exception as e:
+                self.tracking.failed(e)
+
+    return call
+
+
+class Tracking:
+    """An MLflow experiment; without effect while its server or database cannot be reached."""
+
+    def __init__(self, uri: str, experiment: str, artifacts: Path | None = None):
+        """artifacts: where files go that belong to a local database; a server decides for itself."""
+        self.uri, self.name, self.artifacts = uri, experiment, artifacts
+        self.client: Any = None
+        self.id: str | None = None
+        self._retry_at = 0.0
+        self.available()
+
+    def available(self) -> bool:
+        """Whether MLflow may be called now; opens the experiment at the first time that it can."""
+        if time.monotonic() < self._retry_at:
+            return False
+        if self.id is None:
+            try:
+                self.client, self.id = _open(self.uri, self.name, self.artifacts)
+            except Exception as e:
+                self.failed(e)
+        return self.id is not None
+
+    def failed(self, error: Exception) -> None:
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+        log.warning("MLflow at %s: %s; training goes on, metrics.jsonl and results.json hold every figure",
+                    public(self.uri), _one_line(error))
+
+    def run(self, folder: Path, name: str, *, kind: str, parent: "Run | None" = None,
+            tags: Mapping[str, object] | None = None, params: Mapping[str, object] | None = None) -> "Run":
+        """The run that belongs to folder, continued if there is one; kind is batch, scene, search or trial."""
+        return Run(self, folder, name, {**(tags or {}), "kind": kind}, params or {}, parent)
+
+    def how_to_open(self) -> str:
+        """What a person types and where they look to see the runs; empty if there are none."""
+        if self.id is None:
+            return ""
+        page = f"#/experiments/{self.id}/runs"
+        if not self.uri.startswith("sqlite:"):
+            return f"{public(self.uri).rstrip('/')}/{page}"
+        mlflow = shlex.quote(str(Path(sys.executable).with_name("mlflow")))
+        return (f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {mlflow} server --host 127.0.0.1 --port 5000 "
+                f"--backend-store-uri {shlex.quote(self.uri)}\n  and open http://127.0.0.1:5000/{page}")
+
+
+class Run:
+    """One run of a Tracking; made by Tracking.run."""
+
+    def __init__(self, tracking: Tracking, folder: Path, name: str, tags: Mapping[str, object],
+                 params: Mapping[str, object], parent: "Run | None"):
+        self.tracking, self.folder, self.name, self.tags, self.params = tracking, folder, name, dict(tags), params
+        self.parent = parent
+        self._id: str | None = None
+        self._logged = -1
+        """The last step of the history that MLflow has."""
+
+    @property
+    def id(self) -> str:
+        """MLflow's id of the run: the one in mlflow.json if MLflow knows it, else a new run."""
+        if self._id is None:
+            self._id = self._continued() or self._created()
+        return self._id
+
+    @_tolerant
+    def start(self) -> None:
+        """Show the run as running, created if need be."""
+        self.tracking.client.update_run(self.id, status="RUNNING")
+
+    @_tolerant
+    def log_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Log the numbers of each row as train/<name> at row["step"], except rows up to the last step logged."""
+        from mlflow.entities import Metric
+
+        run_id, now, metrics = self.id, _now(), []
+        new = sorted((row for row in rows if row["step"] > self._logged), key=lambda row: row["step"])
+        for row in new:
+            metrics += [Metric(f"train/{key}", float(value), now, row["step"]) for key, value in row.items()
+                        if key not in _NOT_METRICS and _is_number(value)]
+        for i in range(0, len(metrics), _BATCH):
+            self.tracking.client.log_batch(run_id, metrics=metrics[i:i + _BATCH])
+        if new:
+            self._logged = new[-1]["step"]
+
+    @_tolerant
+    def log_metric(self, name: str, value: float, step: int = 0) -> None:
+        self.tracking.client.log_metric(self.id, name, value, step=step)
+
+    @_tolerant
+    def log_results(self, results: Mapping[str, Any], folder: Path) -> None:
+        """Log results.json, the renders and the smaller cuts of the run folder, and end the run.
+
+        Results that the run has already are not logged again.
+        """
+        client, run_id, steps = self.tracking.client, self.id, results["steps"]
+        if client.get_run(run_id).data.tags.get("results_at_step") == str(steps):
+            return
+        self._log_ratios(results["ratios"], steps)
+        self._log_numbers({k: results[k] for k in ("train_seconds", "seconds") if _is_number(results.get(k))}, steps)
+        for name in ("results.json", "config.json"):
+            if (folder / name).is_file():
+                client.log_artifact(run_id, str(folder / name))
+        for part in ("renders", "cuts"):
+            for file in sorted((folder / part).glob("*")):
+                if part == "renders" or file.stat().st_size <= CUT_BYTES:
+                    client.log_artifact(run_id, str(file), part)
+        client.set_tag(run_id, "results_at_step", str(steps))  # after the rest: all of it is there
+        self._end("FINISHED", None)
+
+    @_tolerant
+    def log_summary(self, ratios: Mapping[str, Mapping[str, float]], steps: int) -> None:
+        """Log figures per ratio, for instance means over scenes on the parent run."""
+        self._log_ratios(ratios, steps)
+
+    @_tolerant
+    def finish(self, status: str = "FINISHED", error: str | None = None) -> None:
+        """End the run: FINISHED, FAILED (with the error as a tag) or KILLED."""
+        self._end(status, error)
+
+    def _end(self, status: str, error: str | None) -> None:
+        client = self.tracking.client
+        if error is not None:
+            client.set_tag(self.id, "error", error[:5000])
+        elif "error" in client.get_run(self.id).data.tags:
+            client.delete_tag(self.id, "error")
+        client.set_terminated(self.id, status)
+
+    def _log_ratios(self, ratios: Mapping[str, Mapping[str, Any]], steps: int) -> None:
+        from mlflow.entities import Metric
+
+        now = _now()
+        metrics = [Metric(f"{_METRIC_NAMES.get(key, key)}/{ratio_name(float(ratio))}", float(value), now, steps)
+                   for ratio, row in ratios.items() for key, value in row.items() if _is_number(value)]
+        # MLflow draws over steps and time only: with the ratio as the step, it draws quality over ratio.
+        metrics += [Metric("curve/psnr_by_ratio_permille", row["psnr"], now, round(1000 * float(ratio)))
+                    for ratio, row in ratios.items() if _is_number(row.get("psnr"))]
+        self.tracking.client.log_batch(self.id, metrics=metrics)
+
+    def _log_numbers(self, numbers: Mapping[str, float], steps: int) -> None:
+        from mlflow.entities import Metric
+
+        self.tracking.client.log_batch(self.id, metrics=[Metric(k, float(v), _now(), steps) for k, v in numbers.items()])
+
+    def _continued(self) -> str | None:
+        from mlflow.exceptions import MlflowException
+
+        client = self.tracking.client
+        try:
+            run_id = json.loads((self.folder / "mlflow.json").read_text())["run_id"]
+            run = client.get_run(run_id)
+        except (OSError, ValueError, KeyError):
+            return None
+        except MlflowException as e:
+            if e.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        if run.info.lifecycle_stage != "active":
+            return None
+        histories = (client.get_metric_history(run_id, name) for name in run.data.metrics if name.startswith("train/"))
+        self._logged = max((m.step for history in histories for m in history), default=-1)
+        for key, value in self._all_tags().items():
+            client.set_tag(run_id, key, value)
+        return run_id
+
+    def _created(self) -> str:
+        from mlflow.entities import Param
+
+        client = self.tracking.client
+        run_id = client.create_run(self.tracking.id, run_name=self.name, tags=self._all_tags()).info.run_id
+        write_json(self.folder / "mlflow.json", {"run_id": run_id})
+        params = [Param(key, str(value)[:6000]) for key, value in self.params.items()]
+        for i in range(0, len(params), 100):
+            client.log_batch(run_id, params=params[i:i + 100])
+        return run_id
+
+    def _all_tags(self) -> dict[str, str]:
+        tags = {key: str(value) for key, value in self.tags.items() if value is not None}
+        if self.parent is not None:
+            tags["mlflow.parentRunId"] = self.parent.id
+        return tags
+
+
+def ratio_name(ratio: float) -> str:
+    """0.05 -> ratio_0.05: at least two decimals, as many as the ratio needs."""
+    return "ratio_" + max(f"{ratio:.2f}", f"{ratio:.6f}".rstrip("0"), key=len)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"base": {"share": 0.5}} -> {"base.share": 0.5}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a file of JSON lines that another process may be writing to."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # the last line, half-written
+    return rows
+
+
+def public(uri: str) -> str:
+    """The URI without the user and password that it may hold."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+_METRIC_NAMES = {"lpips_vgg": "lpips", "lpips_alex": "lpips_alex"}
+
+
+def _open(uri: str, name: str, artifacts: Path | None) -> tuple[Any, str]:
+    """A client of the store at uri, and the id of the experiment, created if need be."""
+    for key, value in {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+                       "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}.items():
+        os.environ.setdefault(key, value)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    local = uri.startswith("sqlite:///")
+    if local:
+        _create_database(Path(uri.removeprefix("sqlite:///")))
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        location = artifacts.absolute().as_uri() if local and artifacts else None
+        try:  # the tag opens the page on training runs; MLflow's own default is a page for language models
+            return client, client.create_experiment(name, location, {"mlflow.experimentKind": "custom_model_development"})
+        except MlflowException as e:
+            if e.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(name)
+            assert experiment is not None
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return client, experiment.experiment_id
+
+
+def _create_database(path: Path) -> None:
+    """Make the database aside and link it into place: processes that create one file together destroy it."""
+    if path.exists():
+        return
+    import mlflow
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
+        new = Path(folder) / path.name
+        mlflow.MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+        try:
+            os.link(new, path)
+        except FileExistsError:
+            pass  # another process was faster
+        except OSError:  # a file system without hard links
+            os.replace(new, path)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _now() -> int:
+    return int(1000 * time.time())
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

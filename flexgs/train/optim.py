@@ -1,0 +1,80 @@
+"""Adam over parameters whose number of rows changes while training."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexgs.config import Rates
+from flexgs.splats import Splats
+
+
+class Optimizer:
+    """Fused Adam over named groups, with a learning rate that may decay exponentially through a stage.
+
+    Rules for batches of B views (Malladi et al. 2022, as adopted for splats by Zhao et al. 2024): lr * sqrt(B),
+    eps / sqrt(B), betas^B, so that a step of B views does about what B steps of one view do.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], batch: int):
+        self.groups = groups
+        self.adam = torch.optim.Adam(
+            [{"params": g["params"], "lr": g["lr"] * batch**0.5} for g in groups],
+            betas=(0.9**batch, 0.999**batch), eps=1e-15 / batch**0.5, fused=True)
+        self.batch = batch
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Unique name and tensor of every parameter."""
+        for g in self.groups:
+            for i, p in enumerate(g["params"]):
+                yield (g["name"] if len(g["params"]) == 1 else f"{g['name']}.{i}"), p
+
+    def take_gradients(self) -> list[Tensor]:
+        """The gradient of every parameter, which then has none; zeros where there was none, so that all workers agree."""
+        taken = [torch.zeros_like(p) if p.grad is None else p.grad for _, p in self.parameters()]
+        self.adam.zero_grad(set_to_none=True)
+        return taken
+
+    def step(self, gradients: list[Tensor], progress: float) -> None:
+        """Update with what take_gradients() gave; progress in [0, 1] through the stage sets the decaying rates."""
+        for (_, p), g in zip(self.parameters(), gradients, strict=True):
+            p.grad = g
+        for ours, theirs in zip(self.groups, self.adam.param_groups, strict=True):
+            theirs["lr"] = ours["lr"] * ours["decay"] ** progress * self.batch**0.5
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+
+    def moments(self) -> dict[str, Tensor]:
+        """Adam's state by parameter name and field."""
+        return {f"{name}/{key}": value for name, p in self.parameters()
+                for key, value in self.adam.state.get(p, {}).items()}
+
+    def load_moments(self, tensors: dict[str, Tensor]) -> None:
+        for name, p in self.parameters():
+            state = {key: tensors[f"{name}/{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")
+                     if f"{name}/{key}" in tensors}
+            if state:
+                self.adam.state[p] = {k: v if k == "step" else v.to(p) for k, v in state.items()}
+
+    def replace_rows(self, name: str, keep: Tensor, new: Tensor) -> nn.Parameter:
+        """The parameter of this name becomes its rows at keep, followed by new; moments of new rows start at zero."""
+        group = next(g for g in self.groups if g["name"] == name)
+        theirs = self.adam.param_groups[self.groups.index(group)]
+        old = group["params"][0]
+        state = self.adam.state.pop(old, None)
+        p = nn.Parameter(torch.cat([old.detach()[keep], new]))
+        if state:
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[key] = torch.cat([state[key][keep], torch.zeros_like(new)])
+            self.adam.state[p] = state
+        group["params"], theirs["params"] = [p], [p]
+        return p
+
+
+def splat_groups(splats: Splats, rates: Rates, extent: float) -> list[dict[str, Any]]:
+    """The groups of the Gaussians themselves: one per attribute, "splats.means" and so on."""
+    lrs = {"means": rates.means * extent, "quats": rates.quats, "scales": rates.scales, "opacities": rates.opacities,
+           "sh0": rates.sh0, "shN": rates.shN}
+    return [{"name": f"splats.{name}", "params": [p], "lr": lrs[name], "decay": 0.01 if name == "means" else 1.0}
+            for name, p in splats.items()]

@@ -1,0 +1,320 @@
+"""The two stages of training, the same loop under a test, the command line, Ray Train and Ray Tune."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from flexgs.camera import Camera
+from flexgs.config import Config, count_at
+from flexgs.distributed import Group
+from flexgs.errors import UserError
+from flexgs.model.elastic import ElasticModel
+from flexgs.model.importance import score
+from flexgs.model.selector import GsNet, Selection, sampled_order
+from flexgs.model.transform import Transform, make_transform
+from flexgs.raster import render
+from flexgs.scene import Points, Scene, ViewSampler, initial_splats
+from flexgs.seeds import generator
+from flexgs.splats import Splats
+from flexgs.train.checkpoint import load_checkpoint, save_checkpoint
+from flexgs.train.densify import Densifier, crosses, reorder
+from flexgs.train.losses import photometric
+from flexgs.train.optim import Optimizer, splat_groups
+
+Report = Callable[[int, dict[str, Any]], None]
+Keep = Callable[[int, Callable[[Path], None]], None]
+
+
+class NonFiniteLossError(UserError):
+    """The loss became NaN or infinite."""
+
+
+class Trainer:
+    """Trains one scene. `step` counts training views; stage 1 ends at `base_steps`, stage 2 at `config.steps`."""
+
+    def __init__(self, config: Config, scene: Scene, group: Group | None = None, device: torch.device | str = "cpu"):
+        self.config, self.scene, self.group, self.device = config, scene, group or Group(), torch.device(device)
+        self.batch = config.batch or self.group.world
+        if self.batch % self.group.world:
+            raise UserError(f"--batch: found {self.batch}, expected a multiple of the {self.group.world} workers")
+        self.step, self.base_steps, self.seconds = 0, config.base_steps, 0.0
+        self.sampler = ViewSampler(len(scene.train), config.seed)
+        self.background = torch.tensor(config.background, device=self.device)
+        self.splats = self._initial_splats().to(self.device).requires_grad_()
+        self.optimizer = Optimizer(splat_groups(self.splats, config.rates, scene.extent), self.batch)
+        self.densifier = Densifier(config.base, self.base_steps, scene.extent, config.seed, len(self.splats), self.device)
+        self.transform: Transform = Transform()
+        self.gsnet: GsNet | None = None
+        self.rank: Tensor | None = None
+        """[N] place of each Gaussian by global importance, the teacher of GsNet."""
+        self._meter = Meter()
+
+    def _initial_splats(self) -> Splats:
+        """One Gaussian per point of the capture, or per point of a random subset where there are more than max_splats."""
+        points, most = self.scene.points, self.config.base.max_splats
+        if len(points.xyz) > most:
+            chosen = torch.randperm(len(points.xyz), generator=generator(self.config.seed, "points"))[:most]
+            points = Points(points.xyz[chosen], points.rgb[chosen])
+        return initial_splats(points, self.config.base.sh_degree)
+
+    @property
+    def stage(self) -> int:
+        return 1 if self.step < self.base_steps else 2  # of the next step
+
+    # ------------------------------------------------------------------ the loop
+
+    def fit(self, report: Report, keep: Keep) -> None:
+        """Train to config.steps. report(step, metrics) every report_every views, keep(step, write) every checkpoint_every."""
+        c = self.config
+        if self.step > c.steps:
+            raise UserError(f"--steps {c.steps}: the checkpoint has already seen {self.step} views; "
+                            "ask for at least that many or choose another output folder")
+        kept = self.step
+        while self.step < c.steps:
+            before, start = self.step, time.perf_counter()
+            self.train_step()
+            self.seconds += time.perf_counter() - start
+            done = self.step >= c.steps
+            if crosses(before, self.step, c.check_every) or done:
+                self.group.check_equal(iter(self._tensors().items()), self.step)
+            if crosses(before, self.step, c.report_every) or done:
+                report(self.step, self.metrics())
+            if crosses(before, self.step, c.checkpoint_every) or done:
+                keep(self.step, self.save)
+                kept = self.step
+        assert kept == self.step
+
+    def train_step(self) -> None:
+        """One optimizer step: the gradient over `batch` views, averaged over the workers."""
+        before = self.step
+        if self.stage == 2 and not self._elastic:
+            self._begin_stage_2()
+        elif self.gsnet and crosses(before - self.batch, before, self.config.gsnet.refresh):
+            self._refresh_rank()
+        total: list[Tensor] = []
+        for slot in self.group.share(self.batch):
+            loss = self._view_loss(before + slot)
+            view = [*self.optimizer.take_gradients(), loss]
+            # A view's gradient is complete before it is added, so that one worker with two views rounds as two workers do.
+            total = [a.add_(b) for a, b in zip(total, view, strict=True)] if total else view
+        self.group.sum_(total)
+        *gradients, loss = total
+        if not math.isfinite(float(loss)):
+            raise NonFiniteLossError(f"scene {self.scene.name}, step {before}: the loss is {float(loss)}; the last "
+                                     "checkpoint is kept; lower the learning rates (--rates) and run again")
+        self._meter.add(float(loss), self.batch)
+        self.optimizer.step(gradients, self._progress(before))
+        grow = self.stage == 1
+        self.step = before + self.batch
+        if grow:
+            self.splats = self.densifier.refine(self.splats, self.optimizer, before, self.step, self.group)
+
+    # ------------------------------------------------------------------ one view
+
+    def _view_loss(self, position: int) -> Tensor:
+        """Back-propagate the loss of the position-th training view; returns it, divided by the batch as its gradient is."""
+        view = self.scene.train[self.sampler[position]]
+        camera, target, mask = view.camera.to(self.device), view.image().to(self.device), view.mask()
+        mask = None if mask is None else mask.to(self.device)
+        weights = self.config.loss
+        if self.stage == 1:
+            out = render(self.splats, camera, background=self.background, sh_degree=self._sh_degree(position))
+            out.means2d.retain_grad()
+            loss = photometric(out.image, target, l1=0.8, ssim=0.2, mask=mask) / self.batch
+            loss.backward()
+            self.densifier.observe(out, camera, self.batch)
+            return loss.detach()
+        out = render(self.splats, camera, background=self.background)
+        loss = photometric(out.image, target, l1=weights.full_l1, ssim=weights.full_ssim, mask=mask) / self.batch
+        loss.backward()
+        total = loss.detach()
+        share = 1 / (self.batch * max(1, self.config.ratios.renders))
+        for i in range(self.config.ratios.renders):
+            total += self._elastic_loss(position, i, camera, target, mask, share)
+        return total
+
+    def _elastic_loss(self, position: int, i: int, camera: Camera, target: Tensor, mask: Tensor | None,
+                      share: float) -> Tensor:
+        """The i-th elastic render of a view: only the Gaussians that stay are rasterized."""
+        ratio = self._ratio(position, i)
+        selection = self._select(ratio, position, i)
+        # The kept rows are a leaf of their own: its gradient is as small as the cut, and is added to the rows it came from.
+        leaf = self.splats[selection.index].detach().requires_grad_()
+        index = selection.index if isinstance(selection.index, Tensor) else None
+        out = render(self.transform(leaf, ratio, index), camera, background=self.background, mask=selection.mask)
+        loss = photometric(out.image, target, l1=self.config.loss.elastic_l1, ssim=self.config.loss.elastic_ssim, mask=mask)
+        loss = share * (loss + self.transform.regulariser() + sum(selection.losses.values()))
+        loss.backward()
+        for (_, full), (_, part) in zip(self.splats.items(), leaf.items(), strict=True):
+            if part.grad is not None and full.grad is not None:
+                full.grad[selection.index] += part.grad  # rows are unique
+        return loss.detach()
+
+    def _select(self, ratio: float, position: int, i: int) -> Selection:
+        if self.gsnet is None:
+            return Selection(slice(0, count_at(ratio, len(self.splats))))
+        assert self.rank is not None
+        return self.gsnet.select(self.splats, ratio, self.rank, self._progress(position),
+                                 generator(self.config.seed, "gumbel", position, i))
+
+    def _ratio(self, position: int, i: int) -> float:
+        """The ratio of the i-th elastic render of a view."""
+        r = self.config.ratios
+        if r.sampling == "round_robin":
+            return r.values[position % len(r.values)]
+        u = float(torch.rand((), generator=generator(self.config.seed, "ratio", position, i), dtype=torch.float64))
+        if r.sampling == "random":
+            return r.values[int(u * len(r.values))]
+        low, high = r.bands[i]
+        return low * (high / low) ** u
+
+    def _sh_degree(self, position: int) -> int:
+        """Rises by one in equal parts of the first fifth of stage 1 (3DGS: every 1000 of 15,000 steps)."""
+        return min(self.config.base.sh_degree, int(15 * position / self.base_steps))
+
+    def _progress(self, position: int) -> float:
+        """How far position is through its stage, 0 to 1."""
+        if position < self.base_steps:
+            return position / self.base_steps
+        return (position - self.base_steps) / max(1, self.config.steps - self.base_steps)
+
+    # ------------------------------------------------------------------ stage 2
+
+    _elastic = False
+
+    def _begin_stage_2(self) -> None:
+        """Put the Gaussians in their order, add the transform and the selector."""
+        order = self.config.order
+        scores = score(order.score, self.splats, self.scene.train, self.group)
+        if order.kind == "gsnet":
+            self._set_rank(scores)
+        else:
+            temperature = order.temperature if order.kind == "sampled" else 0.0
+            self.splats = reorder(self.splats, self.optimizer, sampled_order(scores, temperature, self.config.seed))
+        self._make_stage_2()
+
+    def _make_stage_2(self) -> None:
+        """The parts of stage 2 and their parameter groups, for the splats as they are."""
+        with torch.random.fork_rng(devices=[]):  # layers initialise themselves from the global generator
+            torch.manual_seed(self.config.seed)
+            self.transform = make_transform(self.config, self.splats).to(self.device)
+            if self.config.order.kind == "gsnet":
+                self.gsnet = GsNet(self.config.gsnet, self.splats).to(self.device)
+        moments = self.optimizer.moments()
+        groups = splat_groups(self.splats, self.config.rates, self.scene.extent)
+        groups += self.transform.groups(self.config, self.scene.extent)
+        groups += self.gsnet.groups(self.config) if self.gsnet else []
+        self.optimizer = Optimizer(groups, self.batch)
+        self.optimizer.load_moments(moments)
+        self._elastic = True
+
+    def _refresh_rank(self) -> None:
+        self._set_rank(score(self.config.order.score, self.splats, self.scene.train, self.group))
+
+    def _set_rank(self, scores: Tensor) -> None:
+        order = torch.argsort(scores, descending=True, stable=True)
+        self.rank = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+
+    def model(self) -> ElasticModel:
+        """The elastic model as it stands, in its final order."""
+        if not self._elastic:
+            self._begin_stage_2()
+        splats = self.splats.detach()
+        if self.gsnet:
+            splats = splats[self.gsnet.order(splats)]
+        return ElasticModel(splats, self.transform, self.config)
+
+    # ------------------------------------------------------------------ state
+
+    def metrics(self) -> dict[str, Any]:
+        """What a progress line shows; loss and views per second since the last call."""
+        loss, rate = self._meter.read()
+        return {"stage": 1 if self.step <= self.base_steps else 2, "steps": self.config.steps, "loss": loss,
+                "views_per_second": rate, "eta_seconds": (self.config.steps - self.step) / rate if rate else math.nan,
+                "splats": len(self.splats), "psnr": self._probe(), "memory_mb": self._memory()}
+
+    @torch.no_grad()
+    def _probe(self) -> float:
+        """PSNR of the full model on one training view: a sign of life, not an evaluation."""
+        view = self.scene.train[self.step % len(self.scene.train)]
+        image = render(self.splats.detach(), view.camera.to(self.device), background=self.background).image.clamp(0, 1)
+        error = (image - view.image().to(self.device) / 255).square().mean()
+        return float(-10 * torch.log10(error))
+
+    def _memory(self) -> float:
+        cuda = self.device.type == "cuda"
+        return round((torch.cuda.max_memory_allocated(self.device) if cuda else psutil.Process().memory_info().rss) / 1e6, 1)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"splats.{name}": t for name, t in self.splats.items()}
+        if self._elastic:
+            tensors |= {f"transform.{name}": t for name, t in self.transform.state_dict().items()}
+        if self.gsnet and self.rank is not None:
+            tensors |= {f"gsnet.{name}": t for name, t in self.gsnet.state_dict().items()} | {"rank": self.rank}
+        return tensors
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint into an existing folder: everything that the next step depends on."""
+        tensors = {**self._tensors(), **{f"adam.{k}": t for k, t in self.optimizer.moments().items()}}
+        if self.stage == 1:
+            tensors |= self.densifier.tensors()
+        save_checkpoint(folder, tensors, {
+            "scene": self.scene.name, "step": self.step, "base_steps": self.base_steps, "elastic": self._elastic,
+            "seconds": self.seconds, "config": self.config.to_dict()})
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint. Steps, evaluation and reporting may differ from when it was written, the method may not."""
+        tensors, about = load_checkpoint(folder)
+        theirs = Config.from_dict(about["config"], str(folder / "state.json"))
+        if about["scene"] != self.scene.name or _method(theirs) != _method(self.config):
+            differing = [k for k, v in _method(theirs).items() if v != _method(self.config)[k]] or ["scene"]
+            raise UserError(f"{folder}: was trained with another {', '.join(differing)}; "
+                            "use the same settings to continue or choose another output folder")
+        self.step, self.seconds = about["step"], about["seconds"]
+        if self.step >= about["base_steps"]:  # stage 1 is over: raising --steps lengthens stage 2 only
+            self.base_steps = about["base_steps"]
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): t.to(self.device) for k, t in tensors.items() if k.startswith(prefix)}
+
+        self.splats = Splats(**part("splats.")).requires_grad_()
+        self.optimizer = Optimizer(splat_groups(self.splats, self.config.rates, self.scene.extent), self.batch)
+        if about["elastic"]:
+            self._make_stage_2()
+            self.transform.load_state_dict(part("transform."))
+            if self.gsnet:
+                self.gsnet.load_state_dict(part("gsnet."))
+                self.rank = tensors["rank"].to(self.device)
+        self.optimizer.load_moments(part("adam."))
+        if "densify.seen" in tensors:
+            self.densifier.gradient, self.densifier.seen = part("densify.")["gradient"], part("densify.")["seen"]
+
+
+def _method(config: Config) -> dict[str, Any]:
+    """The settings that a checkpoint depends on."""
+    free = ("steps", "preset", "batch", "report_every", "checkpoint_every", "check_every", "evaluation")
+    return {k: v for k, v in config.to_dict().items() if k not in free}
+
+
+class Meter:
+    """Mean loss and views per second since it was last read."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.views, self.start = 0, time.perf_counter()
+
+    def add(self, loss: float, views: int) -> None:
+        self.losses.append(loss)
+        self.views += views
+
+    def read(self) -> tuple[float, float]:
+        loss = sum(self.losses) / max(1, len(self.losses))
+        rate = self.views / max(1e-9, time.perf_counter() - self.start)
+        self.losses, self.views, self.start = [], 0, time.perf_counter()
+        return round(loss, 6), round(rate, 2)

@@ -1,0 +1,152 @@
+"""One scene as a Ray Train run: the function that every worker executes, and the one that starts them and waits.
+
+The run folder is the truth. Checkpoints, metrics.jsonl and results.json are written there as without Ray, so `flexgs train`
+and this job continue each other's runs, and a kill at any moment leaves whole checkpoints; Ray Train is told of each.
+"""
+
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import ray.cloudpickle
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint, CheckpointUploadMode, ControllerError, TrainingFailedError, UserCallback, WorkerGroupError
+from ray.train.torch import TorchConfig
+
+from flexgs.config import Config
+from flexgs.distributed import Group
+from flexgs.errors import UserError
+from flexgs.raster.cpu import pool
+from flexgs.run import LocalSession, run
+from flexgs.scene import Scene, load_scene
+
+# Workers get this module with the function that they run: they need flexgs installed, but not this folder on their path.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+class SceneFailedError(Exception):
+    """Training a scene failed for a reason that is not the user's; one line."""
+
+
+@dataclass(frozen=True)
+class SceneJob:
+    """What to train, where it goes, and what each worker gets."""
+
+    capture: Path
+    folder: Path
+    """The run folder, on a file system that all machines share."""
+    config: Config
+    workers: int = 1
+    cpus: int = 1
+    """Per worker; without a GPU they become threads of the rasterizer."""
+    gpu: bool = False
+    """One GPU per worker."""
+    max_failures: int = 2
+    """How often the workers are started again, from the last checkpoint, after one of them died."""
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+def read_scene(capture: Path, config: Config) -> Scene:
+    """The capture as config wants it read."""
+    data = config.data
+    return load_scene(capture, name=capture.name, factor=data.factor, test_every=data.test_every, masks=data.masks,
+                      seed=config.seed)
+
+
+def train_scene(job: SceneJob) -> dict[str, Any]:
+    """Train a scene on the connected cluster, or continue it; returns results.json.
+
+    UserError for what the user can mend, SceneFailedError for the rest, each with one line.
+    """
+    job.folder.mkdir(parents=True, exist_ok=True)
+    # Ray's list of the checkpoints of an earlier start: it is not needed, and Ray refuses to start if it is torn or names
+    # a checkpoint that `flexgs train` has replaced since.
+    (job.folder / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
+    train: Any = ray.train  # whose annotations are those of its first version
+    trainer = train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={"capture": str(job.capture), "folder": str(job.folder), "cpus": job.cpus,
+                           "config": job.config.to_dict()},
+        torch_config=TorchConfig(backend="nccl" if job.gpu else "gloo"),
+        scaling_config=train.ScalingConfig(num_workers=job.workers, use_gpu=job.gpu, resources_per_worker={
+            "CPU": job.cpus, **({"GPU": 1} if job.gpu else {})}),
+        run_config=train.RunConfig(
+            name=job.name, storage_path=str(job.folder.parent), storage_filesystem=pyarrow.fs.LocalFileSystem(),
+            failure_config=train.FailureConfig(max_failures=job.max_failures), callbacks=[Failures(job.folder)],
+            logging_config=train.LoggingConfig(log_level="WARNING")),
+    )
+    try:
+        return trainer.fit().return_value
+    except ControllerError as e:
+        if isinstance(e.controller_failure, UserError):
+            raise e.controller_failure from None
+        raise SceneFailedError(_describe(e.controller_failure)) from e
+    except WorkerGroupError as e:
+        raise SceneFailedError("; ".join(sorted({_describe(error) for error in e.worker_failures.values()}))) from e
+    except (TrainingFailedError, ray.exceptions.RayError) as e:
+        raise SceneFailedError(_describe(e)) from e
+
+
+def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
+    """What each worker of a scene does: flexgs.run.run with a RaySession."""
+    folder, device = Path(job["folder"]), ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # the rasterizer has its own threads; two pools fight for the cores
+        pool.set_num_threads(job["cpus"])
+    try:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: not there on {socket.gethostname()}; choose a --storage that all machines share")
+        config, group = Config.from_dict(job["config"]), Group.current()
+        return run(config, read_scene(Path(job["capture"]), config), folder, group, RaySession(folder, group), str(device))
+    except UserError as e:
+        raise UserError(str(e)) from None  # its subclasses do not all survive pickling
+
+
+class RaySession(LocalSession):
+    """A LocalSession that tells Ray Train of each checkpoint. Progress needs no message: metrics.jsonl has it."""
+
+    def __init__(self, folder: Path, group: Group):
+        super().__init__(folder, group, lambda step, metrics: None)
+
+    def latest_checkpoint(self) -> Path | None:
+        return self.group.gather(super().latest_checkpoint())[0]  # a shared folder may look older from another machine
+
+    def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
+        super().checkpoint(step, write)
+        kept = Checkpoint.from_directory(self.checkpoints / f"step_{step:08d}") if self.group.rank == 0 else None
+        ray.train.report({"step": step}, checkpoint=kept, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+
+
+class Failures(UserCallback):
+    """Notes in failures.jsonl why workers were started again, and ends the run when starting again cannot help."""
+
+    def __init__(self, folder: Path):
+        self.file = folder / "failures.jsonl"
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            if isinstance(error, UserError):
+                raise error  # Ray Train retries what a worker raises, but not what a callback does
+        with self.file.open("a") as lines:
+            errors = {rank: _describe(error) for rank, error in worker_exceptions.items()}
+            lines.write(json.dumps({"time": round(time.time()), "errors": errors}) + "\n")
+
+
+def _describe(error: BaseException) -> str:
+    """One line: the kind of error, the first line of its message and, if memory ran out, what to do."""
+    text = str(error).strip()
+    line = f"{type(error).__name__}: {text.splitlines()[0] if text else ''}".rstrip(": ")
+    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "OutOfMemory" in type(error).__name__:
+        line += " (out of memory: lower --base.max-splats or raise --data.factor)"
+    return line

@@ -1,0 +1,55 @@
+"""Shared by all tests: one tiny capture on disk, and random splats."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from flexgs.config import Config
+from flexgs.scene import load_scene
+from flexgs.scene.synthetic import write_synthetic
+from flexgs.splats import Splats
+
+
+@pytest.fixture(scope="session")
+def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COLMAP capture of 18 views of 64 x 48 pixels."""
+    return write_synthetic("studio", tmp_path_factory.mktemp("captures") / "studio", views=18, width=64, height=48)
+
+
+@pytest.fixture
+def scene(capture: Path):
+    return load_scene(capture, factor=1)
+
+
+@pytest.fixture
+def config() -> Config:
+    """Both stages, a densification and an opacity reset in 120 views of a few hundred Gaussians."""
+    config = Config.from_preset("smoke")
+    config.steps, config.data.factor, config.base.max_splats = 120, 1, 1500
+    config.base.grow_every, config.base.grow_from = 20, 0.1
+    config.report_every, config.checkpoint_every, config.check_every = 20, 40, 20
+    return config
+
+
+@pytest.fixture
+def splats() -> Splats:
+    return random_splats(500)
+
+
+def random_splats(n: int, sh_degree: int = 1, seed: int = 0) -> Splats:
+    """n Gaussians in a ball at the origin."""
+    g = torch.Generator().manual_seed(seed)
+    return Splats(means=torch.randn(n, 3, generator=g), quats=torch.randn(n, 4, generator=g),
+                  scales=torch.randn(n, 3, generator=g) * 0.4 - 2.5, opacities=torch.randn(n, generator=g),
+                  sh0=torch.randn(n, 3, generator=g), shN=torch.randn(n, (sh_degree + 1) ** 2 - 1, 3, generator=g) * 0.1)
+
+
+@pytest.fixture(scope="session")
+def real_scenes() -> Path:
+    """The folder of real captures; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("FLEXGS_SCENES", Path(__file__).parents[2] / "shared" / "scenes"))
+    if not folder.is_dir():
+        pytest.skip(f"no real captures: {folder} does not exist (set FLEXGS_SCENES)")
+    return folder

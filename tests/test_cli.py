@@ -1,0 +1,118 @@
+"""The command line as a person uses it, good and bad input alike."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flexgs import cli
+
+SMALL = ["--preset", "smoke", "--steps", "40", "--data.factor", "1", "--base.max-splats", "800", "--report-every", "20"]
+
+
+def flexgs(*args: object) -> int:
+    """Run a command in this process; its exit code."""
+    arguments = [str(a) for a in args]
+    return cli.guard(lambda: cli.parse(cli.COMMANDS[arguments[0]], arguments[1:], "flexgs")())
+
+
+@pytest.fixture(scope="module")
+def trained(capture, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs")
+    assert flexgs("train", capture, "--output", out, *SMALL) == 0
+    return out / "studio"
+
+
+def test_train_then_skip_then_continue(trained, capture, capsys):
+    again = ["train", capture, "--output", trained.parent, *SMALL]
+    assert flexgs(*again) == 0
+    assert "already finished at 40 views" in capsys.readouterr().out
+    assert flexgs(*again, "--steps", "60") == 0
+    assert json.loads((trained / "results.json").read_text())["steps"] == 60
+    assert "stage 2" in capsys.readouterr().out
+
+
+def test_eval_and_cut(trained, capture, tmp_path, capsys):
+    assert flexgs("eval", trained, "--scene", capture, "--ratios", "0.02", "1", "--json") == 0
+    measured = json.loads(capsys.readouterr().out)["ratios"]
+    assert set(measured) == {"0.02", "1"} and measured["1"]["psnr"] > measured["0.02"]["psnr"]
+    out = tmp_path / "x.ply"
+    assert flexgs("cut", trained, "--budget", "10%", "-o", out) == 0
+    assert "Gaussians" in capsys.readouterr().out and out.stat().st_size > 1000
+
+
+def test_settings_are_flags(capture):
+    command = cli.parse(cli.Train, [str(capture), "--preset", "paper", "--field.resolution", "64", "64", "64", "150",
+                                    "--gsnet.shape", "code", "--loss.elastic-ssim", "0"], "flexgs train")
+    assert command.config.preset == "paper" and command.config.order.kind == "gsnet"
+    assert command.config.field.resolution == (64, 64, 64, 150)
+    assert command.config.gsnet.shape == "code" and command.config.loss.elastic_ssim == 0
+
+
+def broken(capture: Path, folder: Path, name: str, size: int | None) -> Path:
+    """A copy of the capture with one file truncated to size bytes, or removed."""
+    shutil.copytree(capture, folder)
+    path = folder / name
+    whole = path.read_bytes()
+    path.unlink()
+    if size is not None:
+        path.write_bytes(whole[:size])
+    return folder
+
+
+def line_of(capsys) -> str:
+    """The one line that a user's mistake is answered with."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("flexgs: "), lines
+    return lines[0]
+
+
+def test_bad_captures(capture, tmp_path, capsys):
+    image = sorted((capture / "images").iterdir())[1].name
+    cases = {
+        "no such folder": (tmp_path / "nowhere", "nowhere"),
+        "no capture": (tmp_path, str(tmp_path)),
+        "truncated model": (broken(capture, tmp_path / "a", "sparse/0/images.bin", 100), "images.bin"),
+        "image missing": (broken(capture, tmp_path / "b", f"images/{image}", None), image),
+        "image unreadable": (broken(capture, tmp_path / "c", f"images/{image}", 300), image),
+    }
+    for case, (folder, named) in cases.items():
+        out = tmp_path / "out"
+        assert flexgs("train", folder, "--output", out, *SMALL) == 2, case
+        assert named in line_of(capsys), case
+        assert not list(out.glob("*/results.json")), case
+
+
+@pytest.mark.parametrize(("options", "named"), [
+    (["--evaluation.ratios", "0.1", "1.5"], "evaluation.ratios: found 1.5"),
+    (["--steps", "0"], "--steps: found 0"),
+    (["--preset", "nonsense"], "--preset nonsense"),
+    (["--order.score", "beauty"], "--order.score beauty"),
+    (["--device", "cuda:7"], "--device cuda:7"),
+])
+def test_bad_options(capture, tmp_path, capsys, options, named):
+    assert flexgs("train", capture, "--output", tmp_path, *SMALL, *options) == 2
+    assert named in line_of(capsys)
+
+
+def test_bad_runs_and_outputs(trained, capture, tmp_path, capsys):
+    assert flexgs("cut", tmp_path, "--budget", "5%", "-o", tmp_path / "x.ply") == 2
+    assert "not a flexgs model" in line_of(capsys)
+    assert flexgs("cut", trained, "--budget", "5%", "-o", tmp_path / "x.obj") == 2
+    assert "ends in .ply" in line_of(capsys)
+    assert flexgs("eval", trained, "--scene", capture, "--ratios", "0") == 2
+    assert "found 0" in line_of(capsys)
+    (tmp_path / "file").write_text("")
+    assert flexgs("train", capture, "--output", tmp_path / "file", *SMALL) == 2
+    assert "cannot be written" in line_of(capsys)
+
+
+def test_the_installed_command_ends_with_its_code(tmp_path):
+    """As a process: no stack trace, exit code 2."""
+    done = subprocess.run([sys.executable, "-m", "flexgs", "train", str(tmp_path / "nowhere")], capture_output=True, text=True,
+                          env={**os.environ, "COLUMNS": "100"}, check=False)
+    assert done.returncode == 2 and "nowhere" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,103 @@
+"""PLY files, budgets, atomic writes."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_splats
+
+from flexgs.deploy.budget import resolve
+from flexgs.deploy.export import ply_bytes, ply_properties, read_ply, write_ply
+from flexgs.errors import UserError
+from flexgs.files import atomic_file, atomic_folder
+
+
+def read_independently(path):
+    """A PLY reader that shares nothing with ours: header by regular expression, rows by numpy."""
+    data = path.read_bytes()
+    head, body = data.split(b"end_header\n", 1)
+    names = re.findall(rb"property float (\w+)", head)
+    n = int(re.search(rb"element vertex (\d+)", head)[1])
+    return {k.decode(): v for k, v in zip(names, np.frombuffer(body, "<f4").reshape(n, len(names)).T, strict=True)}
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_ply_round_trip_and_size(tmp_path, degree):
+    splats, path = random_splats(37, degree), tmp_path / "x.ply"
+    write_ply(splats, path)
+    assert path.stat().st_size == ply_bytes(37, degree)
+    again = read_ply(path)
+    for name, t in splats.items():
+        expected = torch.nn.functional.normalize(t, dim=1) if name == "quats" else t
+        assert torch.equal(getattr(again, name), expected), name
+
+
+def test_ply_has_the_order_that_viewers_expect(tmp_path):
+    splats, path = random_splats(11, 3), tmp_path / "x.ply"
+    write_ply(splats, path)
+    columns = read_independently(path)
+    assert list(columns) == ply_properties(3)
+    assert list(columns)[:9] == ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2"]
+    assert list(columns)[-8:] == ["opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"]
+    # f_rest is channel by channel: 15 coefficients of red, then green, then blue
+    assert np.array_equal(columns["f_rest_16"], splats.shN[:, 1, 1].numpy())
+    assert np.array_equal(columns["opacity"], splats.opacities.numpy())
+
+
+@pytest.mark.parametrize("cut", [0, 5, 200, 1500, 2000])
+def test_broken_ply_is_a_user_error(tmp_path, cut):
+    path = tmp_path / "x.ply"
+    write_ply(random_splats(20), path)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(UserError, match=r"x\.ply: not a"):
+        read_ply(path)
+
+
+def test_ply_of_points_only_is_refused(tmp_path):
+    path = tmp_path / "points.ply"
+    path.write_text("ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float y\nproperty float z\n"
+                    "end_header\n0 0 0\n")
+    with pytest.raises(UserError, match="not a 3DGS PLY"):
+        read_ply(path)
+
+
+def test_budgets():
+    n = 1_000_000
+    assert resolve("5%", n, 3) == resolve(0.05, n, 3) == resolve("0.05", n, 3) == 50_000
+    assert resolve("500k", n, 3) == 500_000
+    assert resolve("1.2M", n, 3) == n  # more than there are
+    assert resolve("20000", n, 3) == 20_000
+    for size in ("20MB", "700kB"):
+        k = resolve(size, n, 3)
+        limit = float(size[:-2]) * {"MB": 1e6, "kB": 1e3}[size[-2:]]
+        assert ply_bytes(k, 3) <= limit < ply_bytes(k + 2, 3)
+
+
+@pytest.mark.parametrize("budget", ["", "many", "-5%", "0%", "101%", "0.0", "5 parsecs", "1kB"])
+def test_bad_budgets(budget):
+    with pytest.raises(UserError):
+        resolve(budget, 1000, 3)
+
+
+def test_atomic_writes_leave_the_old_one_when_they_fail(tmp_path):
+    path = tmp_path / "f"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as out:
+        out.write_text("new")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    folder = tmp_path / "d"
+    with atomic_folder(folder) as out:
+        (out / "a").write_text("1")
+    with pytest.raises(ZeroDivisionError), atomic_folder(folder) as out:
+        (out / "a").write_text("2")
+        raise ZeroDivisionError
+    assert (folder / "a").read_text() == "1"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "f"]
+
+
+def test_output_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_ply(random_splats(3), tmp_path / "file" / "x.ply")

@@ -1,0 +1,227 @@
+"""Training: it learns, it resumes exactly, it refuses what it cannot do, its pieces do what they say."""
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import random_splats
+
+from flexgs.config import Config
+from flexgs.distributed import Group
+from flexgs.errors import UserError
+from flexgs.evaluate.metrics import evaluate
+from flexgs.raster import render
+from flexgs.run import LocalSession, finished, run
+from flexgs.train.densify import Densifier, crosses, halves, reorder, rotation_matrices
+from flexgs.train.optim import Optimizer, splat_groups
+from flexgs.train.trainer import NonFiniteLossError, Trainer
+
+QUIET = lambda step, metrics: None  # noqa: E731
+
+
+def forget(step, write):
+    """Keep no checkpoint."""
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for (_, x), (_, y) in zip(a.items(), b.items(), strict=True))
+
+
+def train(config, scene):
+    trainer = Trainer(config, scene)
+    trainer.fit(QUIET, forget)
+    return trainer.model()
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_interrupted_equals_uninterrupted(preset, scene, config, tmp_path):
+    """Bit for bit, resumed in stage 1 and again in stage 2."""
+    config.order, config.transform = Config.from_preset(preset).order, Config.from_preset(preset).transform
+    config.ratios, config.gsnet.refresh = Config.from_preset(preset).ratios, 25
+    config.field.resolution, config.field.channels = (8, 8, 8, 8), 4
+    whole = Trainer(config, scene)
+    whole.fit(QUIET, forget)
+
+    class Killed(Exception):
+        pass
+
+    def run_until(stop, checkpoint):
+        trainer = Trainer(config, scene)
+        if checkpoint:
+            trainer.load(checkpoint)
+
+        def keep(step, write):
+            folder = tmp_path / f"{step}"
+            folder.mkdir()
+            write(folder)
+            if step >= stop:
+                raise Killed
+
+        with pytest.raises(Killed):
+            trainer.fit(QUIET, keep)
+        return tmp_path / f"{trainer.step}"
+
+    first = run_until(40, None)
+    assert json.loads((first / "state.json").read_text())["step"] == 40  # stage 1 ends at 60
+    second = run_until(80, first)
+    last = Trainer(config, scene)
+    last.load(second)
+    assert last.step == 80
+    last.fit(QUIET, forget)
+    assert equal(last.splats, whole.splats)
+    for ratio in (0.01, 0.1, 0.5):
+        assert equal(last.model().cut(ratio), whole.model().cut(ratio))
+
+
+def test_elastic_training_beats_pruning(scene, config):
+    """Same capture, steps and counts: the cuts of the elastic model against the plain model pruned by importance."""
+    config.steps, config.base.reset_every = 400, 2.0  # too short to recover from an opacity reset
+    elastic = train(config, scene)
+    config.loss, config.ratios, config.order, config.transform = (
+        getattr(Config.from_preset("plain"), name) for name in ("loss", "ratios", "order", "transform"))
+    plain = train(config, scene)
+    assert len(elastic.splats) == len(plain.splats)
+    ours, theirs = (evaluate(m, scene, (0.05, 0.2, 1.0), config.background)["ratios"] for m in (elastic, plain))
+    assert ours["0.05"]["psnr"] > theirs["0.05"]["psnr"] + 1
+    assert ours["0.2"]["psnr"] > theirs["0.2"]["psnr"] + 1
+    assert theirs["1"]["psnr"] > 17
+    assert ours["1"]["psnr"] > theirs["1"]["psnr"] - 0.7  # 400 views: noise, not a claim about quality
+
+
+def test_run_folder_holds_what_it_promises(scene, config, tmp_path):
+    from flexgs.deploy.export import read_ply
+
+    folder, lines = tmp_path / "studio", []
+    session = LocalSession(folder, Group(), lambda step, m: lines.append(step))
+    results = run(config, scene, folder, Group(), session)
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json", "metrics.jsonl", "results.json", "model", "checkpoints", "cuts", "renders"}
+    assert lines == [20, 40, 60, 80, 100, 120]
+    assert [json.loads(x)["step"] for x in (folder / "metrics.jsonl").read_text().splitlines()] == lines
+    assert results == json.loads((folder / "results.json").read_text())
+    assert finished(folder, config) == results
+    assert Config.load(folder / "config.json") == config
+    n = results["splats"]
+    for ratio, row in results["ratios"].items():
+        assert row["splats"] == max(1, math.floor(float(ratio) * n + 1e-9))
+        ply = next((folder / "cuts").glob(f"*_{100 * float(ratio):06.2f}pct.ply"))
+        assert row["mb"] == round(ply.stat().st_size / 1e6, 4)
+        cut, psnrs = read_ply(ply), []
+        for view in scene.test:  # the exported file has the quality that was reported
+            image = render(cut, view.camera).image.clamp(0, 1)
+            psnrs.append(-10 * math.log10(float((image - view.image() / 255).square().mean())))
+        assert abs(sum(psnrs) / len(psnrs) - row["psnr"]) < 0.01
+    config.steps += 40
+    assert finished(folder, config) is None
+    more = run(config, scene, folder, Group(), session)
+    assert more["steps"] == 160 and lines[6:] == [140, 160]
+    assert more["splats"] == n  # the longer run goes on in stage 2
+    config.steps = 100
+    with pytest.raises(UserError, match="already seen 160"):
+        (folder / "results.json").unlink()
+        run(config, scene, folder, Group(), session)
+
+
+def test_another_method_does_not_continue_a_checkpoint(scene, config, tmp_path):
+    trainer = Trainer(config, scene)
+    trainer.train_step()
+    trainer.save(tmp_path)
+    config.rates.means *= 2
+    with pytest.raises(UserError, match="another rates"):
+        Trainer(config, scene).load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
+def test_broken_checkpoint_is_a_user_error(name, scene, config, tmp_path):
+    trainer = Trainer(config, scene)
+    trainer.train_step()
+    trainer.save(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    for size in (0, 9, len(whole) // 2, len(whole) - 2):
+        (tmp_path / name).write_bytes(whole[:size])
+        with pytest.raises(UserError, match="not a readable checkpoint"):
+            Trainer(config, scene).load(tmp_path)
+
+
+def test_nan_stops_with_the_step_and_keeps_the_checkpoint(scene, config, tmp_path):
+    config.checkpoint_every = 10
+    session = LocalSession(tmp_path / "run", Group(), QUIET)
+    trainer = Trainer(config, scene)
+
+    def poison(step, metrics):
+        trainer.splats.sh0.data[:] = math.nan
+
+    with pytest.raises(NonFiniteLossError, match=r"studio, step 20: the loss is nan"):
+        trainer.fit(poison, session.checkpoint)
+    again = Trainer(config, scene)
+    again.load(session.latest_checkpoint())
+    assert again.step in (10, 20)
+
+
+def test_batch_must_fit_the_workers(scene, config):
+    config.batch = 3
+    with pytest.raises(UserError, match="multiple of the 2 workers"):
+        Trainer(config, scene, Group(0, 2))
+
+
+# ---------------------------------------------------------------------- pieces
+
+
+def test_optimizer_is_adam_when_rows_come_and_go(config):
+    """Rows that stay go on exactly as in an optimizer that never saw the others."""
+    splats = random_splats(30).requires_grad_()
+    alone = splats[10:].clone().requires_grad_()
+    ours, theirs = (Optimizer(splat_groups(s, config.rates, 2.0), 1) for s in (splats, alone))
+
+    def step(s, optimizer):
+        optimizer.step([torch.sin(p.detach() * 3 + i) for i, (_, p) in enumerate(s.items())], 0.3)
+
+    step(splats, ours)
+    step(alone, theirs)
+    smaller = reorder(splats, ours, torch.arange(10, 30))
+    for _ in range(3):
+        step(smaller, ours)
+        step(alone, theirs)
+    assert equal(smaller, alone)
+
+
+def test_rotation_matrices_are_rotations():
+    r = rotation_matrices(torch.randn(50, 4, dtype=torch.float64))
+    assert torch.allclose(r @ r.transpose(1, 2), torch.eye(3, dtype=torch.float64).expand(50, 3, 3), atol=1e-12)
+    assert torch.allclose(torch.linalg.det(r), torch.ones(50, dtype=torch.float64))
+    quarter = rotation_matrices(torch.tensor([[2.0, 0, 0, 2.0]]))[0]  # 90 degrees about z, not of unit length
+    assert torch.allclose(quarter @ torch.tensor([1.0, 0, 0]), torch.tensor([0, 1.0, 0]), atol=1e-6)
+
+
+def test_halves_sample_the_gaussian_they_come_from():
+    one = random_splats(1)
+    many = halves(one[torch.zeros(40_000, dtype=torch.long)], torch.Generator().manual_seed(0))
+    r, s = rotation_matrices(one.quats)[0], one.scales.exp()[0]
+    assert torch.allclose(many.means.mean(dim=0), one.means[0], atol=4 * float(s.max()) / 200)
+    assert torch.allclose(torch.cov(many.means.T), r @ torch.diag(s * s) @ r.T, rtol=0.1, atol=float(s.max() ** 2) * 0.03)
+    assert torch.allclose(many.scales, one.scales - math.log(1.6))
+
+
+def test_densifier_obeys_cap_and_thresholds(config):
+    splats = random_splats(100).requires_grad_()
+    with torch.no_grad():
+        splats.opacities[:] = 0.0
+        splats.opacities[90:] = -8.0  # transparent: pruned
+        splats.scales[:50] = -9.0     # small: cloned; the others are split
+        splats.scales[50:] = 0.0
+    optimizer = Optimizer(splat_groups(splats, config.rates, 1.0), 1)
+    base = config.base
+    base.max_splats, base.grow_every, base.grow_from = 130, 10, 0.0
+    densifier = Densifier(base, 100, 1.0, 0, 100, torch.device("cpu"))
+    densifier.gradient[:] = torch.linspace(2e-3, 4e-3, 100)  # over two views: all above the threshold
+    densifier.seen[:] = 2
+    grown = densifier.refine(splats, optimizer, 9, 10, Group())
+    # 30 may grow, the largest gradients: 70..99; of those 70..89 are split in two, and 90..99 are split and pruned with them
+    assert len(grown) == 100 - 30 + 2 * 30
+    assert len(densifier.seen) == len(grown) and float(densifier.seen.sum()) == 0
+
+
+def test_crosses():
+    assert [s for s in range(1, 21) if crosses(s - 1, s, 5)] == [5, 10, 15, 20]
+    assert [s for s in range(3, 22, 3) if crosses(s - 3, s, 5)] == [6, 12, 15, 21]
