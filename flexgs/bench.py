@@ -28,11 +28,12 @@ CASES = (RasterCase(10_000, 160, 120), RasterCase(20_000, 320, 240), RasterCase(
          RasterCase(50_000, 640, 480), RasterCase(200_000, 640, 480))  # fmt: skip
 
 
-def random_splats(count: int, *, sh_degree: int = 3, seed: int = 0, points: np.ndarray | None = None) -> Splats:
+def random_splats(count: int, *, sh_degree: int = 3, seed: int = 0, points: np.ndarray | None = None,
+                  size: float = 0.6) -> Splats:  # fmt: skip
     """Gaussians in front of a camera at the origin that looks along z, or at `points` [M, 3] (subset, or repeated).
 
-    Sizes follow the spacing, as after initialisation from a point cloud: mean distance to the 3 nearest neighbours,
-    log-normal per axis; opacities are uniform in [0.05, 0.95].
+    Standard deviations are `size` times the mean distance to the 3 nearest neighbours, log-normal per axis; opacities
+    are uniform in [0.05, 0.95].
     """
     from scipy.spatial import cKDTree
 
@@ -48,7 +49,7 @@ def random_splats(count: int, *, sh_degree: int = 3, seed: int = 0, points: np.n
     else:
         xyz = points[rng.permutation(len(points))[np.arange(count) % len(points)]].astype(np.float64)
     spacing = cKDTree(xyz).query(xyz, 4)[0][:, 1:].mean(1).clip(1e-4)
-    scales = spacing[:, None] * np.exp(0.4 * rng.standard_normal((count, 3)))
+    scales = size * spacing[:, None] * np.exp(0.4 * rng.standard_normal((count, 3)))
     opacity = rng.uniform(0.05, 0.95, count)
     arrays = {
         "means": xyz,
@@ -126,7 +127,7 @@ def bench_raster(cases: tuple[RasterCase, ...] = CASES, *, threads: tuple[int, .
     rows = []
     try:
         for case in cases:
-            splats = random_splats(case.count, sh_degree=sh_degree, points=cloud).requires_grad_()
+            splats = random_splats(case.count, sh_degree=sh_degree, points=cloud, size=1.0 if points else 0.6).requires_grad_()
             camera = given.scaled(case.width, case.height) if given else front_camera(case.width, case.height)
             row: dict[str, float] = {"count": case.count, "width": case.width, "height": case.height}
             args = render, splats, camera

@@ -160,14 +160,19 @@ COMMANDS: dict[str, type] = {"train": Train, "eval": Eval, "cut": Cut, "data": D
 
 def parse(command: type[T], args: Sequence[str], prog: str) -> T:
     """Fill command from args; a field of type Config starts from the preset that --preset names."""
-    default: Any = tyro.MISSING
+    default: Any = tyro.MISSING_NONPROP
     names = [f.name for f in dataclasses.fields(command) if f.type is AnyConfig]  # type: ignore[arg-type]
     if names:
-        preset = next((b for a, b in itertools.pairwise(args) if a == "--preset"), None)
-        preset = preset or next((a.partition("=")[2] for a in args if a.startswith("--preset=")), "default")
-        given = {names[0]: Config.from_preset(preset)}
+        given = {names[0]: Config.from_preset(last_value("--preset", args) or "default")}
         default = command(**{f.name: given.get(f.name, _default_of(f)) for f in dataclasses.fields(command)})  # type: ignore[arg-type]
     return tyro.cli(command, args=list(args), prog=prog, description=command.__doc__, default=default)
+
+
+def last_value(flag: str, args: Sequence[str]) -> str | None:
+    """The value that flag has the last time it is given, as --flag value or --flag=value."""
+    values = [b for a, b in itertools.pairwise(args) if a == flag]
+    values += [a.partition("=")[2] for a in args if a.startswith(f"{flag}=")]
+    return values[-1] if values else None
 
 
 def guard(main: Callable[[], None]) -> int:
@@ -199,11 +204,13 @@ def pick_device(name: str) -> str:
     import torch
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {name}: torch {torch.__version__} finds no CUDA device; use --device cpu")
     if name != "cpu" and not name.startswith("cuda"):
         raise UserError(f"--device {name}: expected cpu, cuda or auto")
+    if name == "cpu":
+        torch.set_num_threads(1)  # the rasterizer has its own threads, and torch's spin while they wait
     return name
 
 

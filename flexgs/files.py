@@ -47,11 +47,16 @@ def write_json(path: Path, value: Any) -> None:
         out.write_text(json.dumps(value, indent=1) + "\n")
 
 
-def _beside(path: Path) -> Path:
+def make_folder(path: Path) -> Path:
+    """path as a folder that can be written to, or UserError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(path.parent, os.W_OK):
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
             raise PermissionError("permission denied")
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror or e}); choose another output folder") from None
-    return path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    return path
+
+
+def _beside(path: Path) -> Path:
+    return make_folder(path.parent) / f".{path.name}.{uuid4().hex[:8]}"

@@ -17,7 +17,7 @@ from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.evaluate.metrics import evaluate
 from flexgs.evaluate.pictures import write_curve, write_grid
-from flexgs.files import atomic_folder, write_json
+from flexgs.files import atomic_folder, make_folder, write_json
 from flexgs.scene import Scene
 from flexgs.train.checkpoint import latest_checkpoint
 from flexgs.train.trainer import Trainer
@@ -68,13 +68,14 @@ def finished(folder: Path, config: Config) -> dict[str, Any] | None:
 def run(config: Config, scene: Scene, folder: Path, group: Group, session: Session, device: str = "cpu") -> dict[str, Any]:
     """Train scene (or continue), evaluate it, write model, cuts and pictures into folder; returns results.json."""
     config.check()
+    if group.rank == 0:
+        make_folder(folder)  # before the work, not after it
     start = time.perf_counter()
     trainer = Trainer(config, scene, group, device)
     checkpoint = session.latest_checkpoint()
     if checkpoint is not None:
         trainer.load(checkpoint)
     if group.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config.to_dict())
         _forget_after(folder / "metrics.jsonl", trainer.step)
 

@@ -1,6 +1,8 @@
 """Which machines there are, and how scenes share them."""
 
+import logging
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -26,14 +28,17 @@ class Cluster:
 
     def __init__(self, address: str | None):
         self._ours = not ray.is_initialized()
-        if self._ours and address != "local":
-            try:
-                _init(address or "auto")
-                print(f"Ray: the cluster at {ray.get_runtime_context().gcs_address}", flush=True)
-            except ConnectionError as e:
-                if given := address or os.environ.get("RAY_ADDRESS"):
-                    raise UserError(f"{'--ray-address' if address else 'RAY_ADDRESS'} {given}: no Ray cluster answers "
-                                    f"({_first_line(e)}); start one, or use --ray-address local") from None
+        given = address or os.environ.get("RAY_ADDRESS")
+        if not self._ours or given == "local":
+            return
+        if given and given != "auto":
+            _check_answers(given, "--ray-address" if address else "RAY_ADDRESS")
+        try:
+            _init(given or "auto")
+            print(f"Ray: the cluster at {ray.get_runtime_context().gcs_address}", flush=True)
+        except ConnectionError as e:
+            if given:
+                raise UserError(f"{given}: Ray finds no cluster ({_first_line(e)}); start one, or use local") from None
 
     def __enter__(self) -> Self:
         return self
@@ -61,7 +66,7 @@ class Cluster:
 def _init(address: str, **options: Any) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # each checkpoint waits for the next poll
-    ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
+    ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,8 @@ def share_out(nodes: Sequence[Node], scenes: int, workers: int | None = None, ba
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     devices = gpus or sum(int(node.get("CPU", 0)) for node in nodes)
     kind = "GPU" if gpus else "CPU"
-    if workers is not None and not 1 <= workers <= devices:
-        raise UserError(f"--workers {workers}: found a cluster of {devices} {kind}s, expected 1 to {devices}")
-    if workers is not None and batch and batch % workers:
-        raise UserError(f"--workers {workers}: expected a divisor of --batch {batch}")
+    if workers is not None and workers > devices:
+        raise UserError(f"--workers {workers}: found {devices} {kind}s on {len(nodes)} machines, expected at most {devices}")
     if workers is None:
         workers = min(MAX_WORKERS, max(1, devices // scenes)) if gpus else 1
         while batch and batch % workers:
@@ -112,6 +115,16 @@ def share_out(nodes: Sequence[Node], scenes: int, workers: int | None = None, ba
     if slots < 1:
         raise UserError(f"found room for {room(cpus)} workers of one CPU and one GPU, expected {workers}")
     return Share(slots, workers, cpus, bool(gpus))
+
+
+def _check_answers(address: str, option: str) -> None:
+    """UserError if nothing answers at host:port; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as e:
+        raise UserError(f"{option} {address}: no Ray cluster answers ({e}); expected host:port of a cluster that runs, "
+                        "or local") from None
 
 
 def _first_line(error: Exception) -> str:

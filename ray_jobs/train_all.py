@@ -83,7 +83,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def train_all(options: TrainAll, args: Sequence[str]) -> int:
     """The whole command; args tell which settings the user has chosen."""
-    config, storage = options.config.check(), storage_folder(options.storage)
+    config = options.config.check()
+    if options.workers is not None and (options.workers < 1 or (config.batch or 0) % options.workers):
+        raise UserError(f"--workers {options.workers}: expected at least 1, and a divisor of --batch if that is given")
+    storage = storage_folder(options.storage)
     experiment = options.experiment or f"flexgs-{options.data_root.resolve().name if options.data_root else 'demo'}"
     folder = storage / experiment
     uri = options.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
@@ -181,6 +184,8 @@ def check_captures(captures: Sequence[Path], folder: Path, config: Config) -> di
                 wrong[capture.name] = e
     if wrong and len(wrong) == len(captures):
         raise UserError("; ".join(str(e) for e in wrong.values()))
+    for name, error in wrong.items():
+        print(f"{name}: left out: {error}", flush=True)
     return wrong
 
 

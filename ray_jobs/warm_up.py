@@ -16,7 +16,8 @@ def in_background() -> Iterator[Callable[[], None]]:
     if _compiled():
         yield lambda: None
         return
-    with subprocess.Popen([sys.executable, "-m", __name__], cwd=Path(__file__).parent.parent) as compiler:
+    command, here = [sys.executable, "-m", __name__], Path(__file__).parent.parent
+    with subprocess.Popen(command, cwd=here, stderr=subprocess.DEVNULL) as compiler:  # if it fails, the workers compile
         try:
             yield lambda: _wait(compiler)
         finally:

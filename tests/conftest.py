@@ -11,6 +11,8 @@ from flexgs.scene import load_scene
 from flexgs.scene.synthetic import write_synthetic
 from flexgs.splats import Splats
 
+torch.set_num_threads(1)  # idle OpenMP threads spin, and the machines that run tests have few cores
+
 
 @pytest.fixture(scope="session")
 def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -60,6 +60,13 @@ def test_a_failed_write_leaves_nothing_and_keeps_what_was_there(tmp_path, monkey
     assert files(tmp_path) == before
 
 
+def test_nothing_else_is_overwritten(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not a synthetic capture"):
+        write_synthetic("studio", tmp_path, **SMALL)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_unknown_scene(tmp_path):
     with pytest.raises(UserError, match=r"courtyrd.*courtyard, studio"):
         write_synthetic("courtyrd", tmp_path / "x")

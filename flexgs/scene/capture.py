@@ -54,10 +54,7 @@ class Lens:
         return LENSES[self.model] and not self.colmap().is_undistorted()
 
     def pinhole(self) -> "Lens":
-        """The PINHOLE lens that an image has after undistortion: as large as shows no blank pixel.
-
-        UserError if the distortion is so strong that there is none.
-        """
+        """The PINHOLE lens that an image has after undistortion: as large as shows no blank pixel."""
         return _pinhole(self)
 
     def camera(self, viewmat: np.ndarray) -> Camera:
@@ -90,12 +87,7 @@ def _pinhole(lens: Lens) -> Lens:
     if not lens.distorted:
         (fx, _, cx), (_, fy, cy), _ = lens.colmap().calibration_matrix().tolist()
         return Lens("PINHOLE", lens.width, lens.height, (fx, fy, cx, cy))
-    try:
-        return from_colmap(pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), lens.colmap()))
-    except (ValueError, RuntimeError) as e:
-        raise UserError(f"a {lens.model} camera of {lens.width}x{lens.height} pixels with the parameters "
-                        f"{', '.join(f'{p:g}' for p in lens.params)} cannot be undistorted: check its distortion, or "
-                        "undistort the capture first (colmap image_undistorter)") from e
+    return from_colmap(pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), lens.colmap()))
 
 
 @dataclass(eq=False)

@@ -74,7 +74,8 @@ def write_synthetic(name: str, folder: str | Path, *, views: int = 48, width: in
 
     It holds images/*.png, and sparse/0 with the cameras and some thousand points of what they see. The same arguments
     give the same files. lens: another camera than the usual pinhole of width x height pixels.
-    An existing folder is replaced as a whole; nothing is there until all of it is. UserError for another name.
+    An older capture there is replaced as a whole; nothing is there until all of it is. UserError for another name, or
+    if folder holds anything else.
     """
     if name not in SYNTHETIC:
         raise UserError(f"synthetic scene {name!r}: no such scene; expected one of {', '.join(SYNTHETIC)}")
@@ -82,6 +83,8 @@ def write_synthetic(name: str, folder: str | Path, *, views: int = 48, width: in
     from flexgs.scene.tracer import Tracer
 
     folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= {"images", "sparse"}):
+        raise UserError(f"{folder}: exists and is not a synthetic capture; it would be replaced: name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     lens = lens or Lens("PINHOLE", width, height, (0.9 * width, 0.9 * width, width / 2, height / 2))
     tracer = Tracer(STAGES[name](np.random.default_rng((seed, 1))))
@@ -94,7 +97,7 @@ def write_synthetic(name: str, folder: str | Path, *, views: int = 48, width: in
         (work / "images").mkdir()
         for i, image in enumerate(images):
             Image.fromarray(image).save(work / "images" / _file(i))
-        points = [_seen(tracer, lens, pose, image, 1 + POINTS // views, rng) 
+        points = [_seen(tracer, lens, pose, image, 1 + POINTS // views, rng)
                   for pose, image in zip(poses, images, strict=True)]
         _write_model(work / "sparse" / "0", lens, poses, points)
         work.chmod(0o755)

@@ -1,4 +1,4 @@
-"""A small ray tracer in numpy: enough of one to photograph the built-in scenes.
+"""A small ray tracer: enough of one to photograph the built-in scenes.
 
 Solids are ellipsoids, boxes, cylinders and tori in a frame of their own, with procedural textures, Blinn highlights,
 one lamp that casts shadows, and one mirror bounce. Colours are linear until the photograph is developed.
@@ -64,6 +64,14 @@ KINDS = ("ellipsoid", "box", "room", "cylinder", "torus")
 
 
 @numba.njit(cache=True, nogil=True)
+def _between(near: float, far: float, o: float, d: float, half: float) -> tuple[float, float]:
+    """The part of the ray from near to far whose coordinate o + t d is within half of zero."""
+    d = d if abs(d) > 1e-9 else 1e-9
+    a, b = (-half - o) / d, (half - o) / d
+    return max(near, min(a, b)), min(far, max(a, b))
+
+
+@numba.njit(cache=True, nogil=True)
 def _hit(kind: int, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float, size: Array) -> float:
     near, far = -FAR, FAR
     if kind == 0:
@@ -91,13 +99,9 @@ def _hit(kind: int, ox: float, oy: float, oz: float, dx: float, dy: float, dz: f
                 return FAR
             near, far = (-b - gap ** 0.5) / a, (-b + gap ** 0.5) / a
         else:
-            for o, d, s in ((ox, dx, size[0]), (oy, dy, size[1])):
-                turned = 1 / (d if abs(d) > 1e-9 else 1e-9)
-                near, far = max(near, min((-s - o) * turned, (s - o) * turned)), min(far, max((-s - o) * turned,
-                                                                                           (s - o) * turned))
-        turned = 1 / (dz if abs(dz) > 1e-9 else 1e-9)
-        a, b = (-size[2] - oz) * turned, (size[2] - oz) * turned
-        near, far = max(near, min(a, b)), min(far, max(a, b))
+            near, far = _between(near, far, ox, dx, size[0])
+            near, far = _between(near, far, oy, dy, size[1])
+        near, far = _between(near, far, oz, dz, size[2])
     if near >= far:
         return FAR
     if kind == 2:
@@ -147,7 +151,7 @@ def _normal(solid: Solid, p: Array) -> Array:
     else:
         q = np.abs(p / solid.size)
         n = np.where(q == q.max(1, keepdims=True), np.sign(p), 0) * (-1 if solid.kind == "room" else 1)
-    return (n / np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-9))
+    return n / np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-9)
 
 
 def _unrolled(solid: Solid, p: Array, n: Array) -> Array:

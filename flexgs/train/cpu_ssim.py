@@ -17,7 +17,7 @@ from flexgs.raster.cpu.pool import run_ranges
 
 FASTMATH = {"contract", "nsz", "arcp", "afn", "reassoc"}
 kernel = njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-helper = njit(inline="always", fastmath=FASTMATH, error_model="numpy")
+helper = njit(nogil=True, fastmath=FASTMATH, error_model="numpy")
 
 f32, u64 = np.float32, np.uint64
 ZERO, ONE, TWO = f32(0), f32(1), f32(2)
@@ -110,30 +110,24 @@ def loss_fwd(lo, hi, image, target, height, n, sums, slopes, want_slopes):
         l1, total = ZERO, ZERO
         for i in range(n):
             l1 += abs(image[at + i] - target[at + i])
+        for i in range(n):
+            m1, m2 = mu[i], nu[i]
+            mm, m12 = m1 * m1 + m2 * m2, m1 * m2
+            n1, n2 = TWO * m12 + C1, TWO * (ab[i] - m12) + C2
+            r1, r2 = ONE / (mm + C1), ONE / (ss[i] - mm + C2)
+            r12 = r1 * r2
+            value = n1 * n2 * r12
+            total += value
+            mu[i] = TWO * (m2 * (n2 - n1) * r12 - m1 * value * (r1 - r2))
+            ss[i] = -value * r2
+            ab[i] = TWO * n1 * r12
         if want_slopes:
-            for i in range(n):
-                m1, m2 = mu[i], nu[i]
-                mm, m12 = m1 * m1 + m2 * m2, m1 * m2
-                n1, n2 = TWO * m12 + C1, TWO * (ab[i] - m12) + C2
-                r1, r2 = ONE / (mm + C1), ONE / (ss[i] - mm + C2)
-                r12 = r1 * r2
-                value = n1 * n2 * r12
-                total += value
-                mu[i] = TWO * (m2 * (n2 - n1) * r12 - m1 * value * (r1 - r2))
-                ss[i] = -value * r2
-                ab[i] = TWO * n1 * r12
             for i in range(n):
                 slopes[at + i] = mu[i]
             for i in range(n):
                 slopes[area + at + i] = ss[i]
             for i in range(n):
                 slopes[u64(2) * area + at + i] = ab[i]
-        else:
-            for i in range(n):
-                m1, m2 = mu[i], nu[i]
-                mm, m12 = m1 * m1 + m2 * m2, m1 * m2
-                n1, n2 = TWO * m12 + C1, TWO * (ab[i] - m12) + C2
-                total += n1 * n2 / ((mm + C1) * (ss[i] - mm + C2))
         sums[row, 0], sums[row, 1] = l1, total
 
 
@@ -182,7 +176,7 @@ class L1SSIM(torch.autograd.Function):
         a, b = (t.detach().contiguous().numpy().reshape(-1) for t in (image, target))
         want = ctx.needs_input_grad[0]
         sums, slopes = np.empty((H, 2), np.float32), np.empty(3 * H * n if want else 0, np.float32)
-        run_ranges(loss_fwd, H, a, b, H, n, sums, slopes, want, grain=16, spread=1)
+        run_ranges(loss_fwd, H, a, b, H, n, sums, slopes, want, grain=64, spread=1)
         ctx.saved, ctx.shape, ctx.weights = (a, b, H, n, slopes), image.shape, (l1, ssim)
         mean = sums.sum(0, dtype=np.float64) / (H * n)
         return torch.tensor(l1 * mean[0] + ssim * (1 - mean[1]), dtype=torch.float32)
@@ -193,5 +187,5 @@ class L1SSIM(torch.autograd.Function):
         a, b, H, n, slopes = ctx.saved
         l1, ssim = (w * v.item() / (H * n) for w in ctx.weights)
         out = np.empty_like(a)
-        run_ranges(loss_bwd, H, a, b, H, n, slopes, f32(l1), f32(-ssim), out, grain=16, spread=1)
+        run_ranges(loss_bwd, H, a, b, H, n, slopes, f32(l1), f32(-ssim), out, grain=64, spread=1)
         return torch.from_numpy(out).view(ctx.shape), None, None, None

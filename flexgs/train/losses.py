@@ -26,7 +26,7 @@ def photometric(image: Tensor, target: Tensor, *, l1: float = 0.8, ssim: float =
         from flexgs.train.cpu_ssim import L1SSIM  # numba takes a second to import
 
         return L1SSIM.apply(image, target, l1, ssim)
-    return l1 * (image - target).abs().mean() + ssim * (1 - ssim_index(image, target))
+    return l1 * (image - target).abs().mean() + ssim * (1 - ssim_map(image, target).mean())
 
 
 def l1_ssim(image: Tensor, target: Tensor, ssim_weight: float = 0.2, mask: Tensor | None = None) -> Tensor:
@@ -41,7 +41,7 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     scikit-image's at the border. uint8 images are divided by 255.
     """
     dtype = image.dtype if image.is_floating_point() else torch.float32
-    return ssim_index(as_float(image, dtype), as_float(target, dtype))
+    return ssim_map(as_float(image, dtype), as_float(target, dtype)).mean()
 
 
 def as_float(image: Tensor, dtype: torch.dtype) -> Tensor:
@@ -49,7 +49,8 @@ def as_float(image: Tensor, dtype: torch.dtype) -> Tensor:
     return image.to(dtype) / 255 if image.dtype == torch.uint8 else image.to(dtype)
 
 
-def ssim_index(a: Tensor, b: Tensor) -> Tensor:
+def ssim_map(a: Tensor, b: Tensor) -> Tensor:
+    """[3, H, W] structural similarity at each pixel of float images [H, W, 3]."""
     taps = torch.arange(SSIM_TAPS, dtype=a.dtype, device=a.device) - SSIM_TAPS // 2
     taps = torch.exp(-0.5 * (taps / SSIM_SIGMA) ** 2)
     taps = taps / taps.sum()
@@ -60,4 +61,4 @@ def ssim_index(a: Tensor, b: Tensor) -> Tensor:
     mu_a, mu_b, squares, product = fields.view(4, *a.shape)
     means, cross = mu_a * mu_a + mu_b * mu_b, mu_a * mu_b
     top = (2 * cross + C1) * (2 * (product - cross) + C2)
-    return (top / ((means + C1) * (squares - means + C2))).mean()
+    return top / ((means + C1) * (squares - means + C2))

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -272,8 +273,9 @@ class Trainer:
         """Go on from a checkpoint. Steps, evaluation and reporting may differ from when it was written, the method may not."""
         tensors, about = load_checkpoint(folder)
         theirs = Config.from_dict(about["config"], str(folder / "state.json"))
-        if about["scene"] != self.scene.name or _method(theirs) != _method(self.config):
-            differing = [k for k, v in _method(theirs).items() if v != _method(self.config)[k]] or ["scene"]
+        was, now = (_depends(c, about["elastic"]) for c in (theirs, self.config))
+        differing = ["scene"] * (about["scene"] != self.scene.name) + [k for k in was if was[k] != now[k]]
+        if differing:
             raise UserError(f"{folder}: was trained with another {', '.join(differing)}; "
                             "use the same settings to continue or choose another output folder")
         self.step, self.seconds = about["step"], about["seconds"]
@@ -296,10 +298,14 @@ class Trainer:
             self.densifier.gradient, self.densifier.seen = part("densify.")["gradient"], part("densify.")["seen"]
 
 
-def _method(config: Config) -> dict[str, Any]:
-    """The settings that a checkpoint depends on."""
-    free = ("steps", "preset", "batch", "report_every", "checkpoint_every", "check_every", "evaluation")
-    return {k: v for k, v in config.to_dict().items() if k not in free}
+def _depends(config: Config, elastic: bool) -> dict[str, Any]:
+    """The settings that a checkpoint depends on; before stage 2 begins, those of stage 1, so that many can start from it."""
+    settings = config.to_dict()
+    if elastic:
+        free = ("steps", "preset", "batch", "report_every", "checkpoint_every", "check_every", "evaluation")
+        return {k: v for k, v in settings.items() if k not in free}
+    rates = {k: v for k, v in settings["rates"].items() if k in (f.name for f in fields(Splats))}
+    return {"rates": rates, **{k: settings[k] for k in ("seed", "background", "data", "base")}}
 
 
 class Meter:

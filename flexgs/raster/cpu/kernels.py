@@ -522,17 +522,19 @@ def tile_rows_of(my, half):
     return u64(first), u64(last)
 
 
-# Scratch of raster_fwd, in floats: transmittance (negative once the pixel is done), r, g, b, and the number of splats
-# seen up to the last that contributes.
-F_R, F_G, F_B, F_LAST = PIXELS, u64(2) * PIXELS, u64(3) * PIXELS, u64(4) * PIXELS
+# Scratch of raster_fwd, in floats: transmittance (negative once the pixel is done), r, g, b, the number of splats
+# seen up to the last that contributes, and the pixel's column (a table as long as the others, so that all of the row
+# loop's addresses differ by constants and LLVM need not check for overlap).
+F_R, F_G, F_B, F_LAST, F_LANE = PIXELS, u64(2) * PIXELS, u64(3) * PIXELS, u64(4) * PIXELS, u64(5) * PIXELS
 
 
 @kernel
 def raster_fwd(worker, workers, tile_order, offsets, ids, splats, packed, width, height, alpha_max, t_stop, background,
                image, transmittance, last):  # fmt: skip
     """Composite tiles front to back; packed gets each tile's splats side by side, for the backward pass."""
-    scr = np.empty(u64(5) * PIXELS, np.float32)
-    lane = np.arange(TILE).astype(np.float32)
+    scr = np.empty(F_LANE + PIXELS, np.float32)
+    for p in range(PIXELS):
+        scr[F_LANE + p] = f32(p % LANES)
     tiles_x = u64((width + TILE - 1) // TILE)
     for q in range(u64(worker), u64(tile_order.shape[0]), u64(workers)):
         tile = u64(tile_order[q])
@@ -570,7 +572,7 @@ def raster_fwd(worker, workers, tile_order, offsets, ids, splats, packed, width,
                 s0, s1 = hc * dy * dy, bb * dy
                 t = row * LANES
                 for j in range(LANES):
-                    dx = mx - lane[j]
+                    dx = mx - scr[F_LANE + t + j]
                     s = (ha * dx + s1) * dx + s0
                     a = o * exp_neg(s)
                     a = alpha_max if a > alpha_max else a
@@ -598,9 +600,10 @@ def raster_fwd(worker, workers, tile_order, offsets, ids, splats, packed, width,
                 last[y, x] = scr[F_LAST + p]
 
 
-# Scratch of raster_bwd: transmittance, S (see there), the gradient of the pixel's r, g, b, and the forward's last.
+# Scratch of raster_bwd: transmittance, S (see there), the gradient of the pixel's r, g, b, the forward's last, column.
 # Sums per lane: d loss / d sigma, its first and second moment in y, and the gradient of the splat's r, g, b.
 B_S, B_R, B_G, B_B, B_LAST = PIXELS, u64(2) * PIXELS, u64(3) * PIXELS, u64(4) * PIXELS, u64(5) * PIXELS
+B_LANE = u64(6) * PIXELS
 A_M1, A_M2, A_R, A_G, A_B = LANES, u64(2) * LANES, u64(3) * LANES, u64(4) * LANES, u64(5) * LANES
 
 
@@ -612,9 +615,10 @@ def raster_bwd(worker, workers, tile_order, offsets, slots, packed, width, heigh
     With d_i the colour of splat i times the pixel's gradient, w_i its weight, S_i the sum of w d over all behind it
     plus the background's share: d loss / d alpha_i = T_i d_i - S_i / (1 - alpha_i).
     """
-    scr = np.empty(u64(6) * PIXELS, np.float32)
+    scr = np.empty(B_LANE + PIXELS, np.float32)
     acc = np.empty(u64(6) * LANES, np.float32)
-    lane = np.arange(TILE).astype(np.float32)
+    for p in range(PIXELS):
+        scr[B_LANE + p] = f32(p % LANES)
     tiles_x = u64((width + TILE - 1) // TILE)
     for q in range(u64(worker), u64(tile_order.shape[0]), u64(workers)):
         tile = u64(tile_order[q])
@@ -658,7 +662,7 @@ def raster_bwd(worker, workers, tile_order, offsets, slots, packed, width, heigh
                 s0, s1 = hc * dy * dy, bb * dy
                 t = row * LANES
                 for j in range(LANES):
-                    dx = mx - lane[j]
+                    dx = mx - scr[B_LANE + t + j]
                     s = (ha * dx + s1) * dx + s0
                     e = o * exp_neg(s)
                     a = alpha_max if e > alpha_max else e
@@ -683,7 +687,7 @@ def raster_bwd(worker, workers, tile_order, offsets, slots, packed, width, heigh
             m00, m10, m20, m01, m11, m02 = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
             vr, vg, vb = ZERO, ZERO, ZERO
             for j in range(LANES):
-                dx = mx - lane[j]
+                dx = mx - scr[B_LANE + j]
                 v0, v1 = acc[j], acc[A_M1 + j]
                 m00 += v0
                 m10 += v0 * dx
@@ -731,9 +735,10 @@ def reduce_grads(lo, hi, order, pairs, grads, splats, v_means2d, v_conics, v_opa
 @kernel
 def contributions(worker, workers, tile_order, offsets, slots, packed, width, height, alpha_max, t_stop, sums):
     """sums[slot] = (sum of alpha * T, number of pixels, sum of T) of every (splat, tile) pair, as raster_fwd blends."""
-    scr = np.empty(PIXELS, np.float32)
+    scr = np.empty(PIXELS + PIXELS, np.float32)
     acc = np.empty(u64(3) * LANES, np.float32)
-    lane = np.arange(TILE).astype(np.float32)
+    for p in range(PIXELS):
+        scr[PIXELS + p] = f32(p % LANES)
     tiles_x = u64((width + TILE - 1) // TILE)
     for q in range(u64(worker), u64(tile_order.shape[0]), u64(workers)):
         tile = u64(tile_order[q])
@@ -758,7 +763,7 @@ def contributions(worker, workers, tile_order, offsets, slots, packed, width, he
                 s0, s1 = hc * dy * dy, bb * dy
                 t = row * LANES
                 for j in range(LANES):
-                    dx = mx - lane[j]
+                    dx = mx - scr[PIXELS + t + j]
                     s = (ha * dx + s1) * dx + s0
                     a = o * exp_neg(s)
                     a = alpha_max if a > alpha_max else a

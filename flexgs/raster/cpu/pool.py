@@ -75,7 +75,7 @@ def run_ranges(kernel: Callable, n: int, *args: Any, grain: int = 2048, spread: 
 
 
 def run_strides(kernel: Callable, n: int, *args: Any) -> None:
-    """kernel(worker, workers, *args): worker w does items w, w + workers, ... of n."""
-    threads = max(1, min(_threads, n))
-    chunks = 1 if threads == 1 else min(n, threads * CHUNKS_PER_THREAD)
+    """kernel(worker, workers, *args): worker w does items w, w + workers, ... of n; 8 items at least for a thread."""
+    threads = max(1, min(_threads, n // 8))
+    chunks = 1 if threads == 1 else threads * CHUNKS_PER_THREAD
     _run(kernel, [(c, chunks) for c in range(chunks)], threads, args)
