@@ -127,7 +127,8 @@ def bench_raster(cases: tuple[RasterCase, ...] = CASES, *, threads: tuple[int, .
     rows = []
     try:
         for case in cases:
-            splats = random_splats(case.count, sh_degree=sh_degree, points=cloud, size=1.0 if points else 0.6).requires_grad_()
+            spread = 1.0 if points else 0.6
+            splats = random_splats(case.count, sh_degree=sh_degree, points=cloud, size=spread).requires_grad_()
             camera = given.scaled(case.width, case.height) if given else front_camera(case.width, case.height)
             row: dict[str, float] = {"count": case.count, "width": case.width, "height": case.height}
             args = render, splats, camera

@@ -146,7 +146,7 @@ class Failures(UserCallback):
 def _describe(error: BaseException) -> str:
     """One line: the kind of error, the first line of its message and, if memory ran out, what to do."""
     text = str(error).strip()
-    line = f"{type(error).__name__}: {text.splitlines()[0] if text else ''}".rstrip(": ")
+    line = f"{type(error).__name__}: {text.splitlines()[0][:200] if text else ''}".rstrip(": ")
     if isinstance(error, MemoryError) or "out of memory" in text.lower() or "OutOfMemory" in type(error).__name__:
         line += " (out of memory: lower --base.max-splats or raise --data.factor)"
     return line

@@ -40,7 +40,7 @@ class RenderOutput:
     radii: Tensor
     """[N, 2] int32 screen radii in pixels, 0 where the splat is not visible."""
     contributions: Tensor | None
-    """[N, 3] per splat, over the pixels it reaches: sum of alpha*T, number of pixels, sum of T; None unless asked for."""
+    """[N, 3] per splat over the pixels it reaches: sum of alpha*T, their number, sum of T. None unless asked for."""
 
 
 def render(
