@@ -22,7 +22,7 @@ __all__ = ["Config", "UserError", "load", "load_scene", "render", "save", "train
 
 def train(scene: "Scene", config: Config, device: str = "cpu") -> "ElasticModel":
     """Train without a run folder: nothing is written or printed."""
-    from flexgs.train.trainer import Trainer
+    from flexgs.training.trainer import Trainer
 
     trainer = Trainer(config.check(), scene, device=device)
     trainer.fit(lambda step, metrics: None, lambda step, write: None)

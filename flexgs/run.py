@@ -19,8 +19,8 @@ from flexgs.evaluate.metrics import evaluate
 from flexgs.evaluate.pictures import write_curve, write_grid
 from flexgs.files import atomic_folder, make_folder, write_json
 from flexgs.scene import Scene
-from flexgs.train.checkpoint import latest_checkpoint
-from flexgs.train.trainer import Trainer
+from flexgs.training.checkpoint import latest_checkpoint
+from flexgs.training.trainer import Trainer
 
 
 class Session(Protocol):

@@ -16,7 +16,7 @@ from flexgs.errors import UserError
 from flexgs.evaluate.table import mean_ratios
 from flexgs.run import finished, git_sha
 from flexgs.tracking import Run, Tracking, flatten, read_jsonl
-from flexgs.train.checkpoint import latest_checkpoint
+from flexgs.training.checkpoint import latest_checkpoint
 from ray_jobs.train_scene import SceneFailedError, SceneJob, train_scene
 
 PLAIN_SECONDS = 10.0

@@ -47,7 +47,7 @@ def compile_kernels() -> None:
     from flexgs.camera import Camera
     from flexgs.raster import render
     from flexgs.splats import Splats
-    from flexgs.train.losses import photometric
+    from flexgs.training.losses import photometric
 
     n = 4
     splats = Splats(means=torch.randn(n, 3), quats=torch.randn(n, 4), scales=torch.full((n, 3), -1.0),

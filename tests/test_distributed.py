@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from flexgs.config import Config
 from flexgs.distributed import Group
 from flexgs.scene import load_scene
-from flexgs.train.trainer import Trainer
+from flexgs.training.trainer import Trainer
 
 
 def _worker(rank: int, world: int, port: int, work, arguments) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flexgs.raster.cpu.pool import get_num_threads, set_num_threads
-from flexgs.train.losses import photometric, ssim, ssim_map
+from flexgs.training.losses import photometric, ssim, ssim_map
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ from flexgs.errors import UserError
 from flexgs.evaluate.metrics import evaluate
 from flexgs.raster import render
 from flexgs.run import LocalSession, finished, run
-from flexgs.train.densify import Densifier, crosses, halves, reorder, rotation_matrices
-from flexgs.train.optim import Optimizer, splat_groups
-from flexgs.train.trainer import NonFiniteLossError, Trainer
+from flexgs.training.densify import Densifier, crosses, halves, reorder, rotation_matrices
+from flexgs.training.optim import Optimizer, splat_groups
+from flexgs.training.trainer import NonFiniteLossError, Trainer
 
 QUIET = lambda step, metrics: None  # noqa: E731
 

@@ -14,7 +14,7 @@ from flexgs.model.elastic import ElasticModel
 from flexgs.raster import render
 from flexgs.scene import Scene, View
 from flexgs.splats import Splats
-from flexgs.train.losses import ssim
+from flexgs.training.losses import ssim
 
 
 def psnr(image: Tensor, target: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""ElasticModel: splats in a nested order and the transform of those that stay. A cut is a prefix with the transform baked in."""
+"""ElasticModel: splats in a nested order and the transform of those that stay; a cut is a prefix, transform baked in."""
 
 import json
 from dataclasses import dataclass

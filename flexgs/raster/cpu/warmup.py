@@ -12,7 +12,7 @@ def warmup() -> None:
     The cache lies beside the source, or in NUMBA_CACHE_DIR where that is read-only.
     """
     from flexgs.raster import render
-    from flexgs.train.losses import photometric
+    from flexgs.training.losses import photometric
 
     def zeros(*shape: int) -> torch.Tensor:
         return torch.zeros(*shape, requires_grad=True)

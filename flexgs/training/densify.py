@@ -15,7 +15,7 @@ from flexgs.distributed import Group
 from flexgs.raster import RenderOutput
 from flexgs.seeds import generator
 from flexgs.splats import Splats, cat
-from flexgs.train.optim import Optimizer
+from flexgs.training.optim import Optimizer
 
 
 class Densifier:

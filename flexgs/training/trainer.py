@@ -23,10 +23,10 @@ from flexgs.raster import render
 from flexgs.scene import Points, Scene, ViewSampler, initial_splats
 from flexgs.seeds import generator
 from flexgs.splats import Splats
-from flexgs.train.checkpoint import load_checkpoint, save_checkpoint
-from flexgs.train.densify import Densifier, crosses, reorder
-from flexgs.train.losses import photometric
-from flexgs.train.optim import Optimizer, splat_groups
+from flexgs.training.checkpoint import load_checkpoint, save_checkpoint
+from flexgs.training.densify import Densifier, crosses, reorder
+from flexgs.training.losses import photometric
+from flexgs.training.optim import Optimizer, splat_groups
 
 Report = Callable[[int, dict[str, Any]], None]
 Keep = Callable[[int, Callable[[Path], None]], None]

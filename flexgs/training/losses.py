@@ -23,15 +23,10 @@ def photometric(image: Tensor, target: Tensor, *, l1: float = 0.8, ssim: float =
     if mask is not None:
         image = torch.where(mask[..., None], image, target)
     if image.device.type == "cpu" and image.dtype == torch.float32:
-        from flexgs.train.cpu_ssim import L1SSIM  # numba takes a second to import
+        from flexgs.training.cpu_ssim import L1SSIM  # numba takes a second to import
 
         return L1SSIM.apply(image, target, l1, ssim)
     return l1 * (image - target).abs().mean() + ssim * (1 - ssim_map(image, target).mean())
-
-
-def l1_ssim(image: Tensor, target: Tensor, ssim_weight: float = 0.2, mask: Tensor | None = None) -> Tensor:
-    """(1 - w) * mean |image - target| + w * (1 - SSIM); see photometric."""
-    return photometric(image, target, l1=1 - ssim_weight, ssim=ssim_weight, mask=mask)
 
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:
