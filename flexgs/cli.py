@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from flexgs.config import Config, check_ratio
+from flexgs.config import Config, Evaluation, check_ratio
 from flexgs.errors import UserError
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Eval:
     """Run folder, or its model folder."""
     scene: Path
     """Folder of the capture."""
-    ratios: tuple[float, ...] = Config().evaluation.ratios
+    evaluation: Annotated[Evaluation, tyro.conf.arg(name="")] = field(default_factory=Evaluation)
     device: str = "auto"
     json: bool = False
     """Print JSON instead of a table."""
@@ -70,12 +70,12 @@ class Eval:
         from flexgs.model.elastic import ElasticModel
         from flexgs.scene import load_scene
 
-        for ratio in self.ratios:
+        for ratio in self.evaluation.ratios:
             check_ratio(ratio, "--ratios")
         model = ElasticModel.load(self.run).to(pick_device(self.device))
         data = model.config.data
         scene = load_scene(self.scene, factor=data.factor, test_every=data.test_every, masks=data.masks)
-        measured = evaluate(model, scene, self.ratios, model.config.background)
+        measured = evaluate(model, scene, self.evaluation, model.config.background)
         if self.json:
             print(json.dumps(measured, indent=1))
         else:

@@ -83,6 +83,8 @@ class Loss:
     full_ssim: float = 0.1
     elastic_l1: float = 0.4
     elastic_ssim: float = 0.1
+    elastic_fade: float = 0.0
+    """p: an elastic render at ratio e moves the Gaussians shared by all ratios with e^p times its gradient."""
 
 
 @dataclass
@@ -172,7 +174,15 @@ class Field:
 
 @dataclass
 class Evaluation:
+    """What is measured on the test views."""
+
     ratios: tuple[float, ...] = (0.01, 0.05, 0.10, 0.15, 0.5, 1.0)
+    lpips: tuple[Literal["vgg", "alex"], ...] = ("vgg", "alex")
+    """LPIPS backbones; one that cannot be had is reported as not computed, with the reason."""
+    lpips_weights: str | None = None
+    """Folder of the backbones where nothing may be downloaded; default: $FLEXGS_LPIPS_WEIGHTS."""
+    lpips_range: Literal["[-1, 1]", "[0, 1]"] = "[-1, 1]"
+    """Range that the backbone is given: [-1, 1] is LPIPS as published, [0, 1] is what FlexGS's figures were made with."""
 
 
 @dataclass

@@ -87,7 +87,7 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
     trainer.fit(report if group.rank == 0 else lambda step, metrics: None, session.checkpoint)
     train_seconds = trainer.seconds
     model = trainer.model()
-    measured = evaluate(model, scene, config.evaluation.ratios, config.background, group)
+    measured = evaluate(model, scene, config.evaluation, config.background, group)
     results = {
         "scene": scene.name, "preset": config.preset, "seed": config.seed, "steps": config.steps,
         "git_sha": git_sha(), "train_seconds": round(train_seconds, 1), "seconds": 0.0, "splats": len(model.splats),

@@ -15,6 +15,7 @@ The only module of flexgs that imports mlflow, and only when it is used.
 """
 
 import functools
+import hashlib
 import json
 import logging
 import math
@@ -62,7 +63,7 @@ class Tracking:
         self.uri, self.name, self.artifacts = uri, experiment, artifacts
         self.client: Any = None
         self.id: str | None = None
-        self._retry_at = 0.0
+        self._retry_at, self._warned = 0.0, False
         self.available()
 
     def available(self) -> bool:
@@ -78,8 +79,10 @@ class Tracking:
 
     def failed(self, error: Exception) -> None:
         self._retry_at = time.monotonic() + RETRY_SECONDS
-        log.warning("MLflow at %s: %s; training goes on, metrics.jsonl and results.json hold every figure",
-                    public(self.uri), _one_line(error))
+        (log.debug if self._warned else log.warning)(
+            "MLflow at %s: %s; the training is not affected, metrics.jsonl and results.json have every figure",
+            public(self.uri), public(_one_line(error)))
+        self._warned = True
 
     def run(self, folder: Path, name: str, *, kind: str, parent: "Run | None" = None,
             tags: Mapping[str, object] | None = None, params: Mapping[str, object] | None = None) -> "Run":
@@ -146,8 +149,8 @@ class Run:
 
         Results that the run has already are not logged again.
         """
-        client, run_id, steps = self.tracking.client, self.id, results["steps"]
-        if client.get_run(run_id).data.tags.get("results_at_step") == str(steps):
+        client, run_id, steps, digest = self.tracking.client, self.id, results["steps"], _digest(results["ratios"])
+        if client.get_run(run_id).data.tags.get("results") == digest:
             return
         self._log_ratios(results["ratios"], steps)
         self._log_numbers({k: results[k] for k in ("train_seconds", "seconds") if _is_number(results.get(k))}, steps)
@@ -158,13 +161,16 @@ class Run:
             for file in sorted((folder / part).glob("*")):
                 if part == "renders" or file.stat().st_size <= CUT_BYTES:
                     client.log_artifact(run_id, str(file), part)
-        client.set_tag(run_id, "results_at_step", str(steps))  # after the rest: all of it is there
+        client.set_tag(run_id, "results", digest)  # after the rest: all of it is there
         self._end("FINISHED", None)
 
     @_tolerant
     def log_summary(self, ratios: Mapping[str, Mapping[str, float]], steps: int) -> None:
-        """Log figures per ratio, for instance means over scenes on the parent run."""
-        self._log_ratios(ratios, steps)
+        """Log figures per ratio, for instance means over scenes on the parent run, unless the run has them already."""
+        client, digest = self.tracking.client, _digest(ratios)
+        if client.get_run(self.id).data.tags.get("results") != digest:
+            self._log_ratios(ratios, steps)
+            client.set_tag(self.id, "results", digest)
 
     @_tolerant
     def finish(self, status: str = "FINISHED", error: str | None = None) -> None:
@@ -317,9 +323,14 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _digest(value: object) -> str:
+    """A short name for the value, the same in every process."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
 def _now() -> int:
     return int(1000 * time.time())
 
 
 def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -35,8 +35,12 @@ class Batch:
         self.errors: dict[str, Exception] = {}
 
     def skip(self, job: SceneJob) -> bool:
-        """Whether the scene was finished earlier; MLflow gets what it may have missed."""
-        results = finished(job.folder, job.config)
+        """Whether there is nothing to train: the scene was finished earlier. MLflow gets what it may have missed."""
+        try:
+            results = finished(job.folder, job.config)
+        except UserError as e:
+            self.errors[job.name] = e
+            return True
         if results is None:
             return False
         print(f"{job.name}: already finished, {results['steps']} views", flush=True)
@@ -61,8 +65,6 @@ class Batch:
                         screen.say(self._ended(watches.pop(future), future))
                     screen.show({watch.job.name: watch.look(screen) for f, watch in watches.items() if f.running()},
                                 sum(not f.running() for f in watches))
-            self.run.log_summary(mean_ratios(list(self.results.values())), max(job.config.steps for job in jobs))
-            self.run.finish("FAILED" if self.errors else "FINISHED")
         except BaseException:
             for watch in watches.values():
                 if watch.started:
@@ -72,6 +74,13 @@ class Batch:
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def finish(self) -> None:
+        """End the parent run in MLflow, with the means over scenes."""
+        if self.results:
+            results = list(self.results.values())
+            self.run.log_summary(mean_ratios(results), max(r["steps"] for r in results))
+        self.run.finish("FAILED" if self.errors else "FINISHED")
 
     def _ended(self, watch: "Watch", future: Future) -> str:
         """Note how a scene ended; the line to show."""
@@ -99,7 +108,7 @@ class Watch:
 
     def __init__(self, job: SceneJob, run: Run):
         self.job, self.run = job, run
-        self.started = 0.0
+        self.started, self._kept = 0.0, 0
         self._history, self._failures = job.folder / "metrics.jsonl", job.folder / "failures.jsonl"
         self._failed = len(read_jsonl(self._failures))
         self._tracked = 0.0
@@ -108,9 +117,9 @@ class Watch:
         """The scene's line now; sends to MLflow what is new, and tells the screen about workers that were started again."""
         if not self.started:
             self.started = time.time()
-            kept = latest_checkpoint(self.job.folder / "checkpoints")
-            if kept is not None:
-                screen.say(f"{self.job.name}: continues from {kept.name} of {self.job.config.steps}")
+            if kept := latest_checkpoint(self.job.folder / "checkpoints"):
+                self._kept = int(kept.name.removeprefix("step_"))
+                screen.say(f"{self.job.name}: continues from {self._kept} of {self.job.config.steps}")
             self.run.start()
         if time.time() - self._tracked > TRACKING_SECONDS:
             self.track()
@@ -119,12 +128,12 @@ class Watch:
             screen.say(f"{self.job.name}: workers started again: {'; '.join(sorted(set(failure['errors'].values())))}")
             self.run.log_metric("train/restarts", len(failures))
         self._failed = len(failures)
-        rows = read_jsonl(self._history) if self._fresh() else []
-        if not rows:
+        row = self._last_row()
+        if row is None:
             return f"{self.job.name:14} starting ({self.seconds():.0f} s)"
-        step, metrics = rows[-1]["step"], rows[-1]
-        return progress_line(self.job.name, step, metrics) if step < metrics["steps"] else (
-            f"{self.job.name:14} evaluating at {step} of {metrics['steps']}")
+        if row["step"] >= row["steps"]:
+            return f"{self.job.name:14} evaluating at {row['step']} of {row['steps']}"
+        return progress_line(self.job.name, row["step"], row)
 
     def track(self) -> None:
         """Send MLflow the part of the history that it does not have."""
@@ -134,9 +143,13 @@ class Watch:
     def seconds(self) -> float:
         return time.time() - self.started if self.started else 0.0
 
-    def _fresh(self) -> bool:
-        """Whether the history is of this start and not of an earlier one."""
-        return self._history.exists() and self._history.stat().st_mtime > self.started
+    def _last_row(self) -> dict[str, Any] | None:
+        """The newest line of the history, if it is of this start and not of an earlier one."""
+        if self._history.exists() and self._history.stat().st_mtime > self.started:
+            rows = read_jsonl(self._history)
+            if rows and rows[-1]["step"] > self._kept:
+                return rows[-1]
+        return None
 
 
 class Screen:

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import ray
 import torch
+from ray._private.utils import read_ray_address
 
 from flexgs.errors import UserError
 
@@ -21,24 +22,16 @@ Node = Mapping[str, float]
 
 
 class Cluster:
-    """The Ray cluster at address, else one that runs already, else this machine, where Ray starts when it is needed.
+    """The Ray cluster at address, else the one of $RAY_ADDRESS or `ray start`, else this machine, where Ray starts when needed.
 
     Use it in a with statement: what it has connected or started ends with it.
     """
 
     def __init__(self, address: str | None):
         self._ours = not ray.is_initialized()
-        given = address or os.environ.get("RAY_ADDRESS")
-        if not self._ours or given == "local":
-            return
-        if given and given != "auto":
-            _check_answers(given, "--ray-address" if address else "RAY_ADDRESS")
-        try:
-            _init(given or "auto")
-            print(f"Ray: the cluster at {ray.get_runtime_context().gcs_address}", flush=True)
-        except ConnectionError as e:
-            if given:
-                raise UserError(f"{given}: Ray finds no cluster ({_first_line(e)}); start one, or use local") from None
+        if self._ours and (found := _find(address)):
+            _init(found)
+            print(f"Ray: the cluster at {found}", flush=True)
 
     def __enter__(self) -> Self:
         return self
@@ -58,7 +51,8 @@ class Cluster:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
             more = workers is not None and workers > (os.cpu_count() or 1)  # CPUs are only counted: two may share one
-            _init("local", num_cpus=workers if more else None, object_store_memory=256 << 20)
+            _init("local", num_cpus=workers if more else None, num_gpus=torch.cuda.device_count(),
+                  object_store_memory=256 << 20)
             print("Ray: this machine", flush=True)
         return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
@@ -117,15 +111,24 @@ def share_out(nodes: Sequence[Node], scenes: int, workers: int | None = None, ba
     return Share(slots, workers, cpus, bool(gpus))
 
 
-def _check_answers(address: str, option: str) -> None:
-    """UserError if nothing answers at host:port; Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, ValueError) as e:
-        raise UserError(f"{option} {address}: no Ray cluster answers ({e}); expected host:port of a cluster that runs, "
-                        "or local") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _find(address: str | None) -> str | None:
+    """host:port of a cluster that answers, None for this machine. (Ray tries for minutes to reach one that has gone, and its
+    own "auto" joins any cluster that runs here, another script's too.)"""
+    sources = {"--ray-address": address, "RAY_ADDRESS": os.environ.get("RAY_ADDRESS"), "ray start": read_ray_address()}
+    for source, value in sources.items():
+        if value == "local":
+            return None
+        if not value or value == "auto":
+            continue
+        host, _, port = value.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+            return value
+        except (OSError, ValueError) as e:
+            if source != "ray start":
+                raise UserError(f"{source} {value}: no Ray cluster answers ({e}); expected host:port of one that runs, "
+                                "or local") from None
+            print(f"Ray: the cluster that was started here at {value} has gone", flush=True)
+    if address == "auto":
+        raise UserError("--ray-address auto: found no cluster started here; run ray start, or use local")
+    return None

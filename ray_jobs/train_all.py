@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python itself
 
 import tyro
 
-from flexgs.cli import AnyConfig, guard
+from flexgs.cli import AnyConfig, guard, last_value
 from flexgs.config import Config
 from flexgs.errors import UserError
 from flexgs.evaluate.table import print_results
@@ -71,7 +71,7 @@ class TrainAll:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 if a scene failed, 2 if all that is wrong is the user's to mend."""
-    args = sys.argv[1:] if args is None else args
+    args = [_dashed(arg) for arg in (sys.argv[1:] if args is None else args)]
     code = 0
 
     def body() -> None:
@@ -93,6 +93,7 @@ def train_all(options: TrainAll, args: Sequence[str]) -> int:
     with warm_up.in_background() as wait_for_kernels:
         captures = find_captures(options, storage)
         unreadable = check_captures(captures, folder, config)
+        make_folder(storage)
         with Cluster(options.ray_address) as cluster:
             if not cluster.has_gpu:
                 config = laptop_size(config, LAPTOP if options.data_root else DEMO, args)
@@ -106,6 +107,7 @@ def train_all(options: TrainAll, args: Sequence[str]) -> int:
                 if not share.gpu:
                     wait_for_kernels()
                 batch.train([replace(job, workers=share.workers, cpus=share.cpus, gpu=share.gpu) for job in jobs], share.slots)
+            batch.finish()
     return report(batch, [capture.name for capture in captures], unreadable | batch.errors)
 
 
@@ -124,7 +126,7 @@ def report(batch: Batch, scenes: Sequence[str], errors: Mapping[str, Exception])
 
 def parse(args: Sequence[str]) -> TrainAll:
     """Fill TrainAll from args; its settings start from --config or --preset. UserError for flags that it does not know."""
-    file, preset = _value("--config", args), _value("--preset", args)
+    file, preset = last_value("--config", args), last_value("--preset", args)
     if file and preset:
         raise UserError("--config and --preset: expected one of them; both are a set of settings to start from")
     start = TrainAll(config=Config.load(Path(file)) if file else Config.from_preset(preset or "default"))
@@ -142,20 +144,21 @@ def parse(args: Sequence[str]) -> TrainAll:
 
 
 def storage_folder(storage: Path | None) -> Path:
-    """The absolute folder that runs go to, made if need be."""
-    if storage is None:
-        storage = Path("~/flexgs-runs" if IN_JOB else "runs")
-    storage = storage.expanduser()
+    """The absolute path of the folder that runs go to."""
+    storage = (storage or Path("~/flexgs-runs" if IN_JOB else "runs")).expanduser()
     if IN_JOB and not storage.is_absolute():
         raise UserError(f"--storage {storage}: expected an absolute path; the folder that ray job submit runs in is temporary")
-    storage = storage.absolute()
+    return storage.absolute()
+
+
+def make_folder(storage: Path) -> None:
+    """Make the folder if need be; UserError if it cannot be written to."""
     try:
         storage.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"--storage {storage}: cannot be made ({e.strerror}); choose another folder") from None
     if not os.access(storage, os.W_OK):
         raise UserError(f"--storage {storage}: cannot be written to; choose another folder")
-    return storage
 
 
 def find_captures(options: TrainAll, storage: Path) -> list[Path]:
@@ -167,6 +170,7 @@ def find_captures(options: TrainAll, storage: Path) -> list[Path]:
     if unknown := set(names or ()) - set(SYNTHETIC):
         raise UserError(f"--scenes {' '.join(sorted(unknown))}: the built-in scenes are {', '.join(SYNTHETIC)}; "
                         "--data-root names a folder of captures")
+    make_folder(storage)
     if not all((root / name).is_dir() for name in SYNTHETIC):
         print(f"making the demo scenes {', '.join(SYNTHETIC)} in {root}", flush=True)
     ensure_synthetic(root)
@@ -191,11 +195,11 @@ def check_captures(captures: Sequence[Path], folder: Path, config: Config) -> di
 
 def laptop_size(config: Config, size: Size, args: Sequence[str]) -> Config:
     """The config cut down to size, except for what the user has chosen; says so."""
-    if _value("--config", args) is not None:
+    if last_value("--config", args) is not None:
         return config
-    steps = min(config.steps, size.steps) if _value("--steps", args) is None else config.steps
+    steps = min(config.steps, size.steps) if last_value("--steps", args) is None else config.steps
     splats = config.base.max_splats
-    if _value("--base.max-splats", args) is None:
+    if last_value("--base.max-splats", args) is None:
         splats = min(splats, size.splats)
     smaller = replace(config, steps=steps, base=replace(config.base, max_splats=splats))
     if smaller != config:
@@ -204,13 +208,10 @@ def laptop_size(config: Config, size: Size, args: Sequence[str]) -> Config:
     return smaller
 
 
-def _value(flag: str, args: Sequence[str]) -> str | None:
-    """The value that args give a flag, in any of the spellings that tyro takes."""
-    for i, arg in enumerate(args):
-        name, equals, value = arg.partition("=")
-        if name.replace("_", "-") == flag:
-            return value if equals else next(iter(args[i + 1:i + 2]), "")
-    return None
+def _dashed(arg: str) -> str:
+    """--base.max_splats as --base.max-splats: tyro takes both."""
+    flag, equals, value = arg.partition("=")
+    return flag.replace("_", "-") + equals + value if arg.startswith("--") else arg
 
 
 if __name__ == "__main__":

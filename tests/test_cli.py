@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,32 @@ def test_the_installed_command_ends_with_its_code(tmp_path):
     done = subprocess.run([sys.executable, "-m", "flexgs", "train", str(tmp_path / "nowhere")], capture_output=True, text=True,
                           env={**os.environ, "COLUMNS": "100"}, check=False)
     assert done.returncode == 2 and "nowhere" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_killed_at_any_moment_and_started_again(capture, tmp_path):
+    """SIGKILL in stage 1 and again in stage 2; the model and its figures are those of an uninterrupted run, bit for bit."""
+    command = [sys.executable, "-m", "flexgs", "train", str(capture), *SMALL, "--steps", "400", "--checkpoint-every", "20"]
+
+    def start(folder: str) -> subprocess.Popen:
+        return subprocess.Popen([*command, "--output", str(tmp_path / folder)], stdout=subprocess.DEVNULL,
+                                env={**os.environ, "FLEXGS_NUM_THREADS": "1"})
+
+    whole = start("whole")
+    for seen in ("step_00000060", "step_00000260"):
+        process = start("killed")
+        deadline = time.monotonic() + 120
+        checkpoints = tmp_path / "killed/studio/checkpoints"
+        while max((p.name for p in checkpoints.glob("step_*")), default="") < seen:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    assert start("killed").wait() == 0 and whole.wait() == 0
+    one, two = (json.loads((tmp_path / name / "studio/results.json").read_text())["ratios"] for name in ("whole", "killed"))
+    for row in (*one.values(), *two.values()):
+        del row["ms"]
+    assert one == two
+    files = [(tmp_path / name / "studio/model/model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert files[0] == files[1]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "killed/studio/metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(20, 401, 20))  # none lost, none repeated

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import random_splats
 
-from flexgs.config import Config
+from flexgs.config import Config, Evaluation
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.evaluate.metrics import evaluate
@@ -82,7 +82,7 @@ def test_elastic_training_beats_pruning(scene, config):
         getattr(Config.from_preset("plain"), name) for name in ("loss", "ratios", "order", "transform"))
     plain = train(config, scene)
     assert len(elastic.splats) == len(plain.splats)
-    ours, theirs = (evaluate(m, scene, (0.05, 0.2, 1.0), config.background)["ratios"] for m in (elastic, plain))
+    ours, theirs = (evaluate(m, scene, Evaluation((0.05, 0.2, 1.0)), config.background)["ratios"] for m in (elastic, plain))
     assert ours["0.05"]["psnr"] > theirs["0.05"]["psnr"] + 1
     assert ours["0.2"]["psnr"] > theirs["0.2"]["psnr"] + 1
     assert theirs["1"]["psnr"] > 17

@@ -2,14 +2,17 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flexgs.config import Evaluation
 from flexgs.deploy.export import ply_bytes
 from flexgs.distributed import Group
+from flexgs.evaluate import lpips
+from flexgs.evaluate.lpips import Lpips
 from flexgs.model.elastic import ElasticModel
 from flexgs.raster import render
 from flexgs.scene import Scene, View
@@ -23,8 +26,8 @@ def psnr(image: Tensor, target: Tensor) -> float:
 
 
 @torch.no_grad()
-def measure(splats: Splats, view: View, background: Tensor) -> dict[str, float]:
-    """PSNR, SSIM and milliseconds per frame of one view. Pixels outside the view's mask count as perfect."""
+def measure(splats: Splats, view: View, background: Tensor, networks: Mapping[str, Lpips]) -> dict[str, float]:
+    """PSNR, SSIM, LPIPS by each network and milliseconds per frame of one view. Pixels outside its mask count as perfect."""
     device = splats.means.device
     camera = view.camera.to(device)
     start = _now(device)
@@ -33,35 +36,43 @@ def measure(splats: Splats, view: View, background: Tensor) -> dict[str, float]:
     target, mask = view.image().to(device) / 255, view.mask()
     if mask is not None:
         image = torch.where(mask.to(device)[:, :, None], image, target)
-    return {"psnr": psnr(image, target), "ssim": float(ssim(image, target)), "ms": ms}
+    return {"psnr": psnr(image, target), "ssim": float(ssim(image, target)), "ms": ms,
+            **{f"lpips_{name}": network(image, target) for name, network in networks.items()}}
 
 
-def evaluate(model: ElasticModel, scene: Scene, ratios: Sequence[float], background: Sequence[float],
+def evaluate(model: ElasticModel, scene: Scene, options: Evaluation, background: Sequence[float],
              group: Group | None = None) -> dict[str, Any]:
     """Means over the test views at each ratio, the views split over the workers.
 
     Returns {"protocol": ..., "ratios": {"0.05": {"psnr", "ssim", "lpips_vgg", "lpips_alex", "splats", "mb", "ms"}}}; mb is the
-    size of the PLY in 10^6 bytes, ms the median over the views of one render on this machine.
+    size of the PLY in 10^6 bytes, ms the median over the views of one render on this machine. An LPIPS that was not computed is
+    None, and the protocol says why.
     """
     group = group or Group()
     colour = torch.tensor(background, device=model.splats.means.device)
+    loaded = {net: lpips.load(net, options.lpips_weights, options.lpips_range) for net in options.lpips}
+    networks: dict[str, Lpips] = {net: network for net, network in loaded.items() if isinstance(network, Lpips)}
     table = {}
-    for ratio in ratios:
+    for ratio in options.ratios:
         cut = model.cut(ratio)
-        mine = {i: measure(cut, scene.test[i], colour) for i in group.share(len(scene.test))}
+        mine = {i: measure(cut, scene.test[i], colour, networks) for i in group.share(len(scene.test))}
         views = {i: m for part in group.gather(mine) for i, m in part.items()}
-        rows = [views[i] for i in sorted(views)]  # in the order of views, so that sums do not depend on the number of workers
+        rows = [views[i] for i in sorted(views)]  # in the order of views: sums do not depend on the number of workers
+
+        def mean(key: str, rows: list[dict[str, float]] = rows) -> float | None:
+            return round(statistics.fmean(r[key] for r in rows), 5) if key in rows[0] else None
+
         table[f"{ratio:g}"] = {
-            "psnr": round(statistics.fmean(r["psnr"] for r in rows), 4),
-            "ssim": round(statistics.fmean(r["ssim"] for r in rows), 5),
-            "lpips_vgg": None, "lpips_alex": None,
+            "psnr": mean("psnr"), "ssim": mean("ssim"), "lpips_vgg": mean("lpips_vgg"), "lpips_alex": mean("lpips_alex"),
             "splats": len(cut), "mb": round(ply_bytes(len(cut), cut.sh_degree) / 1e6, 4),
             "ms": round(statistics.median(r["ms"] for r in rows), 3),
         }
     return {"ratios": table, "protocol": {
         "test_views": len(scene.test), "background": list(background), "images": "float, clamped to [0, 1]",
-        "ssim": "11x11 Gaussian window, sigma 1.5, zero padding", "lpips": "not computed: not part of this version",
-        "mb": "standard 3DGS PLY", "device": str(model.splats.means.device)}}
+        "ssim": "11x11 Gaussian window, sigma 1.5, zero padding", "mb": "standard 3DGS PLY",
+        "device": str(model.splats.means.device),
+        **{f"lpips_{net}": f"inputs in {options.lpips_range}" if net in networks else f"not computed, because {loaded[net]}"
+           for net in options.lpips}}}
 
 
 def _now(device: torch.device) -> float:

@@ -154,7 +154,7 @@ class Trainer:
         loss.backward()
         for (_, full), (_, part) in zip(self.splats.items(), leaf.items(), strict=True):
             if part.grad is not None and full.grad is not None:
-                full.grad[selection.index] += part.grad  # rows are unique
+                full.grad[selection.index] += part.grad * ratio**self.config.loss.elastic_fade  # rows are unique
         return loss.detach()
 
     def _select(self, ratio: float, position: int, i: int) -> Selection:

@@ -1,0 +1,190 @@
+"""The Ray jobs: shares of a cluster, settings, bad input; and real Ray with real MLflow on a batch of two scenes."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import ray
+
+from flexgs.config import Config
+from flexgs.errors import UserError
+from flexgs.tracking import Tracking, read_jsonl
+from ray_jobs import cluster, train_all, train_scene
+
+TINY = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "600", "--base.grow-every", "20",
+        "--report-every", "20", "--checkpoint-every", "40", "--evaluation.ratios", "0.05", "1"]
+
+
+@pytest.mark.parametrize(("nodes", "scenes", "workers", "expected"), [
+    ([{"CPU": 2}], 2, None, (2, 1, 1, False)),
+    ([{"CPU": 2}], 1, None, (1, 1, 2, False)),                                   # one scene: the CPUs become threads
+    ([{"CPU": 16}], 3, None, (3, 1, 5, False)),
+    ([{"CPU": 2}], 5, 2, (1, 2, 1, False)),
+    ([{"CPU": 8}, {"CPU": 2}], 2, None, (2, 1, 4, False)),                       # five each would not fit
+    ([{"CPU": 32, "GPU": 8}], 13, None, (8, 1, 4, True)),                        # a scene per GPU
+    ([{"CPU": 32, "GPU": 8}], 3, None, (3, 2, 4, True)),                         # spare GPUs are shared out
+    ([{"CPU": 64, "GPU": 8}] * 2, 1, None, (1, 8, 8, True)),
+    ([{"CPU": 64, "GPU": 8}] * 2, 1, 16, (1, 16, 8, True)),
+    ([{"CPU": 8}, {"CPU": 4, "GPU": 1}, {"CPU": 16, "GPU": 1}], 4, None, (2, 1, 4, True)),  # the head has no GPU
+])
+def test_shares(nodes, scenes, workers, expected):
+    share = cluster.share_out(nodes, scenes, workers)
+    assert (share.slots, share.workers, share.cpus, share.gpu) == expected
+
+
+def test_a_share_divides_the_batch():
+    assert cluster.share_out([{"CPU": 32, "GPU": 8}], 1, None, batch=6).workers == 6
+    assert cluster.share_out([{"CPU": 32, "GPU": 8}], 1, None, batch=9).workers == 3
+
+
+def test_more_workers_than_devices_are_refused():
+    with pytest.raises(UserError, match="--workers 9: found 8 GPUs on 1 machine"):
+        cluster.share_out([{"CPU": 32, "GPU": 8}], 1, 9)
+
+
+def test_settings_come_from_flags_a_preset_or_a_file(tmp_path):
+    options = train_all.parse(["--preset", "paper", "--field.resolution", "32", "32", "32", "50", "--scenes", "a", "b"])
+    assert options.config.preset == "paper" and options.config.order.kind == "gsnet"
+    assert options.config.field.resolution == (32, 32, 32, 50) and options.scenes == ("a", "b")
+    (tmp_path / "c.json").write_text(json.dumps(Config.from_preset("paper", steps=77, seed=3).to_dict()))
+    config = train_all.parse(["--config", str(tmp_path / "c.json"), "--seed", "4"]).config
+    assert (config.preset, config.steps, config.seed) == ("paper", 77, 4)
+
+
+def test_laptop_size_leaves_what_the_user_chose(capsys):
+    config, size = Config(), train_all.Size(steps=400, splats=3000)
+    small = train_all.laptop_size(config, size, [])
+    assert (small.steps, small.base.max_splats) == (400, 3000) and "no GPU" in capsys.readouterr().out
+    assert train_all.laptop_size(config, size, ["--steps", "30000"]).steps == config.steps
+    assert train_all.laptop_size(config, size, ["--base.max-splats=9"]).base.max_splats == config.base.max_splats
+    assert train_all.laptop_size(config, size, ["--config", "x.json"]) == config
+    assert train_all.laptop_size(Config(steps=10), size, []).steps == 10
+
+
+def test_a_relative_storage_is_refused_in_a_submitted_job(monkeypatch):
+    monkeypatch.setattr(train_all, "IN_JOB", True)
+    assert train_all.storage_folder(None) == Path.home() / "flexgs-runs"
+    with pytest.raises(UserError, match="absolute"):
+        train_all.storage_folder(Path("runs"))
+
+
+def test_what_a_worker_raised_is_noted_or_ends_the_run(tmp_path):
+    failures = train_scene.Failures(tmp_path)
+    failures.after_exception(None, {0: RuntimeError("lost\nmore"), 1: MemoryError()})
+    errors = read_jsonl(tmp_path / "failures.jsonl")[0]["errors"]
+    assert errors["0"] == "RuntimeError: lost" and "--base.max-splats" in errors["1"]
+    with pytest.raises(UserError, match="no such image"):
+        failures.after_exception(None, {0: RuntimeError("lost"), 1: UserError("no such image")})
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (["--data-root", "/nowhere"], "/nowhere: no such folder"),
+    (["--data-root", "{root}", "--scenes", "fox"], "no capture named fox; found studio"),
+    (["--scenes", "fox"], "the built-in scenes are"),
+    (["--data-root", "{root}", "--storage", "/dev/null/x"], "--storage /dev/null/x: cannot be made"),
+    (["--data-root", "{root}", "--ray-address", "127.0.0.1:9"], "--ray-address 127.0.0.1:9: no Ray cluster answers"),
+    (["--ray-adress", "local"], "--ray-adress"),
+    (["--steps", "many"], "--steps"),
+    (["--steps", "0"], "--steps: found 0"),
+    (["--workers", "0"], "--workers 0"),
+    (["--workers", "2", "--batch", "3"], "--batch"),
+    (["--preset", "best"], "--preset best: unknown"),
+    (["--config", "/nowhere.json"], "/nowhere.json"),
+    (["--evaluation.ratios", "0.1", "2"], "--evaluation.ratios: found 2.0"),
+])
+def test_bad_input_is_one_line_and_exit_code_2(args, message, capture, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert train_all.main([arg.format(root=capture.parent) for arg in args]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and errors.count("\n") == 1 and "Traceback" not in errors
+    assert not list(tmp_path.rglob("*.json"))
+
+
+# ---------------------------------------------------------------------- real Ray
+
+
+@pytest.fixture(scope="module")
+def ray_here():
+    """Ray on this machine, as quick as it gets."""
+    quick = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+             "RAY_TRAIN_METRICS_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ.update(quick)
+    ray.init("local", num_cpus=2, log_to_driver=False, object_store_memory=100 << 20)
+    yield
+    ray.shutdown()
+    for name in quick:
+        del os.environ[name]
+
+
+def start(root: Path, storage: Path, *more: str) -> tuple[int, str, str]:
+    """Run the job in this process: exit code, stdout, stderr."""
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        code = train_all.main(["--data-root", str(root), "--storage", str(storage), *TINY, *more])
+    return code, out.getvalue(), errors.getvalue()
+
+
+@pytest.fixture(scope="module")
+def two_scenes(ray_here, capture, tmp_path_factory):
+    """A batch of a good scene and one with an image that is cut off: data, storage and what the job said."""
+    root, storage = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("storage")
+    for name in ("good", "torn"):
+        shutil.copytree(capture, root / name)
+    image = sorted((root / "torn" / "images").iterdir())[5]
+    image.write_bytes(image.read_bytes()[:500])
+    return root, storage, start(root, storage)
+
+
+def runs(storage: Path, root: Path) -> tuple[Tracking, dict]:
+    tracking = Tracking(f"sqlite:///{storage / 'mlflow.db'}", f"flexgs-{root.name}")
+    return tracking, {r.info.run_name: r for r in tracking.client.search_runs([tracking.id])}
+
+
+@pytest.mark.ray
+def test_a_failing_scene_does_not_disturb_the_other(two_scenes):
+    root, storage, (code, out, errors) = two_scenes
+    folder = storage / f"flexgs-{root.name}"
+    assert code == 2, errors
+    assert errors.startswith(f"flexgs: torn failed: {root}/torn/images/") and errors.count("\n") == 1
+    assert "good: finished" in out and "100 %" in out and "mlflow server" in out
+
+    results = json.loads((folder / "good" / "results.json").read_text())
+    assert results["scene"] == "good" and results["steps"] == 80 and set(results["ratios"]) == {"0.05", "1"}
+    assert len(list((folder / "good" / "cuts").glob("*.ply"))) == 2
+    assert {p.name for p in (folder / "good" / "checkpoints").iterdir()} == {"step_00000040", "step_00000080"}
+    assert [r["step"] for r in read_jsonl(folder / "good" / "metrics.jsonl")] == [20, 40, 60, 80]
+    assert not (folder / "torn" / "results.json").exists() and not (folder / "torn" / "failures.jsonl").exists()
+
+    tracking, by_name = runs(storage, root)
+    good, torn, batch = by_name["good"], by_name["torn"], by_name["all scenes"]
+    assert (good.info.status, torn.info.status, batch.info.status) == ("FINISHED", "FAILED", "FAILED")
+    assert "images" in torn.data.tags["error"] and good.data.tags["mlflow.parentRunId"] == batch.info.run_id
+    assert good.data.metrics["psnr/ratio_0.05"] == results["ratios"]["0.05"]["psnr"]
+    assert good.data.metrics["splats/ratio_1.00"] == results["ratios"]["1"]["splats"]
+    assert [m.step for m in tracking.client.get_metric_history(good.info.run_id, "train/loss")] == [20, 40, 60, 80]
+    assert {a.path for a in tracking.client.list_artifacts(good.info.run_id)} >= {"cuts", "renders", "results.json"}
+
+
+@pytest.mark.ray
+def test_finished_scenes_are_skipped_and_more_steps_continue(two_scenes):
+    root, storage, _ = two_scenes
+    folder = storage / f"flexgs-{root.name}" / "good"
+    before = (folder / "results.json").stat().st_mtime_ns
+    code, out, _ = start(root, storage, "--scenes", "good")
+    assert code == 0 and "good: already finished, 80 views" in out and "PSNR" in out
+    assert (folder / "results.json").stat().st_mtime_ns == before
+
+    code, out, errors = start(root, storage, "--scenes", "good", "--steps", "120", "--workers", "2")
+    assert code == 0, errors
+    assert "good: continues from 80 of 120" in out and "2 workers of 1 CPU" in out
+    assert json.loads((folder / "results.json").read_text())["steps"] == 120
+    assert [r["step"] for r in read_jsonl(folder / "metrics.jsonl")] == [20, 40, 60, 80, 100, 120]
+    tracking, by_name = runs(storage, root)
+    history = tracking.client.get_metric_history(by_name["good"].info.run_id, "train/loss")
+    assert [m.step for m in history] == [20, 40, 60, 80, 100, 120]
+    assert len(by_name) == 3  # the same runs went on

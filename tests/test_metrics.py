@@ -1,0 +1,58 @@
+"""PSNR, LPIPS and what the protocol says of them."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_splats
+
+from flexgs import config as cfg
+from flexgs.config import Config, Evaluation
+from flexgs.errors import UserError
+from flexgs.evaluate import lpips
+from flexgs.evaluate.metrics import evaluate, psnr
+from flexgs.model.elastic import ElasticModel
+from flexgs.model.transform import Transform
+
+WEIGHTS = Path(os.environ.get(lpips.WEIGHTS_VARIABLE, Path(__file__).parents[2] / "shared" / "weights"))
+needs_weights = pytest.mark.skipif(not WEIGHTS.is_dir(), reason=f"no LPIPS backbones: {WEIGHTS} does not exist")
+
+
+def test_psnr_of_a_known_error():
+    image = torch.full((8, 8, 3), 0.5)
+    assert psnr(image, image + 0.1) == pytest.approx(20.0, abs=1e-4)
+
+
+@needs_weights
+@pytest.mark.parametrize("net", ["vgg", "alex"])
+def test_lpips(net):
+    """Zero for equal images, larger for a larger change, not the same in the two input ranges."""
+    measure = lpips.load(net, str(WEIGHTS))
+    g = torch.Generator().manual_seed(0)
+    image = torch.rand(64, 64, 3, generator=g)
+    noise = torch.randn(64, 64, 3, generator=g)
+    small, large = (measure((image + s * noise).clamp(0, 1), image) for s in (0.05, 0.3))
+    assert measure(image, image) == 0 < small < large
+    assert lpips.load(net, str(WEIGHTS), "[0, 1]")((image + 0.3 * noise).clamp(0, 1), image) != large
+
+
+def test_wrong_weights_are_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        lpips.load("vgg", str(tmp_path))
+    (tmp_path / lpips.FILES["vgg"]).write_bytes(b"not a state dictionary")
+    with pytest.raises(UserError, match="not the weights of the vgg backbone"):
+        lpips.load("vgg", str(tmp_path))
+    torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / lpips.FILES["alex"])
+    with pytest.raises(UserError, match="not the weights of the alex backbone"):
+        lpips.load("alex", str(tmp_path))
+
+
+def test_what_was_not_computed_says_why(scene, monkeypatch):
+    """Never silently skipped: a None in the table has its reason in the protocol."""
+    monkeypatch.delenv(lpips.WEIGHTS_VARIABLE, raising=False)
+    model = ElasticModel(random_splats(50), Transform(), Config(transform=cfg.Transform("none")))
+    measured = evaluate(model, scene, Evaluation((0.5,)), (0.0, 0.0, 0.0))
+    for net in ("vgg", "alex"):
+        said, value = measured["protocol"][f"lpips_{net}"], measured["ratios"]["0.5"][f"lpips_{net}"]
+        assert said.startswith("not computed, because") if value is None else said == "inputs in [-1, 1]"

@@ -1,0 +1,128 @@
+"""MLflow: names, runs that go on, and an MLflow that is not there."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flexgs.config import Config
+from flexgs.tracking import Tracking, flatten, public, ratio_name, read_jsonl
+
+RESULTS = {"scene": "fox", "preset": "smoke", "steps": 200, "train_seconds": 3.5, "seconds": 4.0, "ratios": {
+    "0.005": {"psnr": 15.0, "ssim": 0.4, "lpips_vgg": None, "splats": 5, "mb": 0.1, "ms": 1.0},
+    "0.05": {"psnr": 20.0, "ssim": 0.6, "lpips_vgg": 0.3, "splats": 50, "mb": 1.0, "ms": 2.0},
+    "1": {"psnr": 25.0, "ssim": 0.8, "lpips_vgg": 0.1, "splats": 1000, "mb": 20.0, "ms": 9.0}}}
+
+
+def row(step: int) -> dict:
+    return {"step": step, "stage": 1, "steps": 200, "loss": 1 / step, "eta_seconds": float("nan"), "psnr": 20.0}
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+def test_ratio_names_have_two_decimals_or_more():
+    assert [ratio_name(r) for r in (0.005, 0.05, 0.1, 0.125, 0.5, 1.0)] == [
+        "ratio_0.005", "ratio_0.05", "ratio_0.10", "ratio_0.125", "ratio_0.50", "ratio_1.00"]
+
+
+def test_flatten_and_public():
+    assert flatten({"a": 1, "b": {"c": {"d": (2, 3)}}}) == {"a": 1, "b.c.d": (2, 3)}
+    assert public("http://me:secret@host:5000/x") == "http://host:5000/x"
+
+
+def test_half_a_line_is_left_for_later(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert [r["step"] for r in read_jsonl(tmp_path / "a.jsonl")] == [1, 2]
+    assert read_jsonl(tmp_path / "none.jsonl") == []
+
+
+def test_a_scene_from_start_to_end_and_on(uri, tmp_path):
+    """History without gaps or doubles over a restart, results under their names once, pictures and cuts."""
+    folder = tmp_path / "fox"
+    for name, size in (("renders/grid.png", 10), ("cuts/fox_005.00pct.ply", 10), ("cuts/fox_100.00pct.ply", 60_000_000)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with (folder / name).open("wb") as f:
+            f.truncate(size)
+    (folder / "results.json").write_text(json.dumps(RESULTS))
+
+    def start():
+        tracking = Tracking(uri, "flexgs-test", tmp_path / "artifacts")
+        batch = tracking.run(tmp_path, "all scenes", kind="batch")
+        run = tracking.run(folder, "fox", kind="scene", parent=batch, tags={"scene": "fox", "git_sha": None},
+                           params=flatten(Config.from_preset("smoke").to_dict()))
+        run.start()
+        return tracking, batch, run
+
+    tracking, batch, run = start()
+    run.log_history([row(50), row(100)])
+    run.log_history([row(50), row(100), row(150)])
+    run.finish("FAILED", "it broke")
+    client, run_id = tracking.client, run.id
+    assert client.get_run(run_id).data.tags["error"] == "it broke" and client.get_run(run_id).info.status == "FAILED"
+
+    tracking, batch, run = start()  # another process, which redoes some steps
+    assert run.id == run_id and client.get_run(run_id).info.status == "RUNNING"
+    run.log_history([row(100), row(150), row(200)])
+    for _ in range(2):
+        run.log_results(RESULTS, folder)
+    batch.log_summary(RESULTS["ratios"], 200)
+    batch.finish()
+
+    done = client.get_run(run_id)
+    assert done.info.status == "FINISHED" and "error" not in done.data.tags
+    assert done.data.tags["kind"] == "scene" and done.data.tags["mlflow.parentRunId"] == batch.id
+    assert done.data.params["field.resolution"] == "(64, 64, 64, 100)" and done.data.params["steps"] == "200"
+    assert [m.step for m in client.get_metric_history(run_id, "train/loss")] == [50, 100, 150, 200]
+    assert not {"train/eta_seconds", "train/steps"} & set(done.data.metrics)
+    assert done.data.metrics["psnr/ratio_0.05"] == 20 and done.data.metrics["psnr/ratio_0.005"] == 15
+    assert done.data.metrics["lpips/ratio_1.00"] == 0.1 and "lpips/ratio_0.005" not in done.data.metrics
+    assert {f"{name}/ratio_1.00" for name in ("ssim", "splats", "mb", "ms")} <= set(done.data.metrics)
+    curve = client.get_metric_history(run_id, "curve/psnr_by_ratio_permille")
+    assert sorted((m.step, m.value) for m in curve) == [(5, 15), (50, 20), (1000, 25)]
+    assert {a.path for a in client.list_artifacts(run_id)} == {"results.json", "renders", "cuts"}
+    assert [a.path for a in client.list_artifacts(run_id, "cuts")] == ["cuts/fox_005.00pct.ply"]  # the other is too large
+    assert client.get_run(batch.id).data.metrics["psnr/ratio_1.00"] == 25
+    experiment = client.get_experiment(tracking.id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert f"experiments/{tracking.id}/runs" in tracking.how_to_open() and "mlflow server" in tracking.how_to_open()
+
+
+def test_a_run_that_mlflow_has_lost_is_made_again(uri, tmp_path):
+    (tmp_path / "mlflow.json").write_text('{"run_id": "0123456789abcdef0123456789abcdef"}')
+    run = Tracking(uri, "flexgs-lost").run(tmp_path, "fox", kind="scene")
+    run.log_history([row(50)])
+    run.finish()
+    assert json.loads((tmp_path / "mlflow.json").read_text())["run_id"] == run.id != "0123456789abcdef0123456789abcdef"
+
+
+def test_no_mlflow_is_a_warning(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with caplog.at_level(logging.WARNING, "flexgs.tracking"):
+        tracking = Tracking("http://me:secret@127.0.0.1:9", "flexgs-test")
+        run = tracking.run(tmp_path / "fox", "fox", kind="scene")
+        run.start()
+        run.log_history([row(50)])
+        run.log_results(RESULTS, tmp_path)
+        run.finish()
+    assert [r.levelname for r in caplog.records] == ["WARNING"] and "127.0.0.1:9" in caplog.text
+    assert "secret" not in caplog.text and tracking.how_to_open() == ""
+    assert not (tmp_path / "fox").exists()
+
+
+def test_processes_that_start_together_share_one_database(tmp_path):
+    code = (f"from flexgs.tracking import Tracking; from pathlib import Path; import sys\n"
+            f"t = Tracking('sqlite:///{tmp_path}/new.db', 'flexgs-test', Path({str(tmp_path)!r}) / 'artifacts')\n"
+            f"r = t.run(Path({str(tmp_path)!r}) / sys.argv[1], sys.argv[1], kind='scene'); r.start(); r.finish()")
+    processes = [subprocess.Popen([sys.executable, "-c", code, name], stderr=subprocess.PIPE, text=True) for name in "ab"]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert errors == ["", ""]
+    tracking = Tracking(f"sqlite:///{tmp_path}/new.db", "flexgs-test")
+    runs = tracking.client.search_runs([tracking.id])
+    assert sorted(r.info.run_name for r in runs) == ["a", "b"] and {r.info.status for r in runs} == {"FINISHED"}
+    assert not list(Path(tmp_path).glob(".mlflow-*"))
