@@ -1,7 +1,9 @@
 """The command line: flexgs train | eval | cut | data | bench | doctor."""
 
+import contextlib
 import dataclasses
 import functools
+import io
 import itertools
 import json
 import sys
@@ -18,6 +20,8 @@ from flexgs.errors import UserError
 T = TypeVar("T")
 AnyConfig = Annotated[Config, tyro.conf.arg(name="")]  # its settings are flags of their own: --steps, --field.resolution
 
+ConfigFile = Annotated[Path | None, tyro.conf.arg(name="config")]
+
 
 @dataclass
 class Train:
@@ -29,6 +33,8 @@ class Train:
     """The run goes to OUTPUT/<scene>."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
+    config_file: ConfigFile = None
+    """A config.json to start from instead of a preset."""
     config: AnyConfig = field(default_factory=Config)
 
     def __call__(self) -> None:
@@ -159,19 +165,40 @@ COMMANDS: dict[str, type] = {"train": Train, "eval": Eval, "cut": Cut, "data": D
 
 
 def parse(command: type[T], args: Sequence[str], prog: str) -> T:
-    """Fill command from args; a field of type Config starts from the preset that --preset names."""
-    default: Any = tyro.MISSING_NONPROP
-    names = [f.name for f in dataclasses.fields(command) if f.type is AnyConfig]  # type: ignore[arg-type]
-    if names:
-        given = {names[0]: Config.from_preset(last_value("--preset", args) or "default")}
-        default = command(**{f.name: given.get(f.name, _default_of(f)) for f in dataclasses.fields(command)})  # type: ignore[arg-type]
-    return tyro.cli(command, args=list(args), prog=prog, description=command.__doc__, default=default)
+    """Fill command from args; its settings, if it has a field `config`, start from --config or --preset.
+
+    UserError, in one line, for flags and values that it does not take.
+    """
+    start: Any = tyro.MISSING_NONPROP
+    if "config" in (f.name for f in dataclasses.fields(command)):  # type: ignore[arg-type]
+        file, preset = last_value("--config", args), last_value("--preset", args)
+        if file and preset:
+            raise UserError("--config and --preset: expected one of them; both are a set of settings to start from")
+        config = Config.load(Path(file)) if file else Config.from_preset(preset or "default")
+        given = {f.name: _default_of(f) for f in dataclasses.fields(command)}  # type: ignore[arg-type]
+        start = command(**{**given, "config": config})
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(command, args=list(args), prog=prog, description=command.__doc__, default=start)
+    except SystemExit as e:
+        if not e.code:
+            raise
+        # tyro frames its complaint: a title, the complaint, a rule, advice; without UTF-8 there is a rule below the title too.
+        lines = [text for line in complaint.getvalue().splitlines()[1:] if (text := line.strip("│╭╮╰╯ "))]
+        body = itertools.dropwhile(_is_rule, lines)
+        what = " ".join(itertools.takewhile(lambda line: not _is_rule(line), body))
+        raise UserError(f"{what}; see --help") from None
+
+
+def _is_rule(line: str) -> bool:
+    return set(line) <= set("─-")
 
 
 def last_value(flag: str, args: Sequence[str]) -> str | None:
-    """The value that flag has the last time it is given, as --flag value or --flag=value."""
-    values = [b for a, b in itertools.pairwise(args) if a == flag]
-    values += [a.partition("=")[2] for a in args if a.startswith(f"{flag}=")]
+    """The value of flag where it is given last, as --flag value or --flag=value, with - or _ between words."""
+    words = [*itertools.chain.from_iterable(a.split("=", 1) if a.startswith("--") else [a] for a in args)]
+    values = [b for a, b in itertools.pairwise(words) if a.replace("_", "-") == flag]
     return values[-1] if values else None
 
 

@@ -83,7 +83,7 @@ class Loss:
     full_ssim: float = 0.1
     elastic_l1: float = 0.4
     elastic_ssim: float = 0.1
-    elastic_fade: float = 0.0
+    elastic_fade: float = 0.5
     """p: an elastic render at ratio e moves the Gaussians shared by all ratios with e^p times its gradient."""
 
 
@@ -282,6 +282,24 @@ def count_at(ratio: float, n: int) -> int:
     return max(1, math.floor(check_ratio(ratio) * n + 1e-9))
 
 
+def check_same_method(theirs: Config, ours: Config, elastic: bool, folder: Path) -> None:
+    """UserError if what was trained under theirs, into folder, cannot be continued under ours.
+
+    Before stage 2 begins (elastic False) only the settings of stage 1 matter, so that many runs can start from one stage 1.
+    """
+    was, now = ({k: v for k, v in c.to_dict().items() if k not in _FREE} for c in (theirs, ours))
+    if not elastic:
+        was, now = ({**{k: c[k] for k in ("seed", "background", "data", "base")},
+                     "rates": {k: c["rates"][k] for k in _BASE_RATES}} for c in (was, now))
+    if differing := [k for k in was if was[k] != now[k]]:
+        raise UserError(f"{folder}: was trained with another {', '.join(differing)}; "
+                        "use the same settings to continue or choose another output folder")
+
+
+_FREE = ("steps", "preset", "batch", "report_every", "checkpoint_every", "check_every", "evaluation")
+_BASE_RATES = ("means", "quats", "scales", "opacities", "sh0", "shN")
+
+
 def _read(kind: Any, value: Any, where: str) -> Any:
     """JSON value -> the annotated type, for the few kinds of annotation that Config uses."""
     if is_dataclass(kind):
@@ -322,7 +340,7 @@ def _paper(config: Config) -> None:
     config.base.share = 15 / 35
     config.base.grow_until = 1.0
     config.base.reset_every = 0.2
-    config.loss = Loss(full_l1=0.5, full_ssim=0.2, elastic_l1=0.5, elastic_ssim=0.1)
+    config.loss = Loss(full_l1=0.5, full_ssim=0.2, elastic_l1=0.5, elastic_ssim=0.1, elastic_fade=0.0)
     config.ratios.sampling = "random"
     config.order = Order(kind="gsnet", score="alpha_t")
     config.transform.kind = "field"

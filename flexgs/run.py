@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from flexgs.config import Config
+from flexgs.config import Config, check_same_method
 from flexgs.deploy.export import write_ply
 from flexgs.distributed import Group
 from flexgs.errors import UserError
@@ -54,7 +54,7 @@ class LocalSession:
 
 
 def finished(folder: Path, config: Config) -> dict[str, Any] | None:
-    """The results of a run that this configuration has nothing to add to, or None."""
+    """The results of a run that this configuration has nothing to add to, or None. UserError if they are of another method."""
     path = folder / "results.json"
     if not path.exists():
         return None
@@ -62,6 +62,7 @@ def finished(folder: Path, config: Config) -> dict[str, Any] | None:
         results = json.loads(path.read_text())
     except json.JSONDecodeError as e:
         raise UserError(f"{path}: not readable ({e}); remove it to evaluate again") from None
+    check_same_method(Config.load(folder / "config.json"), config, True, folder)
     return results if results["steps"] >= config.steps else None
 
 

@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from flexgs.files import write_json
 
@@ -56,7 +57,7 @@ def _tolerant(method: Callable[..., None]) -> Callable[..., None]:
 
 
 class Tracking:
-    """An MLflow experiment; without effect while its server or database cannot be reached."""
+    """An MLflow experiment, opened when it is first used; without effect while it cannot be reached."""
 
     def __init__(self, uri: str, experiment: str, artifacts: Path | None = None):
         """artifacts: where files go that belong to a local database; a server decides for itself."""
@@ -64,10 +65,9 @@ class Tracking:
         self.client: Any = None
         self.id: str | None = None
         self._retry_at, self._warned = 0.0, False
-        self.available()
 
     def available(self) -> bool:
-        """Whether MLflow may be called now; opens the experiment at the first time that it can."""
+        """Whether MLflow may be called now; opens the experiment when it is first asked, which takes seconds."""
         if time.monotonic() < self._retry_at:
             return False
         if self.id is None:
@@ -264,6 +264,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def sqlite_uri(database: Path) -> str:
+    """The URI of a database file, which is read with percent signs decoded."""
+    return f"sqlite:///{str(database.absolute()).replace('%', '%25')}"
+
+
 def public(uri: str) -> str:
     """The URI without the user and password that it may hold."""
     return re.sub(r"//[^/@]*@", "//", uri)
@@ -284,7 +289,7 @@ def _open(uri: str, name: str, artifacts: Path | None) -> tuple[Any, str]:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     local = uri.startswith("sqlite:///")
     if local:
-        _create_database(Path(uri.removeprefix("sqlite:///")))
+        _create_database(Path(unquote(uri.removeprefix("sqlite:///"))))
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
@@ -310,7 +315,7 @@ def _create_database(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
         new = Path(folder) / path.name
-        mlflow.MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+        mlflow.MlflowClient(sqlite_uri(new)).search_experiments(max_results=1)
         try:
             os.link(new, path)
         except FileExistsError:

@@ -17,7 +17,7 @@ from flexgs.evaluate.table import mean_ratios
 from flexgs.run import finished, git_sha
 from flexgs.tracking import Run, Tracking, flatten, read_jsonl
 from flexgs.training.checkpoint import latest_checkpoint
-from ray_jobs.train_scene import SceneFailedError, SceneJob, train_scene
+from ray_jobs.train_scene import SceneJob, train_scene
 
 PLAIN_SECONDS = 10.0
 """Between two progress lines of a scene where the output is not a terminal."""
@@ -52,7 +52,6 @@ class Batch:
 
     def train(self, jobs: Sequence[SceneJob], slots: int) -> None:
         """Train the scenes, so many at a time; one that fails does not disturb the others."""
-        self.run.start()
         watches: dict[Future, Watch] = {}
         pool = ThreadPoolExecutor(slots)
         try:
@@ -60,11 +59,13 @@ class Batch:
                 for job in jobs:
                     watches[pool.submit(train_scene, job)] = Watch(job, self._run_of(job))
                 while watches:
+                    running = [watch for future, watch in watches.items() if future.running()]
+                    screen.show({watch.job.name: watch.look(screen) for watch in running}, len(watches) - len(running))
+                    for watch in running:  # the first time, MLflow is opened here, while Ray starts the workers
+                        watch.track()
                     done, _ = wait(watches, timeout=1.0, return_when=FIRST_COMPLETED)
                     for future in done:
                         screen.say(self._ended(watches.pop(future), future))
-                    screen.show({watch.job.name: watch.look(screen) for f, watch in watches.items() if f.running()},
-                                sum(not f.running() for f in watches))
         except BaseException:
             for watch in watches.values():
                 if watch.started:
@@ -85,14 +86,14 @@ class Batch:
     def _ended(self, watch: "Watch", future: Future) -> str:
         """Note how a scene ended; the line to show."""
         job, run = watch.job, watch.run
-        watch.track()
+        watch.track(now=True)
         error = future.exception()
         if error is None:
             results = self.results[job.name] = future.result()
             run.log_results(results, job.folder)
             figures = ", ".join(f"{row['psnr']:.2f} dB at {100 * float(r):g} %" for r, row in results["ratios"].items())
             return f"{job.name}: finished in {watch.seconds():.0f} s: {figures}"
-        if not isinstance(error, UserError | SceneFailedError):
+        if not isinstance(error, Exception):
             raise error
         self.errors[job.name] = error
         run.finish("FAILED", str(error))
@@ -114,15 +115,12 @@ class Watch:
         self._tracked = 0.0
 
     def look(self, screen: "Screen") -> str:
-        """The scene's line now; sends to MLflow what is new, and tells the screen about workers that were started again."""
+        """The scene's line now; tells the screen about workers that were started again."""
         if not self.started:
             self.started = time.time()
             if kept := latest_checkpoint(self.job.folder / "checkpoints"):
                 self._kept = int(kept.name.removeprefix("step_"))
                 screen.say(f"{self.job.name}: continues from {self._kept} of {self.job.config.steps}")
-            self.run.start()
-        if time.time() - self._tracked > TRACKING_SECONDS:
-            self.track()
         failures = read_jsonl(self._failures)
         for failure in failures[self._failed:]:
             screen.say(f"{self.job.name}: workers started again: {'; '.join(sorted(set(failure['errors'].values())))}")
@@ -135,10 +133,13 @@ class Watch:
             return f"{self.job.name:14} evaluating at {row['step']} of {row['steps']}"
         return progress_line(self.job.name, row["step"], row)
 
-    def track(self) -> None:
-        """Send MLflow the part of the history that it does not have."""
-        self._tracked = time.time()
-        self.run.log_history(read_jsonl(self._history))
+    def track(self, now: bool = False) -> None:
+        """Now and then, send MLflow the part of the history that it does not have."""
+        if not self._tracked:
+            self.run.start()
+        if now or time.time() - self._tracked > TRACKING_SECONDS:
+            self._tracked = time.time()
+            self.run.log_history(read_jsonl(self._history))
 
     def seconds(self) -> float:
         return time.time() - self.started if self.started else 0.0

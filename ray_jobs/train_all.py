@@ -7,8 +7,6 @@
 The same command continues what is unfinished and skips what is finished.
 """
 
-import contextlib
-import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,12 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python itself
 
 import tyro
 
-from flexgs.cli import AnyConfig, guard, last_value
+from flexgs.cli import AnyConfig, guard, last_value, parse
 from flexgs.config import Config
 from flexgs.errors import UserError
 from flexgs.evaluate.table import print_results
 from flexgs.scene import SYNTHETIC, ensure_synthetic, find_scenes
-from flexgs.tracking import Tracking
+from flexgs.tracking import Tracking, sqlite_uri
 from ray_jobs import warm_up
 from ray_jobs.batch import Batch
 from ray_jobs.cluster import IN_JOB, Cluster, share_out
@@ -48,7 +46,7 @@ class TrainAll:
     """Train every scene of a dataset with Ray Train. The same command continues unfinished scenes and skips finished ones."""
 
     data_root: Path | None = None
-    """Folder of captures, or one capture. Default: the built-in synthetic scenes."""
+    """Folder of captures. Default: the built-in synthetic scenes."""
     scenes: tuple[str, ...] = ()
     """Only these folders of DATA_ROOT."""
     storage: Path | None = None
@@ -63,7 +61,7 @@ class TrainAll:
     mlflow_uri: str | None = None
     """Default: $MLFLOW_TRACKING_URI, else STORAGE/mlflow.db."""
     ray_address: str | None = None
-    """A cluster's address, or local. Default: the cluster that Ray finds, else this machine."""
+    """host:port of a cluster, or local. Default: $RAY_ADDRESS, else the cluster of `ray start`, else this machine."""
     config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
     """A config.json to start from instead of a preset."""
     config: AnyConfig = field(default_factory=Config)
@@ -71,12 +69,12 @@ class TrainAll:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 if a scene failed, 2 if all that is wrong is the user's to mend."""
-    args = [_dashed(arg) for arg in (sys.argv[1:] if args is None else args)]
+    args = sys.argv[1:] if args is None else args
     code = 0
 
     def body() -> None:
         nonlocal code
-        code = train_all(parse(args), args)
+        code = train_all(parse(TrainAll, args, "train_all.py"), args)
 
     return guard(body) or code
 
@@ -89,7 +87,7 @@ def train_all(options: TrainAll, args: Sequence[str]) -> int:
     storage = storage_folder(options.storage)
     experiment = options.experiment or f"flexgs-{options.data_root.resolve().name if options.data_root else 'demo'}"
     folder = storage / experiment
-    uri = options.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
+    uri = options.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(storage / "mlflow.db")
     with warm_up.in_background() as wait_for_kernels:
         captures = find_captures(options, storage)
         unreadable = check_captures(captures, folder, config)
@@ -122,25 +120,6 @@ def report(batch: Batch, scenes: Sequence[str], errors: Mapping[str, Exception])
     for scene, error in errors.items():
         print(f"flexgs: {scene} failed: {error}", file=sys.stderr)
     return 0 if not errors else 2 if all(isinstance(e, UserError) for e in errors.values()) else 1
-
-
-def parse(args: Sequence[str]) -> TrainAll:
-    """Fill TrainAll from args; its settings start from --config or --preset. UserError for flags that it does not know."""
-    file, preset = last_value("--config", args), last_value("--preset", args)
-    if file and preset:
-        raise UserError("--config and --preset: expected one of them; both are a set of settings to start from")
-    start = TrainAll(config=Config.load(Path(file)) if file else Config.from_preset(preset or "default"))
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(TrainAll, args=list(args), prog="train_all.py", description=TrainAll.__doc__, default=start)
-    except SystemExit as e:
-        if not e.code:
-            raise
-        lines = [line.strip("│ ") for line in complaint.getvalue().splitlines()]
-        body = [line for line in lines[1:] if line]  # below the frame's title, down to its first rule
-        end = next((i for i, line in enumerate(body) if set(line) <= set("─╭╰╮╯")), len(body))
-        raise UserError(f"{' '.join(body[:end])}; see --help") from None
 
 
 def storage_folder(storage: Path | None) -> Path:
@@ -206,12 +185,6 @@ def laptop_size(config: Config, size: Size, args: Sequence[str]) -> Config:
         print(f"no GPU: laptop size, {steps:,} views and at most {splats:,} Gaussians per scene; "
               "--steps and --base.max-splats change that", flush=True)
     return smaller
-
-
-def _dashed(arg: str) -> str:
-    """--base.max_splats as --base.max-splats: tyro takes both."""
-    flag, equals, value = arg.partition("=")
-    return flag.replace("_", "-") + equals + value if arg.startswith("--") else arg
 
 
 if __name__ == "__main__":

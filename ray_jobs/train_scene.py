@@ -8,6 +8,7 @@ import json
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ import ray.cloudpickle
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import Checkpoint, CheckpointUploadMode, ControllerError, TrainingFailedError, UserCallback, WorkerGroupError
+from filelock import FileLock, Timeout
+from ray.train import Checkpoint, CheckpointUploadMode, ControllerError, UserCallback, WorkerGroupError
 from ray.train.torch import TorchConfig
 
 from flexgs.config import Config
@@ -69,7 +71,33 @@ def train_scene(job: SceneJob) -> dict[str, Any]:
 
     UserError for what the user can mend, SceneFailedError for the rest, each with one line.
     """
-    job.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(job.folder / ".lock", blocking=False):  # a kill releases it
+            return _fit(job)
+    except Timeout:
+        raise UserError(f"{job.folder}: another job trains this scene now; wait, or choose another --experiment") from None
+    except UserError:
+        raise
+    except ControllerError as e:
+        if isinstance(e.controller_failure, UserError):
+            raise e.controller_failure from None
+        raise _failed(job, e, {_describe(e.controller_failure)}) from None
+    except WorkerGroupError as e:
+        raise _failed(job, e, {_describe(error) for error in e.worker_failures.values()}) from None
+    except Exception as e:
+        raise _failed(job, e, {_describe(e)}) from None
+
+
+def _failed(job: SceneJob, error: Exception, lines: set[str]) -> SceneFailedError:
+    """The lines in one; all that Ray says goes to error.txt."""
+    details = job.folder / "error.txt"
+    details.write_text("".join(traceback.format_exception(error)))
+    return SceneFailedError(f"{'; '.join(sorted(lines))}; details in {details}")
+
+
+def _fit(job: SceneJob) -> dict[str, Any]:
+    (job.folder / "error.txt").unlink(missing_ok=True)
     # Ray's list of the checkpoints of an earlier start: it is not needed, and Ray refuses to start if it is torn or names
     # a checkpoint that `flexgs train` has replaced since.
     (job.folder / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
@@ -86,16 +114,7 @@ def train_scene(job: SceneJob) -> dict[str, Any]:
             failure_config=train.FailureConfig(max_failures=job.max_failures), callbacks=[Failures(job.folder)],
             logging_config=train.LoggingConfig(log_level="WARNING")),
     )
-    try:
-        return trainer.fit().return_value
-    except ControllerError as e:
-        if isinstance(e.controller_failure, UserError):
-            raise e.controller_failure from None
-        raise SceneFailedError(_describe(e.controller_failure)) from e
-    except WorkerGroupError as e:
-        raise SceneFailedError("; ".join(sorted({_describe(error) for error in e.worker_failures.values()}))) from e
-    except (TrainingFailedError, ray.exceptions.RayError) as e:
-        raise SceneFailedError(_describe(e)) from e
+    return trainer.fit().return_value
 
 
 def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,8 +164,10 @@ class Failures(UserCallback):
 
 def _describe(error: BaseException) -> str:
     """One line: the kind of error, the first line of its message and, if memory ran out, what to do."""
+    for inner in ("health_check_failure", "cause"):  # what Ray has wrapped
+        error = getattr(error, inner, None) or error
     text = str(error).strip()
     line = f"{type(error).__name__}: {text.splitlines()[0][:200] if text else ''}".rstrip(": ")
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "OutOfMemory" in type(error).__name__:
+    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in ("out of memory", "low on memory")):
         line += " (out of memory: lower --base.max-splats or raise --data.factor)"
     return line

@@ -32,6 +32,8 @@ def test_train_then_skip_then_continue(trained, capture, capsys):
     again = ["train", capture, "--output", trained.parent, *SMALL]
     assert flexgs(*again) == 0
     assert "already finished at 40 views" in capsys.readouterr().out
+    assert flexgs(*again, "--order.temperature", "0") == 2  # finished, but by another method
+    assert "was trained with another order" in capsys.readouterr().err
     assert flexgs(*again, "--steps", "60") == 0
     assert json.loads((trained / "results.json").read_text())["steps"] == 60
     assert "stage 2" in capsys.readouterr().out
@@ -94,6 +96,9 @@ def test_bad_captures(capture, tmp_path, capsys):
     (["--preset", "nonsense"], "--preset nonsense"),
     (["--order.score", "beauty"], "--order.score beauty"),
     (["--device", "cuda:7"], "--device cuda:7"),
+    (["--stepz", "7"], "--stepz"),
+    (["--steps", "many"], "many"),
+    (["--config", "some.json"], "--config and --preset"),
 ])
 def test_bad_options(capture, tmp_path, capsys, options, named):
     assert flexgs("train", capture, "--output", tmp_path, *SMALL, *options) == 2

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from flexgs.cli import parse
 from flexgs.config import Config
 from flexgs.errors import UserError
 from flexgs.tracking import Tracking, read_jsonl
@@ -47,11 +48,12 @@ def test_more_workers_than_devices_are_refused():
 
 
 def test_settings_come_from_flags_a_preset_or_a_file(tmp_path):
-    options = train_all.parse(["--preset", "paper", "--field.resolution", "32", "32", "32", "50", "--scenes", "a", "b"])
+    args = "--preset paper --field.resolution 32 32 32 50 --scenes a b"
+    options = parse(train_all.TrainAll, args.split(), "")
     assert options.config.preset == "paper" and options.config.order.kind == "gsnet"
     assert options.config.field.resolution == (32, 32, 32, 50) and options.scenes == ("a", "b")
     (tmp_path / "c.json").write_text(json.dumps(Config.from_preset("paper", steps=77, seed=3).to_dict()))
-    config = train_all.parse(["--config", str(tmp_path / "c.json"), "--seed", "4"]).config
+    config = parse(train_all.TrainAll, ["--config", str(tmp_path / "c.json"), "--seed", "4"], "").config
     assert (config.preset, config.steps, config.seed) == ("paper", 77, 4)
 
 
@@ -142,6 +144,7 @@ def two_scenes(ray_here, capture, tmp_path_factory):
 
 def runs(storage: Path, root: Path) -> tuple[Tracking, dict]:
     tracking = Tracking(f"sqlite:///{storage / 'mlflow.db'}", f"flexgs-{root.name}")
+    assert tracking.available()
     return tracking, {r.info.run_name: r for r in tracking.client.search_runs([tracking.id])}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flexgs.config import Config
-from flexgs.tracking import Tracking, flatten, public, ratio_name, read_jsonl
+from flexgs.tracking import Tracking, flatten, public, ratio_name, read_jsonl, sqlite_uri
 
 RESULTS = {"scene": "fox", "preset": "smoke", "steps": 200, "train_seconds": 3.5, "seconds": 4.0, "ratios": {
     "0.005": {"psnr": 15.0, "ssim": 0.4, "lpips_vgg": None, "splats": 5, "mb": 0.1, "ms": 1.0},
@@ -23,7 +23,7 @@ def row(step: int) -> dict:
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    return sqlite_uri(tmp_path_factory.mktemp("100 % é") / "mlflow.db")
 
 
 def test_ratio_names_have_two_decimals_or_more():
@@ -123,6 +123,7 @@ def test_processes_that_start_together_share_one_database(tmp_path):
     errors = [process.communicate(timeout=120)[1] for process in processes]
     assert errors == ["", ""]
     tracking = Tracking(f"sqlite:///{tmp_path}/new.db", "flexgs-test")
+    assert tracking.available()
     runs = tracking.client.search_runs([tracking.id])
     assert sorted(r.info.run_name for r in runs) == ["a", "b"] and {r.info.status for r in runs} == {"FINISHED"}
     assert not list(Path(tmp_path).glob(".mlflow-*"))

@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al. 2018) through torchmetrics, with backbones from torchvision or, where nothing may be downloaded, from a folder.
+"""LPIPS (Zhang et al. 2018) through torchmetrics; backbones from torchvision or, where nothing may be downloaded, a folder.
 
 The folder holds the convolution layers of torchvision's ImageNet models as state dictionaries with the keys features.N.weight
 and features.N.bias: vgg16_features_f16.pth and alexnet_features_f16.pth. The linear heads come with torchmetrics.

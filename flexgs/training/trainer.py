@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flexgs.camera import Camera
-from flexgs.config import Config, count_at
+from flexgs.config import Config, check_same_method, count_at
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.model.elastic import ElasticModel
@@ -273,11 +272,9 @@ class Trainer:
         """Go on from a checkpoint. Steps, evaluation and reporting may differ from when it was written, the method may not."""
         tensors, about = load_checkpoint(folder)
         theirs = Config.from_dict(about["config"], str(folder / "state.json"))
-        was, now = (_depends(c, about["elastic"]) for c in (theirs, self.config))
-        differing = ["scene"] * (about["scene"] != self.scene.name) + [k for k in was if was[k] != now[k]]
-        if differing:
-            raise UserError(f"{folder}: was trained with another {', '.join(differing)}; "
-                            "use the same settings to continue or choose another output folder")
+        if about["scene"] != self.scene.name:
+            raise UserError(f"{folder}: found scene {about['scene']}, expected {self.scene.name}; choose another output folder")
+        check_same_method(theirs, self.config, about["elastic"], folder)
         self.step, self.seconds = about["step"], about["seconds"]
         if self.step >= about["base_steps"]:  # stage 1 is over: raising --steps lengthens stage 2 only
             self.base_steps = about["base_steps"]
@@ -296,16 +293,6 @@ class Trainer:
         self.optimizer.load_moments(part("adam."))
         if "densify.seen" in tensors:
             self.densifier.gradient, self.densifier.seen = part("densify.")["gradient"], part("densify.")["seen"]
-
-
-def _depends(config: Config, elastic: bool) -> dict[str, Any]:
-    """The settings that a checkpoint depends on; before stage 2 begins, those of stage 1, so that many can start from it."""
-    settings = config.to_dict()
-    if elastic:
-        free = ("steps", "preset", "batch", "report_every", "checkpoint_every", "check_every", "evaluation")
-        return {k: v for k, v in settings.items() if k not in free}
-    rates = {k: v for k, v in settings["rates"].items() if k in (f.name for f in fields(Splats))}
-    return {"rates": rates, **{k: settings[k] for k in ("seed", "background", "data", "base")}}
 
 
 class Meter:
