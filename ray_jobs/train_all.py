@@ -84,17 +84,17 @@ def train_all(options: TrainAll, args: Sequence[str]) -> int:
     config = options.config.check()
     if options.workers is not None and (options.workers < 1 or (config.batch or 0) % options.workers):
         raise UserError(f"--workers {options.workers}: expected at least 1, and a divisor of --batch if that is given")
-    storage = storage_folder(options.storage)
-    experiment = options.experiment or f"flexgs-{options.data_root.resolve().name if options.data_root else 'demo'}"
+    root, storage = options.data_root and options.data_root.expanduser().absolute(), storage_folder(options.storage)
+    experiment = options.experiment or f"flexgs-{root.resolve().name if root else 'demo'}"
     folder = storage / experiment
     uri = options.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(storage / "mlflow.db")
     with warm_up.in_background() as wait_for_kernels:
-        captures = find_captures(options, storage)
+        captures = find_scenes(root, list(options.scenes) or None) if root else demo_captures(storage, options.scenes)
         unreadable = check_captures(captures, folder, config)
         make_folder(storage)
         with Cluster(options.ray_address) as cluster:
             if not cluster.has_gpu:
-                config = laptop_size(config, LAPTOP if options.data_root else DEMO, args)
+                config = laptop_size(config, LAPTOP if root else DEMO, args)
             jobs = [SceneJob(capture, folder / capture.name, config, max_failures=options.max_failures)
                     for capture in captures if capture.name not in unreadable]
             batch = Batch(folder, Tracking(uri, experiment, storage / "mlartifacts"))
@@ -140,20 +140,17 @@ def make_folder(storage: Path) -> None:
         raise UserError(f"--storage {storage}: cannot be written to; choose another folder")
 
 
-def find_captures(options: TrainAll, storage: Path) -> list[Path]:
-    """The folders of the captures to train, the synthetic ones made if they are not there."""
-    names = list(options.scenes) or None
-    if options.data_root is not None:
-        return find_scenes(options.data_root.expanduser().absolute(), names)
-    root = storage / "demo-data"
-    if unknown := set(names or ()) - set(SYNTHETIC):
+def demo_captures(storage: Path, names: Sequence[str]) -> list[Path]:
+    """The built-in synthetic captures, made in storage if they are not there, or those of these names."""
+    if unknown := set(names) - set(SYNTHETIC):
         raise UserError(f"--scenes {' '.join(sorted(unknown))}: the built-in scenes are {', '.join(SYNTHETIC)}; "
                         "--data-root names a folder of captures")
     make_folder(storage)
-    if not all((root / name).is_dir() for name in SYNTHETIC):
-        print(f"making the demo scenes {', '.join(SYNTHETIC)} in {root}", flush=True)
-    ensure_synthetic(root)
-    return find_scenes(root, names)
+    folder = storage / "demo-data"
+    if not all((folder / name).is_dir() for name in SYNTHETIC):
+        print(f"making the demo scenes {', '.join(SYNTHETIC)} in {folder}", flush=True)
+    ensure_synthetic(folder)
+    return find_scenes(folder, list(names) or None)
 
 
 def check_captures(captures: Sequence[Path], folder: Path, config: Config) -> dict[str, Exception]:
