@@ -37,8 +37,8 @@ class Size(NamedTuple):
     splats: int
 
 
-LAPTOP = Size(steps=4000, splats=30_000)
-DEMO = Size(steps=2500, splats=12_000)
+LAPTOP = Size(steps=6000, splats=30_000)
+DEMO = Size(steps=5000, splats=20_000)
 
 
 @dataclass

@@ -22,3 +22,7 @@ def warmup() -> None:
     K = torch.tensor([[16.0, 0.0, 8.0], [0.0, 16.0, 8.0], [0.0, 0.0, 1.0]])
     out = render(splats, Camera(torch.eye(4), K, 16, 16), mask=torch.ones(2), contributions=True)
     photometric(out.image, torch.zeros(16, 16, 3)).backward()
+
+
+if __name__ == "__main__":
+    warmup()
