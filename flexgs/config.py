@@ -83,7 +83,7 @@ class Loss:
     full_ssim: float = 0.1
     elastic_l1: float = 0.4
     elastic_ssim: float = 0.1
-    elastic_fade: float = 0.5
+    elastic_fade: float = 1.0
     """p: an elastic render at ratio e moves the Gaussians shared by all ratios with e^p times its gradient."""
 
 
