@@ -38,7 +38,7 @@ class Size(NamedTuple):
 
 
 LAPTOP = Size(steps=6000, splats=30_000)
-DEMO = Size(steps=5000, splats=20_000)
+DEMO = Size(steps=4000, splats=20_000)
 
 
 @dataclass
@@ -84,6 +84,8 @@ def train_all(options: TrainAll, args: Sequence[str]) -> int:
     config = options.config.check()
     if options.workers is not None and (options.workers < 1 or (config.batch or 0) % options.workers):
         raise UserError(f"--workers {options.workers}: expected at least 1, and a divisor of --batch if that is given")
+    if options.data_root is None and not any(last_value(flag, args) for flag in ("--data.factor", "--config")):
+        config = replace(config, data=replace(config.data, factor=1))  # the demo's images are small already
     root, storage = options.data_root and options.data_root.expanduser().absolute(), storage_folder(options.storage)
     experiment = options.experiment or f"flexgs-{root.resolve().name if root else 'demo'}"
     folder = storage / experiment

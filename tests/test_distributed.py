@@ -31,7 +31,7 @@ def _train(group: Group, capture, config: Config, out) -> None:
     trainer = Trainer(config, load_scene(capture, factor=1), group)
     trainer.fit(lambda step, metrics: None, lambda step, write: None)
     if group.rank == 0:
-        torch.save({k: v for k, v in trainer.splats.items()} | dict(trainer.transform.state_dict()), out)
+        torch.save(dict(trainer.splats.detach().items()) | dict(trainer.transform.state_dict()), out)
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
