@@ -23,7 +23,7 @@ def ply_bytes(n: int, sh_degree: int) -> int:
     return len(_header(n, sh_degree)) + 4 * len(ply_properties(sh_degree)) * n
 
 
-def write_ply(splats: Splats, path: Path) -> None:
+def write_ply(splats: Splats, path: Path | str) -> None:
     """A binary 3DGS PLY: raw log-scales and opacity logits, unit quaternions, SH channel by channel, zero normals."""
     s = splats.detach().to("cpu")
     n = len(s)
@@ -31,11 +31,11 @@ def write_ply(splats: Splats, path: Path) -> None:
     columns = torch.cat([s.means, torch.zeros(n, 3), s.sh0, s.shN.transpose(1, 2).reshape(n, -1),
                          s.opacities[:, None], s.scales, quats], dim=1).contiguous().numpy()
     rows = columns.view([(name, "<f4") for name in ply_properties(s.sh_degree)])[:, 0]
-    with atomic_file(path) as out:
+    with atomic_file(Path(path)) as out:
         PlyData([PlyElement.describe(rows, "vertex")], byte_order="<").write(str(out))
 
 
-def read_ply(path: Path) -> Splats:
+def read_ply(path: Path | str) -> Splats:
     """The Gaussians of a 3DGS PLY, of spherical-harmonics degree 0 to 3."""
     try:
         vertex = PlyData.read(str(path))["vertex"].data

@@ -1,0 +1,30 @@
+"""The README's Python runs, and the files that it names exist."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_python_example_runs(capture, tmp_path, monkeypatch):
+    example = re.search(r"```python\n(.*?)```", README, re.S)[1]
+    shortened = (example.replace("captures/garden", str(capture)).replace("factor=4", "factor=1")
+                 .replace('"default", steps=30_000', '"smoke", steps=40').replace("20MB", "20kB"))
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(shortened, names)
+    assert names["image"].shape == (48, 64, 3)
+    size = (tmp_path / "garden_20mb.ply").stat().st_size
+    assert 15_000 < size <= 20_000
+
+
+def test_the_files_that_it_names_exist():
+    tree = re.search(r"```\n(flexgs/.*?)```", README, re.S)[1]
+    named = set(re.findall(r"[a-z_0-9]+\.py", tree))
+    there = {p.name for folder in ("flexgs", "ray_jobs") for p in (ROOT / folder).rglob("*.py")}
+    assert named <= there
+    assert there - named <= {"__init__.py", "__main__.py", "autograd.py", "kernels.py", "pool.py", "warmup.py",
+                             "capture.py", "ply.py"}
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / picture).is_file()
