@@ -17,7 +17,7 @@ from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.evaluate.metrics import evaluate
 from flexgs.evaluate.pictures import write_curve, write_grid
-from flexgs.files import atomic_folder, make_folder, write_json
+from flexgs.files import atomic_file, atomic_folder, make_folder, write_json
 from flexgs.scene import Scene
 from flexgs.training.checkpoint import latest_checkpoint
 from flexgs.training.trainer import Trainer
@@ -125,7 +125,8 @@ def _forget_after(path: Path, step: int) -> None:
     """Drop the lines that a resumed run is going to write again."""
     if path.exists():
         kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-        path.write_text("".join(line + "\n" for line in kept))
+        with atomic_file(path) as out:
+            out.write_text("".join(line + "\n" for line in kept))
 
 
 def _step_of(line: str) -> float:

@@ -22,6 +22,7 @@ from flexgs.cli import AnyConfig, guard, last_value, parse
 from flexgs.config import Config
 from flexgs.errors import UserError
 from flexgs.evaluate.table import print_results
+from flexgs.files import make_folder
 from flexgs.scene import SYNTHETIC, ensure_synthetic, find_scenes
 from flexgs.tracking import Tracking, sqlite_uri
 from ray_jobs import warm_up
@@ -130,16 +131,6 @@ def storage_folder(storage: Path | None) -> Path:
     if IN_JOB and not storage.is_absolute():
         raise UserError(f"--storage {storage}: expected an absolute path; the folder that ray job submit runs in is temporary")
     return storage.absolute()
-
-
-def make_folder(storage: Path) -> None:
-    """Make the folder if need be; UserError if it cannot be written to."""
-    try:
-        storage.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"--storage {storage}: cannot be made ({e.strerror}); choose another folder") from None
-    if not os.access(storage, os.W_OK):
-        raise UserError(f"--storage {storage}: cannot be written to; choose another folder")
 
 
 def demo_captures(storage: Path, names: Sequence[str]) -> list[Path]:

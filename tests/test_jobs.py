@@ -87,7 +87,7 @@ def test_what_a_worker_raised_is_noted_or_ends_the_run(tmp_path):
     (["--data-root", "/nowhere"], "/nowhere: no such folder"),
     (["--data-root", "{root}", "--scenes", "fox"], "no capture named fox; found studio"),
     (["--scenes", "fox"], "the built-in scenes are"),
-    (["--data-root", "{root}", "--storage", "/dev/null/x"], "--storage /dev/null/x: cannot be made"),
+    (["--data-root", "{root}", "--storage", "/dev/null/x"], "/dev/null/x: cannot be written"),
     (["--data-root", "{root}", "--ray-address", "127.0.0.1:9"], "--ray-address 127.0.0.1:9: no Ray cluster answers"),
     (["--ray-adress", "local"], "--ray-adress"),
     (["--steps", "many"], "--steps"),

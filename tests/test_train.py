@@ -123,6 +123,17 @@ def test_run_folder_holds_what_it_promises(scene, config, tmp_path):
         run(config, scene, folder, Group(), session)
 
 
+def test_a_last_batch_beyond_the_steps_is_an_end(scene, config, tmp_path):
+    """41 views in batches of 2 end at 42; starting again finds nothing to do, not an error."""
+    config.steps, config.batch = 41, 2
+    session = LocalSession(tmp_path / "run", Group(), QUIET)
+    Trainer(config, scene).fit(QUIET, session.checkpoint)
+    again = Trainer(config, scene)
+    again.load(session.latest_checkpoint())
+    again.fit(QUIET, session.checkpoint)
+    assert again.step == 42
+
+
 def test_another_method_does_not_continue_a_checkpoint(scene, config, tmp_path):
     trainer = Trainer(config, scene)
     trainer.train_step()

@@ -72,10 +72,9 @@ class Trainer:
     def fit(self, report: Report, keep: Keep) -> None:
         """Train to config.steps. report(step, metrics) every report_every views, keep(step, write) every checkpoint_every."""
         c = self.config
-        if self.step > c.steps:
+        if self.step >= c.steps + self.batch:  # the last batch may reach a little beyond
             raise UserError(f"--steps {c.steps}: the checkpoint has already seen {self.step} views; "
                             "ask for at least that many or choose another output folder")
-        kept = self.step
         while self.step < c.steps:
             before, start = self.step, time.perf_counter()
             self.train_step()
@@ -87,8 +86,6 @@ class Trainer:
                 report(self.step, self.metrics())
             if crosses(before, self.step, c.checkpoint_every) or done:
                 keep(self.step, self.save)
-                kept = self.step
-        assert kept == self.step
 
     def train_step(self) -> None:
         """One optimizer step: the gradient over `batch` views, averaged over the workers."""
