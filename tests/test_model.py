@@ -12,7 +12,7 @@ from flexgs.errors import UserError
 from flexgs.model.deltas import Deltas
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.field import Field
-from flexgs.model.selector import GsNet, gumbel_softmax, importance_mask, sampled_order, straight_through
+from flexgs.model.selector import GsNet, importance_mask, sampled_order
 from flexgs.model.transform import make_transform
 from flexgs.seeds import generator
 from flexgs.splats import Splats
@@ -133,32 +133,6 @@ def test_sampling_without_replacement_follows_the_weights():
 def test_unseen_gaussians_come_last():
     score = torch.tensor([0.0, 1e-9, 5.0, 0.0])
     assert all(set(sampled_order(score, 1.0, s)[2:].tolist()) == {0, 3} for s in range(50))
-
-
-def test_gumbel_mask_has_the_analytic_probability():
-    """P(keep) = sigmoid(logit difference) whatever the temperature (supplementary eq. 1-4)."""
-    logits = torch.tensor([[0.0, -2.0], [1.0, 1.0], [0.0, 1.5]])
-    for tau in (0.3, 1.0, 3.0):
-        rows = logits.repeat_interleave(20_000, dim=0)
-        keep = straight_through(gumbel_softmax(rows, tau, generator(0, "test"))).view(3, -1).mean(dim=1)
-        assert torch.allclose(keep, torch.sigmoid(logits[:, 1] - logits[:, 0]), atol=0.012)
-
-
-def test_straight_through_has_the_soft_jacobian():
-    """Supplementary eq. 5-7 with the soft probabilities: dm/dz = y1 (1 - y1) / tau * (-1, 1).
-
-    Printed with the hard values the Jacobian would vanish, since B (1 - B) = 0 for B in {0, 1}.
-    """
-    tau = 0.7
-    logits = torch.randn(50, 2, dtype=torch.float64, requires_grad=True)
-    soft = gumbel_softmax(logits, tau, generator(3, "test"))
-    m = straight_through(soft)
-    assert set(m.detach().round(decimals=9).tolist()) <= {0.0, 1.0}
-    m.sum().backward()
-    slope = (soft[:, 1] * (1 - soft[:, 1]) / tau).detach()
-    assert torch.allclose(logits.grad, torch.stack([-slope, slope], dim=1), atol=1e-12)
-    hard = m.detach()
-    assert float((hard * (1 - hard)).abs().max()) < 1e-12
 
 
 @pytest.mark.parametrize("shape", ["paper", "code"])
