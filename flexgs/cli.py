@@ -1,4 +1,4 @@
-"""The command line: flexgs train | eval | cut | data | bench | doctor."""
+"""The command line: flexgs train | adapt | compare | eval | cut | data | bench | doctor."""
 
 import contextlib
 import dataclasses
@@ -55,6 +55,45 @@ class Train:
             results = run(self.config, scene, folder, Group(), session, pick_device(self.device))
         print_results([results])
         print(f"model, cuts and renders: {folder}")
+
+
+@dataclass
+class Adapt(Train):
+    """Make the Gaussians of any 3DGS PLY elastic, given their capture; the whole model stays as it is, bit for bit."""
+
+    ply: Annotated[Path, tyro.conf.arg(aliases=["-i"])] = field(kw_only=True)
+    """The PLY, in the coordinates of the capture."""
+
+    def __call__(self) -> None:
+        self.config.base.ply = str(self.ply)
+        super().__call__()
+
+
+@dataclass
+class Compare:
+    """Methods side by side on one capture: the same stage 1, the same counts, the same steps."""
+
+    scene: tyro.conf.Positional[Path]
+    """Folder of the capture (COLMAP or transforms.json)."""
+    methods: tuple[str, ...] = ("default", "paper", "lightgs", "plain")
+    """Presets, each with settings of its own in quotes: "default --deltas.knots 0.01 0.1"."""
+    output: Path = Path("runs/compare")
+    """Everything goes to OUTPUT/<scene>."""
+    device: str = "auto"
+    config_file: ConfigFile = None
+    config: AnyConfig = field(default_factory=Config)
+
+    def __call__(self) -> None:
+        from flexgs.compare import compare
+        from flexgs.evaluate.table import methods_table, print_table
+        from flexgs.scene import load_scene
+
+        self.config.check()
+        data = self.config.data
+        scene = load_scene(self.scene, factor=data.factor, test_every=data.test_every, masks=data.masks)
+        rows = compare(scene, self.config, self.methods, self.output / scene.name, pick_device(self.device),
+                       functools.partial(_print_progress, scene.name))
+        print_table(methods_table(rows))
 
 
 @dataclass
@@ -161,7 +200,7 @@ class Doctor:
             print("           needs gsplat: pip install 'flexgs[cuda]'")
 
 
-COMMANDS: dict[str, type] = {"train": Train, "eval": Eval, "cut": Cut, "data": Data, "bench": Bench, "doctor": Doctor}
+COMMANDS: dict[str, type] = {"train": Train, "adapt": Adapt, "compare": Compare, "eval": Eval, "cut": Cut, "data": Data, "bench": Bench, "doctor": Doctor}
 
 
 def parse(command: type[T], args: Sequence[str], prog: str) -> T:
@@ -177,10 +216,15 @@ def parse(command: type[T], args: Sequence[str], prog: str) -> T:
         config = Config.load(Path(file)) if file else Config.from_preset(preset or "default")
         given = {f.name: _default_of(f) for f in dataclasses.fields(command)}  # type: ignore[arg-type]
         start = command(**{**given, "config": config})
+    return fill(command, args, prog, start)
+
+
+def fill(kind: type[T], args: Sequence[str], prog: str, start: Any = tyro.MISSING_NONPROP) -> T:
+    """A dataclass from flags, on top of start. UserError, in one line, for flags and values that it does not take."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(command, args=list(args), prog=prog, description=command.__doc__, default=start)
+            return tyro.cli(kind, args=list(args), prog=prog, description=kind.__doc__, default=start)
     except SystemExit as e:
         if not e.code:
             raise

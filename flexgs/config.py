@@ -31,6 +31,8 @@ class Data:
 class Base:
     """Stage 1: the plain 3DGS model that stage 2 makes elastic."""
 
+    ply: str | None = None
+    """Make the Gaussians of this PLY elastic instead: there is no stage 1, and stage 2 leaves them as they are."""
     share: float = 0.5
     """Stage 1's share of all views."""
     sh_degree: int = 3
@@ -113,6 +115,8 @@ class Order:
     """A name of model/importance.py."""
     temperature: float = 1.0
     """sampled: scale of the Gumbel noise on log score; 0 is the plain order by importance."""
+    keep: float = 1.0
+    """Keep only this share of the Gaussians in stage 2, the first of the order: prune and fine-tune."""
 
 
 @dataclass
@@ -218,7 +222,7 @@ class Config:
     @property
     def base_steps(self) -> int:
         """Views of stage 1."""
-        return round(self.steps * self.base.share)
+        return 0 if self.base.ply else round(self.steps * self.base.share)
 
     @staticmethod
     def from_preset(name: str, **settings: Any) -> "Config":
@@ -232,7 +236,7 @@ class Config:
     def check(self) -> "Config":
         """Raise UserError for values that no run can use."""
         for option, ratios in {"evaluation.ratios": self.evaluation.ratios, "ratios.values": self.ratios.values,
-                               "deltas.knots": self.deltas.knots}.items():
+                               "deltas.knots": self.deltas.knots, "order.keep": (self.order.keep,)}.items():
             for ratio in ratios:
                 check_ratio(ratio, f"--{option}")
         if any(a >= b for a, b in zip(self.deltas.knots, self.deltas.knots[1:], strict=False)):
@@ -290,14 +294,14 @@ def check_same_method(theirs: Config, ours: Config, elastic: bool, folder: Path)
     was, now = ({k: v for k, v in c.to_dict().items() if k not in _FREE} for c in (theirs, ours))
     if not elastic:
         was, now = ({**{k: c[k] for k in ("seed", "background", "data", "base")},
-                     "rates": {k: c["rates"][k] for k in _BASE_RATES}} for c in (was, now))
+                     "rates": {k: c["rates"][k] for k in BASE_RATES}} for c in (was, now))
     if differing := [k for k in was if was[k] != now[k]]:
         raise UserError(f"{folder}: was trained with another {', '.join(differing)}; "
                         "use the same settings to continue or choose another output folder")
 
 
 _FREE = ("steps", "preset", "batch", "report_every", "checkpoint_every", "check_every", "evaluation")
-_BASE_RATES = ("means", "quats", "scales", "opacities", "sh0", "shN")
+BASE_RATES = ("means", "quats", "scales", "opacities", "sh0", "shN")
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flexgs.config import Config, check_same_method
-from flexgs.deploy.export import write_ply
+from flexgs.deploy.export import read_ply, write_ply
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.evaluate.metrics import evaluate
@@ -37,13 +37,14 @@ class Session(Protocol):
 
 
 class LocalSession:
-    """Checkpoints in the run folder, progress to a callable."""
+    """Checkpoints in the run folder, progress to a callable; start is a checkpoint to begin with, where there is no newer one."""
 
-    def __init__(self, folder: Path, group: Group, on_progress: Callable[[int, dict[str, Any]], None]):
-        self.checkpoints, self.group, self.progress = folder / "checkpoints", group, on_progress
+    def __init__(self, folder: Path, group: Group, on_progress: Callable[[int, dict[str, Any]], None],
+                 start: Path | None = None):
+        self.checkpoints, self.group, self.progress, self.start = folder / "checkpoints", group, on_progress, start
 
     def latest_checkpoint(self) -> Path | None:
-        return latest_checkpoint(self.checkpoints)
+        return latest_checkpoint(self.checkpoints) or self.start
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
         if self.group.rank == 0:
@@ -72,7 +73,7 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
     if group.rank == 0:
         make_folder(folder)  # before the work, not after it
     start = time.perf_counter()
-    trainer = Trainer(config, scene, group, device)
+    trainer = Trainer(config, scene, group, device, base=read_ply(config.base.ply) if config.base.ply else None)
     checkpoint = session.latest_checkpoint()
     if checkpoint is not None:
         trainer.load(checkpoint)

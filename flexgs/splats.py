@@ -54,9 +54,9 @@ class Splats:
     def to(self, device: torch.device | str) -> "Splats":
         return self.map(lambda t: t.to(device))
 
-    def requires_grad_(self) -> "Splats":
+    def requires_grad_(self, wanted: bool = True) -> "Splats":
         for _, t in self.items():
-            t.requires_grad_()
+            t.requires_grad_(wanted)
         return self
 
 

@@ -25,10 +25,11 @@ class Optimizer:
         self.batch = batch
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Unique name and tensor of every parameter."""
+        """Unique name and tensor of every parameter that is trained: one that requires no gradient stays as it is."""
         for g in self.groups:
             for i, p in enumerate(g["params"]):
-                yield (g["name"] if len(g["params"]) == 1 else f"{g['name']}.{i}"), p
+                if p.requires_grad:
+                    yield (g["name"] if len(g["params"]) == 1 else f"{g['name']}.{i}"), p
 
     def take_gradients(self) -> list[Tensor]:
         """The gradient of every parameter, which then has none; zeros where there was none, so that all workers agree."""
@@ -63,7 +64,7 @@ class Optimizer:
         theirs = self.adam.param_groups[self.groups.index(group)]
         old = group["params"][0]
         state = self.adam.state.pop(old, None)
-        p = nn.Parameter(torch.cat([old.detach()[keep], new]))
+        p = nn.Parameter(torch.cat([old.detach()[keep], new]), requires_grad=old.requires_grad)
         if state:
             for key in ("exp_avg", "exp_avg_sq"):
                 state[key] = torch.cat([state[key][keep], torch.zeros_like(new)])

@@ -36,9 +36,13 @@ class NonFiniteLossError(UserError):
 
 
 class Trainer:
-    """Trains one scene. `step` counts training views; stage 1 ends at `base_steps`, stage 2 at `config.steps`."""
+    """Trains one scene. `step` counts training views; stage 1 ends at `base_steps`, stage 2 at `config.steps`.
 
-    def __init__(self, config: Config, scene: Scene, group: Group | None = None, device: torch.device | str = "cpu"):
+    Given a base (the Gaussians of config.base.ply), there is no stage 1 and stage 2 trains what makes it elastic, not the base.
+    """
+
+    def __init__(self, config: Config, scene: Scene, group: Group | None = None, device: torch.device | str = "cpu",
+                 base: Splats | None = None):
         self.config, self.scene, self.group, self.device = config, scene, group or Group(), torch.device(device)
         self.batch = config.batch or self.group.world
         if self.batch % self.group.world:
@@ -46,7 +50,8 @@ class Trainer:
         self.step, self.base_steps, self.seconds = 0, config.base_steps, 0.0
         self.sampler = ViewSampler(len(scene.train), config.seed)
         self.background = torch.tensor(config.background, device=self.device)
-        self.splats = self._initial_splats().to(self.device).requires_grad_()
+        self.frozen = base is not None
+        self.splats = (base or self._initial_splats()).to(self.device).requires_grad_(not self.frozen)
         self.optimizer = Optimizer(splat_groups(self.splats, config.rates, scene.extent), self.batch)
         self.densifier = Densifier(config.base, self.base_steps, scene.extent, config.seed, len(self.splats), self.device)
         self.transform: Transform = Transform()
@@ -69,17 +74,21 @@ class Trainer:
 
     # ------------------------------------------------------------------ the loop
 
-    def fit(self, report: Report, keep: Keep) -> None:
-        """Train to config.steps. report(step, metrics) every report_every views, keep(step, write) every checkpoint_every."""
+    def fit(self, report: Report, keep: Keep, until: int | None = None) -> None:
+        """Train to config.steps, or to the view `until`.
+
+        report(step, metrics) every report_every views, keep(step, write) every checkpoint_every.
+        """
         c = self.config
         if self.step >= c.steps + self.batch:  # the last batch may reach a little beyond
             raise UserError(f"--steps {c.steps}: the checkpoint has already seen {self.step} views; "
                             "ask for at least that many or choose another output folder")
-        while self.step < c.steps:
+        end = c.steps if until is None else until
+        while self.step < end:
             before, start = self.step, time.perf_counter()
             self.train_step()
             self.seconds += time.perf_counter() - start
-            done = self.step >= c.steps
+            done = self.step >= end
             if crosses(before, self.step, c.check_every) or done:
                 self.group.check_equal(iter(self._tensors().items()), self.step)
             if crosses(before, self.step, c.report_every) or done:
@@ -127,10 +136,12 @@ class Trainer:
             loss.backward()
             self.densifier.observe(out, camera, self.batch)
             return loss.detach()
-        out = render(self.splats, camera, background=self.background)
-        loss = photometric(out.image, target, l1=weights.full_l1, ssim=weights.full_ssim, mask=mask) / self.batch
-        loss.backward()
-        total = loss.detach()
+        total = torch.zeros((), device=self.device)
+        if not self.frozen:
+            out = render(self.splats, camera, background=self.background)
+            loss = photometric(out.image, target, l1=weights.full_l1, ssim=weights.full_ssim, mask=mask) / self.batch
+            loss.backward()
+            total += loss.detach()
         share = 1 / (self.batch * max(1, self.config.ratios.renders))
         for i in range(self.config.ratios.renders):
             total += self._elastic_loss(position, i, camera, target, mask, share)
@@ -193,7 +204,8 @@ class Trainer:
             self._set_rank(scores)
         else:
             temperature = order.temperature if order.kind == "sampled" else 0.0
-            self.splats = reorder(self.splats, self.optimizer, sampled_order(scores, temperature, self.config.seed))
+            rows = sampled_order(scores, temperature, self.config.seed)[: count_at(order.keep, len(scores))]
+            self.splats = reorder(self.splats, self.optimizer, rows)
         self._make_stage_2()
 
     def _make_stage_2(self) -> None:
@@ -279,7 +291,7 @@ class Trainer:
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): t.to(self.device) for k, t in tensors.items() if k.startswith(prefix)}
 
-        self.splats = Splats(**part("splats.")).requires_grad_()
+        self.splats = Splats(**part("splats.")).requires_grad_(not self.frozen)
         self.optimizer = Optimizer(splat_groups(self.splats, self.config.rates, self.scene.extent), self.batch)
         if about["elastic"]:
             self._make_stage_2()
