@@ -184,8 +184,6 @@ class Field:
     """Start from a field that changes nothing; False: from random heads."""
     scale_change: Literal["log", "activated"] = "log"
     """Changes are added to the log-scales, or to the scales themselves."""
-    means_by_size: bool = False
-    """Changes of the means are in units of each Gaussian's own size; False: in world units."""
     ratio_smoothness: float = 1e-3
     """Weight of the squared second difference along e."""
     ratio_l1: float = 1e-4
@@ -413,8 +411,7 @@ def _mended(config: Config) -> None:
     config.field.resolution = (64, 64, 64, 32)               # row 13
     config.field.gate = True                                 # step 5
     config.field.heads = ("means", "scales", "quats", "opacities", "sh0")  # step 6
-    config.field.means_by_size = True                        # step 7
-    config.rates.selector, config.rates.field, config.rates.planes = 4e-3, 4e-3, 4e-2  # step 8: five times
+    config.rates.selector, config.rates.field, config.rates.planes = 4e-3, 4e-3, 4e-2  # step 7: five times
 
 
 def _plain(config: Config) -> None:

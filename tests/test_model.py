@@ -123,8 +123,8 @@ def test_field_features_match_a_slow_interpolation():
 
 
 ALL_HEADS = ("means", "scales", "quats", "opacities", "sh0")
-FIELD_MODES = [{"ratio_axis": "log"}, {"gate": True}, {"means_by_size": True}, {"scale_change": "activated"},
-               {"heads": ALL_HEADS}, {"heads": ()}, {"box": "points"}]
+FIELD_MODES = [{"ratio_axis": "log"}, {"gate": True}, {"scale_change": "activated"}, {"heads": ALL_HEADS},
+               {"heads": ()}, {"box": "points"}]
 
 
 def field_of(splats: Splats, **options) -> Field:
@@ -175,14 +175,6 @@ def test_log_axis_ends_at_the_first_and_the_last_column():
             assert torch.allclose(field.features(splats.means, ratio), flat.features(splats.means, 0.1), atol=1e-5)
     middle = field.features(splats.means, E_MIN**0.5)
     assert not torch.allclose(middle, flat.features(splats.means, 0.1), atol=1e-2)
-
-
-def test_means_move_in_units_of_their_size():
-    splats = random_splats(20)
-    larger = replace(splats, scales=splats.scales + math.log(3))
-    field = field_of(splats, means_by_size=True)
-    moved, more = ((field(s, 0.1).means - s.means) for s in (splats, larger))
-    assert torch.allclose(3 * moved, more, rtol=1e-3, atol=1e-5)
 
 
 def test_activated_scales_that_turn_negative_stay_finite():

@@ -61,8 +61,6 @@ class Field(Transform):
         changed = dict(kept.items())
         for name, head in self.heads.items():
             change = gate * head(hidden).view_as(changed[name])
-            if name == "means" and o.means_by_size:
-                change = change * kept.scales.detach().mean(dim=1, keepdim=True).exp()
             if name == "scales" and o.scale_change == "activated":
                 changed[name] = (kept.scales.exp() + change).abs().clamp(min=1e-6).log()
             else:
