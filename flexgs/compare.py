@@ -21,7 +21,8 @@ from flexgs.run import LocalSession, finished, run
 from flexgs.scene import Scene
 from flexgs.training.trainer import Report, Trainer
 
-COMMON = ("seed", "steps", "batch", "background", "report_every", "checkpoint_every", "check_every", "data", "base", "evaluation")
+COMMON = ("seed", "steps", "batch", "background", "report_every", "checkpoint_every", "check_every", "data", "base",
+          "evaluation")
 
 
 def method_config(method: str, common: Config) -> Config:
@@ -35,7 +36,10 @@ def method_config(method: str, common: Config) -> Config:
 
 
 def compare(scene: Scene, common: Config, methods: Sequence[str], folder: Path, device: str, report: Report) -> dict[str, Any]:
-    """Train and measure every method; returns {method: {"ratios": as in results.json, "seconds": of stage 2, by ratio or in all}}."""
+    """Train and measure every method.
+
+    Returns {method: {"ratios": as in results.json, "seconds": of stage 2, a number, or by ratio}}.
+    """
     configs = {method: method_config(method, common) for method in methods}
     make_folder(folder)
     stage1 = _stage1(scene, common, folder, device, report)

@@ -52,6 +52,9 @@ class Base:
     prune_opacity: float = 0.005
     prune_scale: float = 0.1
     """After the first opacity reset, Gaussians larger than this share of the extent are removed."""
+    l1: float = 0.8
+    ssim: float = 0.2
+    """Weights of L1 and of 1 - SSIM."""
     reset_every: float = 0.4
     """Opacities are reset to at most 0.01 each time this share of stage 1 has passed, while growing."""
 
@@ -75,11 +78,13 @@ class Rates:
     """Trunk and heads of the field; decays to a tenth over stage 2."""
     planes: float = 8e-3
     """Planes of the field; decays to a tenth over stage 2."""
+    restart: bool = False
+    """Forget Adam's moments of the Gaussians when stage 2 begins."""
 
 
 @dataclass
 class Loss:
-    """Weights of the photometric terms; L1 and 1 - SSIM of the full and the elastic renders."""
+    """Weights of stage 2's photometric terms: L1 and 1 - SSIM of the full and the elastic renders."""
 
     full_l1: float = 0.4
     full_ssim: float = 0.1
@@ -124,7 +129,15 @@ class GsNet:
     """The adaptive selector of FlexGS."""
 
     shape: Literal["paper", "code"] = "paper"
-    """paper: two branches (attributes, ratio) of width 64; code: four branches (position, rotation, scale, ratio) of 32."""
+    """paper: two branches (all inputs, ratio) of width 64; code: a branch of 32 per input and one for the ratio."""
+    inputs: tuple[Literal["means", "quats", "scales", "opacities", "importance"], ...] = ("means", "quats", "scales")
+    """What it sees of a Gaussian; importance: the normal quantile of its place by global importance."""
+    normalise: bool = True
+    """Means to the box of the scene, log-scales to their median, q and -q the same; False: world units, scales, raw q."""
+    noise: bool = True
+    """Training draws its selection with Gumbel noise; False: it takes the floor(eN) of the largest margins."""
+    order_noise: bool = False
+    """One seeded draw of the noise goes into the final order; False: the order is that of the margins."""
     temperature: float = 1.0
     """Of the Gumbel-softmax, at the start of stage 2."""
     temperature_end: float = 1.0
@@ -132,7 +145,7 @@ class GsNet:
     gi_weight: float = 1.0
     """Of the loss that pulls the mask towards the global-importance mask."""
     sparsity_weight: float = 0.01
-    """Of the loss that pulls the number of selected Gaussians towards e N."""
+    """Of the loss that pulls the number of selected Gaussians towards e N; without noise the number is exact."""
     refresh: int = 1000
     """Views between two computations of global importance."""
     detach: bool = True
@@ -162,18 +175,28 @@ class Field:
     """Of x, y, z and e at level 1."""
     levels: tuple[int, ...] = (1, 2, 4)
     """Factors on the resolution of x, y, z."""
+    box: Literal["means", "points"] = "means"
+    """means: 1st to 99th percentile of the means when stage 2 begins; points: all points of the capture."""
+    ratio_axis: Literal["linear", "log"] = "linear"
+    """linear: e itself is the coordinate, (0, 1] of [-1, 1]; log: log e, [0.005, 1] onto [-1, 1]."""
+    gate: bool = False
+    """Fade the changes out towards e = 1, with the factor log e / log 0.005."""
     channels: int = 16
     width: int = 64
     """Hidden features of the predictor."""
     heads: tuple[Literal["means", "scales", "quats", "opacities", "sh0"], ...] = ("means", "scales", "quats")
     zero_init: bool = True
-    """Start from a field that changes nothing (the official code starts from random heads)."""
+    """Start from a field that changes nothing; False: from random heads."""
+    scale_change: Literal["log", "activated"] = "log"
+    """Changes are added to the log-scales, or to the scales themselves."""
     ratio_smoothness: float = 1e-3
     """Weight of the squared second difference along e."""
     ratio_l1: float = 1e-4
     """Weight of |plane - 1| of the ratio planes."""
     space_smoothness: float = 2e-4
-    """Weight of the squared second differences along both axes of the spatial planes."""
+    """Weight of the squared second differences of the spatial planes."""
+    smooth_both: bool = True
+    """... along both of their axes; False: along the second one only."""
 
 
 @dataclass
@@ -252,6 +275,13 @@ class Config:
                 value = getattr(value, part)
             if value is not None and value < 1:
                 raise UserError(f"--{option}: found {value}, expected at least 1")
+        if not self.gsnet.inputs or len(set(self.gsnet.inputs)) < len(self.gsnet.inputs):
+            raise UserError(f"--gsnet.inputs: found {self.gsnet.inputs}, expected at least one, each once")
+        if min(self.gsnet.temperature, self.gsnet.temperature_end) <= 0:
+            raise UserError(f"--gsnet.temperature: found {self.gsnet.temperature} to {self.gsnet.temperature_end}, "
+                            "expected above 0")
+        if self.order.kind == "gsnet" and self.transform.kind == "deltas":
+            raise UserError("--transform.kind deltas: needs a fixed order, found --order.kind gsnet; expected field or none")
         if not 0 <= self.base.sh_degree <= 3:
             raise UserError(f"--base.sh-degree: found {self.base.sh_degree}, expected 0 to 3")
         if not 0 < self.base.share <= 1:
@@ -339,16 +369,53 @@ def _fast(config: Config) -> None:
 
 
 def _paper(config: Config) -> None:
-    """FlexGS as its paper describes it, with the defects mended that have no effect on its claims."""
+    """FlexGS as its paper describes it, its unusable formulas replaced. Rows are those of docs/method.md."""
     config.steps = 35_000
-    config.base.share = 15 / 35
+    config.base.share = 15 / 35                              # row 11: 15k + 20k
     config.base.grow_until = 1.0
     config.base.reset_every = 0.2
-    config.loss = Loss(full_l1=0.5, full_ssim=0.2, elastic_l1=0.5, elastic_ssim=0.1, elastic_fade=0.0)
-    config.ratios.sampling = "random"
-    config.order = Order(kind="gsnet", score="alpha_t")
+    config.loss = Loss(full_l1=0.5, full_ssim=0.2, elastic_l1=0.5, elastic_ssim=0.1, elastic_fade=0.0)  # row 9
+    config.ratios.sampling = "random"                        # row 12
+    config.order = Order(kind="gsnet", score="alpha_t")      # row 6
     config.transform.kind = "field"
     config.background = (1.0, 1.0, 1.0)
+
+
+def _official(config: Config) -> None:
+    """FlexGS as its released code does it: what differs from its paper. Rows are those of docs/method.md.
+
+    The code multiplies the learning rates of its networks by the scene's extent E; the fixed ones used here are those of E = 5.
+    """
+    _paper(config)
+    config.steps = 45_000
+    config.base.share = 15 / 45                              # row 11: 15k + 30k
+    config.base.l1 = 1.0                                     # row 10
+    config.ratios.sampling = "round_robin"                   # row 12
+    config.ratios.values = (0.20, 0.15, 0.10, 0.05, 0.01)    # row 12
+    config.order.score = "opacity_t"                         # row 6
+    config.gsnet.shape = "code"                              # row 1: four branches of 32
+    config.gsnet.normalise = False                           # row 31: raw inputs ...
+    config.gsnet.detach = False                              # row 31: ... through which gradients reach the Gaussians
+    config.gsnet.order_noise = True                          # row 20
+    config.field.resolution = (64, 64, 64, 150)              # row 13: 150 columns
+    config.field.smooth_both = False                         # row 16
+    config.field.scale_change = "activated"                  # row 17
+    config.field.zero_init = False                           # row 19
+    config.field.box = "points"                              # row 30
+    config.rates.restart = True                              # row 23
+
+
+def _mended(config: Config) -> None:
+    """FlexGS's own architecture without its defects. Steps are those of docs/method.md, which mends one by one."""
+    _paper(config)
+    config.ratios.sampling = "log_uniform"                   # row 12
+    config.gsnet.noise = False                               # row 20: training selects as the final order does
+    config.gsnet.inputs = ("means", "quats", "scales", "opacities", "importance")  # step 3
+    config.field.ratio_axis = "log"                          # row 13
+    config.field.resolution = (64, 64, 64, 32)               # row 13
+    config.field.gate = True                                 # step 5
+    config.field.heads = ("means", "scales", "quats", "opacities", "sh0")  # step 6
+    config.rates.selector, config.rates.field, config.rates.planes = 4e-3, 4e-3, 4e-2  # step 7: five times
 
 
 def _plain(config: Config) -> None:
@@ -365,4 +432,5 @@ def _smoke(config: Config) -> None:
     config.base.max_splats, config.base.grow_every, config.base.sh_degree = 4_000, 40, 1
 
 
-PRESETS = {"default": _default, "fast": _fast, "paper": _paper, "plain": _plain, "smoke": _smoke}
+PRESETS = {"default": _default, "fast": _fast, "paper": _paper, "official": _official, "mended": _mended, "plain": _plain,
+           "smoke": _smoke}

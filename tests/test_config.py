@@ -1,9 +1,13 @@
 """Presets, JSON round trip and the errors of wrong settings."""
 
+import itertools
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+from flexgs import cli
 from flexgs.config import PRESETS, Config, check_ratio, count_at
 from flexgs.errors import UserError
 
@@ -25,7 +29,9 @@ def test_unknown_preset_and_setting_are_named():
 
 
 @pytest.mark.parametrize("values", [{"steps": 0}, {"evaluation": {"ratios": [0.1, 1.5]}}, {"deltas": {"knots": [0.1, 0.1]}},
-                                    {"ratios": {"bands": [[0.2, 0.1]]}}, {"base": {"sh_degree": 4}}])
+                                    {"ratios": {"bands": [[0.2, 0.1]]}}, {"base": {"sh_degree": 4}},
+                                    {"gsnet": {"inputs": []}}, {"gsnet": {"inputs": ["means", "means"]}},
+                                    {"gsnet": {"temperature_end": 0}}, {"order": {"kind": "gsnet"}}])
 def test_impossible_values_are_refused(values):
     with pytest.raises(UserError, match="expected"):
         Config.from_dict(values)
@@ -43,3 +49,39 @@ def test_count_is_floor_of_the_decimal_ratio():
     assert count_at(0.0999, 1000) == 99
     assert count_at(0.001, 100) == 1
     assert count_at(1.0, 12345) == 12345
+
+
+METHOD = (Path(__file__).parents[1] / "docs" / "method.md").read_text()
+
+
+def with_flags(preset: str, flags: list[str]) -> Config:
+    return cli.parse(cli.Train, ["capture", "--preset", preset, *flags], "flexgs train").config.check()
+
+
+def steps_of(section: str) -> list[list[str]]:
+    """The settings in the rows of docs/method.md between one heading and the next."""
+    text = METHOD.split(f"## {section}\n")[1].split("\n## ")[0]
+    return [word.split() for line in text.splitlines() if line.startswith("| ") for word in re.findall(r"`(--.*?)`", line)]
+
+
+def test_mending_one_by_one_ends_at_the_preset():
+    steps = steps_of("Mending the architecture one by one")
+    repairs, mends = itertools.chain(*steps[:6]), itertools.chain(*steps[6:])
+    mended = with_flags("paper", [*mends])
+    mended.preset = "mended"
+    assert mended == Config.from_preset("mended")
+    config = with_flags("official", [*repairs])
+    paper = Config.from_preset("paper")
+    paper.preset, paper.steps, paper.base.share, paper.ratios = "official", config.steps, config.base.share, config.ratios
+    paper.order.score, paper.gsnet.shape, paper.field.resolution = "opacity_t", "code", (64, 64, 64, 150)
+    paper.base.l1 = 1.0
+    assert config == paper  # what is left is the code's choice, not its defect
+
+
+@pytest.mark.parametrize("preset", ["paper", "official", "mended"])
+def test_every_piece_can_be_switched_off(preset):
+    start = Config.from_preset(preset)
+    switches = [s for s in steps_of("Switching the pieces off") if preset == "paper" or s[0] != "--gsnet.shape"]
+    assert len(switches) > 10
+    for switch in switches:
+        assert with_flags(preset, switch) != start, switch

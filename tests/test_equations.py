@@ -175,15 +175,14 @@ def test_equation_10_through_the_selector(name, detach):
     splats, camera, photo = toy()
     torch.manual_seed(0)
     net = GsNet(cfg.GsNet(detach=detach, gi_weight=0, sparsity_weight=0, temperature=TAU), splats).double()
-    net.ratio.register_forward_pre_hook(lambda _, x: (x[0].double(),))  # it makes its ratio a float32
-    leaf = splats.clone().requires_grad_()
-    chosen = net.select(leaf, 0.5, torch.arange(6), 0.0, noise())
+    leaf, rank = splats.clone().requires_grad_(), torch.arange(6)
+    chosen = net.select(leaf, 0.5, rank, 0.0, noise())
     index = chosen.index
     assert 0 < len(index) < 6
     elastic_loss(leaf[index], camera, photo, chosen.mask).backward()
 
     dm = differences(lambda m: elastic_loss(splats[index], camera, photo, m), torch.ones(len(index), dtype=torch.float64))
-    y = gumbel_softmax(net.logits(splats, 0.5), TAU, noise()).detach()[index, 1]
+    y = gumbel_softmax(net.logits(splats, rank, 0.5), TAU, noise()).detach()[index, 1]
     slope, dz = y * (1 - y) / TAU, torch.zeros(6, 2, dtype=torch.float64)
     dz[index] = torch.stack([-dm * slope, dm * slope], dim=1)
     assert relative_l2(net.last.bias.grad, dz.sum(0)) < 1e-7  # dL/dz itself: the bias is added to each row of z
@@ -193,7 +192,7 @@ def test_equation_10_through_the_selector(name, detach):
 
     x = getattr(splats, name)
     own = differences(lambda x: elastic_loss(moved(x)[index], camera, photo), x)
-    selector = differences(lambda x: (dz * net.logits(moved(x), 0.5)).sum(), x)
+    selector = differences(lambda x: (dz * net.logits(moved(x), rank, 0.5)).sum(), x)
     assert selector[index].any(dim=1).all()
     assert relative_l2(getattr(leaf, name).grad, own if detach else own + selector) < 1e-6
 

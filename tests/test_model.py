@@ -1,6 +1,7 @@
 """Orders, transforms and cuts."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from flexgs.config import Config, count_at
 from flexgs.errors import UserError
 from flexgs.model.deltas import Deltas
 from flexgs.model.elastic import ElasticModel
-from flexgs.model.field import Field
-from flexgs.model.selector import GsNet, importance_mask, sampled_order
+from flexgs.model.field import AXES, E_MIN, Field
+from flexgs.model.selector import GsNet, importance_mask, sampled_order, top
 from flexgs.model.transform import make_transform
 from flexgs.seeds import generator
 from flexgs.splats import Splats
@@ -121,6 +122,82 @@ def test_field_features_match_a_slow_interpolation():
             assert torch.allclose(got[i, level * 4:level * 4 + 4], product, atol=1e-12)
 
 
+ALL_HEADS = ("means", "scales", "quats", "opacities", "sh0")
+FIELD_MODES = [{"ratio_axis": "log"}, {"gate": True}, {"scale_change": "activated"}, {"heads": ALL_HEADS},
+               {"heads": ()}, {"box": "points"}]
+
+
+def field_of(splats: Splats, **options) -> Field:
+    """A field that changes something."""
+    torch.manual_seed(0)
+    field = Field(replace(SMALL_FIELD, **options), splats.means)
+    with torch.no_grad():
+        for p in field.parameters():
+            p += 0.3 * torch.randn(p.shape)
+    return field
+
+
+def largest_change(field: Field, splats: Splats, ratio: float) -> float:
+    pairs = zip(field(splats, ratio).detach().items(), splats.items(), strict=True)
+    return max(float((a - b).abs().max()) for (_, a), (_, b) in pairs)
+
+
+@pytest.mark.parametrize("mode", FIELD_MODES)
+def test_untrained_field_changes_nothing_in_any_mode(mode):
+    splats = random_splats(200)
+    config = Config(transform=cfg.Transform("field"), field=replace(SMALL_FIELD, **mode))
+    model = ElasticModel(splats, make_transform(config, splats, splats.means * 3), config)
+    for ratio in (0.001, 0.02, 0.7):
+        cut = model.cut(ratio)
+        for (_, a), (_, b) in zip(cut.items(), splats.items(), strict=True):
+            assert torch.allclose(a, b[: len(cut)], atol=1e-6)
+
+
+def test_gate_makes_the_whole_model_a_limit():
+    splats = random_splats(50)
+    gated, free = (field_of(splats, gate=gate, heads=ALL_HEADS) for gate in (True, False))
+    assert largest_change(free, splats, 1 - 1e-6) > 0.1
+    assert largest_change(gated, splats, 1 - 1e-6) < 1e-5
+    assert largest_change(gated, splats, 1.0) == 0
+    for ratio in (E_MIN, E_MIN / 4):  # fully open
+        assert largest_change(gated, splats, ratio) == pytest.approx(largest_change(free, splats, ratio))
+
+
+def test_log_axis_ends_at_the_first_and_the_last_column():
+    splats = random_splats(20)
+    field = field_of(splats, ratio_axis="log")
+    for ratios, column in (((E_MIN, E_MIN / 3), 0), ((1.0,), -1)):
+        flat = field_of(splats, ratio_axis="log")
+        for i, plane in enumerate(flat.planes):
+            if AXES[i % 6][1] == 3:
+                plane.data[:] = plane.data[:, :, column, None].clone()
+        for ratio in ratios:
+            assert torch.allclose(field.features(splats.means, ratio), flat.features(splats.means, 0.1), atol=1e-5)
+    middle = field.features(splats.means, E_MIN**0.5)
+    assert not torch.allclose(middle, flat.features(splats.means, 0.1), atol=1e-2)
+
+
+def test_activated_scales_that_turn_negative_stay_finite():
+    """The rasterizer squares scales, so the official code renders s + T as |s + T|; its logarithm must exist."""
+    splats = random_splats(300)
+    field = field_of(splats, scale_change="activated", heads=("scales",))
+    with torch.no_grad():
+        field.heads["scales"][3].weight.zero_()
+        field.heads["scales"][3].bias.copy_(-torch.stack([splats.scales[0].exp()[0], *[torch.tensor(x) for x in (0.05, 9.0)]]))
+    leaf = splats.clone().requires_grad_()
+    scales = field(leaf, 0.1).scales
+    assert torch.allclose(scales[:, 2].exp(), 9 - splats.scales[:, 2].exp(), rtol=1e-4)
+    assert float(scales[0, 0].detach()) == pytest.approx(math.log(1e-6), abs=1e-3)  # exactly zero without the floor
+    scales.sum().backward()
+    assert torch.isfinite(scales).all() and torch.isfinite(leaf.scales.grad).all()
+
+
+def test_box_of_the_points_holds_the_outliers():
+    points = torch.cat([random_splats(500).means, torch.tensor([[100.0, 0, 0]])])
+    assert float(Field(replace(SMALL_FIELD, box="points"), points).box[1, 0]) == 100
+    assert float(Field(SMALL_FIELD, points).box[1, 0]) < 5
+
+
 def test_sampling_without_replacement_follows_the_weights():
     """The first of the order is i with probability w_i / sum w; checked against the analytic value over 4000 orders."""
     weights = torch.tensor([1.0, 2.0, 3.0, 10.0])
@@ -142,10 +219,11 @@ def test_gsnet_order_does_not_depend_on_the_ratio(shape):
     net = GsNet(cfg.GsNet(shape=shape), splats)
     parameters = sum(p.numel() for p in net.parameters())
     assert parameters == {"paper": 9410, "code": 4962}[shape]  # 9410 and 4962: counted from the layers' sizes
-    z1, z2 = net.logits(splats, 0.01), net.logits(splats, 0.7)
+    rank = torch.arange(400)
+    z1, z2 = net.logits(splats, rank, 0.01), net.logits(splats, rank, 0.7)
     margins = (z1[:, 1] - z1[:, 0]) - (z2[:, 1] - z2[:, 0])
     assert float(margins.std()) < 1e-6  # the margin is a(Gaussian) + b(ratio)
-    assert torch.equal(net.order(splats), net.order(splats))
+    assert torch.equal(net.order(splats, rank, 0), net.order(splats, rank, 1))  # no noise, no seed
 
 
 def test_gsnet_learns_the_teacher_from_its_losses_alone():
@@ -159,7 +237,7 @@ def test_gsnet_learns_the_teacher_from_its_losses_alone():
         adam.zero_grad()
         sum(selection.losses.values()).backward()
         adam.step()
-    kept = net.order(splats)[:60]
+    kept = net.order(splats, rank, 0)[:60]
     assert float(importance_mask(rank, 0.2)[kept].mean()) > 0.9
 
 
@@ -171,3 +249,63 @@ def test_selected_mask_carries_the_gradient_and_the_value_one():
     selection.mask.sum().backward()
     assert all(float(p.grad.abs().sum()) > 0 for p in net.last.parameters())
     assert not selection.losses
+
+
+def test_selection_without_noise_is_exact_nested_and_teaches():
+    """floor(e N) of value one; the gradient is that of sigmoid((margin - the smallest kept) / tau)."""
+    splats, rank = random_splats(300), torch.arange(300)
+    torch.manual_seed(0)
+    net = GsNet(cfg.GsNet(noise=False), splats)
+    order, before = net.order(splats, rank, 0), set()
+    for ratio in (0.001, 0.037, 0.2, 0.8, 1.0):
+        selection = net.select(splats, ratio, rank, 0.0, generator(0, 1))
+        kept = set(selection.index.tolist())
+        assert kept == set(order[:count_at(ratio, 300)].tolist()) and before <= kept
+        assert torch.equal(selection.mask, torch.ones(len(kept)))
+        assert list(selection.losses) == ["gi"]  # the number is exact
+        before = kept
+    margin = torch.tensor([0.3, -1.0, 2.0, 0.5], requires_grad=True)
+    mask = top(margin, 0.5, 0.7)
+    assert mask.tolist() == [0, 0, 1, 1]
+    mask.sum().backward()
+    soft = torch.sigmoid((margin.detach() - 0.5) / 0.7)
+    assert torch.allclose(margin.grad, soft * (1 - soft) / 0.7)
+
+
+def test_importance_as_an_input_gives_the_order_by_importance():
+    splats = random_splats(400)
+    rank = torch.randperm(400, generator=generator(0, "test"))
+    torch.manual_seed(0)
+    net = GsNet(cfg.GsNet(inputs=("importance", "opacities"), noise=False), splats)
+    adam = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for step in range(150):
+        adam.zero_grad()
+        net.select(splats, (0.02, 0.1, 0.3)[step % 3], rank, 0.0, generator(0)).losses["gi"].backward()
+        adam.step()
+    for ratio in (0.02, 0.1, 0.3):
+        assert float(importance_mask(rank, ratio)[net.order(splats, rank, 0)[:count_at(ratio, 400)]].mean()) > 0.9
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_selector_gradients_reach_the_gaussians_only_if_asked(detach):
+    splats = random_splats(200).requires_grad_()
+    net = GsNet(cfg.GsNet(shape="code", normalise=False, detach=detach), splats)
+    sum(net.select(splats, 0.2, torch.arange(200), 0.0, generator(0, 1)).losses.values()).backward()
+    reached = [name for name, t in splats.items() if t.grad is not None and float(t.grad.abs().sum()) > 0]
+    assert reached == ([] if detach else ["means", "quats", "scales"])
+
+
+def test_noise_of_the_official_order_is_drawn_once():
+    splats, rank = random_splats(400), torch.arange(400)
+    net = GsNet(cfg.GsNet(order_noise=True), splats)
+    assert torch.equal(net.order(splats, rank, 0), net.order(splats, rank, 0))
+    assert not torch.equal(net.order(splats, rank, 0), net.order(splats, rank, 1))
+    keep = torch.ones(400).index_fill(0, rank[200:], -1.0)
+    net.logits = lambda splats, rank, ratio: torch.stack([torch.zeros(400), keep], dim=1)
+    wins = 0.0  # how often one of margin 1 comes before one of margin -1
+    for seed in range(40):
+        place = torch.argsort(net.order(splats, rank, seed))
+        wins += float((place[:200, None] < place[None, 200:]).float().mean()) / 40
+    d = 2.0
+    expected = math.exp(d) * (math.exp(d) - 1 - d) / (math.exp(d) - 1) ** 2  # P(difference of two logistics < d)
+    assert wins == pytest.approx(expected, abs=0.02)

@@ -4,6 +4,7 @@ FlexGS section 3.3 and supplementary B.1; the planes and their fusion are those 
 Fridovich-Keil et al. 2023) with the elastic ratio in the place of time.
 """
 
+import math
 from itertools import combinations
 from typing import Any
 
@@ -16,24 +17,27 @@ from flexgs.model.transform import Transform
 from flexgs.splats import Splats
 
 AXES = tuple(combinations(range(4), 2))  # (x, y), (x, z), (x, e), (y, z), (y, e), (z, e)
+E_MIN = 0.005  # the ratio at the lower end of the logarithmic axis, and the one at which the gate is fully open
 OUTPUTS = {"means": 3, "quats": 4, "scales": 3, "opacities": 1, "sh0": 3}
 
 
 class Field(Transform):
     """Six planes per level, multiplied within a level and concatenated across levels; a linear trunk; one head per attribute.
 
-    Changes are added to raw attributes: log-scales instead of the official code's activated scales, which can turn negative.
-    The box is the 1st to 99th percentile of the means when the field is made, so that a few outliers do not waste the grid.
-    The ratio is the normalised coordinate itself, as in the official code: it lies in (0, 1] of [-1, 1].
+    Changes are added to raw attributes, or (scale_change "activated", the official code) to the scales themselves. Those can
+    turn negative, which the official rasterizer squares away: here the absolute value, at least 1e-6, takes their place.
+    The box is the 1st to 99th percentile of the means, so that a few outliers do not waste the grid, or all of the points.
     """
 
     box: Tensor
 
-    def __init__(self, options: cfg.Field, means: Tensor):
+    def __init__(self, options: cfg.Field, points: Tensor):
+        """points [M, 3]: the means, or the points of the capture, whichever options.box names."""
         super().__init__()
         self.options = options
-        bounds = torch.quantile(_at_most(means.detach(), 1_000_000), means.new_tensor([0.01, 0.99]), dim=0)
-        self.register_buffer("box", bounds)
+        points = points.detach()
+        self.register_buffer("box", torch.stack(points.aminmax(dim=0)) if options.box == "points" else torch.quantile(
+            _at_most(points, 1_000_000), points.new_tensor([0.01, 0.99]), dim=0))
         self.planes = nn.ParameterList()
         for level in options.levels:
             size = [r * level for r in options.resolution[:3]] + [options.resolution[3]]
@@ -51,16 +55,23 @@ class Field(Transform):
                     nn.init.zeros_(layer.bias)
 
     def forward(self, kept: Splats, ratio: float, index: Tensor | None = None) -> Splats:
+        o = self.options
         hidden = self.trunk(self.features(kept.means, ratio))
+        gate = min(1.0, math.log(ratio) / math.log(E_MIN)) if o.gate else 1.0
         changed = dict(kept.items())
         for name, head in self.heads.items():
-            changed[name] = changed[name] + head(hidden).view_as(changed[name])
+            change = gate * head(hidden).view_as(changed[name])
+            if name == "scales" and o.scale_change == "activated":
+                changed[name] = (kept.scales.exp() + change).abs().clamp(min=1e-6).log()
+            else:
+                changed[name] = changed[name] + change
         return Splats(**changed)
 
     def features(self, means: Tensor, ratio: float) -> Tensor:
         """[N, channels * levels] features at means [N, 3] and one ratio."""
         space = 2 * (means - self.box[0]) / (self.box[1] - self.box[0]) - 1
-        point = torch.cat([space, torch.full_like(space[:, :1], ratio)], dim=1)
+        e = ratio if self.options.ratio_axis == "linear" else 1 - 2 * math.log(ratio) / math.log(E_MIN)
+        point = torch.cat([space, torch.full_like(space[:, :1], e)], dim=1)
         levels = []
         for level in range(len(self.options.levels)):
             product = torch.ones((), device=means.device, dtype=means.dtype)
@@ -72,14 +83,14 @@ class Field(Transform):
         return torch.cat(levels, dim=1)
 
     def regulariser(self) -> Tensor | float:
-        """Smoothness along e, |plane - 1| of the ratio planes, smoothness of the spatial planes along both axes."""
+        """Smoothness along e, |plane - 1| of the ratio planes, smoothness of the spatial planes."""
         o = self.options
         loss: Tensor | float = 0.0
         for i, plane in enumerate(self.planes):
             if AXES[i % 6][1] == 3:
                 loss = loss + o.ratio_smoothness * _bend(plane, 2) + o.ratio_l1 * (plane - 1).abs().mean()
             else:
-                loss = loss + o.space_smoothness * (_bend(plane, 2) + _bend(plane, 3))
+                loss = loss + o.space_smoothness * (_bend(plane, 2) + (_bend(plane, 3) if o.smooth_both else 0.0))
         return loss
 
     def groups(self, config: cfg.Config, extent: float) -> list[dict[str, Any]]:

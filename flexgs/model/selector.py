@@ -1,7 +1,7 @@
 """The order: which Gaussians stay. Cuts at all ratios are prefixes of one permutation, so they are nested and repeatable.
 
 Training at a ratio asks for a Selection. A fixed order gives the first floor(e N); GsNet draws a random one, so that its
-gradient explores, and its noise-free margin gives the final order.
+gradient explores, or takes its floor(e N) largest margins; its margin gives the final order.
 """
 
 from dataclasses import dataclass, field
@@ -39,12 +39,16 @@ def sampled_order(score: Tensor, temperature: float, seed: int) -> Tensor:
     return torch.argsort(logs + temperature * noise, descending=True, stable=True)
 
 
+INPUTS = {"means": 3, "quats": 4, "scales": 3, "opacities": 1, "importance": 1}
+
+
 class GsNet(nn.Module):
     """FlexGS's adaptive selector: logits (drop, keep) per Gaussian and ratio, sampled by a straight-through Gumbel-softmax.
 
     The last layer is linear in the concatenated branches, so the margin keep - drop is a(Gaussian) + b(ratio): without noise
-    the order does not depend on the ratio, and order() is all that inference needs. Inputs are normalised (means to the box of
-    the scene, log-scales to their median), unlike the official code's raw world coordinates.
+    the order does not depend on the ratio, and order() is all that inference needs.
+
+    Everywhere, rank [N] is each Gaussian's place by global importance, 0 the most important: an input, and the teacher.
     """
 
     centre: Tensor
@@ -58,54 +62,69 @@ class GsNet(nn.Module):
         self.register_buffer("centre", means.median(dim=0).values)
         self.register_buffer("spread", (means - means.median(dim=0).values).abs().mean(dim=0) * 2 + 1e-8)
         self.register_buffer("scale", scales.median())
-        width, inputs = (64, (10,)) if options.shape == "paper" else (32, (3, 4, 3))
-        self.inputs = inputs
-        self.attributes = nn.ModuleList(_branch(d, width) for d in inputs)
+        sizes = [INPUTS[name] for name in options.inputs]
+        width, self.parts = (64, [sum(sizes)]) if options.shape == "paper" else (32, sizes)
+        self.attributes = nn.ModuleList(_branch(d, width) for d in self.parts)
         self.ratio = _branch(1, width)
-        self.last = nn.Linear(width * (len(inputs) + 1), 2)
+        self.last = nn.Linear(width * (len(self.parts) + 1), 2)
 
-    def logits(self, splats: Splats, ratio: float) -> Tensor:
+    def logits(self, splats: Splats, rank: Tensor, ratio: float) -> Tensor:
         """[N, 2] logits of (drop, keep)."""
-        h = self._hidden(splats)
-        e = self.ratio(torch.full((1, 1), ratio, device=h.device))
-        return self.last(torch.cat([h, e.expand(len(h), -1)], dim=1))
+        x = torch.cat([self._input(name, splats, rank) for name in self.options.inputs], dim=1)
+        parts = (x.detach() if self.options.detach else x).split(self.parts, dim=1)
+        h = [net(part) for net, part in zip(self.attributes, parts, strict=True)]
+        e = self.ratio(x.new_full((1, 1), ratio))
+        return self.last(torch.cat([*h, e.expand(len(x), -1)], dim=1))
 
-    def order(self, splats: Splats) -> Tensor:
-        """[N] permutation by the noise-free margin, the same for every ratio."""
+    def order(self, splats: Splats, rank: Tensor, seed: int) -> Tensor:
+        """[N] permutation by the margin, the same for every ratio.
+
+        With order_noise, by the margin plus logistic noise (the difference of two Gumbel draws), as the official code selects;
+        but that draws anew for each cut, here one seeded draw serves all, so that cuts stay nested and repeatable.
+        """
         with torch.no_grad():
-            z = self.logits(splats, 1.0)
-            return torch.argsort(z[:, 1] - z[:, 0], descending=True, stable=True)
+            margin = _margin(self.logits(splats, rank, 1.0))
+            if self.options.order_noise:
+                uniform = torch.rand(len(margin), generator=generator(seed, "order"), dtype=torch.float64)
+                margin = margin + torch.logit(uniform, eps=1e-12).to(margin)
+            return torch.argsort(margin, descending=True, stable=True)
 
     def select(self, splats: Splats, ratio: float, rank: Tensor, progress: float,
                random: torch.Generator) -> Selection:
-        """A random selection at ratio.
+        """The selection to train at ratio: random, or without noise the floor(ratio N) of the largest margins.
 
-        rank [N] is each Gaussian's place by global importance, 0 the most important, which teaches the selector; progress in
-        [0, 1] through stage 2 sets the temperature.
+        progress in [0, 1] through stage 2 sets the temperature.
         """
         o = self.options
         tau = o.temperature * (o.temperature_end / o.temperature) ** progress
-        m = straight_through(gumbel_softmax(self.logits(splats, ratio), tau, random))
+        logits = self.logits(splats, rank, ratio)
+        m = straight_through(gumbel_softmax(logits, tau, random)) if o.noise else top(_margin(logits), ratio, tau)
         index = m.detach().nonzero()[:, 0]
         if len(index) == 0:  # nothing drawn: render the best one, so that there is an image to learn from
             index = rank.argmin()[None]
         losses = {}
         if o.gi_weight:
             losses["gi"] = o.gi_weight * (m - importance_mask(rank, ratio)).abs().mean()
-        if o.sparsity_weight:
+        if o.sparsity_weight and o.noise:  # without noise the number is exact, and the gradient would be that of its rounding
             losses["sparsity"] = o.sparsity_weight * (ratio - m.mean()).abs()
         return Selection(index, m[index], losses)
 
     def groups(self, config: cfg.Config) -> list[dict[str, Any]]:
         return [{"name": "selector", "params": list(self.parameters()), "lr": config.rates.selector, "decay": 0.1}]
 
-    def _hidden(self, splats: Splats) -> Tensor:
-        quats = torch.nn.functional.normalize(splats.quats, dim=1)
-        quats = torch.where(quats[:, :1] < 0, -quats, quats)  # q and -q are the same rotation
-        x = torch.cat([(splats.means - self.centre) / self.spread, quats, splats.scales - self.scale], dim=1)
-        x = x.detach() if self.options.detach else x
-        parts = x.split(self.inputs, dim=1)
-        return torch.cat([net(part) for net, part in zip(self.attributes, parts, strict=True)], dim=1)
+    def _input(self, name: str, splats: Splats, rank: Tensor) -> Tensor:
+        """[N, INPUTS[name]] what the branches see of one attribute."""
+        raw = not self.options.normalise
+        if name == "means":
+            return splats.means if raw else (splats.means - self.centre) / self.spread
+        if name == "quats":
+            quats = torch.nn.functional.normalize(splats.quats, dim=1)
+            return quats if raw else torch.where(quats[:, :1] < 0, -quats, quats)  # q and -q are the same rotation
+        if name == "scales":
+            return splats.scales.exp() if raw else splats.scales - self.scale
+        if name == "opacities":
+            return (torch.sigmoid(splats.opacities) if raw else splats.opacities)[:, None]
+        return -torch.special.ndtri((rank + 0.5) / len(rank))[:, None].float()  # resolves the few most important best
 
 
 def gumbel_softmax(logits: Tensor, tau: float, random: torch.Generator) -> Tensor:
@@ -124,9 +143,23 @@ def straight_through(soft: Tensor) -> Tensor:
     return hard + keep - keep.detach()
 
 
+def top(margin: Tensor, ratio: float, tau: float) -> Tensor:
+    """[N] 1 for the floor(ratio N) largest margins, else 0, with the gradient of sigmoid((margin - the smallest kept) / tau).
+
+    Our noise-free alternative to supplementary eq. 1-5: what is trained is what is deployed.
+    """
+    kept = torch.argsort(margin.detach(), descending=True, stable=True)[:count_at(ratio, len(margin))]
+    soft = torch.sigmoid((margin - margin[kept[-1]].detach()) / tau)
+    return torch.zeros_like(margin).index_fill(0, kept, 1.0) + (soft - soft.detach())
+
+
 def importance_mask(rank: Tensor, ratio: float) -> Tensor:
     """[N] float: 1 for the floor(ratio N) most important by rank, the teacher of the global-importance loss."""
     return (rank < count_at(ratio, len(rank))).float()
+
+
+def _margin(logits: Tensor) -> Tensor:
+    return logits[:, 1] - logits[:, 0]
 
 
 def _branch(inputs: int, width: int) -> nn.Sequential:

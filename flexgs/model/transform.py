@@ -27,11 +27,15 @@ class Transform(nn.Module):
         return 0.0
 
 
-def make_transform(config: Config, splats: Splats) -> Transform:
-    """The transform that config asks for, initialised to change nothing."""
+def make_transform(config: Config, splats: Splats, points: Tensor | None = None) -> Transform:
+    """The transform that config asks for, initialised to change nothing unless config says otherwise.
+
+    points [M, 3] of the capture are the other choice for the field's box; a transform that is loaded needs none.
+    """
     from flexgs.model.deltas import Deltas
     from flexgs.model.field import Field
 
+    place = points if points is not None and config.field.box == "points" else splats.means
     kinds = {"none": lambda: Transform(), "deltas": lambda: Deltas(config.deltas.knots, len(splats)),
-             "field": lambda: Field(config.field, splats.means)}
+             "field": lambda: Field(config.field, place)}
     return kinds[config.transform.kind]()

@@ -132,7 +132,7 @@ class Trainer:
         if self.stage == 1:
             out = render(self.splats, camera, background=self.background, sh_degree=self._sh_degree(position))
             out.means2d.retain_grad()
-            loss = photometric(out.image, target, l1=0.8, ssim=0.2, mask=mask) / self.batch
+            loss = photometric(out.image, target, l1=self.config.base.l1, ssim=self.config.base.ssim, mask=mask) / self.batch
             loss.backward()
             self.densifier.observe(out, camera, self.batch)
             return loss.detach()
@@ -212,7 +212,7 @@ class Trainer:
         """The parts of stage 2 and their parameter groups, for the splats as they are."""
         with torch.random.fork_rng(devices=[]):  # layers initialise themselves from the global generator
             torch.manual_seed(self.config.seed)
-            self.transform = make_transform(self.config, self.splats).to(self.device)
+            self.transform = make_transform(self.config, self.splats, self.scene.points.xyz).to(self.device)
             if self.config.order.kind == "gsnet":
                 self.gsnet = GsNet(self.config.gsnet, self.splats).to(self.device)
         moments = self.optimizer.moments()
@@ -220,7 +220,8 @@ class Trainer:
         groups += self.transform.groups(self.config, self.scene.extent)
         groups += self.gsnet.groups(self.config) if self.gsnet else []
         self.optimizer = Optimizer(groups, self.batch)
-        self.optimizer.load_moments(moments)
+        if not self.config.rates.restart:
+            self.optimizer.load_moments(moments)
         self._elastic = True
 
     def _refresh_rank(self) -> None:
@@ -235,8 +236,8 @@ class Trainer:
         if not self._elastic:
             self._begin_stage_2()
         splats = self.splats.detach()
-        if self.gsnet:
-            splats = splats[self.gsnet.order(splats)]
+        if self.gsnet and self.rank is not None:
+            splats = splats[self.gsnet.order(splats, self.rank, self.config.seed)]
         return ElasticModel(splats, self.transform, self.config)
 
     # ------------------------------------------------------------------ state
