@@ -200,7 +200,8 @@ class Doctor:
             print("           needs gsplat: pip install 'flexgs[cuda]'")
 
 
-COMMANDS: dict[str, type] = {"train": Train, "adapt": Adapt, "compare": Compare, "eval": Eval, "cut": Cut, "data": Data, "bench": Bench, "doctor": Doctor}
+COMMANDS: dict[str, type] = {"train": Train, "adapt": Adapt, "compare": Compare, "eval": Eval, "cut": Cut, "data": Data,
+                             "bench": Bench, "doctor": Doctor}
 
 
 def parse(command: type[T], args: Sequence[str], prog: str) -> T:

@@ -2,9 +2,9 @@
 
     stage1/  <method>/  <method>-5pct/ ...  compare.json
 
-A method is a preset and any settings, for instance "default --deltas.knots 0.01 0.1". Stage 1, seed, background and evaluation
-are common to all; what differs is stage 2. A method that keeps a share of the Gaussians only (order.keep below 1) makes one model
-per ratio. Everything is resumed, what is finished is not repeated.
+A method is a preset and any settings, for instance "default --deltas.knots 0.01 0.1". Stage 1, seed, background and
+evaluation are common to all; what differs is stage 2. A method that keeps a share of the Gaussians only (order.keep below 1)
+makes one model per ratio. Everything is resumed, what is finished is not repeated.
 """
 
 import dataclasses

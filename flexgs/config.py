@@ -418,6 +418,12 @@ def _mended(config: Config) -> None:
     config.rates.selector, config.rates.field, config.rates.planes = 4e-3, 4e-3, 4e-2  # step 7: five times
 
 
+def _lightgs(config: Config) -> None:
+    """LightGaussian's way, the rival: prune by importance, then fine-tune for that one ratio (order.keep)."""
+    _plain(config)
+    config.order.score, config.order.keep = "lightgaussian", 0.1
+
+
 def _plain(config: Config) -> None:
     """Plain 3DGS of the same length: the yardstick at e = 1; its cuts are pruned by importance, not trained."""
     config.loss.full_l1, config.loss.full_ssim = 0.8, 0.2
@@ -433,4 +439,4 @@ def _smoke(config: Config) -> None:
 
 
 PRESETS = {"default": _default, "fast": _fast, "paper": _paper, "official": _official, "mended": _mended, "plain": _plain,
-           "smoke": _smoke}
+           "lightgs": _lightgs, "smoke": _smoke}

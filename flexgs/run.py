@@ -37,7 +37,7 @@ class Session(Protocol):
 
 
 class LocalSession:
-    """Checkpoints in the run folder, progress to a callable; start is the checkpoint to begin with, if there is no newer one."""
+    """Checkpoints in the run folder, progress to a callable. Where there is no checkpoint yet, the run begins with `start`."""
 
     def __init__(self, folder: Path, group: Group, on_progress: Callable[[int, dict[str, Any]], None],
                  start: Path | None = None):
