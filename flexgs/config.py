@@ -5,6 +5,7 @@ Lengths are counted in *views*: training images rendered and compared, over all 
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import typing
@@ -70,6 +71,8 @@ class Rates:
     opacities: float = 0.05
     sh0: float = 2.5e-3
     shN: float = 1.25e-4
+    shN_factor: float = 4.0
+    """Factor on the rate of shN in stage 2, where one set of coefficients serves all ratios."""
     delta_means: float = 3.0
     """Factor on the rate of means for the per-ratio deltas of the means; other deltas use the rates above."""
     selector: float = 8e-4
@@ -99,10 +102,12 @@ class Ratios:
     """Which ratios stage 2 trains at."""
 
     sampling: Literal["log_uniform", "random", "round_robin"] = "log_uniform"
-    bands: tuple[tuple[float, float], ...] = ((0.008, 0.08), (0.08, 0.8))
+    bands: tuple[tuple[float, float], ...] = ((0.008, 0.03), (0.03, 0.12), (0.12, 0.65))
     """log_uniform: one elastic render per view and band, its ratio log-uniform within. Empty: no elastic render."""
     values: tuple[float, ...] = (0.01, 0.05, 0.10, 0.15)
     """random and round_robin: one elastic render per view at one of these."""
+    half_above: float = 64.0
+    """Elastic renders in which each Gaussian has more pixels than this to itself are half as wide and high."""
 
     @property
     def renders(self) -> int:
@@ -163,8 +168,10 @@ class Transform:
 class Deltas:
     """Per-Gaussian changes at knots of log e, linear in between, none at e = 1."""
 
-    knots: tuple[float, ...] = (0.01, 0.032, 0.1, 0.32)
-    """Knot j holds the first floor(knot_j N) Gaussians only."""
+    knots: tuple[float, ...] = (0.01, 0.032, 0.1, 0.32, 0.5)
+    rows: tuple[float, ...] | None = None
+    """Knot j holds the first floor(rows_j N) Gaussians only; None: as many as a cut at the knot has. One knot with more rows
+    than that, for instance knots 0.01 and rows 0.32, is rank 1: one change per Gaussian, times log e."""
 
 
 @dataclass
@@ -258,12 +265,17 @@ class Config:
 
     def check(self) -> "Config":
         """Raise UserError for values that no run can use."""
-        for option, ratios in {"evaluation.ratios": self.evaluation.ratios, "ratios.values": self.ratios.values,
-                               "deltas.knots": self.deltas.knots, "order.keep": (self.order.keep,)}.items():
+        shares = {"evaluation.ratios": self.evaluation.ratios, "ratios.values": self.ratios.values,
+                  "deltas.knots": self.deltas.knots, "deltas.rows": self.deltas.rows or (), "order.keep": (self.order.keep,)}
+        for option, ratios in shares.items():
             for ratio in ratios:
                 check_ratio(ratio, f"--{option}")
-        if any(a >= b for a, b in zip(self.deltas.knots, self.deltas.knots[1:], strict=False)):
-            raise UserError(f"--deltas.knots: found {self.deltas.knots}, expected rising ratios")
+        for option, rising in {"knots": self.deltas.knots, "rows": self.deltas.rows or ()}.items():
+            if any(a >= b for a, b in itertools.pairwise(rising)):
+                raise UserError(f"--deltas.{option}: found {rising}, expected rising ratios")
+        if self.deltas.rows and len(self.deltas.rows) != len(self.deltas.knots):
+            raise UserError(f"--deltas.rows: found {len(self.deltas.rows)}, expected one for each of the "
+                            f"{len(self.deltas.knots)} knots")
         for low, high in self.ratios.bands:
             if not 0 < low < high <= 1:
                 raise UserError(f"--ratios.bands: found {low} {high}, expected 0 < low < high <= 1")

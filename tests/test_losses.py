@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from flexgs.bench import front_camera
 from flexgs.raster.cpu.pool import get_num_threads, set_num_threads
-from flexgs.training.losses import photometric, ssim, ssim_map
+from flexgs.training.losses import halved, photometric, ssim, ssim_map
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +99,16 @@ def test_two_losses_before_one_backward() -> None:
     (gb,) = torch.autograd.grad(photometric(image, other), image)
     (both,) = torch.autograd.grad(photometric(image, target) + photometric(image, other), image)
     torch.testing.assert_close(both, ga + gb)
+
+
+def test_halved_is_the_mean_of_four_pixels_under_the_scaled_camera():
+    camera = front_camera(8, 6)
+    target = (torch.rand(6, 8, 3) * 255).to(torch.uint8)
+    mask = torch.ones(6, 8, dtype=torch.bool)
+    mask[0, 1] = False
+    small, image, kept = halved(camera, target, mask)
+    assert (small.width, small.height) == (4, 3)
+    assert torch.allclose(image, (target.float() / 255).view(3, 2, 4, 2, 3).mean(dim=(1, 3)), atol=1e-6)
+    assert kept.sum() == 11 and not kept[0, 0]
+    point = torch.tensor([0.3, -0.2, 1.0])
+    assert torch.allclose(small.K @ point * torch.tensor([2, 2, 1]), camera.K @ point, atol=1e-5)

@@ -33,7 +33,7 @@ def elastic(kind: str, n: int = 1000) -> ElasticModel:
     with torch.no_grad():
         for p in transform.parameters():
             p += 0.1 * torch.randn(p.shape)
-    return ElasticModel(splats, transform, config)
+    return ElasticModel(splats, transform.stored(), config)
 
 
 @pytest.mark.parametrize("kind", ["deltas", "field", "none"])
@@ -82,7 +82,7 @@ def test_broken_model_is_a_user_error(name, tmp_path):
 
 
 def test_deltas_are_linear_in_log_ratio_between_knots():
-    deltas, splats = Deltas((0.01, 0.1), 1000), random_splats(1000)
+    deltas, splats = Deltas(cfg.Deltas(knots=(0.01, 0.1)), 1000), random_splats(1000)
     with torch.no_grad():
         deltas.means[:10] = 1.0   # knot 1 %: the first 10
         deltas.means[10:] = 3.0   # knot 10 %: the first 100
@@ -98,6 +98,33 @@ def test_deltas_are_linear_in_log_ratio_between_knots():
     assert torch.allclose(moved(0.1), torch.full((100,), 3.0), atol=1e-5)
     assert torch.allclose(moved(10**-0.5)[:100], torch.full((100,), 1.5), atol=1e-5)  # fades towards e = 1
     assert torch.equal(moved(10**-0.5)[100:], torch.zeros(216))
+
+
+def test_one_knot_with_more_rows_is_rank_1():
+    """A change per Gaussian times log e / log 0.01."""
+    deltas, splats = Deltas(cfg.Deltas(knots=(0.01,), rows=(0.32,)), 1000), random_splats(1000)
+    with torch.no_grad():
+        deltas.scales.copy_(torch.arange(320.0)[:, None].expand(-1, 3))
+    for ratio in (0.01, 0.05, 0.3, 0.7):
+        k = count_at(ratio, 1000)
+        moved = (deltas(splats[:k], ratio).scales - splats.scales[:k])[:, 0]
+        expected = torch.arange(320.0) * math.log(ratio) / math.log(0.01)
+        assert torch.allclose(moved[:320], expected[:k], atol=1e-3)
+        assert torch.equal(moved[320:], torch.zeros(max(0, k - 320)))
+
+
+def test_elasticity_costs_at_most_12_percent_of_the_base(tmp_path):
+    """Against the bytes of N Gaussians with spherical harmonics of degree 3; the order itself is the order of the file."""
+    splats = random_splats(5000, sh_degree=3)
+    transform = make_transform(Config(), splats).stored()
+    extra = sum(t.numel() * t.element_size() for t in transform.state_dict().values())
+    assert 0 < extra <= 0.12 * sum(t.numel() * t.element_size() for _, t in splats.items())
+    ElasticModel(splats, transform, Config()).save(tmp_path)
+    again = ElasticModel.load(tmp_path)
+    assert torch.equal(again.splats.means, splats.means)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    again.save(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size == size
 
 
 def test_field_features_match_a_slow_interpolation():

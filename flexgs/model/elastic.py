@@ -66,7 +66,7 @@ class ElasticModel:
             raise UserError(f"{folder}: model format {about.get('format')}, this version reads {FORMAT}")
         config = Config.from_dict(about["config"], str(folder / "model.json"))
         splats = Splats(**{k.removeprefix("splats."): t for k, t in tensors.items() if k.startswith("splats.")})
-        transform = make_transform(config, splats)
+        transform = make_transform(config, splats).stored()
         transform.load_state_dict({k.removeprefix("transform."): t for k, t in tensors.items()
                                    if k.startswith("transform.")})
         return ElasticModel(splats, transform, config)

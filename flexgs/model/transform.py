@@ -22,6 +22,10 @@ class Transform(nn.Module):
         """Parameter groups for Adam: name, params, lr at the start and decay (lr at the end / at the start)."""
         return []
 
+    def stored(self) -> "Transform":
+        """The transform in the precision in which it is saved and makes cuts, so that what is measured is what is stored."""
+        return self
+
     def regulariser(self) -> Tensor | float:
         """Loss on the transform's own parameters, added once per elastic render."""
         return 0.0
@@ -36,6 +40,6 @@ def make_transform(config: Config, splats: Splats, points: Tensor | None = None)
     from flexgs.model.field import Field
 
     place = points if points is not None and config.field.box == "points" else splats.means
-    kinds = {"none": lambda: Transform(), "deltas": lambda: Deltas(config.deltas.knots, len(splats)),
+    kinds = {"none": lambda: Transform(), "deltas": lambda: Deltas(config.deltas, len(splats)),
              "field": lambda: Field(config.field, place)}
     return kinds[config.transform.kind]()

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from flexgs.camera import Camera
+
 SSIM_TAPS, SSIM_SIGMA = 11, 1.5  # the window of Wang et al. 2004, as in 3DGS
 C1, C2 = 0.01**2, 0.03**2
 
@@ -27,6 +29,17 @@ def photometric(image: Tensor, target: Tensor, *, l1: float = 0.8, ssim: float =
 
         return L1SSIM.apply(image, target, l1, ssim)
     return l1 * (image - target).abs().mean() + ssim * (1 - ssim_map(image, target).mean())
+
+
+def halved(camera: Camera, target: Tensor, mask: Tensor | None) -> tuple[Camera, Tensor, Tensor | None]:
+    """The view at half its width and height: pixels are means, and count only if all that they are made of do."""
+    size = camera.height // 2, camera.width // 2
+
+    def mean(image: Tensor) -> Tensor:
+        return torch.nn.functional.interpolate(image.permute(2, 0, 1)[None], size=size, mode="area")[0].permute(1, 2, 0)
+
+    small = mean(as_float(target, torch.float32)).contiguous()
+    return camera.scaled(size[1], size[0]), small, None if mask is None else mean(mask[:, :, None].float())[:, :, 0] == 1
 
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:

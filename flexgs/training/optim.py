@@ -73,9 +73,9 @@ class Optimizer:
         return p
 
 
-def splat_groups(splats: Splats, rates: Rates, extent: float) -> list[dict[str, Any]]:
+def splat_groups(splats: Splats, rates: Rates, extent: float, shN_factor: float = 1.0) -> list[dict[str, Any]]:
     """The groups of the Gaussians themselves: one per attribute, "splats.means" and so on."""
     lrs = {"means": rates.means * extent, "quats": rates.quats, "scales": rates.scales, "opacities": rates.opacities,
-           "sh0": rates.sh0, "shN": rates.shN}
+           "sh0": rates.sh0, "shN": rates.shN * shN_factor}
     return [{"name": f"splats.{name}", "params": [p], "lr": lrs[name], "decay": 0.01 if name == "means" else 1.0}
             for name, p in splats.items()]

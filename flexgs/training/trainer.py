@@ -24,7 +24,7 @@ from flexgs.seeds import generator
 from flexgs.splats import Splats
 from flexgs.training.checkpoint import load_checkpoint, save_checkpoint
 from flexgs.training.densify import Densifier, crosses, reorder
-from flexgs.training.losses import photometric
+from flexgs.training.losses import halved, photometric
 from flexgs.training.optim import Optimizer, splat_groups
 
 Report = Callable[[int, dict[str, Any]], None]
@@ -151,18 +151,29 @@ class Trainer:
                       share: float) -> Tensor:
         """The i-th elastic render of a view: only the Gaussians that stay are rasterized."""
         ratio = self._ratio(position, i)
+        if camera.width * camera.height > self.config.ratios.half_above * count_at(ratio, len(self.splats)):
+            camera, target, mask = halved(camera, target, mask)
         selection = self._select(ratio, position, i)
         # The kept rows are a leaf of their own: its gradient is as small as the cut, and is added to the rows it came from.
-        leaf = self.splats[selection.index].detach().requires_grad_()
+        leaf = self.splats[selection.index].detach().requires_grad_(not self.frozen)
         index = selection.index if isinstance(selection.index, Tensor) else None
         out = render(self.transform(leaf, ratio, index), camera, background=self.background, mask=selection.mask)
         loss = photometric(out.image, target, l1=self.config.loss.elastic_l1, ssim=self.config.loss.elastic_ssim, mask=mask)
         loss = share * (loss + self.transform.regulariser() + sum(selection.losses.values()))
         loss.backward()
-        for (_, full), (_, part) in zip(self.splats.items(), leaf.items(), strict=True):
-            if part.grad is not None and full.grad is not None:
-                full.grad[selection.index] += part.grad * ratio**self.config.loss.elastic_fade  # rows are unique
+        if not self.frozen:
+            self._share_gradient(selection.index, leaf, ratio**self.config.loss.elastic_fade)
         return loss.detach()
+
+    def _share_gradient(self, index: slice | Tensor, leaf: Splats, factor: float) -> None:
+        """Add the gradient of some rows to the whole."""
+        for (_, whole), (_, part) in zip(self.splats.items(), leaf.items(), strict=True):
+            if part.grad is None or whole.grad is None:
+                continue
+            if isinstance(index, slice):
+                whole.grad[index].add_(part.grad, alpha=factor)
+            else:
+                whole.grad.index_add_(0, index, part.grad, alpha=factor)
 
     def _select(self, ratio: float, position: int, i: int) -> Selection:
         if self.gsnet is None:
@@ -216,7 +227,7 @@ class Trainer:
             if self.config.order.kind == "gsnet":
                 self.gsnet = GsNet(self.config.gsnet, self.splats).to(self.device)
         moments = self.optimizer.moments()
-        groups = splat_groups(self.splats, self.config.rates, self.scene.extent)
+        groups = splat_groups(self.splats, self.config.rates, self.scene.extent, self.config.rates.shN_factor)
         groups += self.transform.groups(self.config, self.scene.extent)
         groups += self.gsnet.groups(self.config) if self.gsnet else []
         self.optimizer = Optimizer(groups, self.batch)
@@ -238,7 +249,7 @@ class Trainer:
         splats = self.splats.detach()
         if self.gsnet and self.rank is not None:
             splats = splats[self.gsnet.order(splats, self.rank, self.config.seed)]
-        return ElasticModel(splats, self.transform, self.config)
+        return ElasticModel(splats, self.transform.stored(), self.config)
 
     # ------------------------------------------------------------------ state
 
