@@ -89,11 +89,11 @@ class Rates:
 class Loss:
     """Weights of stage 2's photometric terms: L1 and 1 - SSIM of the full and the elastic renders."""
 
-    full_l1: float = 0.4
-    full_ssim: float = 0.1
+    full_l1: float = 0.8
+    full_ssim: float = 0.2
     elastic_l1: float = 0.4
     elastic_ssim: float = 0.1
-    elastic_fade: float = 1.0
+    elastic_fade: float = 0.0
     """p: an elastic render at ratio e moves the Gaussians shared by all ratios with e^p times its gradient."""
 
 
@@ -172,6 +172,8 @@ class Deltas:
     rows: tuple[float, ...] | None = None
     """Knot j holds the first floor(rows_j N) Gaussians only; None: as many as a cut at the knot has. One knot with more rows
     than that, for instance knots 0.01 and rows 0.32, is rank 1: one change per Gaussian, times log e."""
+    merge: float = 0.04
+    """Knots up to this ratio start from Gaussians merged with the dropped ones nearest to them; 0: from no change."""
 
 
 @dataclass

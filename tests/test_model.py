@@ -13,10 +13,12 @@ from flexgs.errors import UserError
 from flexgs.model.deltas import Deltas
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.field import AXES, E_MIN, Field
+from flexgs.model.merge import merged
 from flexgs.model.selector import GsNet, importance_mask, sampled_order, top
 from flexgs.model.transform import make_transform
 from flexgs.seeds import generator
 from flexgs.splats import Splats
+from flexgs.training.densify import rotation_matrices
 
 SMALL_FIELD = cfg.Field(resolution=(8, 8, 8, 10), levels=(1, 2), channels=4, width=16)
 
@@ -125,6 +127,30 @@ def test_elasticity_costs_at_most_12_percent_of_the_base(tmp_path):
     size = (tmp_path / "model.safetensors").stat().st_size
     again.save(tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_size == size
+
+
+def test_merged_gaussians_have_the_moments_of_their_mixture():
+    """Mean, covariance and colour of each mixture by a loop over its parts; nothing to merge changes nothing."""
+    splats, weight, k = random_splats(60), torch.rand(60, generator=torch.Generator().manual_seed(1)) + 0.1, 7
+    got = merged(splats, weight, k)
+    owner = torch.cdist(splats.means.double(), splats.means[:k].double()).argmin(dim=1)
+
+    def covariance(s: Splats, i: int) -> torch.Tensor:
+        half = rotation_matrices(s.quats.double())[i] * s.scales[i].double().exp()
+        return half @ half.T
+
+    for j in range(k):
+        parts = [i for i in range(60) if (i == j if i < k else owner[i] == j)]
+        w = weight[parts].double() / weight[parts].double().sum()
+        mean = sum(a * splats.means[i].double() for a, i in zip(w, parts, strict=True))
+        away = [splats.means[i].double() - mean for i in parts]
+        cov = sum(a * (covariance(splats, i) + torch.outer(d, d)) for a, i, d in zip(w, parts, away, strict=True))
+        assert torch.allclose(got.means[j].double(), mean, atol=1e-5)
+        assert torch.allclose(covariance(got, j), cov, rtol=1e-4, atol=1e-5)
+        colour = sum(a * splats.sh0[i].double() for a, i in zip(w, parts, strict=True))
+        assert torch.allclose(got.sh0[j].double(), colour, atol=1e-5)
+    same = merged(splats, weight, 60)
+    assert all(torch.allclose(a, b, atol=1e-5) for (_, a), (_, b) in zip(same.items(), splats.items(), strict=True))
 
 
 def test_field_features_match_a_slow_interpolation():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flexgs import config as cfg
 from flexgs.config import Config, count_at
+from flexgs.model.merge import merged
 from flexgs.model.transform import Transform
 from flexgs.splats import Splats
 
@@ -25,7 +26,7 @@ class Deltas(Transform):
 
     def __init__(self, options: cfg.Deltas, n: int):
         super().__init__()
-        self.knots = options.knots
+        self.options, self.knots = options, options.knots
         self.counts = [count_at(share, n) for share in options.rows or options.knots]
         for name, width in WIDTHS.items():
             self.register_parameter(name, nn.Parameter(torch.zeros(sum(self.counts), width)))
@@ -52,6 +53,17 @@ class Deltas(Transform):
             return (1 - weight) * lower
         upper, m = knots[after], len(lower)
         return torch.cat([torch.lerp(lower, upper[:m], weight), upper[m:]])
+
+    @torch.no_grad()
+    def start(self, splats: Splats, score: Tensor) -> None:
+        first = 0
+        for knot, count in zip(self.knots, self.counts, strict=True):
+            if knot <= self.options.merge:
+                target = merged(splats, score, count)
+                for name, width in WIDTHS.items():
+                    change = getattr(target, name) - getattr(splats, name)[:count]
+                    getattr(self, name)[first:first + count] = change.reshape(count, width)
+            first += count
 
     def stored(self) -> "Deltas":
         return copy.deepcopy(self).half()

@@ -18,6 +18,9 @@ class Transform(nn.Module):
         """The kept Gaussians at this ratio, changed; index gives their places in the order (None: the first ones)."""
         return kept
 
+    def start(self, splats: Splats, score: Tensor) -> None:
+        """Take the values to begin stage 2 with, given the ordered Gaussians and their importance [N]."""
+
     def groups(self, config: Config, extent: float) -> list[dict[str, Any]]:
         """Parameter groups for Adam: name, params, lr at the start and decay (lr at the end / at the start)."""
         return []

@@ -216,8 +216,9 @@ class Trainer:
         else:
             temperature = order.temperature if order.kind == "sampled" else 0.0
             rows = sampled_order(scores, temperature, self.config.seed)[: count_at(order.keep, len(scores))]
-            self.splats = reorder(self.splats, self.optimizer, rows)
+            self.splats, scores = reorder(self.splats, self.optimizer, rows), scores[rows]
         self._make_stage_2()
+        self.transform.start(self.splats, scores)
 
     def _make_stage_2(self) -> None:
         """The parts of stage 2 and their parameter groups, for the splats as they are."""
