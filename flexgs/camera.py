@@ -26,6 +26,8 @@ class Camera:
         return -self.viewmat[:3, :3].T @ self.viewmat[:3, 3]
 
     def to(self, device: torch.device | str) -> "Camera":
+        if self.viewmat.device == torch.device(device):
+            return self
         return Camera(self.viewmat.to(device), self.K.to(device), self.width, self.height)
 
     def scaled(self, width: int, height: int) -> "Camera":

@@ -102,12 +102,12 @@ class Ratios:
     """Which ratios stage 2 trains at."""
 
     sampling: Literal["log_uniform", "random", "round_robin"] = "log_uniform"
-    bands: tuple[tuple[float, float], ...] = ((0.008, 0.03), (0.03, 0.12), (0.12, 0.65))
+    bands: tuple[tuple[float, float], ...] = ((0.008, 0.025), (0.025, 0.06), (0.06, 0.15), (0.15, 0.65))
     """log_uniform: one elastic render per view and band, its ratio log-uniform within. Empty: no elastic render."""
     values: tuple[float, ...] = (0.01, 0.05, 0.10, 0.15)
     """random and round_robin: one elastic render per view at one of these."""
-    half_above: float = 64.0
-    """Elastic renders in which each Gaussian has more pixels than this to itself are half as wide and high."""
+    half_above: float | None = 64.0
+    """Elastic renders in which each Gaussian has more pixels than this to itself are half as wide and high; None: never."""
 
     @property
     def renders(self) -> int:
@@ -172,7 +172,7 @@ class Deltas:
     rows: tuple[float, ...] | None = None
     """Knot j holds the first floor(rows_j N) Gaussians only; None: as many as a cut at the knot has. One knot with more rows
     than that, for instance knots 0.01 and rows 0.32, is rank 1: one change per Gaussian, times log e."""
-    merge: float = 0.04
+    merge: float = 0.1
     """Knots up to this ratio start from Gaussians merged with the dropped ones nearest to them; 0: from no change."""
 
 
@@ -374,7 +374,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
 
 
 def _default(config: Config) -> None:
-    """Ours: sampled order, per-Gaussian deltas, two elastic renders per view."""
+    """Ours: sampled order, per-Gaussian deltas, four elastic renders per view."""
 
 
 def _fast(config: Config) -> None:
@@ -384,11 +384,12 @@ def _fast(config: Config) -> None:
 
 def _paper(config: Config) -> None:
     """FlexGS as its paper describes it, its unusable formulas replaced. Rows are those of docs/method.md."""
+    _plain(config)
     config.steps = 35_000
     config.base.share = 15 / 35                              # row 11: 15k + 20k
     config.base.grow_until = 1.0
     config.base.reset_every = 0.2
-    config.loss = Loss(full_l1=0.5, full_ssim=0.2, elastic_l1=0.5, elastic_ssim=0.1, elastic_fade=0.0)  # row 9
+    config.loss = Loss(full_l1=0.5, full_ssim=0.2, elastic_l1=0.5, elastic_ssim=0.1)  # row 9
     config.ratios.sampling = "random"                        # row 12
     config.order = Order(kind="gsnet", score="alpha_t")      # row 6
     config.transform.kind = "field"
@@ -423,6 +424,7 @@ def _mended(config: Config) -> None:
     """FlexGS's own architecture without its defects. Steps are those of docs/method.md, which mends one by one."""
     _paper(config)
     config.ratios.sampling = "log_uniform"                   # row 12
+    config.ratios.bands = ((0.008, 0.08), (0.08, 0.8))
     config.gsnet.noise = False                               # row 20: training selects as the final order does
     config.gsnet.inputs = ("means", "quats", "scales", "opacities", "importance")  # step 3
     config.field.ratio_axis = "log"                          # row 13
@@ -440,7 +442,7 @@ def _lightgs(config: Config) -> None:
 
 def _plain(config: Config) -> None:
     """Plain 3DGS of the same length: the yardstick at e = 1; its cuts are pruned by importance, not trained."""
-    config.loss.full_l1, config.loss.full_ssim = 0.8, 0.2
+    config.rates.shN_factor, config.ratios.half_above = 1.0, None
     config.ratios.bands = ()
     config.order.kind = "importance"
     config.transform.kind = "none"

@@ -1,11 +1,13 @@
 """Per-Gaussian deltas: every Gaussian has its own small change at a few knots of log e."""
 
 import copy
+import itertools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from flexgs import config as cfg
 from flexgs.config import Config, count_at
@@ -14,6 +16,15 @@ from flexgs.model.transform import Transform
 from flexgs.splats import Splats
 
 WIDTHS = {"means": 3, "quats": 4, "scales": 3, "opacities": 1, "sh0": 3}
+
+
+class Term(NamedTuple):
+    """weight times the stored rows start : start + rows, for the Gaussians from first on."""
+
+    start: int
+    rows: int
+    first: int
+    weight: float
 
 
 class Deltas(Transform):
@@ -33,26 +44,24 @@ class Deltas(Transform):
 
     def forward(self, kept: Splats, ratio: float, index: Tensor | None = None) -> Splats:
         assert index is None, "deltas belong to a fixed order"
-        changed = {}
-        for name in WIDTHS:
-            base = getattr(kept, name)
-            delta = self._at(getattr(self, name).float(), ratio, len(kept)).reshape(-1, *base.shape[1:])
-            changed[name] = torch.cat([base[: len(delta)] + delta, base[len(delta):]])
+        terms = self._terms(ratio, len(kept))
+        changed = {name: _Shift.apply(getattr(kept, name), getattr(self, name), terms) for name in WIDTHS}
         return Splats(**changed, shN=kept.shN)
 
-    def _at(self, rows: Tensor, ratio: float, k: int) -> Tensor:
-        """[m, width] the change of the first m <= k Gaussians; the others do not change."""
-        knots = [knot[:k] for knot in rows.split(self.counts)]
+    def _terms(self, ratio: float, k: int) -> list[Term]:
+        """What adds up to the change of the first k Gaussians at ratio."""
+        starts = [0, *itertools.accumulate(self.counts)]
+        counts = [min(count, k) for count in self.counts]
         after = sum(knot <= ratio for knot in self.knots)  # number of knots at or below ratio
         if after == 0:
-            return knots[0]
-        left, right = self.knots[after - 1], 1.0 if after == len(knots) else self.knots[after]
+            return [Term(0, counts[0], 0, 1.0)]
+        left, right = self.knots[after - 1], 1.0 if after == len(counts) else self.knots[after]
         weight = math.log(ratio / left) / math.log(right / left)
-        lower = knots[after - 1]
-        if after == len(knots):
-            return (1 - weight) * lower
-        upper, m = knots[after], len(lower)
-        return torch.cat([torch.lerp(lower, upper[:m], weight), upper[m:]])
+        lower = Term(starts[after - 1], counts[after - 1], 0, 1 - weight)
+        if after == len(counts):
+            return [lower]
+        start, both = starts[after], lower.rows
+        return [lower, Term(start, both, 0, weight), Term(start + both, counts[after] - both, both, 1.0)]
 
     @torch.no_grad()
     def start(self, splats: Splats, score: Tensor) -> None:
@@ -74,3 +83,23 @@ class Deltas(Transform):
                "opacities": rates.opacities, "sh0": rates.sh0}
         return [{"name": f"transform.{name}", "params": [getattr(self, name)], "lr": lr,
                  "decay": 0.01 if name == "means" else 1.0} for name, lr in lrs.items()]
+
+
+class _Shift(torch.autograd.Function):
+    """base [k, ...] plus weighted ranges of rows [M, width]; in torch's own operations this costs as much as a small render."""
+
+    @staticmethod
+    def forward(ctx: Any, base: Tensor, rows: Tensor, terms: list[Term]) -> Tensor:
+        ctx.terms, ctx.rows = terms, rows
+        out = base.clone().view(len(base), -1)
+        for t in terms:
+            out[t.first:t.first + t.rows].add_(rows[t.start:t.start + t.rows], alpha=t.weight)
+        return out.view_as(base)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        flat, rows = gradient.reshape(len(gradient), -1), torch.zeros_like(ctx.rows)
+        for t in ctx.terms:
+            rows[t.start:t.start + t.rows].add_(flat[t.first:t.first + t.rows], alpha=t.weight)
+        return gradient, rows, None

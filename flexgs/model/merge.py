@@ -14,7 +14,7 @@ def merged(splats: Splats, weight: Tensor, k: int) -> Splats:
     """The first k Gaussians, each the moment-matched sum of itself and of the others that are nearest to it.
 
     Mean, covariance and constant colour are those of the mixture with weight [N] >= 0; the opacity keeps the sum of opacity
-    times area, an area being the product of the two larger standard deviations. Axes are numbered as in the Gaussian that stays,
+    times area, an area being the product of the two larger standard deviations. Axes are numbered as in the one that stays,
     so that the way from one to the other is short. Other harmonics stay. In float64 on the CPU, the same on every worker.
     """
     s = splats.detach().to("cpu").map(torch.Tensor.double)

@@ -24,7 +24,7 @@ from flexgs.seeds import generator
 from flexgs.splats import Splats
 from flexgs.training.checkpoint import load_checkpoint, save_checkpoint
 from flexgs.training.densify import Densifier, crosses, reorder
-from flexgs.training.losses import halved, photometric
+from flexgs.training.losses import as_float, halved, photometric
 from flexgs.training.optim import Optimizer, splat_groups
 
 Report = Callable[[int, dict[str, Any]], None]
@@ -126,7 +126,7 @@ class Trainer:
     def _view_loss(self, position: int) -> Tensor:
         """Back-propagate the loss of the position-th training view; returns it, divided by the batch as its gradient is."""
         view = self.scene.train[self.sampler[position]]
-        camera, target, mask = view.camera.to(self.device), view.image().to(self.device), view.mask()
+        camera, target, mask = view.camera.to(self.device), as_float(view.image().to(self.device), torch.float32), view.mask()
         mask = None if mask is None else mask.to(self.device)
         weights = self.config.loss
         if self.stage == 1:
@@ -151,7 +151,8 @@ class Trainer:
                       share: float) -> Tensor:
         """The i-th elastic render of a view: only the Gaussians that stay are rasterized."""
         ratio = self._ratio(position, i)
-        if camera.width * camera.height > self.config.ratios.half_above * count_at(ratio, len(self.splats)):
+        sparse = self.config.ratios.half_above
+        if sparse is not None and camera.width * camera.height > sparse * count_at(ratio, len(self.splats)):
             camera, target, mask = halved(camera, target, mask)
         selection = self._select(ratio, position, i)
         # The kept rows are a leaf of their own: its gradient is as small as the cut, and is added to the rows it came from.

@@ -1,5 +1,6 @@
 """The CPU backend: kernels wrapped as torch.autograd.Functions, and render() made of them."""
 
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ class View(NamedTuple):
     height: int
 
 
+@functools.lru_cache(maxsize=4096)
 def view_of(camera: Camera) -> View:
     """The limits are gsplat's: x/z and y/z of the Jacobian stay within 0.15 image sizes around the image."""
     viewmat, K = camera.viewmat.detach().double().numpy(), camera.K.detach().double().numpy()
