@@ -8,10 +8,13 @@ import pytest
 import torch
 from conftest import random_splats
 
-from flexgs.config import Config, Evaluation
+from flexgs.config import Config, Evaluation, count_at
+from flexgs.deploy.export import read_ply, write_ply
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.evaluate.metrics import evaluate
+from flexgs.model.elastic import ElasticModel
+from flexgs.model.transform import Transform
 from flexgs.raster import render
 from flexgs.run import LocalSession, finished, run
 from flexgs.training.densify import Densifier, crosses, halves, reorder, rotation_matrices
@@ -270,3 +273,37 @@ def test_densifier_obeys_cap_and_thresholds(config):
 def test_crosses():
     assert [s for s in range(1, 21) if crosses(s - 1, s, 5)] == [5, 10, 15, 20]
     assert [s for s in range(3, 22, 3) if crosses(s - 3, s, 5)] == [6, 12, 15, 21]
+
+
+def test_adapt_makes_a_ply_elastic_and_leaves_it_as_it_is(scene, config, tmp_path):
+    """The whole model is the PLY's, bit for bit, and the cuts are better than the same Gaussians without training."""
+    config.steps, config.base.share = 300, 1.0
+    write_ply(train(config, scene).splats, tmp_path / "plain.ply")
+    given = read_ply(tmp_path / "plain.ply")
+
+    config.base.ply, config.steps = str(tmp_path / "plain.ply"), 200
+    session = LocalSession(tmp_path / "run", Group(), QUIET)
+    results = run(config, scene, tmp_path / "run", Group(), session)
+    model = ElasticModel.load(tmp_path / "run")
+    order = torch.cdist(model.splats.means, given.means).argmin(dim=1)
+    assert len(set(order.tolist())) == len(given)
+    assert equal(model.splats, given[order])
+    untrained = ElasticModel(model.splats, Transform(), config)
+    before = evaluate(untrained, scene, Evaluation((0.05, 0.2), lpips=()), config.background)["ratios"]
+    for ratio in ("0.05", "0.2"):
+        at = evaluate(model, scene, Evaluation((float(ratio),), lpips=()), config.background)["ratios"][ratio]
+        assert at["psnr"] > before[ratio]["psnr"] + 1
+    assert results["ratios"]["1"]["splats"] == len(given)
+
+
+@pytest.mark.parametrize("preset", ["fast", "lightgs"])
+def test_presets_train_both_stages(preset, scene, config):
+    """fast renders the whole and the cuts in turn; lightgs keeps its share only."""
+    chosen = Config.from_preset(preset)
+    config.order, config.transform, config.ratios, config.loss = chosen.order, chosen.transform, chosen.ratios, chosen.loss
+    trainer = Trainer(config, scene)
+    trainer.fit(QUIET, forget, until=trainer.base_steps)
+    base = trainer.splats.clone()
+    trainer.fit(QUIET, forget)
+    assert len(trainer.splats) == count_at(chosen.order.keep, len(base))
+    assert not torch.isin(trainer.splats.sh0[:, 0], base.sh0[:, 0]).any()  # every one has moved

@@ -136,15 +136,15 @@ class Trainer:
             loss.backward()
             self.densifier.observe(out, camera, self.batch)
             return loss.detach()
-        total = torch.zeros((), device=self.device)
-        if not self.frozen:
+        total, ratios = torch.zeros((), device=self.device), self.config.ratios
+        whole = not self.frozen and not (ratios.alternate and position % 2)
+        if whole:
             out = render(self.splats, camera, background=self.background)
             loss = photometric(out.image, target, l1=weights.full_l1, ssim=weights.full_ssim, mask=mask) / self.batch
             loss.backward()
             total += loss.detach()
-        share = 1 / (self.batch * max(1, self.config.ratios.renders))
-        for i in range(self.config.ratios.renders):
-            total += self._elastic_loss(position, i, camera, target, mask, share)
+        for i in range(ratios.renders - (whole and ratios.alternate)):
+            total += self._elastic_loss(position, i, camera, target, mask, 1 / (self.batch * ratios.renders))
         return total
 
     def _elastic_loss(self, position: int, i: int, camera: Camera, target: Tensor, mask: Tensor | None,
@@ -169,8 +169,10 @@ class Trainer:
     def _share_gradient(self, index: slice | Tensor, leaf: Splats, factor: float) -> None:
         """Add the gradient of some rows to the whole."""
         for (_, whole), (_, part) in zip(self.splats.items(), leaf.items(), strict=True):
-            if part.grad is None or whole.grad is None:
+            if part.grad is None:
                 continue
+            if whole.grad is None:
+                whole.grad = torch.zeros_like(whole)
             if isinstance(index, slice):
                 whole.grad[index].add_(part.grad, alpha=factor)
             else:
