@@ -1,16 +1,23 @@
-"""`flexgs bench raster`: how long the CPU rasterizer takes, beside the same image in plain torch."""
+"""`flexgs bench raster`: how long the CPU rasterizer takes, beside the same image in plain torch.
+
+`flexgs bench step`: what a step of stage 2 costs under each preset, in steps of plain 3DGS.
+"""
 
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from flexgs.camera import Camera
 from flexgs.splats import SH_C0, Splats
+
+if TYPE_CHECKING:
+    from flexgs.scene import Scene
 
 FOV = 60.0  # degrees across the image
 
@@ -151,3 +158,49 @@ def bench_raster(cases: tuple[RasterCase, ...] = CASES, *, threads: tuple[int, .
         set_num_threads(before)
         torch.set_num_threads(torch_before)
     return rows
+
+
+def bench_step(scene: "Scene", checkpoint: Path, *, methods: tuple[str, ...] = ("default", "fast", "paper", "official", "mended"),
+               repeats: int = 25) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Time steps of stage 2 from a checkpoint of stage 1 (`flexgs compare` leaves one), all methods in turn on the same views.
+
+    Prints a table and returns it: {method: {"ms": median CPU time of a step with 1 thread, "ratio": over that of plain 3DGS}}.
+    Rows below default leave one of its renders out, which shows what each costs. Importance, computed when stage 2 begins and
+    by GsNet now and then, is not part of a step.
+    """
+    from flexgs.compare import method_config
+    from flexgs.config import Config
+    from flexgs.raster.cpu.pool import get_num_threads, set_num_threads
+    from flexgs.training.checkpoint import load_checkpoint
+    from flexgs.training.trainer import Trainer
+
+    common = Config.from_dict(load_checkpoint(checkpoint)[1]["config"], str(checkpoint))
+    configs = {name: method_config(name, common) for name in ("plain", *methods)}
+    for low, high in configs["default"].ratios.bands:
+        config = method_config("default", common)
+        config.ratios.bands = tuple(band for band in config.ratios.bands if band != (low, high))
+        configs[f"default without {100 * low:g} to {100 * high:g} %"] = config
+    before = get_num_threads(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    set_num_threads(1)
+    times: dict[str, list[float]] = {name: [] for name in configs}
+    try:
+        trainers = {name: Trainer(config, scene) for name, config in configs.items()}
+        for trainer in trainers.values():
+            trainer.load(checkpoint)
+            trainer.train_step()
+            trainer.train_step()
+        for _ in range(repeats):
+            for name, trainer in trainers.items():
+                start = time.process_time()
+                trainer.train_step()
+                trainer.train_step()  # fast differs between even and odd views
+                times[name].append((time.process_time() - start) / 2)
+    finally:
+        set_num_threads(before[0])
+        torch.set_num_threads(before[1])
+    ms = {name: 1e3 * statistics.median(t) for name, t in times.items()}
+    print(f"{scene.name}, {len(trainers['plain'].splats):,} Gaussians, 1 thread, median of {repeats} pairs of steps")
+    for name, value in ms.items():
+        print(f"{name:32}{value:8.1f} ms{value / ms['plain']:8.2f}")
+    return {name: {"ms": value, "ratio": value / ms["plain"]} for name, value in ms.items()}

@@ -164,16 +164,28 @@ class Data:
 
 @dataclass
 class Bench:
-    """Time the rasterizer on this machine."""
+    """Time the rasterizer, or the steps of stage 2, on this machine."""
 
-    what: tyro.conf.Positional[Literal["raster"]] = "raster"
+    what: tyro.conf.Positional[Literal["raster", "step"]] = "raster"
     points: Path | None = None
-    """An .npz of real points to place the Gaussians at; default: random ones."""
+    """raster: an .npz of real points to place the Gaussians at; default: random ones."""
+    scene: Path | None = None
+    """step: folder of the capture that ..."""
+    checkpoint: Path | None = None
+    """... this checkpoint of stage 1 belongs to: stage1/done of a comparison."""
 
     def __call__(self) -> None:
-        from flexgs.bench import bench_raster
+        from flexgs.bench import bench_raster, bench_step
+        from flexgs.scene import load_scene
+        from flexgs.training.checkpoint import load_checkpoint
 
-        bench_raster(points=self.points)
+        if self.what == "raster":
+            bench_raster(points=self.points)
+            return
+        if not self.scene or not self.checkpoint:
+            raise UserError("bench step: expected --scene and --checkpoint; `flexgs compare SCENE` leaves one in stage1/done")
+        data = Config.from_dict(load_checkpoint(self.checkpoint)[1]["config"], str(self.checkpoint)).data
+        bench_step(load_scene(self.scene, factor=data.factor, test_every=data.test_every, masks=data.masks), self.checkpoint)
 
 
 @dataclass

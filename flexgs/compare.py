@@ -50,7 +50,7 @@ def compare(scene: Scene, common: Config, methods: Sequence[str], folder: Path, 
             rows[method] = {"ratios": results["ratios"], "seconds": results["stage2_seconds"]}
             continue
         rows[method] = {"ratios": {}, "seconds": {}}
-        for ratio in (r for r in common.evaluation.ratios if r < 1):
+        for ratio in (r for r in config.evaluation.ratios if r < 1):
             one = dataclasses.replace(config, order=dataclasses.replace(config.order, keep=ratio),
                                       evaluation=dataclasses.replace(config.evaluation, ratios=(1.0,)))
             results = _cell(scene, one, folder / f"{_name(method)}-{100 * ratio:g}pct", stage1, device, report)
