@@ -160,8 +160,8 @@ def bench_raster(cases: tuple[RasterCase, ...] = CASES, *, threads: tuple[int, .
     return rows
 
 
-def bench_step(scene: "Scene", checkpoint: Path, *, methods: tuple[str, ...] = ("default", "fast", "paper", "official", "mended"),
-               repeats: int = 25) -> dict[str, dict[str, float]]:  # fmt: skip
+def bench_step(scene: "Scene", checkpoint: Path, *, repeats: int = 25,
+               methods: tuple[str, ...] = ("default", "fast", "paper", "official", "mended")) -> dict[str, dict[str, float]]:
     """Time steps of stage 2 from a checkpoint of stage 1 (`flexgs compare` leaves one), all methods in turn on the same views.
 
     Prints a table and returns it: {method: {"ms": median CPU time of a step with 1 thread, "ratio": over that of plain 3DGS}}.

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from flexgs.bench import bench_step
 from flexgs.compare import compare, method_config
 from flexgs.config import Config
 from flexgs.errors import UserError
@@ -59,3 +60,11 @@ def test_method_keeps_the_common_part_and_has_the_last_word():
 def test_bad_method_is_a_user_error(method):
     with pytest.raises(UserError, match=r"preset nothing|no-such|deltas\.knots"):
         method_config(method, Config())
+
+
+def test_bench_step_times_every_method_on_the_same_gaussians(scene, config, tmp_path):
+    compare(scene, config, ("plain",), tmp_path, "cpu", quiet)
+    rows = bench_step(scene, tmp_path / "stage1" / "done", repeats=1, methods=("default", "fast"))
+    bands = len(Config().ratios.bands)
+    assert list(rows)[:3] == ["plain", "default", "fast"] and len(rows) == 3 + bands
+    assert rows["plain"]["ratio"] == 1 and all(row["ms"] > 0 for row in rows.values())
