@@ -362,3 +362,23 @@ def test_noise_of_the_official_order_is_drawn_once():
     d = 2.0
     expected = math.exp(d) * (math.exp(d) - 1 - d) / (math.exp(d) - 1) ** 2  # P(difference of two logistics < d)
     assert wins == pytest.approx(expected, abs=0.02)
+
+
+def test_smoothness_and_its_gradient_match_torch():
+    """The field's regulariser, by its definition in torch's own operations."""
+    field = Field(SMALL_FIELD, random_splats(50).means).double()
+    with torch.no_grad():
+        for p in field.planes:
+            p += torch.rand(p.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    field.regulariser().backward()
+    o, expected = SMALL_FIELD, torch.zeros((), dtype=torch.float64)
+    got = [p.grad.clone() for p in field.planes]
+    for i, p in enumerate(field.planes):
+        p.grad = None
+        if AXES[i % 6][1] == 3:
+            expected = expected + o.ratio_smoothness * p.diff(n=2, dim=2).square().mean() + o.ratio_l1 * (p - 1).abs().mean()
+        else:
+            expected = expected + o.space_smoothness * sum(p.diff(n=2, dim=d).square().mean() for d in (2, 3))
+    expected.backward()
+    assert float(field.regulariser()) == pytest.approx(float(expected), rel=1e-12)
+    assert all(torch.allclose(a, p.grad, atol=1e-15) for a, p in zip(got, field.planes, strict=True))

@@ -176,7 +176,7 @@ def test_another_method_does_not_continue_a_checkpoint(scene, config, tmp_path):
         Trainer(config, scene).load(tmp_path)
     config.rates.means /= 2
     config.base.l1 = 1.0
-    with pytest.raises(UserError, match="another loss"):
+    with pytest.raises(UserError, match="another base"):
         Trainer(config, scene).load(tmp_path)
 
 
