@@ -298,6 +298,11 @@ class Config:
                             "expected above 0")
         if self.order.kind == "gsnet" and self.transform.kind == "deltas":
             raise UserError("--transform.kind deltas: needs a fixed order, found --order.kind gsnet; expected field or none")
+        if self.order.kind == "gsnet" and self.order.keep < 1:
+            raise UserError(f"--order.keep: found {self.order.keep} with --order.kind gsnet, whose order is known at the end "
+                            "only; expected --order.kind importance or sampled")
+        if self.base.ply and self.transform.kind == "none":
+            raise UserError("--transform.kind none: with --base.ply there is nothing to train; expected deltas or field")
         if not 0 <= self.base.sh_degree <= 3:
             raise UserError(f"--base.sh-degree: found {self.base.sh_degree}, expected 0 to 3")
         if not 0 < self.base.share <= 1:

@@ -70,10 +70,11 @@ def finished(folder: Path, config: Config) -> dict[str, Any] | None:
 def run(config: Config, scene: Scene, folder: Path, group: Group, session: Session, device: str = "cpu") -> dict[str, Any]:
     """Train scene (or continue), evaluate it, write model, cuts and pictures into folder; returns results.json."""
     config.check()
+    base = read_ply(config.base.ply) if config.base.ply else None
     if group.rank == 0:
         make_folder(folder)  # before the work, not after it
     start = time.perf_counter()
-    trainer = Trainer(config, scene, group, device, base=read_ply(config.base.ply) if config.base.ply else None)
+    trainer = Trainer(config, scene, group, device, base)
     checkpoint = session.latest_checkpoint()
     if checkpoint is not None:
         trainer.load(checkpoint)

@@ -31,7 +31,10 @@ def test_unknown_preset_and_setting_are_named():
 @pytest.mark.parametrize("values", [{"steps": 0}, {"evaluation": {"ratios": [0.1, 1.5]}}, {"deltas": {"knots": [0.1, 0.1]}},
                                     {"ratios": {"bands": [[0.2, 0.1]]}}, {"base": {"sh_degree": 4}},
                                     {"gsnet": {"inputs": []}}, {"gsnet": {"inputs": ["means", "means"]}},
-                                    {"gsnet": {"temperature_end": 0}}, {"order": {"kind": "gsnet"}}])
+                                    {"gsnet": {"temperature_end": 0}}, {"order": {"kind": "gsnet"}},
+                                    {"order": {"kind": "gsnet", "keep": 0.1}, "transform": {"kind": "field"}},
+                                    {"base": {"ply": "x.ply"}, "transform": {"kind": "none"}},
+                                    {"deltas": {"knots": [0.1], "rows": [0.2, 0.3]}}, {"order": {"keep": 0}}])
 def test_impossible_values_are_refused(values):
     with pytest.raises(UserError, match="expected"):
         Config.from_dict(values)
