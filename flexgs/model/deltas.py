@@ -91,7 +91,7 @@ class _Shift(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, base: Tensor, rows: Tensor, terms: list[Term]) -> Tensor:
         ctx.terms, ctx.rows = terms, rows
-        out = base.clone().view(len(base), -1)
+        out = base.clone(memory_format=torch.contiguous_format).view(len(base), -1)
         for t in terms:
             out[t.first:t.first + t.rows].add_(rows[t.start:t.start + t.rows], alpha=t.weight)
         return out.view_as(base)
