@@ -22,9 +22,10 @@ __all__ = ["Config", "UserError", "load", "load_scene", "render", "save", "train
 
 def train(scene: "Scene", config: Config, device: str = "cpu") -> "ElasticModel":
     """Train without a run folder: nothing is written or printed."""
+    from flexgs.deploy.export import read_ply
     from flexgs.training.trainer import Trainer
 
-    trainer = Trainer(config.check(), scene, device=device)
+    trainer = Trainer(config.check(), scene, device=device, base=read_ply(config.base.ply) if config.base.ply else None)
     trainer.fit(lambda step, metrics: None, lambda step, write: None)
     return trainer.model()
 

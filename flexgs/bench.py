@@ -5,7 +5,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -160,12 +160,11 @@ def bench_raster(cases: tuple[RasterCase, ...] = CASES, *, threads: tuple[int, .
     return rows
 
 
-def bench_step(scene: "Scene", checkpoint: Path, *, repeats: int = 25,
-               methods: tuple[str, ...] = ("default", "fast", "paper", "official", "mended")) -> dict[str, dict[str, float]]:
+def bench_step(scene: "Scene", checkpoint: Path, methods: Sequence[str], *, repeats: int = 25) -> dict[str, dict[str, float]]:
     """Time steps of stage 2 from a checkpoint of stage 1 (`flexgs compare` leaves one), all methods in turn on the same views.
 
     Prints a table and returns it: {method: {"ms": median CPU time of a step with 1 thread, "ratio": over that of plain 3DGS}}.
-    Rows below default leave one of its renders out, which shows what each costs. Importance, computed when stage 2 begins and
+    More rows leave one of default's cuts out each, which shows what it costs. Importance, computed when stage 2 begins and
     by GsNet now and then, is not part of a step.
     """
     from flexgs.compare import method_config
@@ -176,9 +175,10 @@ def bench_step(scene: "Scene", checkpoint: Path, *, repeats: int = 25,
 
     common = Config.from_dict(load_checkpoint(checkpoint)[1]["config"], str(checkpoint))
     configs = {name: method_config(name, common) for name in ("plain", *methods)}
-    for low, high in configs["default"].ratios.bands:
+    bands = configs["default"].ratios.bands if "default" in configs else ()
+    for low, high in bands:
         config = method_config("default", common)
-        config.ratios.bands = tuple(band for band in config.ratios.bands if band != (low, high))
+        config.ratios.bands = tuple(band for band in bands if band != (low, high))
         configs[f"default without {100 * low:g} to {100 * high:g} %"] = config
     before = get_num_threads(), torch.get_num_threads()
     torch.set_num_threads(1)
@@ -202,5 +202,5 @@ def bench_step(scene: "Scene", checkpoint: Path, *, repeats: int = 25,
     ms = {name: 1e3 * statistics.median(t) for name, t in times.items()}
     print(f"{scene.name}, {len(trainers['plain'].splats):,} Gaussians, 1 thread, median of {repeats} pairs of steps")
     for name, value in ms.items():
-        print(f"{name:32}{value:8.1f} ms{value / ms['plain']:8.2f}")
+        print(f"{name:36}{value:8.1f} ms{value / ms['plain']:8.2f}")
     return {name: {"ms": value, "ratio": value / ms["plain"]} for name, value in ms.items()}

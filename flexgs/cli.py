@@ -10,12 +10,15 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from flexgs.config import Config, Evaluation, check_ratio
 from flexgs.errors import UserError
+
+if TYPE_CHECKING:
+    from flexgs.scene import Scene
 
 T = TypeVar("T")
 AnyConfig = Annotated[Config, tyro.conf.arg(name="")]  # its settings are flags of their own: --steps, --field.resolution
@@ -41,7 +44,6 @@ class Train:
         from flexgs.distributed import Group
         from flexgs.evaluate.table import print_results
         from flexgs.run import LocalSession, finished, run
-        from flexgs.scene import load_scene
 
         self.config.check()
         folder = self.output / self.scene.resolve().name
@@ -49,8 +51,7 @@ class Train:
         if results:
             print(f"{folder}: already finished at {results['steps']} views; raise --steps to go on")
         else:
-            data = self.config.data
-            scene = load_scene(self.scene, factor=data.factor, test_every=data.test_every, masks=data.masks)
+            scene = load_capture(self.scene, self.config)
             session = LocalSession(folder, Group(), functools.partial(_print_progress, scene.name))
             results = run(self.config, scene, folder, Group(), session, pick_device(self.device))
         print_results([results])
@@ -86,11 +87,8 @@ class Compare:
     def __call__(self) -> None:
         from flexgs.compare import compare
         from flexgs.evaluate.table import methods_table, print_table
-        from flexgs.scene import load_scene
 
-        self.config.check()
-        data = self.config.data
-        scene = load_scene(self.scene, factor=data.factor, test_every=data.test_every, masks=data.masks)
+        scene = load_capture(self.scene, self.config.check())
         rows = compare(scene, self.config, self.methods, self.output / scene.name, pick_device(self.device),
                        functools.partial(_print_progress, scene.name))
         print_table(methods_table(rows))
@@ -113,13 +111,11 @@ class Eval:
         from flexgs.evaluate.metrics import evaluate
         from flexgs.evaluate.table import print_results
         from flexgs.model.elastic import ElasticModel
-        from flexgs.scene import load_scene
 
         for ratio in self.evaluation.ratios:
             check_ratio(ratio, "--ratios")
         model = ElasticModel.load(self.run).to(pick_device(self.device))
-        data = model.config.data
-        scene = load_scene(self.scene, factor=data.factor, test_every=data.test_every, masks=data.masks)
+        scene = load_capture(self.scene, model.config)
         measured = evaluate(model, scene, self.evaluation, model.config.background)
         if self.json:
             print(json.dumps(measured, indent=1))
@@ -173,10 +169,11 @@ class Bench:
     """step: folder of the capture that ..."""
     checkpoint: Path | None = None
     """... this checkpoint of stage 1 belongs to: stage1/done of a comparison."""
+    methods: tuple[str, ...] = ("default", "fast", "paper", "official", "mended")
+    """step: what to time, as in compare."""
 
     def __call__(self) -> None:
         from flexgs.bench import bench_raster, bench_step
-        from flexgs.scene import load_scene
         from flexgs.training.checkpoint import load_checkpoint
 
         if self.what == "raster":
@@ -184,8 +181,8 @@ class Bench:
             return
         if not self.scene or not self.checkpoint:
             raise UserError("bench step: expected --scene and --checkpoint; `flexgs compare SCENE` leaves one in stage1/done")
-        data = Config.from_dict(load_checkpoint(self.checkpoint)[1]["config"], str(self.checkpoint)).data
-        bench_step(load_scene(self.scene, factor=data.factor, test_every=data.test_every, masks=data.masks), self.checkpoint)
+        config = Config.from_dict(load_checkpoint(self.checkpoint)[1]["config"], str(self.checkpoint))
+        bench_step(load_capture(self.scene, config), self.checkpoint, self.methods)
 
 
 @dataclass
@@ -281,6 +278,14 @@ def main() -> None:
             print(f"  {name:8} {command.__doc__}", file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else 2)
     sys.exit(guard(lambda: parse(COMMANDS[args[0]], args[1:], f"flexgs {args[0]}")()))
+
+
+def load_capture(path: Path, config: Config) -> "Scene":
+    """The capture at path, read as config says."""
+    from flexgs.scene import load_scene
+
+    data = config.data
+    return load_scene(path, factor=data.factor, test_every=data.test_every, masks=data.masks)
 
 
 def pick_device(name: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from flexgs.config import BASE_RATES, Config
 from flexgs.distributed import Group
+from flexgs.errors import UserError
 from flexgs.files import atomic_folder, make_folder, write_json
 from flexgs.run import LocalSession, finished, run
 from flexgs.scene import Scene
@@ -32,7 +33,11 @@ def method_config(method: str, common: Config) -> Config:
     preset, *flags = shlex.split(method)
     config = dataclasses.replace(Config.from_preset(preset), **{name: getattr(common, name) for name in COMMON})
     config.rates = dataclasses.replace(config.rates, **{name: getattr(common.rates, name) for name in BASE_RATES})
-    return fill(Config, flags, f"--methods {preset}", config).check()
+    config = fill(Config, flags, f"--methods {preset}", config).check()
+    if config.base.ply:
+        raise UserError(f"--base.ply {config.base.ply}: expected none, methods start from a stage 1 of their own; "
+                        "flexgs adapt takes a PLY")
+    return config
 
 
 def compare(scene: Scene, common: Config, methods: Sequence[str], folder: Path, device: str, report: Report) -> dict[str, Any]:
@@ -84,4 +89,4 @@ def _cell(scene: Scene, config: Config, folder: Path, stage1: Path, device: str,
 
 def _name(method: str) -> str:
     """A folder name: "default --deltas.knots 0.01 0.1" -> "default-deltas.knots-0.01-0.1"."""
-    return "-".join(word.lstrip("-") for word in shlex.split(method))
+    return "-".join(word.lstrip("-").replace("/", "_") for word in shlex.split(method))

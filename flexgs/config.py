@@ -391,7 +391,7 @@ def _fast(config: Config) -> None:
 
 def _paper(config: Config) -> None:
     """FlexGS as its paper describes it, its unusable formulas replaced. Rows are those of docs/method.md."""
-    _plain(config)
+    config.rates.shN_factor, config.ratios.half_above = 1.0, None
     config.steps = 35_000
     config.base.share = 15 / 35                              # row 11: 15k + 20k
     config.base.grow_until = 1.0

@@ -56,15 +56,15 @@ def test_method_keeps_the_common_part_and_has_the_last_word():
     assert (config.order.kind, config.rates.field) == ("gsnet", 0.001)
 
 
-@pytest.mark.parametrize("method", ["nothing", "default --no-such 1", "default --deltas.knots 2"])
+@pytest.mark.parametrize("method", ["nothing", "default --no-such 1", "default --deltas.knots 2", "default --base.ply x.ply"])
 def test_bad_method_is_a_user_error(method):
-    with pytest.raises(UserError, match=r"preset nothing|no-such|deltas\.knots"):
+    with pytest.raises(UserError, match=r"preset nothing|no-such|deltas\.knots|base\.ply"):
         method_config(method, Config())
 
 
 def test_bench_step_times_every_method_on_the_same_gaussians(scene, config, tmp_path):
     compare(scene, config, ("plain",), tmp_path, "cpu", quiet)
-    rows = bench_step(scene, tmp_path / "stage1" / "done", repeats=1, methods=("default", "fast"))
+    rows = bench_step(scene, tmp_path / "stage1" / "done", ("default", "fast"), repeats=1)
     bands = len(Config().ratios.bands)
     assert list(rows)[:3] == ["plain", "default", "fast"] and len(rows) == 3 + bands
     assert rows["plain"]["ratio"] == 1 and all(row["ms"] > 0 for row in rows.values())

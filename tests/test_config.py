@@ -40,6 +40,15 @@ def test_impossible_values_are_refused(values):
         Config.from_dict(values)
 
 
+def test_every_preset_but_the_untrained_ones_renders_cuts():
+    """Also where only the sampling of ratios is changed."""
+    for name in set(PRESETS) - {"plain", "lightgs"}:
+        config = Config.from_preset(name)
+        assert config.ratios.renders > 0
+        config.ratios.sampling = "log_uniform"
+        assert config.ratios.renders > 0
+
+
 @pytest.mark.parametrize("ratio", [0, -0.1, 1.01, float("nan")])
 def test_ratio_outside_is_refused(ratio):
     with pytest.raises(UserError, match="above 0 and at most 1"):

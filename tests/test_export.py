@@ -101,3 +101,15 @@ def test_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         write_ply(random_splats(3), tmp_path / "file" / "x.ply")
+
+
+def test_a_ply_without_numbers_is_a_user_error(splats, tmp_path):
+    write_ply(splats[:1], tmp_path / "one.ply")
+    head = (tmp_path / "one.ply").read_bytes().split(b"end_header\n")[0]
+    (tmp_path / "none.ply").write_bytes(head.replace(b"vertex 1", b"vertex 0") + b"end_header\n")
+    with pytest.raises(UserError, match="no Gaussians"):
+        read_ply(tmp_path / "none.ply")
+    splats.scales[3, 1] = float("nan")
+    write_ply(splats, tmp_path / "nan.ply")
+    with pytest.raises(UserError, match="NaN or infinite scales"):
+        read_ply(tmp_path / "nan.ply")

@@ -115,6 +115,14 @@ def test_one_knot_with_more_rows_is_rank_1():
         assert torch.equal(moved[320:], torch.zeros(max(0, k - 320)))
 
 
+def test_rank_1_starts_from_the_merged_gaussians_of_its_knot():
+    splats, score = random_splats(1000), torch.ones(1000)
+    deltas = Deltas(cfg.Deltas(knots=(0.01,), rows=(0.32,), merge=0.1), 1000)
+    deltas.start(splats, score)
+    assert torch.allclose(deltas(splats[:10], 0.01).means, merged(splats, score, 10).means, atol=1e-5)
+    assert torch.equal(deltas(splats, 0.9)[10:].means, splats.means[10:])
+
+
 def test_elasticity_costs_at_most_12_percent_of_the_base(tmp_path):
     """Against the bytes of N Gaussians with spherical harmonics of degree 3; the order itself is the order of the file."""
     splats = random_splats(5000, sh_degree=3)

@@ -55,9 +55,15 @@ def read_ply(path: Path | str) -> Splats:
         return torch.from_numpy(np.stack([np.asarray(vertex[w], np.float32) for w in wanted], axis=1))
 
     shN = column(*(f"f_rest_{i}" for i in range(rest))).reshape(len(vertex), 3, rest // 3).transpose(1, 2).contiguous()
-    return Splats(means=column("x", "y", "z"), quats=column(*(f"rot_{i}" for i in range(4))),
-                  scales=column(*(f"scale_{i}" for i in range(3))), opacities=column("opacity")[:, 0],
-                  sh0=column(*(f"f_dc_{i}" for i in range(3))), shN=shN)
+    splats = Splats(means=column("x", "y", "z"), quats=column(*(f"rot_{i}" for i in range(4))),
+                    scales=column(*(f"scale_{i}" for i in range(3))), opacities=column("opacity")[:, 0],
+                    sh0=column(*(f"f_dc_{i}" for i in range(3))), shN=shN)
+    if not len(splats):
+        raise UserError(f"{path}: found no Gaussians, expected at least one")
+    broken = [name for name, t in splats.items() if not bool(torch.isfinite(t).all())]
+    if broken:
+        raise UserError(f"{path}: found NaN or infinite {', '.join(broken)}, expected finite numbers; export it again")
+    return splats
 
 
 def _header(n: int, sh_degree: int) -> bytes:

@@ -102,7 +102,7 @@ class Field(Transform):
 
 
 class _Bend(torch.autograd.Function):
-    """Mean squared second difference along dim; in torch's own operations it costs more than rendering."""
+    """Mean squared second difference along dim; one pass forward and one back, where torch's own operations take several."""
 
     @staticmethod
     def forward(ctx: Any, plane: Tensor, dim: int) -> Tensor:

@@ -43,6 +43,7 @@ class Trainer:
 
     def __init__(self, config: Config, scene: Scene, group: Group | None = None, device: torch.device | str = "cpu",
                  base: Splats | None = None):
+        assert (base is None) == (config.base.ply is None), "the Gaussians of config.base.ply are the caller's to read"
         self.config, self.scene, self.group, self.device = config, scene, group or Group(), torch.device(device)
         self.batch = config.batch or self.group.world
         if self.batch % self.group.world:
