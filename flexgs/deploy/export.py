@@ -58,6 +58,11 @@ def read_ply(path: Path | str) -> Splats:
     splats = Splats(means=column("x", "y", "z"), quats=column(*(f"rot_{i}" for i in range(4))),
                     scales=column(*(f"scale_{i}" for i in range(3))), opacities=column("opacity")[:, 0],
                     sh0=column(*(f"f_dc_{i}" for i in range(3))), shN=shN)
+    return checked(splats, path)
+
+
+def checked(splats: Splats, path: Path | str) -> Splats:
+    """splats themselves, read from path, or UserError where a renderer could not use them."""
     if not len(splats):
         raise UserError(f"{path}: found no Gaussians, expected at least one")
     broken = [name for name, t in splats.items() if not bool(torch.isfinite(t).all())]

@@ -1,0 +1,54 @@
+"""Named arrays in one .npz file: packed with DEFLATE, written atomically, read without trusting the file.
+
+An array [...] of b bytes per number is stored as uint8 [b, ...]: bytes of equal significance side by side pack better.
+"""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from flexgs.errors import UserError
+from flexgs.files import atomic_file
+
+Layout = Mapping[str, tuple[str, tuple[str | int, ...]]]
+"""name -> dtype and shape. A dimension is a number, or a name that stands for one number wherever it occurs."""
+
+
+def write_arrays(path: Path | str, kind: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write the arrays and the kind of file that they make, for instance "vq 1". Equal arrays make equal bytes."""
+    planes = {name: np.moveaxis(np.ascontiguousarray(a)[..., None].view(np.uint8), -1, 0) for name, a in arrays.items()}
+    with atomic_file(Path(path)) as out, out.open("wb") as file:  # numpy would add a suffix to a path
+        np.savez_compressed(file, allow_pickle=False, kind=np.array(kind), **planes)
+
+
+def read_arrays(path: Path | str, kind: str, layout: Layout) -> dict[str, np.ndarray]:
+    """What write_arrays wrote; UserError if the file is broken, of another kind, or not of this layout."""
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as packed:
+            claimed = sum(entry.file_size for entry in packed.infolist())
+        if claimed > 1032 * path.stat().st_size:  # no more can come out of DEFLATE: a file that would fill the memory
+            raise ValueError(f"it claims to hold {claimed} bytes")
+        with np.load(path, allow_pickle=False) as file:
+            found = str(file["kind"])[:40]
+            planes = {name: file[name] for name in layout} if found == kind else {}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except Exception as e:  # zipfile, zlib and numpy raise many kinds for broken files
+        raise UserError(f"{path}: not a readable {kind.split()[0]} file ({e}); write it again") from None
+    if found != kind:
+        raise UserError(f"{path}: found a file of kind {found!r}, expected {kind!r}; write it again")
+    numbers: dict[str, int] = {}
+
+    def fits(size: int, dimension: str | int) -> bool:
+        return size == (numbers.setdefault(dimension, size) if isinstance(dimension, str) else dimension)
+
+    arrays = {}
+    for name, (dtype, shape) in layout.items():
+        array, stored = planes[name], (np.dtype(dtype).itemsize, *shape)
+        if array.dtype != np.uint8 or array.ndim != len(stored) or not all(map(fits, array.shape, stored)):
+            raise UserError(f"{path}: found {name} of {array.dtype} {array.shape}, expected uint8 {stored}; write it again")
+        arrays[name] = np.ndarray(array.shape[1:], dtype, np.moveaxis(array, 0, -1).tobytes()).copy()
+    return arrays
