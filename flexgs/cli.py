@@ -6,6 +6,7 @@ import functools
 import io
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from flexgs.config import Config, Evaluation, check_ratio
+from flexgs.config import METHODS, Config, Evaluation, check_ratio
 from flexgs.errors import UserError
+from flexgs.files import make_folder, only_one
 
 if TYPE_CHECKING:
     from flexgs.scene import Scene
@@ -53,7 +55,8 @@ class Train:
         else:
             scene = load_capture(self.scene, self.config)
             session = LocalSession(folder, Group(), functools.partial(_print_progress, scene.name))
-            results = run(self.config, scene, folder, Group(), session, pick_device(self.device))
+            with only_one(folder):
+                results = run(self.config, scene, folder, Group(), session, pick_device(self.device))
         print_results([results])
         print(f"model, cuts and renders: {folder}")
 
@@ -72,26 +75,60 @@ class Adapt(Train):
 
 @dataclass
 class Compare:
-    """Methods side by side on one capture: the same stage 1, the same counts, the same steps."""
+    """Methods side by side on one capture: the same stage 1, the same counts, the same steps; or the paper's own table."""
 
-    scene: tyro.conf.Positional[Path]
+    scene: tyro.conf.Positional[Path | None] = None
     """Folder of the capture (COLMAP or transforms.json)."""
-    methods: tuple[str, ...] = ("default", "paper", "lightgs", "plain")
+    methods: tuple[str, ...] = METHODS
     """Presets, each with settings of its own in quotes: "default --deltas.knots 0.01 0.1"."""
+    ratios: tuple[float, ...] = (0.01, 0.05, 0.10, 0.15, 1.0)
+    """Shares of the Gaussians to compare at."""
+    seeds: tuple[int, ...] = ()
+    """Several give means and spread; default: --seed."""
+    published: str | None = None
+    """The scene of the paper whose published figures are printed: beside the measured ones, or alone without a capture.
+    Default: that of the capture's name, if there is one."""
     output: Path = Path("runs/compare")
     """Everything goes to OUTPUT/<scene>."""
+    mlflow_uri: str | None = None
+    """Default: $MLFLOW_TRACKING_URI, else OUTPUT/mlflow.db."""
     device: str = "auto"
     config_file: ConfigFile = None
     config: AnyConfig = field(default_factory=Config)
 
     def __call__(self) -> None:
-        from flexgs.compare import compare
-        from flexgs.evaluate.table import methods_table, print_table
+        from flexgs import compare
+        from flexgs.evaluate.comparison import quality_sheet
+        from flexgs.evaluate.published import SCENES, published
+        from flexgs.evaluate.table import print_table
+        from flexgs.tracking import Tracking, sqlite_uri
 
+        if self.scene is None:
+            if self.published is None:
+                raise UserError("compare: found no capture; expected its folder, or --published and a scene of the paper")
+            print_table(quality_sheet(published(self.published)).rich())
+            print("FlexGS (CVPR 2025), supplementary; LightGS* is pruned and not fine-tuned; LPIPS has inputs in [0, 1]")
+            return
+        self.config.evaluation.ratios = self.ratios
         scene = load_capture(self.scene, self.config.check())
-        rows = compare(scene, self.config, self.methods, self.output / scene.name, pick_device(self.device),
-                       functools.partial(_print_progress, scene.name))
-        print_table(methods_table(rows))
+        name = self.published or (scene.name if scene.name in SCENES else None)
+        beside = published(name) if name else None
+        folder, device = make_folder(self.output / scene.name), pick_device(self.device)
+        commons = [dataclasses.replace(self.config, seed=seed) for seed in self.seeds or (self.config.seed,)]
+        cells = [cell for common in commons for cell in compare.cells(self.methods, common, folder)]
+        with only_one(folder):
+            for common in commons:
+                compare.train_stage1(scene, common, folder, device, functools.partial(_print_progress, f"{scene.name} stage 1"))
+            for cell in cells:
+                compare.train_cell(cell, scene, device, functools.partial(_print_progress, cell.folder.name))
+            rows = compare.measured(cells)
+            for sheet in compare.write(scene.name, rows, beside, self.config, folder):
+                print_table(sheet.rich())
+        print(compare.legend(rows))
+        uri = self.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(self.output / "mlflow.db")
+        tracking = Tracking(uri, "flexgs-compare", self.output / "mlartifacts")
+        page = compare.track(scene.name, rows, self.config, folder, tracking)
+        print(f"tables and figure: {folder}\nMLflow: {page}")
 
 
 @dataclass
@@ -266,6 +303,8 @@ def guard(main: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("flexgs: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader, such as head, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

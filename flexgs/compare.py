@@ -1,29 +1,59 @@
-"""`flexgs compare`: methods side by side on one capture, from the same stage 1, at the same counts, over the same views.
+"""Methods side by side on one capture, from the same stage 1, at the same counts, over the same number of views.
 
-    stage1/  <method>/  <method>-5pct/ ...  compare.json
+    seed_0/stage1/  seed_0/<method>/  seed_0/<method>-5pct/ ...  compare.json  tables.md  tables.tex  table.csv  tradeoff.png
 
 A method is a preset and any settings, for instance "default --deltas.knots 0.01 0.1". Stage 1, seed, background and
-evaluation are common to all; what differs is stage 2. A method that keeps a share of the Gaussians only (order.keep below 1)
-makes one model per ratio. Everything is resumed, what is finished is not repeated.
+evaluation are common to all; what differs is stage 2. What is trained at once is a cell: a method at all ratios, or at one
+where the method makes a model for each. Cells know nothing of each other: they may run anywhere and in any order after stage 1;
+what is finished is not repeated, what is not is continued.
 """
 
 import dataclasses
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from flexgs.config import BASE_RATES, Config
+from safetensors import safe_open
+
+from flexgs.config import BASE_RATES, PRESETS, Config, count_at
 from flexgs.distributed import Group
 from flexgs.errors import UserError
-from flexgs.files import atomic_folder, make_folder, write_json
-from flexgs.run import LocalSession, finished, run
+from flexgs.evaluate.comparison import Rows, Sheet, cost_sheet, published_sheet, quality_sheet, write_csv
+from flexgs.evaluate.pictures import write_tradeoff
+from flexgs.evaluate.table import mean_ratios
+from flexgs.files import atomic_file, atomic_folder, write_json
+from flexgs.run import LocalSession, finished, git_sha, run
 from flexgs.scene import Scene
+from flexgs.tracking import Tracking, flatten
 from flexgs.training.trainer import Report, Trainer
 
 COMMON = ("seed", "steps", "batch", "background", "report_every", "checkpoint_every", "check_every", "data", "base",
           "evaluation")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model of a comparison."""
+
+    method: str
+    config: Config
+    folder: Path
+    ratio: float | None = None
+    """The ratio that the model is for; None: all that the evaluation names."""
+
+    @property
+    def stage1(self) -> Path:
+        """The checkpoint that all methods of a seed start from."""
+        return self.folder.parent / "stage1" / "done"
+
+    @property
+    def from_nothing(self) -> bool:
+        """Whether the model is trained small from the capture's points: of stage 1 it takes the number of Gaussians only."""
+        return self.config.base.share == 1
 
 
 def method_config(method: str, common: Config) -> Config:
@@ -31,7 +61,10 @@ def method_config(method: str, common: Config) -> Config:
     from flexgs.cli import fill  # the command line knows how to read flags
 
     preset, *flags = shlex.split(method)
-    config = dataclasses.replace(Config.from_preset(preset), **{name: getattr(common, name) for name in COMMON})
+    config = Config.from_preset(preset)
+    share = config.base.share if config.base.share == 1 else common.base.share
+    config = dataclasses.replace(config, **{name: getattr(common, name) for name in COMMON})
+    config.base = dataclasses.replace(common.base, share=share)
     config.rates = dataclasses.replace(config.rates, **{name: getattr(common.rates, name) for name in BASE_RATES})
     config = fill(Config, flags, f"--methods {preset}", config).check()
     if config.base.ply:
@@ -40,51 +73,114 @@ def method_config(method: str, common: Config) -> Config:
     return config
 
 
-def compare(scene: Scene, common: Config, methods: Sequence[str], folder: Path, device: str, report: Report) -> dict[str, Any]:
-    """Train and measure every method.
-
-    Returns {method: {"ratios": as in results.json, "seconds": of stage 2, a number, or by ratio}}.
-    """
-    configs = {method: method_config(method, common) for method in methods}
-    make_folder(folder)
-    stage1 = _stage1(scene, common, folder, device, report)
-    rows: dict[str, Any] = {}
-    for method, config in configs.items():
-        if config.order.keep == 1:
-            results = _cell(scene, config, folder / _name(method), stage1, device, report)
-            rows[method] = {"ratios": results["ratios"], "seconds": results["stage2_seconds"]}
+def cells(methods: Sequence[str], common: Config, folder: Path) -> list[Cell]:
+    """What has to be trained under folder/seed_<common.seed>."""
+    folder = folder / f"seed_{common.seed}"
+    found = []
+    for method in methods:
+        config = method_config(method, common)
+        if config.order.keep == 1 and config.base.share < 1:
+            found.append(Cell(method, config, folder / _name(method)))
             continue
-        rows[method] = {"ratios": {}, "seconds": {}}
         for ratio in (r for r in config.evaluation.ratios if r < 1):
-            one = dataclasses.replace(config, order=dataclasses.replace(config.order, keep=ratio),
-                                      evaluation=dataclasses.replace(config.evaluation, ratios=(1.0,)))
-            results = _cell(scene, one, folder / f"{_name(method)}-{100 * ratio:g}pct", stage1, device, report)
-            rows[method]["ratios"][f"{ratio:g}"] = results["ratios"]["1"]
-            rows[method]["seconds"][f"{ratio:g}"] = results["stage2_seconds"]
-    write_json(folder / "compare.json", {"scene": scene.name, "seed": common.seed, "steps": common.steps, "methods": rows})
-    return rows
+            one = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, ratios=(1.0,)))
+            if config.order.keep < 1:
+                one.order = dataclasses.replace(config.order, keep=ratio)
+            found.append(Cell(method, one, folder / f"{_name(method)}-{100 * ratio:g}pct", ratio))
+    return found
 
 
-def _stage1(scene: Scene, common: Config, folder: Path, device: str, report: Report) -> Path:
-    """The checkpoint that all methods start from."""
-    done = folder / "stage1" / "done"
-    if not done.exists():
-        session = LocalSession(folder / "stage1", Group(), report)
+def train_stage1(scene: Scene, common: Config, folder: Path, device: str, report: Report) -> None:
+    """Train the model that all methods start from, into folder/seed_<common.seed>/stage1."""
+    folder = folder / f"seed_{common.seed}" / "stage1"
+    if not (folder / "done").exists():
+        session = LocalSession(folder, Group(), report)
         trainer = Trainer(common, scene, device=device)
         if (checkpoint := session.latest_checkpoint()) is not None:
             trainer.load(checkpoint)
         trainer.fit(report, session.checkpoint, until=trainer.base_steps)
-        with atomic_folder(done) as out:
+        with atomic_folder(folder / "done") as out:
             trainer.save(out)
-    return done
 
 
-def _cell(scene: Scene, config: Config, folder: Path, stage1: Path, device: str, report: Report) -> dict[str, Any]:
-    """One trained model; results.json with the seconds that its stage 2 took."""
-    before = json.loads((stage1 / "state.json").read_text())["seconds"]
-    session = LocalSession(folder, Group(), report, start=stage1)
-    results = finished(folder, config) or run(config, scene, folder, Group(), session, device)
-    return {**results, "stage2_seconds": round(results["train_seconds"] - before, 1)}
+def train_cell(cell: Cell, scene: Scene, device: str, report: Report) -> None:
+    """Train and measure one cell into its folder, unless that is done."""
+    config, start = cell.config, cell.stage1
+    if cell.from_nothing and cell.ratio is not None:
+        with safe_open(cell.stage1 / "state.safetensors", "pt") as stage1:
+            count = count_at(cell.ratio, stage1.get_slice("splats.means").get_shape()[0])
+        config = dataclasses.replace(config, base=dataclasses.replace(config.base, max_splats=count))
+    if finished(cell.folder, config) is None:
+        session = LocalSession(cell.folder, Group(), report, start=None if cell.from_nothing else start)
+        run(config, scene, cell.folder, Group(), session, device)
+
+
+def measured(cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
+    """What the finished cells have measured: {method: [a seed's {"seed", "ratios", "train_seconds", "stored_mb"}, ...]}.
+
+    ratios is as in results.json, with cut_seconds: what a cut at a new ratio takes, training included where the method makes a
+    model for each. train_seconds is for all ratios, stage 1 included; stored_mb is what has to be kept to serve them.
+    """
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for cell in cells:
+        if not (cell.folder / "results.json").exists():
+            continue
+        results = json.loads((cell.folder / "results.json").read_text())
+        before = 0.0 if cell.from_nothing else json.loads((cell.stage1 / "state.json").read_text())["seconds"]
+        row = found.setdefault(cell.method, {}).setdefault(cell.config.seed, {
+            "seed": cell.config.seed, "ratios": {}, "train_seconds": before, "stored_mb": 0.0})
+        own = results["train_seconds"] - before
+        row["train_seconds"] = round(row["train_seconds"] + own, 1)
+        row["stored_mb"] = round(row["stored_mb"] + (cell.folder / "model" / "model.safetensors").stat().st_size / 1e6, 3)
+        if cell.ratio is None:
+            row["ratios"] = results["ratios"]
+        else:
+            figures = results["ratios"]["1"]
+            row["ratios"][f"{cell.ratio:g}"] = {**figures, "cut_seconds": round(own + figures["cut_seconds"], 3)}
+    return {method: list(seeds.values()) for method, seeds in found.items()}
+
+
+def write(scene: str, rows: Rows, published: Rows | None, common: Config, folder: Path) -> list[Sheet]:
+    """Write compare.json, the tables as Markdown, LaTeX and CSV, and the figure into folder; returns the tables."""
+    sheets = [quality_sheet(rows), cost_sheet(rows), *([published_sheet(rows, published)] if published else [])]
+    write_json(folder / "compare.json", {"scene": scene, "steps": common.steps, "git_sha": git_sha(), "methods": rows})
+    for name, text in {"tables.md": "\n".join([*(sheet.markdown() for sheet in sheets), legend(rows)]),
+                       "tables.tex": "\n".join(sheet.latex() for sheet in sheets)}.items():
+        with atomic_file(folder / name) as out:
+            out.write_text(text + "\n")
+    write_csv(rows, folder / "table.csv")
+    write_tradeoff(rows, folder / "tradeoff.png")
+    return sheets
+
+
+def legend(methods: Iterable[str]) -> str:
+    """What each preset among the methods reproduces and leaves out, a line each."""
+    presets = dict.fromkeys(shlex.split(method)[0] for method in methods)
+    return "\n".join(f"- {name}: {' '.join((PRESETS[name].__doc__ or '').split())}" for name in presets)
+
+
+def track(scene: str, rows: Rows, common: Config, folder: Path, tracking: Tracking) -> str:
+    """Log the comparison to MLflow: a run per method below one for all; returns how to open it on PSNR over ratio.
+
+    A method's figures are its means over seeds; those of the run above them are the best of all methods.
+    """
+    parent = tracking.run(folder, f"{scene}: comparison", kind="comparison", tags={"scene": scene, "git_sha": git_sha()})
+    runs, means = [], {}
+    for method, entries in rows.items():
+        means[method] = mean_ratios(entries)
+        config = method_config(method, common)
+        run = tracking.run(folder / "mlflow" / _name(method), method, kind="method", parent=parent,
+                           params=flatten(config.to_dict()), tags={"scene": scene, "preset": config.preset})
+        run.log_summary(means[method], common.steps, {"train_seconds": fmean(e["train_seconds"] for e in entries),
+                                                      "stored_mb": fmean(e["stored_mb"] for e in entries)})
+        run.finish()
+        runs.append(run)
+    ratios = dict.fromkeys(ratio for table in means.values() for ratio in table)
+    parent.log_summary({ratio: max((t[ratio] for t in means.values() if ratio in t), key=lambda row: row["psnr"])
+                        for ratio in ratios}, common.steps)
+    parent.log_files([folder / name for name in ("compare.json", "tables.md", "table.csv", "tradeoff.png")])
+    parent.finish()
+    return tracking.how_to_open(runs)
 
 
 def _name(method: str) -> str:

@@ -101,9 +101,9 @@ class Loss:
 class Ratios:
     """Which ratios stage 2 trains at."""
 
-    sampling: Literal["log_uniform", "random", "round_robin"] = "log_uniform"
+    sampling: Literal["log_uniform", "uniform", "random", "round_robin"] = "log_uniform"
     bands: tuple[tuple[float, float], ...] = ((0.008, 0.035), (0.035, 0.14), (0.14, 0.6))
-    """log_uniform: one elastic render per view and band, its ratio log-uniform within. Empty: no elastic render."""
+    """log_uniform, uniform: one elastic render per view and band, its ratio drawn within. Empty: no elastic render."""
     values: tuple[float, ...] = (0.01, 0.05, 0.10, 0.15)
     """random and round_robin: one elastic render per view at one of these."""
     alternate: bool = False
@@ -114,21 +114,27 @@ class Ratios:
     @property
     def renders(self) -> int:
         """Elastic renders per view."""
-        return len(self.bands) if self.sampling == "log_uniform" else 1
+        return len(self.bands) if self.sampling in ("log_uniform", "uniform") else 1
 
 
 @dataclass
 class Order:
     """Which Gaussians stay: the first floor(e N) of one order, so cuts are nested."""
 
-    kind: Literal["sampled", "importance", "gsnet"] = "sampled"
-    """sampled: weighted sampling without replacement, the score as weight; importance: by descending score; gsnet: learned."""
+    kind: Literal["sampled", "importance", "opacity", "gsnet"] = "sampled"
+    """sampled: weighted sampling without replacement, the score as weight; importance: by descending score; both as of the
+    beginning of stage 2. opacity: by descending opacity, as training changes it; gsnet: learned."""
     score: str = "alpha_t"
     """A name of model/importance.py."""
     temperature: float = 1.0
     """sampled: scale of the Gumbel noise on log score; 0 is the plain order by importance."""
     keep: float = 1.0
     """Keep only this share of the Gaussians in stage 2, the first of the order: prune and fine-tune."""
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the order stays as it was when stage 2 began."""
+        return self.kind in ("sampled", "importance")
 
 
 @dataclass
@@ -298,11 +304,12 @@ class Config:
         if min(self.gsnet.temperature, self.gsnet.temperature_end) <= 0:
             raise UserError(f"--gsnet.temperature: found {self.gsnet.temperature} to {self.gsnet.temperature_end}, "
                             "expected above 0")
-        if self.order.kind == "gsnet" and self.transform.kind == "deltas":
-            raise UserError("--transform.kind deltas: needs a fixed order, found --order.kind gsnet; expected field or none")
-        if self.order.kind == "gsnet" and self.order.keep < 1:
-            raise UserError(f"--order.keep: found {self.order.keep} with --order.kind gsnet, whose order is known at the end "
-                            "only; expected --order.kind importance or sampled")
+        if not self.order.fixed and self.transform.kind == "deltas":
+            raise UserError(f"--transform.kind deltas: needs a fixed order, found --order.kind {self.order.kind}; "
+                            "expected field or none")
+        if not self.order.fixed and self.order.keep < 1:
+            raise UserError(f"--order.keep: found {self.order.keep} with --order.kind {self.order.kind}, whose order is known "
+                            "at the end only; expected --order.kind importance or sampled")
         if self.base.ply and self.transform.kind == "none":
             raise UserError("--transform.kind none: with --base.ply there is nothing to train; expected deltas or field")
         if not 0 <= self.base.sh_degree <= 3:
@@ -443,18 +450,55 @@ def _mended(config: Config) -> None:
     config.rates.selector, config.rates.field, config.rates.planes = 4e-3, 4e-3, 4e-2  # step 7: five times
 
 
-def _lightgs(config: Config) -> None:
-    """LightGaussian's way, the rival: prune by importance, then fine-tune for that one ratio (order.keep)."""
-    _plain(config)
-    config.order.score, config.order.keep = "lightgaussian", 0.1
-
-
 def _plain(config: Config) -> None:
-    """Plain 3DGS of the same length: the yardstick at e = 1; its cuts are pruned by importance, not trained."""
+    """Plain 3DGS of the same length: the yardstick at 100 %. Its cuts are pruned by LightGaussian's score and not fine-tuned,
+    the paper's LightGS*.
+    """
     config.rates.shN_factor, config.ratios.half_above = 1.0, None
     config.ratios.bands = ()
-    config.order.kind = "importance"
+    config.order = Order(kind="importance", score="lightgaussian")
     config.transform.kind = "none"
+
+
+def _lightgs(config: Config) -> None:
+    """LightGaussian (Fan et al. 2024): pruned by its score, then fine-tuned, a model for each ratio. Left out: distillation of
+    the harmonics and vector quantisation.
+    """
+    _plain(config)
+    config.order.keep = 0.1  # below 1: compare makes a model for each ratio
+
+
+def _c3dgs(config: Config) -> None:
+    """Compressed 3DGS (Niedermayr et al. 2024): pruned by the images' sensitivity to the colour, then fine-tuned, a model for
+    each ratio. Its vector quantisation: --evaluation.format vq. Left out: fine-tuning the quantised model.
+    """
+    _lightgs(config)
+    config.order.score = "c3dgs"
+
+
+def _eagles(config: Config) -> None:
+    """EAGLES (Girish et al. 2024): pruned by influence, then fine-tuned, a model for each ratio. Its quantised latents:
+    --evaluation.format latents. Left out: training with them, and from coarse to fine images.
+    """
+    _lightgs(config)
+    config.order.score = "eagles"
+
+
+def _matryoshka(config: Config) -> None:
+    """Matryoshka Gaussian Splatting (Guo et al. 2026): ordered by opacity at every step, the whole and one random prefix of
+    it rendered per view. Left out: densification as in 3DGS-MCMC, training so from the first step.
+    """
+    _plain(config)
+    config.order.kind = "opacity"
+    config.ratios.sampling = "uniform"
+    config.ratios.bands = ((0.01, 1.0),)  # the lower end is not published; this is the smallest ratio measured
+    config.loss.elastic_l1, config.loss.elastic_ssim = config.loss.full_l1, config.loss.full_ssim
+
+
+def _scratch(config: Config) -> None:
+    """Plain 3DGS trained small: as many steps in all, densified to floor(e N) and no further, a model for each ratio."""
+    _plain(config)
+    config.base.share = 1.0  # compare makes a model for each ratio, from nothing
 
 
 def _smoke(config: Config) -> None:
@@ -463,5 +507,8 @@ def _smoke(config: Config) -> None:
     config.base.max_splats, config.base.grow_every, config.base.sh_degree = 4_000, 40, 1
 
 
-PRESETS = {"default": _default, "fast": _fast, "paper": _paper, "official": _official, "mended": _mended, "plain": _plain,
-           "lightgs": _lightgs, "smoke": _smoke}
+PRESETS = {f.__name__[1:]: f for f in (_default, _fast, _paper, _official, _mended, _plain, _lightgs, _c3dgs, _eagles,
+                                       _matryoshka, _scratch, _smoke)}
+
+METHODS = ("plain", "lightgs", "c3dgs", "eagles", "matryoshka", "scratch", "official", "paper", "default", "fast")
+"""What is compared unless the user names methods: the paper's rivals, two beyond the paper, and FlexGS."""

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from filelock import FileLock, Timeout
+
 from flexgs.errors import UserError
 
 
@@ -56,6 +58,20 @@ def make_folder(path: Path) -> Path:
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror or e}); choose another output folder") from None
     return path
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in folder while the block runs; UserError if one does. A kill ends it too."""
+    lock = FileLock(make_folder(folder) / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(f"{folder}: another process works here now; wait, or choose another output folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _beside(path: Path) -> Path:

@@ -55,7 +55,10 @@ class LocalSession:
 
 
 def finished(folder: Path, config: Config) -> dict[str, Any] | None:
-    """The results of a run that this configuration has nothing to add to, or None. UserError if they are of another method."""
+    """The results of a run that this configuration has nothing to add to, or None. UserError if they are of another method.
+
+    A run that is only to be evaluated in another way is not finished: run() trains nothing and measures again.
+    """
     path = folder / "results.json"
     if not path.exists():
         return None
@@ -63,8 +66,9 @@ def finished(folder: Path, config: Config) -> dict[str, Any] | None:
         results = json.loads(path.read_text())
     except json.JSONDecodeError as e:
         raise UserError(f"{path}: not readable ({e}); remove it to evaluate again") from None
-    check_same_method(Config.load(folder / "config.json"), config, True, folder)
-    return results if results["steps"] >= config.steps else None
+    theirs = Config.load(folder / "config.json")
+    check_same_method(theirs, config, True, folder)
+    return results if results["steps"] >= config.steps and theirs.evaluation == config.evaluation else None
 
 
 def run(config: Config, scene: Scene, folder: Path, group: Group, session: Session, device: str = "cpu") -> dict[str, Any]:
@@ -88,8 +92,9 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
         session.progress(step, metrics)
 
     trainer.fit(report if group.rank == 0 else lambda step, metrics: None, session.checkpoint)
-    train_seconds = trainer.seconds
+    training_ended = time.perf_counter()
     model = trainer.model()
+    train_seconds = trainer.seconds + time.perf_counter() - training_ended  # the final order is a part of the training
     measured = evaluate(model, scene, config.evaluation, config.background, group)
     results = {
         "scene": scene.name, "preset": config.preset, "seed": config.seed, "steps": config.steps,

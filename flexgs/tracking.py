@@ -25,10 +25,10 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlencode
 
 from flexgs.files import write_json
 
@@ -39,6 +39,7 @@ CUT_BYTES = 50_000_000
 RETRY_SECONDS = 60.0
 """How long an MLflow that failed is left alone."""
 _BATCH = 900  # MLflow takes at most 1000 metrics and 100 parameters in a call
+CURVE = "curve/psnr_by_ratio_permille"
 _NOT_METRICS = {"step", "steps", "eta_seconds"}
 
 
@@ -89,11 +90,13 @@ class Tracking:
         """The run that belongs to folder, continued if there is one; kind is batch, scene, search or trial."""
         return Run(self, folder, name, {**(tags or {}), "kind": kind}, params or {}, parent)
 
-    def how_to_open(self) -> str:
-        """What a person types and where they look to see the runs; empty if there are none."""
+    def how_to_open(self, compared: Sequence["Run"] = ()) -> str:
+        """What a person types and where they look to see the runs, or PSNR over ratio of those compared; may be empty."""
         if self.id is None:
             return ""
         page = f"#/experiments/{self.id}/runs"
+        if compared:
+            page = f"#/metric?{_chart(self.id, [run.id for run in compared], CURVE)}"
         if not self.uri.startswith("sqlite:"):
             return f"{public(self.uri).rstrip('/')}/{page}"
         mlflow = shlex.quote(str(Path(sys.executable).with_name("mlflow")))
@@ -165,12 +168,19 @@ class Run:
         self._end("FINISHED", None)
 
     @_tolerant
-    def log_summary(self, ratios: Mapping[str, Mapping[str, float]], steps: int) -> None:
-        """Log figures per ratio, for instance means over scenes on the parent run, unless the run has them already."""
-        client, digest = self.tracking.client, _digest(ratios)
+    def log_summary(self, ratios: Mapping[str, Mapping[str, float]], steps: int,
+                    numbers: Mapping[str, float] | None = None) -> None:
+        """Log figures per ratio, for instance means over scenes, and other numbers, unless the run has them already."""
+        client, digest = self.tracking.client, _digest([ratios, numbers])
         if client.get_run(self.id).data.tags.get("results") != digest:
             self._log_ratios(ratios, steps)
+            self._log_numbers(numbers or {}, steps)
             client.set_tag(self.id, "results", digest)
+
+    @_tolerant
+    def log_files(self, files: Iterable[Path]) -> None:
+        for file in files:
+            self.tracking.client.log_artifact(self.id, str(file))
 
     @_tolerant
     def finish(self, status: str = "FINISHED", error: str | None = None) -> None:
@@ -192,7 +202,7 @@ class Run:
         metrics = [Metric(f"{_METRIC_NAMES.get(key, key)}/{ratio_name(float(ratio))}", float(value), now, steps)
                    for ratio, row in ratios.items() for key, value in row.items() if _is_number(value)]
         # MLflow draws over steps and time only: with the ratio as the step, it draws quality over ratio.
-        metrics += [Metric("curve/psnr_by_ratio_permille", row["psnr"], now, round(1000 * float(ratio)))
+        metrics += [Metric(CURVE, row["psnr"], now, round(1000 * float(ratio)))
                     for ratio, row in ratios.items() if _is_number(row.get("psnr"))]
         self.tracking.client.log_batch(self.id, metrics=metrics)
 
@@ -322,6 +332,13 @@ def _create_database(path: Path) -> None:
             pass  # another process was faster
         except OSError:  # a file system without hard links
             os.replace(new, path)
+
+
+def _chart(experiment: str, runs: Sequence[str], metric: str) -> str:
+    """The query of MLflow's page that draws one metric of several runs over its step."""
+    return urlencode({key: json.dumps(value, separators=(",", ":")) for key, value in {
+        "runs": runs, "metric": metric, "experiments": [experiment], "plot_metric_keys": [metric],
+        "plot_layout": {"autosize": True}}.items()} | {"x_axis": "step", "show_point": "true"})
 
 
 def _is_number(value: object) -> bool:

@@ -19,13 +19,13 @@ import ray.cloudpickle
 import ray.train
 import ray.train.torch
 import torch
-from filelock import FileLock, Timeout
 from ray.train import Checkpoint, CheckpointUploadMode, ControllerError, UserCallback, WorkerGroupError
 from ray.train.torch import TorchConfig
 
 from flexgs.config import Config
 from flexgs.distributed import Group
 from flexgs.errors import UserError
+from flexgs.files import only_one
 from flexgs.raster.cpu import pool
 from flexgs.run import LocalSession, run
 from flexgs.scene import Scene, load_scene
@@ -72,21 +72,18 @@ def train_scene(job: SceneJob) -> dict[str, Any]:
     UserError for what the user can mend, SceneFailedError for the rest, each with one line.
     """
     try:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(job.folder / ".lock", blocking=False):  # a kill releases it
+        with only_one(job.folder):
             return _fit(job)
-    except Timeout:
-        raise UserError(f"{job.folder}: another job trains this scene now; wait, or choose another --experiment") from None
     except UserError:
         raise
     except ControllerError as e:
         if isinstance(e.controller_failure, UserError):
             raise e.controller_failure from None
-        raise _failed(job, e, {_describe(e.controller_failure)}) from None
+        raise _failed(job, e, {describe(e.controller_failure)}) from None
     except WorkerGroupError as e:
-        raise _failed(job, e, {_describe(error) for error in e.worker_failures.values()}) from None
+        raise _failed(job, e, {describe(error) for error in e.worker_failures.values()}) from None
     except Exception as e:
-        raise _failed(job, e, {_describe(e)}) from None
+        raise _failed(job, e, {describe(e)}) from None
 
 
 def _failed(job: SceneJob, error: Exception, lines: set[str]) -> SceneFailedError:
@@ -158,11 +155,11 @@ class Failures(UserCallback):
             if isinstance(error, UserError):
                 raise error  # Ray Train retries what a worker raises, but not what a callback does
         with self.file.open("a") as lines:
-            errors = {rank: _describe(error) for rank, error in worker_exceptions.items()}
+            errors = {rank: describe(error) for rank, error in worker_exceptions.items()}
             lines.write(json.dumps({"time": round(time.time()), "errors": errors}) + "\n")
 
 
-def _describe(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """One line: the kind of error, the first line of its message and, if memory ran out, what to do."""
     for inner in ("health_check_failure", "cause"):  # what Ray has wrapped
         error = getattr(error, inner, None) or error

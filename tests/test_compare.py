@@ -3,50 +3,102 @@
 import json
 
 import pytest
-import torch
 
+from flexgs import compare
 from flexgs.bench import bench_step
-from flexgs.compare import compare, method_config
+from flexgs.compare import method_config
 from flexgs.config import Config
 from flexgs.errors import UserError
-from flexgs.evaluate.table import methods_table
 from flexgs.model.elastic import ElasticModel
 
-METHODS = ("default", "default --transform.kind none", "plain", "lightgs")
+METHODS = ("default", "default --transform.kind none", "plain", "lightgs", "scratch")
 
 
 def quiet(step, metrics):
     """Print nothing."""
 
 
+def compared(scene, common, methods, folder):
+    compare.train_stage1(scene, common, folder, "cpu", quiet)
+    cells = compare.cells(methods, common, folder)
+    for cell in cells:
+        compare.train_cell(cell, scene, "cpu", quiet)
+    return compare.measured(cells)
+
+
 def test_methods_start_from_one_stage_1_and_end_at_equal_counts(scene, config, tmp_path):
     config.evaluation.ratios, config.evaluation.lpips = (0.1, 1.0), ()
-    rows = compare(scene, config, METHODS, tmp_path, "cpu", quiet)
-    counts = {method: {ratio: r["splats"] for ratio, r in row["ratios"].items()} for method, row in rows.items()}
+    rows = compared(scene, config, METHODS, tmp_path)
+    counts = {method: {ratio: r["splats"] for ratio, r in row["ratios"].items()} for method, (row,) in rows.items()}
     n = counts["plain"]["1"]
     assert [counts.pop(method) for method in METHODS[:3]] == 3 * [{"0.1": n // 10, "1": n}]
-    assert counts == {"lightgs": {"0.1": n // 10}}
-    assert json.loads((tmp_path / "compare.json").read_text())["methods"] == json.loads(json.dumps(rows))
-    assert methods_table(rows).row_count == 4
-    steps = [json.loads(line)["step"] for line in (tmp_path / "lightgs-10pct" / "metrics.jsonl").read_text().splitlines()]
-    assert min(steps) > config.base_steps  # it did no stage 1 of its own
+    assert counts.pop("lightgs") == {"0.1": n // 10}
+    assert 0 < counts.pop("scratch")["0.1"] <= n // 10 and not counts  # what it has pruned last is missing
 
-    before = (tmp_path / "plain" / "results.json").stat().st_mtime_ns
-    again = compare(scene, config, METHODS, tmp_path, "cpu", quiet)
-    assert again == rows
-    assert (tmp_path / "plain" / "results.json").stat().st_mtime_ns == before
+    def steps(cell):
+        lines = (tmp_path / "seed_0" / cell / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["step"] for line in lines]
+
+    assert min(steps("lightgs-10pct")) > config.base_steps  # it did no stage 1 of its own
+    assert min(steps("scratch-10pct")) < config.base_steps and max(steps("scratch-10pct")) == config.steps
+
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("results.json")}
+    assert compared(scene, config, METHODS, tmp_path) == rows
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("results.json")} == before
+
+    config.evaluation.ratios = (0.1, 0.3)
+    trained = (tmp_path / "seed_0" / "default" / "metrics.jsonl").read_text()
+    more = compared(scene, config, ("default", "lightgs"), tmp_path)
+    assert [list(row["ratios"]) for method, (row,) in more.items()] == 2 * [["0.1", "0.3"]]
+    assert more["default"][0]["ratios"]["0.1"]["psnr"] == rows["default"][0]["ratios"]["0.1"]["psnr"]
+    assert (tmp_path / "seed_0" / "default" / "metrics.jsonl").read_text() == trained  # measured again, not trained again
+
+
+def test_costs_are_counted_for_all_that_a_method_trains(scene, config, tmp_path):
+    config.evaluation.ratios, config.evaluation.lpips = (0.1, 0.2, 1.0), ()
+    rows = compared(scene, config, ("plain", "lightgs"), tmp_path)
+    (plain,), (pruned,) = rows["plain"], rows["lightgs"]
+    folder = tmp_path / "seed_0"
+    models = [folder / f"lightgs-{percent}pct" for percent in (10, 20)]
+    assert pruned["stored_mb"] == pytest.approx(sum((m / "model" / "model.safetensors").stat().st_size for m in models) / 1e6,
+                                                abs=2e-3)
+    stage1 = json.loads((folder / "stage1" / "done" / "state.json").read_text())["seconds"]
+    own = [json.loads((m / "results.json").read_text())["train_seconds"] - stage1 for m in models]
+    assert pruned["train_seconds"] == pytest.approx(stage1 + sum(own), abs=0.2)
+    assert pruned["ratios"]["0.1"]["cut_seconds"] >= own[0] > 0
+    assert plain["ratios"]["0.1"]["cut_seconds"] < own[0]
+    assert plain["train_seconds"] >= stage1
+
+
+def test_a_cell_that_was_interrupted_goes_on(scene, config, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill(step, metrics):
+        if step >= 80:
+            raise Killed
+
+    config.evaluation.ratios, config.evaluation.lpips = (0.1,), ()
+    compare.train_stage1(scene, config, tmp_path, "cpu", quiet)
+    cell, = compare.cells(("default",), config, tmp_path)
+    with pytest.raises(Killed):
+        compare.train_cell(cell, scene, "cpu", kill)
+    assert compare.measured([cell]) == {}
+    whole = compared(scene, config, ("default",), tmp_path / "whole")
+    rows = compared(scene, config, ("default",), tmp_path)
+    assert rows["default"][0]["ratios"]["0.1"]["psnr"] == whole["default"][0]["ratios"]["0.1"]["psnr"]
 
 
 def test_pruned_model_is_the_best_by_its_score(scene, config, tmp_path):
-    """With no step of fine-tuning, lightgs is the base cut by LightGaussian's score."""
+    """With no step of fine-tuning, lightgs is the base cut by LightGaussian's score, in an order of its own."""
     config.evaluation.ratios, config.evaluation.lpips, config.steps = (0.2,), (), 61
     config.base.share = 60 / 61
     config.rates.means = config.rates.quats = config.rates.scales = config.rates.opacities = config.rates.sh0 = 0.0
     config.rates.shN = 0.0
-    compare(scene, config, ("lightgs", "plain --order.score lightgaussian"), tmp_path, "cpu", quiet)
-    pruned = ElasticModel.load(tmp_path / "lightgs-20pct")
-    cut = ElasticModel.load(tmp_path / "plain-order.score-lightgaussian").cut(0.2)
-    assert torch.equal(pruned.splats.means, cut.means)
+    compared(scene, config, ("lightgs", "plain"), tmp_path)
+    pruned = ElasticModel.load(tmp_path / "seed_0" / "lightgs-20pct")
+    cut = ElasticModel.load(tmp_path / "seed_0" / "plain").cut(0.2)
+    assert sorted(pruned.splats.means.tolist()) == sorted(cut.means.tolist())
 
 
 def test_method_keeps_the_common_part_and_has_the_last_word():
@@ -63,8 +115,8 @@ def test_bad_method_is_a_user_error(method):
 
 
 def test_bench_step_times_every_method_on_the_same_gaussians(scene, config, tmp_path):
-    compare(scene, config, ("plain",), tmp_path, "cpu", quiet)
-    rows = bench_step(scene, tmp_path / "stage1" / "done", ("default", "fast"), repeats=1)
+    compare.train_stage1(scene, config, tmp_path, "cpu", quiet)
+    rows = bench_step(scene, tmp_path / "seed_0" / "stage1" / "done", ("default", "fast"), repeats=1)
     bands = len(Config().ratios.bands)
     assert list(rows)[:3] == ["plain", "default", "fast"] and len(rows) == 3 + bands
     assert rows["plain"]["ratio"] == 1 and all(row["ms"] > 0 for row in rows.values())

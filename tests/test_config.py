@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flexgs import cli
-from flexgs.config import PRESETS, Config, check_ratio, count_at
+from flexgs.config import METHODS, PRESETS, Config, check_ratio, count_at
 from flexgs.errors import UserError
 
 
@@ -17,6 +17,10 @@ def test_presets_survive_json(name):
     config = Config.from_preset(name).check()
     again = Config.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config
+
+
+def test_every_preset_says_what_it_is():
+    assert all(PRESETS[name].__doc__ for name in PRESETS) and set(METHODS) < set(PRESETS)
 
 
 def test_unknown_preset_and_setting_are_named():
@@ -32,6 +36,7 @@ def test_unknown_preset_and_setting_are_named():
                                     {"ratios": {"bands": [[0.2, 0.1]]}}, {"base": {"sh_degree": 4}},
                                     {"gsnet": {"inputs": []}}, {"gsnet": {"inputs": ["means", "means"]}},
                                     {"gsnet": {"temperature_end": 0}}, {"order": {"kind": "gsnet"}},
+                                    {"order": {"kind": "opacity"}},
                                     {"order": {"kind": "gsnet", "keep": 0.1}, "transform": {"kind": "field"}},
                                     {"base": {"ply": "x.ply"}, "transform": {"kind": "none"}},
                                     {"deltas": {"knots": [0.1], "rows": [0.2, 0.3]}}, {"order": {"keep": 0}}])
@@ -42,7 +47,7 @@ def test_impossible_values_are_refused(values):
 
 def test_every_preset_but_the_untrained_ones_renders_cuts():
     """Also where only the sampling of ratios is changed."""
-    for name in set(PRESETS) - {"plain", "lightgs"}:
+    for name in set(PRESETS) - {"plain", "lightgs", "c3dgs", "eagles", "scratch"}:
         config = Config.from_preset(name)
         assert config.ratios.renders > 0
         config.ratios.sampling = "log_uniform"

@@ -14,7 +14,7 @@ from flexgs.cli import parse
 from flexgs.config import Config
 from flexgs.errors import UserError
 from flexgs.tracking import Tracking, read_jsonl
-from ray_jobs import cluster, train_all, train_scene
+from ray_jobs import cluster, compare_all, dataset, train_all, train_scene
 
 TINY = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "600", "--base.grow-every", "20",
         "--report-every", "20", "--checkpoint-every", "40", "--evaluation.ratios", "0.05", "1"]
@@ -58,20 +58,20 @@ def test_settings_come_from_flags_a_preset_or_a_file(tmp_path):
 
 
 def test_laptop_size_leaves_what_the_user_chose(capsys):
-    config, size = Config(), train_all.Size(steps=400, splats=3000)
-    small = train_all.laptop_size(config, size, [])
+    config, size = Config(), dataset.Size(steps=400, splats=3000)
+    small = dataset.laptop_size(config, size, [])
     assert (small.steps, small.base.max_splats) == (400, 3000) and "no GPU" in capsys.readouterr().out
-    assert train_all.laptop_size(config, size, ["--steps", "30000"]).steps == config.steps
-    assert train_all.laptop_size(config, size, ["--base.max-splats=9"]).base.max_splats == config.base.max_splats
-    assert train_all.laptop_size(config, size, ["--config", "x.json"]) == config
-    assert train_all.laptop_size(Config(steps=10), size, []).steps == 10
+    assert dataset.laptop_size(config, size, ["--steps", "30000"]).steps == config.steps
+    assert dataset.laptop_size(config, size, ["--base.max-splats=9"]).base.max_splats == config.base.max_splats
+    assert dataset.laptop_size(config, size, ["--config", "x.json"]) == config
+    assert dataset.laptop_size(Config(steps=10), size, []).steps == 10
 
 
 def test_a_relative_storage_is_refused_in_a_submitted_job(monkeypatch):
-    monkeypatch.setattr(train_all, "IN_JOB", True)
-    assert train_all.storage_folder(None) == Path.home() / "flexgs-runs"
+    monkeypatch.setattr(dataset, "IN_JOB", True)
+    assert dataset.storage_folder(None) == Path.home() / "flexgs-runs"
     with pytest.raises(UserError, match="absolute"):
-        train_all.storage_folder(Path("runs"))
+        dataset.storage_folder(Path("runs"))
 
 
 def test_what_a_worker_raised_is_noted_or_ends_the_run(tmp_path):
@@ -191,3 +191,48 @@ def test_finished_scenes_are_skipped_and_more_steps_continue(two_scenes):
     history = tracking.client.get_metric_history(by_name["good"].info.run_id, "train/loss")
     assert [m.step for m in history] == [20, 40, 60, 80, 100, 120]
     assert len(by_name) == 3  # the same runs went on
+
+
+def compare(root: Path, storage: Path, *more: str) -> tuple[int, str, str]:
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        code = compare_all.main(["--data-root", str(root), "--storage", str(storage), *TINY, "--ratios", "0.1", "1", *more])
+    return code, out.getvalue(), errors.getvalue()
+
+
+@pytest.mark.ray
+def test_methods_are_compared_over_captures(two_scenes, capture, tmp_path):
+    """Each model a task; a capture that fails leaves the others alone; what is finished is not trained again."""
+    root, storage, _ = two_scenes
+    if not (root / "other").exists():
+        shutil.copytree(capture, root / "other")
+    code, out, errors = compare(root, storage, "--methods", "plain", "lightgs", "scratch", "--experiment", "methods")
+    assert code == 2 and all(line.startswith("flexgs: torn seed 0 ") for line in errors.splitlines()), errors
+    assert "mean of 2 captures" in out and "(12 of 12," in out
+    folder = storage / "methods"
+    for name in ("good", "other"):
+        methods = json.loads((folder / name / "compare.json").read_text())["methods"]
+        counts = {method: {ratio: row["splats"] for ratio, row in seed["ratios"].items()}
+                  for method, (seed,) in methods.items()}
+        n = counts["plain"]["1"]
+        assert counts["plain"]["0.1"] == n // 10 and counts["lightgs"] == {"0.1": n // 10}
+        assert 0 < counts["scratch"]["0.1"] <= n // 10
+    assert {"tables.md", "tables.tex", "table.csv", "tradeoff.png"} <= {p.name for p in (folder / "good").iterdir()}
+    assert (folder / "tables.md").exists()  # the mean
+
+    trained = {p: p.stat().st_mtime_ns for p in folder.glob("*/seed_0/*/results.json")}
+    assert len(trained) == 6
+    code, _, errors = compare(root, storage, "--methods", "plain", "lightgs", "--experiment", "methods",
+                              "--scenes", "good", "other")
+    assert code == 0, errors
+    assert trained == {p: p.stat().st_mtime_ns for p in folder.glob("*/seed_0/*/results.json")}
+
+    tracking = Tracking(f"sqlite:///{storage / 'mlflow.db'}", "methods")
+    assert tracking.available()
+    by_name = {(r.info.run_name, r.data.tags["scene"]): r for r in tracking.client.search_runs([tracking.id])}
+    assert set(by_name) == {(name.format(scene), scene) for scene in ("good", "other")
+                            for name in ("{}: comparison", "plain", "lightgs", "scratch")}
+    method, whole = by_name["plain", "good"], by_name["good: comparison", "good"]
+    assert method.data.tags["mlflow.parentRunId"] == whole.info.run_id
+    assert whole.data.metrics["psnr/ratio_0.10"] >= method.data.metrics["psnr/ratio_0.10"]
+    assert {a.path for a in tracking.client.list_artifacts(whole.info.run_id)} >= {"tables.md", "tradeoff.png"}

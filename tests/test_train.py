@@ -14,6 +14,7 @@ from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.evaluate.metrics import evaluate
 from flexgs.model.elastic import ElasticModel
+from flexgs.model.importance import score
 from flexgs.model.transform import Transform
 from flexgs.raster import render
 from flexgs.run import LocalSession, finished, run
@@ -46,7 +47,7 @@ def method_of(preset, config):
     return config
 
 
-@pytest.mark.parametrize("preset", ["default", "paper", "official", "mended"])
+@pytest.mark.parametrize("preset", ["default", "paper", "official", "mended", "matryoshka"])
 def test_interrupted_equals_uninterrupted(preset, scene, config, tmp_path):
     """Bit for bit, resumed in stage 1 and again in stage 2."""
     method_of(preset, config)
@@ -97,6 +98,23 @@ def test_elastic_training_beats_pruning(scene, config):
     assert ours["0.2"]["psnr"] > theirs["0.2"]["psnr"] + 1
     assert theirs["1"]["psnr"] > 17
     assert ours["1"]["psnr"] > theirs["1"]["psnr"] - 0.7  # 400 views: noise, not a claim about quality
+
+
+def test_matryoshka_orders_by_the_opacity_that_training_changes(scene, config):
+    trainer = Trainer(method_of("matryoshka", config), scene)
+    trainer.fit(QUIET, forget)
+    first, last = trainer.splats.opacities.detach(), trainer.model().splats.opacities
+    assert torch.equal(last, first.sort(descending=True).values)
+    assert not torch.equal(last, first)  # sorted when stage 2 began, not any more
+
+
+def test_what_is_only_pruned_is_ordered_by_its_last_state(scene, config):
+    """As training goes on after the first order, which nothing depends on."""
+    trainer = Trainer(method_of("plain", config), scene)
+    trainer.fit(QUIET, forget)
+    scores = score("lightgaussian", trainer.model().splats, scene.train, Group())
+    assert (scores.diff() <= 0).all()
+    assert not (score("lightgaussian", trainer.splats, scene.train, Group()).diff() <= 0).all()
 
 
 def test_a_ratio_between_two_trained_ones_is_not_worse_than_the_lower(scene, config):

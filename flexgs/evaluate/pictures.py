@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from flexgs.evaluate.comparison import Rows, mean_entry, quality_figures
 from flexgs.files import atomic_file
 from flexgs.model.elastic import ElasticModel
 from flexgs.raster import render
 from flexgs.scene import Scene
+
+_MARKERS = "os^Dv<>PXph*"
 
 
 @torch.no_grad()
@@ -47,6 +50,34 @@ def write_curve(tables: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Pat
     ax.set(xscale="log", xlabel="Gaussians kept (%)", ylabel="PSNR of the test views (dB)")
     ax.grid(alpha=0.3, which="both")
     ax.legend()
+    _save(figure, path)
+
+
+def write_tradeoff(rows: Rows, path: Path) -> None:
+    """A PNG of PSNR, SSIM and LPIPS over the number of Gaussians and over MB: a line per method, means over its seeds."""
+    plt = _pyplot()
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    kinds = quality_figures(rows)
+    means = {method: mean_entry(entries)["ratios"].values() for method, entries in rows.items() if entries}
+    sizes = (("splats", "Gaussians", EngFormatter(sep="")), ("mb", "MB", "{x:g}"))
+    figure, axes = plt.subplots(len(kinds), len(sizes), figsize=(10, 2.5 * len(kinds) + 0.3), squeeze=False, sharex="col",
+                                sharey="row", layout="constrained")
+    for j, (size, label, form) in enumerate(sizes):
+        for (key, heading, _, better), ax in zip(kinds, axes[:, j], strict=True):
+            for i, (method, cuts) in enumerate(means.items()):
+                points = sorted((cut[size], cut[key]) for cut in cuts if size in cut and key in cut)
+                ax.plot([x for x, _ in points], [y for _, y in points], color=f"C{i % 10}", marker=_MARKERS[i % len(_MARKERS)],
+                        linestyle="-" if i < 10 else "--", linewidth=1.3, markersize=4.5, label=method)
+            ax.grid(alpha=0.25, linewidth=0.6)
+            ax.tick_params(labelsize=8)
+            if j == 0:
+                ax.set_ylabel(f"{heading}{' (dB)' if key == 'psnr' else ''} {'↑' if better is max else '↓'}")
+        ax.set(xscale="log", xlabel=label)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(form)
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     _save(figure, path)
 
 

@@ -1,11 +1,14 @@
 """The table that a run ends with: quality and size of every scene at every ratio."""
 
+import io
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 # key in results.json, heading, format
@@ -52,35 +55,23 @@ def mean_ratios(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, flo
     return means
 
 
-def methods_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A row per method of compare(): PSNR at each ratio, the best in bold, and the seconds that its stage 2 took."""
-    ratios = sorted({ratio for row in rows.values() for ratio in row["ratios"]}, key=float)
-    psnr = {method: {ratio: round(r["psnr"], 2) for ratio, r in row["ratios"].items()} for method, row in rows.items()}
-    best = {ratio: max(p[ratio] for p in psnr.values() if ratio in p) for ratio in ratios}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("PSNR", overflow="fold")
-    for ratio in ratios:
-        table.add_column(f"{100 * float(ratio):g} %", justify="right", no_wrap=True)
-    table.add_column("seconds", justify="right", no_wrap=True)
-    for method, row in rows.items():
-        cells = [f"{p:.2f}" if (p := psnr[method].get(ratio)) is not None else "" for ratio in ratios]
-        bold = [f"[bold]{cell}[/]" if psnr[method].get(ratio) == best[ratio] else cell
-                for ratio, cell in zip(ratios, cells, strict=True)]
-        seconds = row["seconds"]
-        table.add_row(method, *bold, f"{sum(seconds.values()) if isinstance(seconds, dict) else seconds:.0f}")
-    return table
-
-
 def print_results(results: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
-    """Print results_table; 120 columns wide where the output is not a terminal."""
     print_table(results_table(results), console)
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
+    """Print table to console, by default standard output: into a file or pipe as wide as it needs to be.
+
+    A terminal that is too narrow folds names between their words. Below that the lines are longer than the terminal; no figure
+    is cut.
+    """
     if console is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # where there is no ±, ? is no reason to fail
         console = Console()
-        console = console if console.is_terminal else Console(width=120)
-    console.print(table)
+    need = Measurement.get(console, console.options.update(width=10_000), table)
+    console.width = max(console.width, need.minimum) if console.is_terminal else need.maximum
+    console.print(table, crop=False)
 
 
 def _add(table: Table, name: str, ratios: Mapping[str, Mapping[str, Any]], columns: Sequence[tuple[str, str, str]]) -> None:

@@ -103,7 +103,7 @@ class Trainer:
         if self.stage == 2 and not self._elastic:
             self._begin_stage_2()
         elif self.gsnet and crosses(before - self.batch, before, self.config.gsnet.refresh):
-            self._refresh_rank()
+            self._set_rank(self._scores())
         total: list[Tensor] = []
         for slot in self.group.share(self.batch):
             loss = self._view_loss(before + slot)
@@ -180,8 +180,11 @@ class Trainer:
                 whole.grad.index_add_(0, index, part.grad, alpha=factor)
 
     def _select(self, ratio: float, position: int, i: int) -> Selection:
+        count = count_at(ratio, len(self.splats))
+        if self.config.order.kind == "opacity":
+            return Selection(torch.topk(self.splats.opacities.detach(), count, sorted=False).indices)
         if self.gsnet is None:
-            return Selection(slice(0, count_at(ratio, len(self.splats))))
+            return Selection(slice(0, count))
         assert self.rank is not None
         return self.gsnet.select(self.splats, ratio, self.rank, self._progress(position),
                                  generator(self.config.seed, "gumbel", position, i))
@@ -195,7 +198,7 @@ class Trainer:
         if r.sampling == "random":
             return r.values[int(u * len(r.values))]
         low, high = r.bands[i]
-        return low * (high / low) ** u
+        return low + (high - low) * u if r.sampling == "uniform" else low * (high / low) ** u
 
     def _sh_degree(self, position: int) -> int:
         """Rises by one in equal parts of the first fifth of stage 1 (3DGS: every 1000 of 15,000 steps)."""
@@ -213,16 +216,21 @@ class Trainer:
 
     def _begin_stage_2(self) -> None:
         """Put the Gaussians in their order, add the transform and the selector."""
-        order = self.config.order
-        scores = score(order.score, self.splats, self.scene.train, self.group)
+        order, scores = self.config.order, self._scores()
         if order.kind == "gsnet":
             self._set_rank(scores)
         else:
-            temperature = order.temperature if order.kind == "sampled" else 0.0
-            rows = sampled_order(scores, temperature, self.config.seed)[: count_at(order.keep, len(scores))]
+            rows = self._fixed_order(scores)[: count_at(order.keep, len(scores))]
             self.splats, scores = reorder(self.splats, self.optimizer, rows), scores[rows]
         self._make_stage_2()
         self.transform.start(self.splats, scores)
+
+    def _scores(self) -> Tensor:
+        return score(self.config.order.score, self.splats, self.scene.train, self.group)
+
+    def _fixed_order(self, scores: Tensor) -> Tensor:
+        order = self.config.order
+        return sampled_order(scores, order.temperature if order.kind == "sampled" else 0.0, self.config.seed)
 
     def _make_stage_2(self) -> None:
         """The parts of stage 2 and their parameter groups, for the splats as they are."""
@@ -240,9 +248,6 @@ class Trainer:
             self.optimizer.load_moments(moments)
         self._elastic = True
 
-    def _refresh_rank(self) -> None:
-        self._set_rank(score(self.config.order.score, self.splats, self.scene.train, self.group))
-
     def _set_rank(self, scores: Tensor) -> None:
         order = torch.argsort(scores, descending=True, stable=True)
         self.rank = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
@@ -251,9 +256,13 @@ class Trainer:
         """The elastic model as it stands, in its final order."""
         if not self._elastic:
             self._begin_stage_2()
-        splats = self.splats.detach()
+        splats, order = self.splats.detach(), self.config.order
         if self.gsnet and self.rank is not None:
             splats = splats[self.gsnet.order(splats, self.rank, self.config.seed)]
+        elif order.kind == "opacity":
+            splats = splats[splats.opacities.argsort(descending=True, stable=True)]
+        elif not self.config.ratios.renders and self.config.transform.kind == "none":
+            splats = splats[self._fixed_order(self._scores())]  # nothing was trained for the order of the beginning
         return ElasticModel(splats, self.transform.stored(), self.config)
 
     # ------------------------------------------------------------------ state

@@ -1,0 +1,103 @@
+"""A sheet of figures, and how it goes to a terminal, into Markdown and into LaTeX."""
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*_`<["})
+_LATEX = str.maketrans({
+    **{c: f"\\{c}" for c in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$",
+    "*": "{*}", "[": "{[}",  # right behind the \\ of the row above they would be read as its arguments
+    "-": "{-}",              # -- would become a dash
+})
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str = ""
+    best: bool = False
+    """The best of its column: bold."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A title, headings in two levels, and rows with a cell per heading."""
+
+    title: str
+    headings: tuple[tuple[str, str], ...]
+    """(group, heading) of every column, "" for none; neighbours of one group share its heading. The first column and those
+    without a heading hold words, the others figures."""
+    rows: tuple[tuple[Cell, ...], ...]
+    """A row whose first cell is empty belongs to the one above."""
+
+    @staticmethod
+    def of(title: str, columns: Iterable[tuple[tuple[str, str], Sequence[Cell]]]) -> "Sheet":
+        """From ((group, heading), cells) of every column; columns without any text are left out."""
+        kept = [(heading, cells) for heading, cells in columns if any(cell.text for cell in cells)]
+        return Sheet(title, tuple(heading for heading, _ in kept), tuple(zip(*(cells for _, cells in kept), strict=True)))
+
+    def rich(self) -> Table:
+        """For table.print_table: names are folded where the terminal is narrow, figures never."""
+        table = Table(title=Text(self.title), title_style="bold", title_justify="left", box=box.SIMPLE_HEAD,
+                      pad_edge=False, padding=(0, 1, 0, 0))
+        grouped = any(group for group, _ in self.headings)
+        for i, (group, heading) in enumerate(self.headings):
+            first = i == 0 or self.headings[i - 1][0] != group
+            head = Text(f"{group if first else ''}\n{heading}" if grouped else heading)
+            width = max(len(text) for text in (heading, *(row[i].text for row in self.rows)))
+            table.add_column(head, justify="left" if self._words(i) else "right", no_wrap=i > 0, min_width=width if i else None)
+        for block in self._blocks():
+            for row in block:
+                table.add_row(*(Text(cell.text, "bold" if cell.best else "") for cell in row))
+            if len(block) > 1:
+                table.add_section()
+        return table
+
+    def markdown(self) -> str:
+        """A table of GitHub's Markdown below its title; a group's heading is repeated before each of its columns' headings."""
+        def cell(text: str, bold: bool) -> str:
+            return f"**{text.translate(_MARKDOWN)}**" if bold else text.translate(_MARKDOWN)
+
+        heads = [cell(f"{group} {heading}".strip(), False) for group, heading in self.headings]
+        rule = [":---" if self._words(i) else "---:" for i in range(len(heads))]
+        rows = [[cell(c.text, c.best) for c in row] for row in self.rows]
+        return "\n".join([cell(self.title, True), "", *(f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows))]) + "\n"
+
+    def latex(self) -> str:
+        r"""A table* environment; the document needs \usepackage{booktabs}."""
+        lines = []
+        groups, rules, at = [], "", 1
+        for group, shared in itertools.groupby(group for group, _ in self.headings):
+            n = len(list(shared))
+            groups += [rf"\multicolumn{{{n}}}{{c}}{{{_latex(group)}}}"] if group else [""] * n
+            rules += rf"\cmidrule(lr){{{at}-{at + n - 1}}}" if group else ""
+            at += n
+        if rules:
+            lines += [" & ".join(groups) + r" \\", rules]
+        lines += [" & ".join(_latex(heading) for _, heading in self.headings) + r" \\", r"\midrule"]
+        for i, block in enumerate(self._blocks()):
+            lines += [r"\addlinespace"] if i and len(block) > 1 else []
+            for row in block:
+                lines.append(" & ".join(rf"\textbf{{{_latex(c.text)}}}" if c.best else _latex(c.text) for c in row) + r" \\")
+        kinds = "".join("l" if self._words(i) else "r" for i in range(len(self.headings)))
+        return "\n".join([r"\begin{table*}", r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+                          rf"\caption{{{_latex(self.title)}}}", rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", *lines,
+                          r"\bottomrule", r"\end{tabular}", r"\end{table*}"]) + "\n"
+
+    def _words(self, i: int) -> bool:
+        return i == 0 or not self.headings[i][1]
+
+    def _blocks(self) -> Iterator[list[tuple[Cell, ...]]]:
+        """The rows of one name after those of the other."""
+        starts = [i for i, row in enumerate(self.rows) if i == 0 or row[0].text]
+        return (list(self.rows[a:b]) for a, b in itertools.pairwise([*starts, len(self.rows)]))
+
+
+def _latex(text: str) -> str:
+    return re.sub(r"^\{-\}(?=\d)", "$-$", text.translate(_LATEX))  # the sign of a number is a minus, not a hyphen

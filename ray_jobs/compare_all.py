@@ -1,0 +1,176 @@
+"""Compare methods on every capture of a dataset: each model a Ray task of its own; ends with the tables and their mean.
+
+    python ray_jobs/compare_all.py --data-root ~/captures --methods lightgs default --seeds 0 1 2
+    ray job submit --working-dir . -- python ray_jobs/compare_all.py --data-root /shared/captures --storage /shared/runs
+
+The same command continues what is unfinished and skips what is finished. STORAGE/EXPERIMENT/<scene> is laid out as `flexgs
+compare` does it, so each goes on where the other has stopped.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python itself adds only the folder of the script
+
+import ray
+import torch
+
+from flexgs import compare
+from flexgs.cli import guard, parse
+from flexgs.compare import Cell
+from flexgs.config import METHODS, Config
+from flexgs.errors import UserError
+from flexgs.evaluate.comparison import Rows, mean_rows
+from flexgs.evaluate.published import SCENES, published
+from flexgs.evaluate.table import print_table
+from flexgs.files import make_folder, only_one
+from flexgs.raster.cpu import pool
+from flexgs.tracking import Tracking
+from ray_jobs import warm_up
+from ray_jobs.cluster import Cluster
+from ray_jobs.dataset import Dataset, unreadable
+from ray_jobs.train_scene import describe, read_scene
+
+# Workers get this module with the functions that they run: they need flexgs installed, but not this folder on their path.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@dataclass
+class CompareAll(Dataset):
+    """Compare methods on every capture of a dataset. The same command continues what is unfinished."""
+
+    methods: tuple[str, ...] = METHODS
+    """Presets, each with settings of its own in quotes: "default --deltas.knots 0.01 0.1"."""
+    ratios: tuple[float, ...] = (0.01, 0.05, 0.10, 0.15, 1.0)
+    """Shares of the Gaussians to compare at."""
+    seeds: tuple[int, ...] = ()
+    """Several give means and spread; default: --seed."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One capture and seed's stage 1, or one cell of it, as a worker gets it."""
+
+    capture: Path
+    common: Config
+    folder: Path
+    cell: Cell | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.capture.name} seed {self.common.seed} {self.cell.folder.name if self.cell else 'stage 1'}"
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The exit code: 0, 1 if a cell failed, 2 if all that is wrong is the user's to mend."""
+    args = sys.argv[1:] if args is None else args
+    code = 0
+
+    def body() -> None:
+        nonlocal code
+        code = compare_all(parse(CompareAll, args, "compare_all.py"), args)
+
+    return guard(body) or code
+
+
+def compare_all(options: CompareAll, args: Sequence[str]) -> int:
+    """The whole command; args tell which settings the user has chosen."""
+    options.config.evaluation.ratios = options.ratios
+    config, experiment = options.checked(args), options.folder
+    with warm_up.in_background() as wait_for_kernels, ExitStack() as locks:
+        captures = options.captures()
+        errors: dict[str, Exception] = unreadable(captures, config)
+        captures = [capture for capture in captures if capture.name not in errors]
+        make_folder(experiment)
+        for capture in captures:
+            locks.enter_context(only_one(experiment / capture.name))
+        with Cluster(options.ray_address) as cluster:
+            config = options.fitting(config, cluster, args)
+            commons = [dataclasses.replace(config, seed=seed) for seed in options.seeds or (config.seed,)]
+            cells = {capture.name: [cell for common in commons
+                                    for cell in compare.cells(options.methods, common, experiment / capture.name)]
+                     for capture in captures}
+            tasks = [(Task(capture, common, experiment / capture.name), [
+                Task(capture, common, experiment / capture.name, cell) for cell in cells[capture.name]
+                if cell.config.seed == common.seed]) for capture in captures for common in commons]
+            cluster.nodes()
+            if not cluster.has_gpu:
+                wait_for_kernels()
+            errors |= _run(tasks, cluster.has_gpu)
+    return _report(options, config, {name: compare.measured(found) for name, found in cells.items()}, errors)
+
+
+def _run(tasks: Sequence[tuple[Task, Sequence[Task]]], gpu: bool) -> dict[str, Exception]:
+    """Run every stage 1 and, after it, its cells; what failed, by name. A failure leaves the others alone."""
+    remote = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=2)(_work)
+    device, start = "cuda" if gpu else "cpu", time.monotonic()
+    running: dict[Any, Task] = {}
+    errors: dict[str, Exception] = {}
+    for first, rest in tasks:
+        stage1 = remote.remote(first, device, None)
+        running[stage1] = first
+        running |= {remote.remote(task, device, stage1): task for task in rest}
+    total = len(running)
+    while running:
+        done, _ = ray.wait(list(running), num_returns=1)
+        task = running.pop(done[0])
+        try:
+            ray.get(done[0])
+            how = "done"
+        except Exception as e:
+            error = e.cause if isinstance(e, ray.exceptions.RayTaskError) else e
+            errors[task.name] = error if isinstance(error, UserError) else RuntimeError(describe(error))
+            how = f"failed: {errors[task.name]}"
+        print(f"{task.name}: {how} ({total - len(running)} of {total}, {time.monotonic() - start:.0f} s)", flush=True)
+    return errors
+
+
+def _work(task: Task, device: str, after: None) -> None:
+    """What a worker does: nothing, if it is done; `after` is only waited for."""
+    if device == "cpu":
+        torch.set_num_threads(1)  # one CPU each: the tasks side by side use the cores
+        pool.set_num_threads(1)
+    scene = read_scene(task.capture, task.common)
+    if task.cell is None:
+        compare.train_stage1(scene, task.common, task.folder, device, _quiet)
+    else:
+        compare.train_cell(task.cell, scene, device, _quiet)
+
+
+def _quiet(step: int, metrics: dict[str, Any]) -> None:
+    """Progress is told by the cell: each is over in minutes."""
+
+
+def _report(options: CompareAll, config: Config, scenes: dict[str, Rows], errors: dict[str, Exception]) -> int:
+    """Write and print the tables of each capture and of their mean, log them, and say what failed; the exit code."""
+    tracking: Tracking = options.tracking()
+    pages = {}
+    for name, rows in scenes.items():
+        if rows:
+            folder = options.folder / name
+            print(f"\n{name}")
+            for sheet in compare.write(name, rows, published(name) if name in SCENES else None, config, folder):
+                print_table(sheet.rich())
+            pages[name] = compare.track(name, rows, config, folder, tracking)
+    measured = [rows for rows in scenes.values() if rows]
+    if len(measured) > 1:
+        print(f"\nmean of {len(measured)} captures")
+        for sheet in compare.write("mean", mean_rows(measured), None, config, options.folder):
+            print_table(sheet.rich())
+    print(f"tables and figures: {options.folder}/<scene>")
+    for name, page in pages.items():
+        print(f"MLflow, {name}: {page}")
+    sys.stdout.flush()
+    for name, error in errors.items():
+        print(f"flexgs: {name} failed: {error}", file=sys.stderr)
+    return 0 if not errors else 2 if all(isinstance(e, UserError) for e in errors.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

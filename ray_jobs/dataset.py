@@ -1,0 +1,130 @@
+"""The options that every job over a dataset shares: which captures, at which size, where results go."""
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import tyro
+
+from flexgs.cli import AnyConfig, last_value
+from flexgs.config import Config
+from flexgs.errors import UserError
+from flexgs.files import make_folder
+from flexgs.scene import SYNTHETIC, ensure_synthetic, find_scenes
+from flexgs.tracking import Tracking, sqlite_uri
+from ray_jobs.cluster import IN_JOB, Cluster
+from ray_jobs.train_scene import read_scene
+
+
+class Size(NamedTuple):
+    """The most that a scene gets where there is no GPU, unless the user chooses: minutes on a laptop."""
+
+    steps: int
+    splats: int
+
+
+LAPTOP = Size(steps=6000, splats=30_000)
+DEMO = Size(steps=4000, splats=20_000)
+
+
+@dataclass
+class Dataset:
+    """Captures in a folder, and the settings to train them with."""
+
+    data_root: Path | None = None
+    """Folder of captures. Default: the built-in synthetic scenes."""
+    scenes: tuple[str, ...] = ()
+    """Only these folders of DATA_ROOT."""
+    storage: Path | None = None
+    """Runs go to STORAGE/EXPERIMENT/<scene>, on a cluster a folder that all machines share. Default: runs, and
+    ~/flexgs-runs under `ray job submit`."""
+    experiment: str | None = None
+    """Default: flexgs-<name of DATA_ROOT>, or flexgs-demo."""
+    mlflow_uri: str | None = None
+    """Default: $MLFLOW_TRACKING_URI, else STORAGE/mlflow.db."""
+    ray_address: str | None = None
+    """host:port of a cluster, or local. Default: $RAY_ADDRESS, else the cluster of `ray start`, else this machine."""
+    config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
+    """A config.json to start from instead of a preset."""
+    config: AnyConfig = field(default_factory=Config)
+
+    @property
+    def name(self) -> str:
+        """Of the experiment."""
+        return self.experiment or f"flexgs-{self.data_root.expanduser().resolve().name if self.data_root else 'demo'}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the runs go: a folder for each scene."""
+        return storage_folder(self.storage) / self.name
+
+    def tracking(self) -> Tracking:
+        storage = storage_folder(self.storage)
+        uri = self.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(storage / "mlflow.db")
+        return Tracking(uri, self.name, storage / "mlartifacts")
+
+    def captures(self) -> list[Path]:
+        """The folders of the captures; the built-in ones are made if they are not there."""
+        names = list(self.scenes) or None
+        if self.data_root:
+            return find_scenes(self.data_root.expanduser().absolute(), names)
+        if unknown := set(self.scenes) - set(SYNTHETIC):
+            raise UserError(f"--scenes {' '.join(sorted(unknown))}: the built-in scenes are {', '.join(SYNTHETIC)}; "
+                            "--data-root names a folder of captures")
+        folder = make_folder(storage_folder(self.storage)) / "demo-data"
+        if not all((folder / name).is_dir() for name in SYNTHETIC):
+            print(f"making the demo scenes {', '.join(SYNTHETIC)} in {folder}", flush=True)
+        ensure_synthetic(folder)
+        return find_scenes(folder, names)
+
+    def checked(self, args: Sequence[str]) -> Config:
+        """The settings, with images of the demo, which are small already, at their full size; args are what the user typed."""
+        config = self.config.check()
+        if self.data_root is None and not any(last_value(flag, args) for flag in ("--data.factor", "--config")):
+            config = replace(config, data=replace(config.data, factor=1))
+        return config
+
+    def fitting(self, config: Config, cluster: Cluster, args: Sequence[str]) -> Config:
+        """The settings at a size for what the cluster has."""
+        return config if cluster.has_gpu else laptop_size(config, LAPTOP if self.data_root else DEMO, args)
+
+
+def storage_folder(storage: Path | None) -> Path:
+    """The absolute path of the folder that runs go to."""
+    storage = (storage or Path("~/flexgs-runs" if IN_JOB else "runs")).expanduser()
+    if IN_JOB and not storage.is_absolute():
+        raise UserError(f"--storage {storage}: expected an absolute path; the folder that ray job submit runs in is temporary")
+    return storage.absolute()
+
+
+def unreadable(captures: Sequence[Path], config: Config, finished: Collection[str] = ()) -> dict[str, Exception]:
+    """What is wrong with captures that are not finished: better said now than when their turn comes. UserError if all are."""
+    wrong: dict[str, Exception] = {}
+    for capture in captures:
+        if capture.name not in finished:
+            try:
+                read_scene(capture, config)
+            except UserError as e:
+                wrong[capture.name] = e
+    if wrong and len(wrong) == len(captures):
+        raise UserError("; ".join(str(e) for e in wrong.values()))
+    for name, error in wrong.items():
+        print(f"{name}: left out: {error}", flush=True)
+    return wrong
+
+
+def laptop_size(config: Config, size: Size, args: Sequence[str]) -> Config:
+    """The config cut down to size, except for what the user has chosen; says so."""
+    if last_value("--config", args) is not None:
+        return config
+    steps = min(config.steps, size.steps) if last_value("--steps", args) is None else config.steps
+    splats = config.base.max_splats
+    if last_value("--base.max-splats", args) is None:
+        splats = min(splats, size.splats)
+    smaller = replace(config, steps=steps, base=replace(config.base, max_splats=splats))
+    if smaller != config:
+        print(f"no GPU: laptop size, {steps:,} views and at most {splats:,} Gaussians per scene; "
+              "--steps and --base.max-splats change that", flush=True)
+    return smaller
