@@ -81,8 +81,8 @@ class Compare:
     """Folder of the capture (COLMAP or transforms.json)."""
     methods: tuple[str, ...] = METHODS
     """Presets, each with settings of its own in quotes: "default --deltas.knots 0.01 0.1"."""
-    ratios: tuple[float, ...] = (0.01, 0.05, 0.10, 0.15, 1.0)
-    """Shares of the Gaussians to compare at."""
+    ratios: tuple[float, ...] = ()
+    """Shares of the Gaussians to compare at; default: --evaluation.ratios."""
     seeds: tuple[int, ...] = ()
     """Several give means and spread; default: --seed."""
     published: str | None = None
@@ -109,7 +109,7 @@ class Compare:
             print_table(quality_sheet(published(self.published)).rich())
             print("FlexGS (CVPR 2025), supplementary; LightGS* is pruned and not fine-tuned; LPIPS has inputs in [0, 1]")
             return
-        self.config.evaluation.ratios = self.ratios
+        self.config.evaluation.ratios = self.ratios or self.config.evaluation.ratios
         scene = load_capture(self.scene, self.config.check())
         name = self.published or (scene.name if scene.name in SCENES else None)
         beside = published(name) if name else None

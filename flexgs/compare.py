@@ -104,15 +104,15 @@ def train_stage1(scene: Scene, common: Config, folder: Path, device: str, report
 
 
 def train_cell(cell: Cell, scene: Scene, device: str, report: Report) -> None:
-    """Train and measure one cell into its folder, unless that is done."""
-    config, start = cell.config, cell.stage1
-    if cell.from_nothing and cell.ratio is not None:
-        with safe_open(cell.stage1 / "state.safetensors", "pt") as stage1:
-            count = count_at(cell.ratio, stage1.get_slice("splats.means").get_shape()[0])
-        config = dataclasses.replace(config, base=dataclasses.replace(config.base, max_splats=count))
-    if finished(cell.folder, config) is None:
-        session = LocalSession(cell.folder, Group(), report, start=None if cell.from_nothing else start)
-        run(config, scene, cell.folder, Group(), session, device)
+    """Train and measure one cell into its folder, after stage 1; nothing happens if that is done."""
+    if not done(cell):
+        session = LocalSession(cell.folder, Group(), report, start=None if cell.from_nothing else cell.stage1)
+        run(_sized(cell), scene, cell.folder, Group(), session, device)
+
+
+def done(cell: Cell) -> bool:
+    """Whether the cell is trained and measured. UserError if its folder holds another method's results."""
+    return cell.stage1.exists() and finished(cell.folder, _sized(cell)) is not None
 
 
 def measured(cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
@@ -181,6 +181,16 @@ def track(scene: str, rows: Rows, common: Config, folder: Path, tracking: Tracki
     parent.log_files([folder / name for name in ("compare.json", "tables.md", "table.csv", "tradeoff.png")])
     parent.finish()
     return tracking.how_to_open(runs)
+
+
+def _sized(cell: Cell) -> Config:
+    """The cell's settings; a model from nothing may have as many Gaussians as its ratio of stage 1."""
+    if not cell.from_nothing or cell.ratio is None:
+        return cell.config
+    with safe_open(cell.stage1 / "state.safetensors", "pt") as stage1:
+        n = stage1.get_slice("splats.means").get_shape()[0]
+    base = dataclasses.replace(cell.config.base, max_splats=count_at(cell.ratio, n))
+    return dataclasses.replace(cell.config, base=base)
 
 
 def _name(method: str) -> str:

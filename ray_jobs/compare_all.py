@@ -47,8 +47,8 @@ class CompareAll(Dataset):
 
     methods: tuple[str, ...] = METHODS
     """Presets, each with settings of its own in quotes: "default --deltas.knots 0.01 0.1"."""
-    ratios: tuple[float, ...] = (0.01, 0.05, 0.10, 0.15, 1.0)
-    """Shares of the Gaussians to compare at."""
+    ratios: tuple[float, ...] = ()
+    """Shares of the Gaussians to compare at; default: --evaluation.ratios."""
     seeds: tuple[int, ...] = ()
     """Several give means and spread; default: --seed."""
 
@@ -81,7 +81,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def compare_all(options: CompareAll, args: Sequence[str]) -> int:
     """The whole command; args tell which settings the user has chosen."""
-    options.config.evaluation.ratios = options.ratios
+    options.config.evaluation.ratios = options.ratios or options.config.evaluation.ratios
     config, experiment = options.checked(args), options.folder
     with warm_up.in_background() as wait_for_kernels, ExitStack() as locks:
         captures = options.captures()
@@ -98,12 +98,14 @@ def compare_all(options: CompareAll, args: Sequence[str]) -> int:
                      for capture in captures}
             tasks = [(Task(capture, common, experiment / capture.name), [
                 Task(capture, common, experiment / capture.name, cell) for cell in cells[capture.name]
-                if cell.config.seed == common.seed]) for capture in captures for common in commons]
-            cluster.nodes()
-            if not cluster.has_gpu:
-                wait_for_kernels()
-            errors |= _run(tasks, cluster.has_gpu)
-    return _report(options, config, {name: compare.measured(found) for name, found in cells.items()}, errors)
+                if cell.config.seed == common.seed and not compare.done(cell)]) for capture in captures for common in commons]
+            tasks = [(stage1, rest) for stage1, rest in tasks if rest]
+            if tasks:
+                cluster.nodes()
+                if not cluster.has_gpu:
+                    wait_for_kernels()
+                errors |= _run(tasks, cluster.has_gpu)
+    return report(options, config, {name: compare.measured(found) for name, found in cells.items()}, errors)
 
 
 def _run(tasks: Sequence[tuple[Task, Sequence[Task]]], gpu: bool) -> dict[str, Exception]:
@@ -147,7 +149,7 @@ def _quiet(step: int, metrics: dict[str, Any]) -> None:
     """Progress is told by the cell: each is over in minutes."""
 
 
-def _report(options: CompareAll, config: Config, scenes: dict[str, Rows], errors: dict[str, Exception]) -> int:
+def report(options: CompareAll, config: Config, scenes: dict[str, Rows], errors: dict[str, Exception]) -> int:
     """Write and print the tables of each capture and of their mean, log them, and say what failed; the exit code."""
     tracking: Tracking = options.tracking()
     pages = {}
