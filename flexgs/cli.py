@@ -106,8 +106,8 @@ class Compare:
         if self.scene is None:
             if self.published is None:
                 raise UserError("compare: found no capture; expected its folder, or --published and a scene of the paper")
-            print_table(quality_sheet(published(self.published)).rich())
-            print("FlexGS (CVPR 2025), supplementary; LightGS* is pruned and not fine-tuned; LPIPS has inputs in [0, 1]")
+            title = f"{self.published}, as published (FlexGS, CVPR 2025, supplementary)"
+            print_table(quality_sheet(published(self.published), title, more_digits=1).rich())
             return
         self.config.evaluation.ratios = self.ratios or self.config.evaluation.ratios
         scene = load_capture(self.scene, self.config.check())

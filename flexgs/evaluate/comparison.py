@@ -23,12 +23,12 @@ _OF_RATIO = ("psnr", "ssim", "lpips_vgg", "lpips_alex", "splats", "mb", "ms", "c
 _OF_ENTRY = ("train_seconds", "stored_mb")
 CSV_HEADER = ("method", "seed", "ratio", *_OF_RATIO, *_OF_ENTRY)
 
-Figure = tuple[str, str, str, Callable[..., float]]
-"""Key, heading, format, and which of two is the better one."""
-_PSNR: Figure = ("psnr", "PSNR", ".2f", max)
-_SSIM: Figure = ("ssim", "SSIM", ".3f", max)
-_VGG: Figure = ("lpips_vgg", "LPIPS", ".3f", min)
-_ALEX: Figure = ("lpips_alex", "LPIPS alex", ".3f", min)
+Figure = tuple[str, str, int, Callable[..., float]]
+"""Key, heading, decimals, and which of two is the better one."""
+_PSNR: Figure = ("psnr", "PSNR", 2, max)
+_SSIM: Figure = ("ssim", "SSIM", 3, max)
+_VGG: Figure = ("lpips_vgg", "LPIPS", 3, min)
+_ALEX: Figure = ("lpips_alex", "LPIPS alex", 3, min)
 
 
 def quality_figures(rows: Rows) -> tuple[Figure, ...]:
@@ -38,13 +38,15 @@ def quality_figures(rows: Rows) -> tuple[Figure, ...]:
     return _PSNR, _SSIM, *([_VGG] if vgg else [_ALEX] if alex else [])
 
 
-def quality_sheet(rows: Rows) -> Sheet:
+def quality_sheet(rows: Rows, title: str = "Quality", more_digits: int = 0) -> Sheet:
     """A row per method, with PSNR (dB), SSIM and LPIPS at each ratio; the best of a column, as printed, is bold.
 
-    Figures are means over the seeds; where there are several, ± the sample standard deviation follows PSNR.
+    Figures are means over the seeds; where there are several, ± the sample standard deviation follows PSNR. They have 2, 3 and
+    3 decimals, or more_digits more, as the paper has.
     """
     columns = [(("", "method"), [Cell(method) for method in rows])]
-    for ratio, (key, heading, form, better) in itertools.product(_ratios(*rows.values()), quality_figures(rows)):
+    for ratio, (key, heading, decimals, better) in itertools.product(_ratios(*rows.values()), quality_figures(rows)):
+        form = f".{decimals + more_digits}f"
         values = [_values(entries, ratio, key) for entries in rows.values()]
         means = [_mean(v, form) for v in values]
         best = better((float(mean) for mean in means if mean), default=None)
@@ -52,7 +54,7 @@ def quality_sheet(rows: Rows) -> Sheet:
         columns.append(((_percent(ratio), heading), [Cell(mean + spread, best=bool(mean) and float(mean) == best)
                                                      for mean, spread in zip(means, spreads, strict=True)]))
     several = any(len(entries) > 1 for entries in rows.values())
-    return Sheet.of("Quality, mean ± standard deviation over the seeds" if several else "Quality", columns)
+    return Sheet.of(f"{title}, mean ± standard deviation over the seeds" if several else title, columns)
 
 
 def cost_sheet(rows: Rows) -> Sheet:
@@ -87,7 +89,8 @@ def published_sheet(rows: Rows, published: Rows) -> Sheet:
              for text, kind in ((method, "reproduced"), ("", f"published ({name})"), ("", "difference"))]
     columns = [(("", "method"), [Cell(text) for text, _ in words]), (("", ""), [Cell(kind) for _, kind in words])]
     ratios = _ratios(*(rows[method] for method in pairs))
-    for ratio, (key, heading, form, _) in itertools.product(ratios, (_PSNR, _SSIM, _VGG)):
+    for ratio, (key, heading, decimals, _) in itertools.product(ratios, (_PSNR, _SSIM, _VGG)):
+        form = f".{decimals}f"
         cells = []
         for method, name in pairs.items():
             ours, theirs = _values(rows[method], ratio, key), _values(published[name], ratio, key)
