@@ -19,7 +19,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from flexgs.config import BASE_RATES, PRESETS, Config, count_at
+from flexgs.config import BASE_RATES, PRESETS, Config, check_same_method, count_at
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.evaluate.comparison import Rows, Sheet, cost_sheet, published_sheet, quality_sheet, write_csv
@@ -29,6 +29,7 @@ from flexgs.files import atomic_file, atomic_folder, write_json
 from flexgs.run import LocalSession, finished, git_sha, run
 from flexgs.scene import Scene
 from flexgs.tracking import Tracking, flatten
+from flexgs.training.checkpoint import latest_checkpoint
 from flexgs.training.trainer import Report, Trainer
 
 COMMON = ("seed", "steps", "batch", "background", "report_every", "checkpoint_every", "check_every", "data", "base",
@@ -62,9 +63,9 @@ def method_config(method: str, common: Config) -> Config:
 
     preset, *flags = shlex.split(method)
     config = Config.from_preset(preset)
-    share = config.base.share if config.base.share == 1 else common.base.share
+    own = {name: getattr(config.base, name) for name in ("share", "reset_every")} if config.base.share == 1 else {}
     config = dataclasses.replace(config, **{name: getattr(common, name) for name in COMMON})
-    config.base = dataclasses.replace(common.base, share=share)
+    config.base = dataclasses.replace(common.base, **own)
     config.rates = dataclasses.replace(config.rates, **{name: getattr(common.rates, name) for name in BASE_RATES})
     config = fill(Config, flags, f"--methods {preset}", config).check()
     if config.base.ply:
@@ -104,10 +105,13 @@ def train_stage1(scene: Scene, common: Config, folder: Path, device: str, report
 
 
 def train_cell(cell: Cell, scene: Scene, device: str, report: Report) -> None:
-    """Train and measure one cell into its folder, after stage 1; nothing happens if that is done."""
+    """Train and measure one cell into its folder, after stage 1; nothing happens if that is done.
+
+    What differs from a finished cell in its evaluation only is measured, not trained again.
+    """
     if not done(cell):
-        session = LocalSession(cell.folder, Group(), report, start=None if cell.from_nothing else cell.stage1)
-        run(_sized(cell), scene, cell.folder, Group(), session, device)
+        start = _trained_alike(cell) or (None if cell.from_nothing else cell.stage1)
+        run(_sized(cell), scene, cell.folder, Group(), LocalSession(cell.folder, Group(), report, start=start), device)
 
 
 def done(cell: Cell) -> bool:
@@ -181,6 +185,19 @@ def track(scene: str, rows: Rows, common: Config, folder: Path, tracking: Tracki
     parent.log_files([folder / name for name in ("compare.json", "tables.md", "table.csv", "tradeoff.png")])
     parent.finish()
     return tracking.how_to_open(runs)
+
+
+def _trained_alike(cell: Cell) -> Path | None:
+    """The last checkpoint of a finished cell that was trained as this one is to be."""
+    for results in sorted(cell.folder.parent.glob("*/results.json")):
+        try:
+            theirs = Config.load(results.with_name("config.json"))
+            check_same_method(theirs, _sized(cell), True, results.parent)
+        except UserError:
+            continue
+        if theirs.steps == cell.config.steps:
+            return latest_checkpoint(results.parent / "checkpoints")
+    return None
 
 
 def _sized(cell: Cell) -> Config:

@@ -496,9 +496,13 @@ def _matryoshka(config: Config) -> None:
 
 
 def _scratch(config: Config) -> None:
-    """Plain 3DGS trained small: as many steps in all, densified to floor(e N) and no further, a model for each ratio."""
+    """Plain 3DGS trained small: as many steps in all, densified to floor(e N) and no further, a model for each ratio.
+
+    Without resets of the opacities, after each of which a model at its limit is pruned and starts to grow again.
+    """
     _plain(config)
     config.base.share = 1.0  # compare makes a model for each ratio, from nothing
+    config.base.reset_every = 2.0
 
 
 def _smoke(config: Config) -> None:

@@ -70,6 +70,18 @@ def test_costs_are_counted_for_all_that_a_method_trains(scene, config, tmp_path)
     assert plain["train_seconds"] >= stage1
 
 
+def test_another_evaluation_of_the_same_training_is_only_measured(scene, config, tmp_path):
+    config.evaluation.ratios, config.evaluation.lpips = (0.2,), ()
+    rows = compared(scene, config, ("lightgs", "lightgs --evaluation.format vq", "lightgs --rates.shN-factor 4"), tmp_path)
+    ply, vq, other = (row["ratios"]["0.2"] for (row,) in rows.values())
+    assert vq["mb"] < ply["mb"] and vq["splats"] == ply["splats"] and other["psnr"] != ply["psnr"]
+    folder = tmp_path / "seed_0"
+    assert not (folder / "lightgs-evaluation.format-vq-20pct" / "metrics.jsonl").exists()  # nothing was trained
+    assert (folder / "lightgs-rates.shN-factor-4-20pct" / "metrics.jsonl").exists()
+    (first,), (again,) = rows["lightgs"], rows["lightgs --evaluation.format vq"]
+    assert first["train_seconds"] == pytest.approx(again["train_seconds"], abs=1)
+
+
 def test_a_cell_that_was_interrupted_goes_on(scene, config, tmp_path):
     class Killed(Exception):
         pass

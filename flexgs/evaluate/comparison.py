@@ -68,7 +68,7 @@ def cost_sheet(rows: Rows) -> Sheet:
     columns = [(("", "method"), [Cell(method if f else "") for (method, _), f in zip(lines, first, strict=True)]),
                (("", "kept"), [Cell(_percent(ratio)) for _, ratio in lines])]
     for key, heading, form in (("splats", "Gaussians", ",.0f"), ("mb", "MB", ",.2f"), ("ms", "ms", ".1f"),
-                               ("cut_seconds", "s to cut", ",.2f")):
+                               ("cut_seconds", "s to cut", ".3g")):
         columns.append((("", heading), [Cell(_mean(_values(rows[method], ratio, key), form)) for method, ratio in lines]))
     for key, heading, form in (("train_seconds", "s to train", ",.0f"), ("stored_mb", "MB stored", ",.2f")):
         columns.append((("", heading), [Cell(_mean(_known(rows[method], key), form) if f else "")
