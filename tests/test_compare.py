@@ -65,9 +65,9 @@ def test_costs_are_counted_for_all_that_a_method_trains(scene, config, tmp_path)
     stage1 = json.loads((folder / "stage1" / "done" / "state.json").read_text())["seconds"]
     own = [json.loads((m / "results.json").read_text())["train_seconds"] - stage1 for m in models]
     assert pruned["train_seconds"] == pytest.approx(stage1 + sum(own), abs=0.2)
-    assert pruned["ratios"]["0.1"]["cut_seconds"] >= own[0] > 0
+    assert pruned["ratios"]["0.1"]["cut_seconds"] > own[0] - 0.01 > 0
     assert plain["ratios"]["0.1"]["cut_seconds"] < own[0]
-    assert plain["train_seconds"] >= stage1
+    assert plain["train_seconds"] > stage1 - 0.1  # it is rounded
 
 
 def test_another_evaluation_of_the_same_training_is_only_measured(scene, config, tmp_path):
