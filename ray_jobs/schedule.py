@@ -129,7 +129,7 @@ def _fill(free: Mapping[str, int], places: Mapping[str, Place], left: Mapping[st
         last = max(candidates, key=lambda name: left[name] / speedup(now[name].workers))
         place = now[last]
         more = next((size for size in sizes if size > place.workers), None)
-        roomiest = place.machine if stay else max(free, key=lambda machine: free[machine])
+        roomiest = place.machine if stay else max(free, key=lambda machine: free[machine], default="")
         if more and free.get(place.machine, 0) >= more - place.workers:
             free[place.machine] -= more - place.workers
             now[last] = Place(place.machine, more)

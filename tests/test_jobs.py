@@ -224,7 +224,9 @@ def test_a_scene_gets_the_workers_that_another_leaves(two_scenes, tmp_path, monk
     assert "good: is going to continue with 2 workers" in out
     (stopped,) = re.findall(r"good: continues from (\d+) of 2400 with 2 workers", out)
     assert 0 < int(stopped) < 2400 and int(stopped) % 20 == 0  # at a report, between two checkpoints
-    assert [r["step"] for r in read_jsonl(folder / "metrics.jsonl")] == list(range(20, 2401, 20))
+    rows = read_jsonl(folder / "metrics.jsonl")
+    assert [r["step"] for r in rows] == list(range(20, 2401, 20))
+    assert [r["workers"] for r in rows] == [1 + (r["step"] > int(stopped)) for r in rows]
     assert json.loads((folder / "results.json").read_text())["steps"] == 2400
     assert not (folder / train_scene.STOP).exists() and not (folder / "failures.jsonl").exists()
     assert f"1 of 2 scenes failed: torn. To continue them:\npython ray_jobs/train_all.py --data-root {root}" in out

@@ -196,5 +196,5 @@ def test_a_scene_that_would_end_early_gives_its_devices_to_a_late_one():
 
 def test_a_machine_that_has_gone_holds_nothing():
     scenes = [Scene("x", 9000, 10.0, Place("gone", 2), settled=True), Scene("y", 9000)]
-    assert plan({}, scenes, (1,)) == {}
+    assert plan({}, scenes, (1,)) == plan({}, scenes[:1], (1, 2)) == {}
     assert plan({"a": 2}, [scenes[1]], (1, 2)) == {"y": Place("a", 2)}

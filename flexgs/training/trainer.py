@@ -275,7 +275,7 @@ class Trainer:
         loss, rate = self._meter.read()
         return {"stage": 1 if self.step <= self.base_steps else 2, "steps": self.config.steps, "loss": loss,
                 "views_per_second": rate, "eta_seconds": (self.config.steps - self.step) / rate if rate else math.nan,
-                "splats": len(self.splats), "psnr": self._probe(), "memory_mb": self._memory()}
+                "workers": self.group.world, "splats": len(self.splats), "psnr": self._probe(), "memory_mb": self._memory()}
 
     @torch.no_grad()
     def _probe(self) -> float:
