@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any, Self
 
 import ray
@@ -26,6 +27,8 @@ PLAIN_SECONDS = 10.0
 """Between two progress lines of a scene where the output is not a terminal."""
 TRACKING_SECONDS = 10.0
 """Between two messages to MLflow about a scene."""
+STEADY = 5
+"""Reports that a scene's rate is the mean of."""
 
 
 class Batch:
@@ -135,6 +138,7 @@ class Watch:
         """When it was started first; 0: not yet."""
         self._going: Place | None = None
         self._rate: float | None = None
+        self._gave = False
         self._since, self._kept = 0.0, self._checkpoint()
         self._history, self._failures = job.folder / "metrics.jsonl", job.folder / "failures.jsonl"
         self._failed = len(read_jsonl(self._failures))
@@ -142,11 +146,12 @@ class Watch:
 
     def scene(self) -> Scene:
         """As the schedule sees it."""
-        row = self._last_row() if self.place else None
-        if row and self.place:
-            self._rate = row["views_per_second"] / speedup(self.place.workers) or None
-        views = self.job.config.steps - (row["step"] if row else self._kept)
-        return Scene(self.job.name, max(0, views), self._rate, self.place, self._going, settled=row is not None)
+        rows = self._rows() if self.place else []
+        if rows and self.place:
+            rate = harmonic_mean([row["views_per_second"] for row in rows[-STEADY:]])
+            self._rate = rate / speedup(self.place.workers) or None
+        views = self.job.config.steps - (rows[-1]["step"] if rows else self._kept)
+        return Scene(self.job.name, max(0, views), self._rate, self.place, self._going, bool(rows), self._gave)
 
     def start(self, place: Place, screen: "Screen") -> SceneJob:
         """Note that it starts there; what to train."""
@@ -158,7 +163,8 @@ class Watch:
 
     def move(self, place: Place, screen: "Screen") -> None:
         """Ask the workers to stop at their next report, so that it can go on there."""
-        self._going = place
+        assert self.place
+        self._going, self._gave = place, self._gave or place.workers < self.place.workers
         (self.job.folder / STOP).touch()
         screen.say(f"{self.job.name}: is going to continue{_with(place)}")
 
@@ -174,9 +180,10 @@ class Watch:
             screen.say(f"{self.job.name}: workers started again: {'; '.join(sorted(set(failure['errors'].values())))}")
             self.run.log_metric("train/restarts", len(failures))
         self._failed = len(failures)
-        row, name = self._last_row(), f"{self.job.name} x{self.place.workers if self.place else 0}"
-        if row is None:
+        rows, name = self._rows(), f"{self.job.name} x{self.place.workers if self.place else 0}"
+        if not rows:
             return f"{name:14} starting ({time.time() - self._since:.0f} s)"
+        row = rows[-1]
         if row["step"] >= row["steps"]:
             return f"{name:14} evaluating at {row['step']} of {row['steps']}"
         return progress_line(name, row["step"], row)
@@ -192,13 +199,11 @@ class Watch:
     def seconds(self) -> float:
         return time.time() - self.started if self.started else 0.0
 
-    def _last_row(self) -> dict[str, Any] | None:
-        """The newest line of the history, if it is of this start and not of an earlier one."""
+    def _rows(self) -> list[dict[str, Any]]:
+        """The lines of the history that are of this start and not of an earlier one."""
         if self._history.exists() and self._history.stat().st_mtime > self._since:
-            rows = read_jsonl(self._history)
-            if rows and rows[-1]["step"] > self._kept:
-                return rows[-1]
-        return None
+            return [row for row in read_jsonl(self._history) if row["step"] > self._kept]
+        return []
 
     def _checkpoint(self) -> int:
         """The views that the newest checkpoint has seen."""

@@ -2,8 +2,8 @@
 
 Waiting scenes start with the fewest workers, the longest first, each on the machine with the least work per device. While one
 waits, nothing else changes. Then spare devices go to the scenes that would end last, and where none is spare, scenes that would
-end early give devices to those. A scene that trains changes its workers by stopping at a checkpoint and starting again, so it
-does that only where more time is saved than the restart costs.
+end early give devices to those, once each. A scene that trains changes its workers by stopping at a checkpoint and starting
+again, so it does that only where more time is saved than the restart costs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,6 +42,8 @@ class Scene:
     """Where it is going to train, once it has stopped."""
     settled: bool = False
     """Whether it has been measured since it was started, so that it may be moved."""
+    gave: bool = False
+    """Whether it has gone on with fewer workers before; it does so once, lest unsteady rates move scenes to and fro."""
 
 
 def speedup(workers: int) -> float:
@@ -63,7 +65,8 @@ def plan(machines: Mapping[str, int], scenes: Sequence[Scene], sizes: Sequence[i
     if len(starts) < len(waiting):
         return starts
     running = {s.name: s.place for s in scenes if s.place and s.settled and not s.going}
-    if not starts and running and len(running) == len(scenes) and (given := _give(machines, running, left, sizes)):
+    givers = [scene.name for scene in scenes if not scene.gave]
+    if not starts and running and len(running) == len(scenes) and (given := _give(machines, running, givers, left, sizes)):
         return given
     while True:
         grown = _fill(free, starts | running, left, sizes)
@@ -104,11 +107,11 @@ def _starts(machines: Mapping[str, int], free: dict[str, int], scenes: Sequence[
     return starts
 
 
-def _give(machines: Mapping[str, int], running: Mapping[str, Place], left: Mapping[str, float],
+def _give(machines: Mapping[str, int], running: Mapping[str, Place], givers: Sequence[str], left: Mapping[str, float],
           sizes: Sequence[int]) -> dict[str, Place]:
     """Who goes on with fewer workers, where dealing each machine's devices out anew ends the last scene a tenth sooner. Those
     who end soon give nothing: their devices are free then. Who is to have more gets it when they are."""
-    fewest = {name: Place(place.machine, sizes[0]) for name, place in running.items()}
+    fewest = {**running, **{name: Place(running[name].machine, sizes[0]) for name in givers}}
     free = _free(machines, [Scene(name, 0, place=place) for name, place in fewest.items()])
     best = fewest | _fill(free, fewest, left, sizes, stay=True)
     ends = {name: left[name] / speedup(place.workers) for name, place in running.items()}

@@ -217,17 +217,17 @@ def test_a_scene_gets_the_workers_that_another_leaves(two_scenes, tmp_path, monk
     """torn dies, good stops at a report, goes on with both CPUs, and misses no view."""
     root, _, _ = two_scenes
     monkeypatch.setattr(schedule, "RESTART_SECONDS", 0.1)  # a test is shorter than what a real restart is worth
-    code, out, errors = start(root, tmp_path, "--scenes", "good", "torn", "--workers", "1:2", "--steps", "2400",
+    code, out, errors = start(root, tmp_path, "--scenes", "good", "torn", "--workers", "1:2", "--steps", "1600",
                               "--checkpoint-every", "10000")
     folder = tmp_path / f"flexgs-{root.name}" / "good"
     assert code == 2 and "torn failed" in errors, errors
     assert "good: is going to continue with 2 workers" in out
-    (stopped,) = re.findall(r"good: continues from (\d+) of 2400 with 2 workers", out)
-    assert 0 < int(stopped) < 2400 and int(stopped) % 20 == 0  # at a report, between two checkpoints
+    (stopped,) = re.findall(r"good: continues from (\d+) of 1600 with 2 workers", out)
+    assert 0 < int(stopped) < 1600 and int(stopped) % 20 == 0  # at a report, between two checkpoints
     rows = read_jsonl(folder / "metrics.jsonl")
-    assert [r["step"] for r in rows] == list(range(20, 2401, 20))
+    assert [r["step"] for r in rows] == list(range(20, 1601, 20))
     assert [r["workers"] for r in rows] == [1 + (r["step"] > int(stopped)) for r in rows]
-    assert json.loads((folder / "results.json").read_text())["steps"] == 2400
+    assert json.loads((folder / "results.json").read_text())["steps"] == 1600
     assert not (folder / train_scene.STOP).exists() and not (folder / "failures.jsonl").exists()
     assert f"1 of 2 scenes failed: torn. To continue them:\npython ray_jobs/train_all.py --data-root {root}" in out
 

@@ -41,24 +41,26 @@ class Outcome:
 
 
 def simulate(machines: Mapping[str, int], seconds: Mapping[str, float], sizes: Sequence[int] = SIZES, known: bool = True,
-             fails: Mapping[str, float] | None = None) -> Outcome:
+             fails: Mapping[str, float] | None = None, noise: float = 0.0) -> Outcome:
     """Play the policy: it is asked at every start, stop and end, pays RESTART_SECONDS for each start and views are never lost.
 
     known: it is told the scenes' rates before they have run; otherwise it learns a scene's rate when its workers have started.
-    fails: the time at which a scene dies.
+    fails: the time at which a scene dies. noise: relative error of the rates, drawn anew each time that the policy is asked.
     """
-    fails, now = fails or {}, 0.0
+    fails, now, rng = fails or {}, 0.0, random.Random(0)
     played = {name: Played(Scene(name, VIEWS, VIEWS / s if known else None), s) for name, s in seconds.items()}
     every, ended = dict(played), {}
     while played:
-        for name, place in plan(machines, [p.scene for p in played.values()], sizes).items():
+        seen = [replace(p.scene, rate=p.scene.rate and p.scene.rate * rng.lognormvariate(0, noise)) for p in played.values()]
+        for name, place in plan(machines, seen, sizes).items():
             p = played[name]
             if p.scene.place is None:
                 start(p, place, now)
             else:
                 assert p.scene.settled
                 interval = REPORT_EVERY / VIEWS * p.seconds / speedup(p.scene.place.workers)
-                p.scene, p.stops = replace(p.scene, going=place), now + interval
+                gave = p.scene.gave or place.workers < p.scene.place.workers
+                p.scene, p.stops = replace(p.scene, going=place, gave=gave), now + interval
         check_room(machines, [p.scene for p in played.values()])
         events = []
         for name, p in played.items():
@@ -125,7 +127,7 @@ def draw(seed: int, scenes: int = 9) -> dict[str, float]:
     ("16", True, 1.10, 1.12),
     ("16", False, 1.10, 1.18),
     ("2 x 8", True, 1.10, 1.12),
-    ("2 x 8", False, 1.12, 1.18),  # long scenes may share a machine, which shows only when they run
+    ("2 x 8", False, 1.12, 1.27),  # long scenes may share a machine, which shows only when they run
 ])
 def test_nine_scenes_end_soon_after_the_lower_bound(cluster, known, mean, worst):
     machines, over = CLUSTERS[cluster], []
@@ -152,6 +154,17 @@ def test_every_scene_ends_or_fails_within_the_machines(seed):
     assert sum(p.started == 0 for p in outcome.scenes.values()) == min(at_once, len(seconds))
     longest = max(seconds.values()) / speedup(sizes[0])
     assert max(p.started for p in outcome.scenes.values()) <= len(seconds) / at_once * (longest + RESTART_SECONDS)
+
+
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_unsteady_rates_do_not_move_scenes_to_and_fro(cluster):
+    machines, over = CLUSTERS[cluster], []
+    for seed in range(20):
+        seconds = draw(seed)
+        outcome = simulate(machines, seconds, known=False, noise=0.3)
+        over.append(outcome.makespan / lower_bound(sum(machines.values()), list(seconds.values())))
+        assert sum(p.restarts for p in outcome.scenes.values()) <= 4 * len(seconds)
+    assert fmean(over) <= 1.2
 
 
 def test_a_failing_scene_leaves_its_devices_to_the_others():
@@ -192,6 +205,7 @@ def test_a_scene_that_would_end_early_gives_its_devices_to_a_late_one():
     assert plan({"a": 4}, [late, moving], SIZES) == {}  # the devices are not free yet
     moved = replace(early, place=Place("a", 1), settled=False)
     assert plan({"a": 4}, [late, moved], SIZES) == {"late": Place("a", 3)}
+    assert plan({"a": 4}, [late, replace(early, gave=True)], SIZES) == {}
 
 
 def test_a_machine_that_has_gone_holds_nothing():
