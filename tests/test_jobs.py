@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import ray
@@ -15,7 +16,7 @@ from flexgs.cli import parse
 from flexgs.config import Config
 from flexgs.errors import UserError
 from flexgs.tracking import Tracking, read_jsonl
-from ray_jobs import cluster, compare_all, dataset, schedule, train_all, train_scene
+from ray_jobs import batch, cluster, compare_all, dataset, schedule, train_all, train_scene
 
 TINY = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "600", "--base.grow-every", "20",
         "--report-every", "20", "--checkpoint-every", "40", "--evaluation.ratios", "0.05", "1"]
@@ -124,6 +125,28 @@ def test_bad_input_is_one_line_and_exit_code_2(args, message, capture, tmp_path,
     errors = capsys.readouterr().err
     assert message in errors and errors.count("\n") == 1 and "Traceback" not in errors
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_scene_whose_machine_has_gone_goes_on_on_another(tmp_path, monkeypatch):
+    """train_scene gives back what Ray finds no room for; the scene waits until a machine has room and fails nobody."""
+    machines, starts = {"a": 1}, []
+
+    def fake(job: train_scene.SceneJob) -> dict | None:
+        starts.append((job.name, job.machine, job.workers))
+        if job.machine == "a":
+            del machines["a"]
+            return None
+        if job.name == "bad":
+            raise train_scene.SceneFailedError("broken")
+        return {"steps": 10, "ratios": {"1": {"psnr": 20.0}}}
+
+    monkeypatch.setattr(batch, "train_scene", fake)
+    monkeypatch.setattr(batch.time, "sleep", lambda seconds: machines.update(b=1))  # nothing ran: a machine comes
+    scenes = batch.Batch(tmp_path, MagicMock())
+    scenes.train([train_scene.SceneJob(tmp_path, tmp_path / name, Config()) for name in ("good", "bad")], (1, 2),
+                 lambda: dict(machines))
+    assert starts == [("good", "a", 1), ("good", "b", 1), ("bad", "b", 1)]
+    assert set(scenes.results) == {"good"} and set(scenes.errors) == {"bad"}
 
 
 # ---------------------------------------------------------------------- real Ray
