@@ -35,6 +35,13 @@ class Session(Protocol):
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
         """Keep a checkpoint: write(folder) fills an empty folder. Called on all workers; only rank 0 writes."""
 
+    def stop(self) -> bool:
+        """Whether to keep a checkpoint and end now; asked on all workers after each report, with one answer for all."""
+
+
+class StoppedError(Exception):
+    """The session has ended the run early; the same run goes on from its checkpoint."""
+
 
 class LocalSession:
     """Checkpoints in the run folder, progress to a callable. Where there is no checkpoint yet, the run begins with `start`."""
@@ -52,6 +59,9 @@ class LocalSession:
                 write(folder)
             for old in sorted(self.checkpoints.glob("step_*"))[:-2]:
                 shutil.rmtree(old)
+
+    def stop(self) -> bool:
+        return False
 
 
 def finished(folder: Path, config: Config) -> dict[str, Any] | None:
@@ -72,7 +82,10 @@ def finished(folder: Path, config: Config) -> dict[str, Any] | None:
 
 
 def run(config: Config, scene: Scene, folder: Path, group: Group, session: Session, device: str = "cpu") -> dict[str, Any]:
-    """Train scene (or continue), evaluate it, write model, cuts and pictures into folder; returns results.json."""
+    """Train scene (or continue), evaluate it, write model, cuts and pictures into folder; returns results.json.
+
+    StoppedError if the session stops it before its last view.
+    """
     config.check()
     base = read_ply(config.base.ply) if config.base.ply else None
     if group.rank == 0:
@@ -91,7 +104,9 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
             lines.write(json.dumps({"step": step, **metrics}) + "\n")
         session.progress(step, metrics)
 
-    trainer.fit(report if group.rank == 0 else lambda step, metrics: None, session.checkpoint)
+    trainer.fit(report if group.rank == 0 else lambda step, metrics: None, session.checkpoint, stop=session.stop)
+    if trainer.step < config.steps:
+        raise StoppedError(f"{folder}: stopped at {trainer.step} of {config.steps} views")
     training_ended = time.perf_counter()
     model = trainer.model()
     train_seconds = trainer.seconds + time.perf_counter() - training_ended  # the final order is a part of the training

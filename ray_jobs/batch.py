@@ -1,9 +1,12 @@
-"""Many scenes side by side: a thread for each that trains, their progress on the screen and in MLflow."""
+"""Many scenes side by side: a thread for each that trains, started and moved by the schedule, their progress on the screen and
+in MLflow."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any, Self
 
 import ray
@@ -17,12 +20,15 @@ from flexgs.evaluate.table import mean_ratios
 from flexgs.run import finished, git_sha
 from flexgs.tracking import Run, Tracking, flatten, read_jsonl
 from flexgs.training.checkpoint import latest_checkpoint
-from ray_jobs.train_scene import SceneJob, train_scene
+from ray_jobs.schedule import Place, Scene, plan, speedup
+from ray_jobs.train_scene import STOP, SceneJob, train_scene
 
 PLAIN_SECONDS = 10.0
 """Between two progress lines of a scene where the output is not a terminal."""
 TRACKING_SECONDS = 10.0
 """Between two messages to MLflow about a scene."""
+STEADY = 5
+"""Reports that a scene's rate is the mean of."""
 
 
 class Batch:
@@ -50,22 +56,38 @@ class Batch:
         run.log_results(results, job.folder)
         return True
 
-    def train(self, jobs: Sequence[SceneJob], slots: int) -> None:
-        """Train the scenes, so many at a time; one that fails does not disturb the others."""
-        watches: dict[Future, Watch] = {}
-        pool = ThreadPoolExecutor(slots)
+    def train(self, jobs: Sequence[SceneJob], sizes: Sequence[int], machines: Callable[[], Mapping[str, int]]) -> None:
+        """Train the scenes; one that fails does not disturb the others.
+
+        sizes: the numbers of workers that a scene may have; machines: how many each machine has room for, now.
+        """
+        watches = {job.name: Watch(job, self._run_of(job)) for job in jobs}
+        running: dict[Future, Watch] = {}
+        pool = ThreadPoolExecutor(len(jobs))
         try:
             with Screen() as screen:
-                for job in jobs:
-                    watches[pool.submit(train_scene, job)] = Watch(job, self._run_of(job))
                 while watches:
-                    running = [watch for future, watch in watches.items() if future.running()]
-                    screen.show({watch.job.name: watch.look(screen) for watch in running}, len(watches) - len(running))
-                    for watch in running:  # the first time, MLflow is opened here, while Ray starts the workers
+                    for name, place in plan(machines(), [watch.scene() for watch in watches.values()], sizes).items():
+                        watch = watches[name]
+                        if watch.place:
+                            watch.move(place, screen)
+                        else:
+                            running[pool.submit(train_scene, watch.start(place, screen))] = watch
+                    screen.show({watch.job.name: watch.look(screen) for watch in running.values()},
+                                [name for name, watch in watches.items() if not watch.place])
+                    for watch in running.values():  # the first time, MLflow is opened here, while Ray starts the workers
                         watch.track()
-                    done, _ = wait(watches, timeout=1.0, return_when=FIRST_COMPLETED)
+                    if not running:
+                        time.sleep(1.0)  # no machine is left: one may come back
+                    done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
                     for future in done:
-                        screen.say(self._ended(watches.pop(future), future))
+                        watch = running.pop(future)
+                        if not future.exception() and future.result() is None:
+                            if again := watch.stopped():
+                                running[pool.submit(train_scene, watch.start(again, screen))] = watch
+                        else:
+                            screen.say(self._ended(watch, future))
+                            del watches[watch.job.name]
         except BaseException:
             for watch in watches.values():
                 if watch.started:
@@ -87,6 +109,7 @@ class Batch:
         """Note how a scene ended; the line to show."""
         job, run = watch.job, watch.run
         watch.track(now=True)
+        (job.folder / STOP).unlink(missing_ok=True)  # it may have ended before it was stopped
         error = future.exception()
         if error is None:
             results = self.results[job.name] = future.result()
@@ -109,29 +132,61 @@ class Watch:
 
     def __init__(self, job: SceneJob, run: Run):
         self.job, self.run = job, run
-        self.started, self._kept = 0.0, 0
+        self.place: Place | None = None
+        """Where it trains."""
+        self.started = 0.0
+        """When it was started first; 0: not yet."""
+        self._going: Place | None = None
+        self._rate: float | None = None
+        self._gave = False
+        self._since, self._kept = 0.0, self._checkpoint()
         self._history, self._failures = job.folder / "metrics.jsonl", job.folder / "failures.jsonl"
         self._failed = len(read_jsonl(self._failures))
         self._tracked = 0.0
 
+    def scene(self) -> Scene:
+        """As the schedule sees it."""
+        rows = self._rows() if self.place else []
+        if rows and self.place:
+            rate = harmonic_mean([row["views_per_second"] for row in rows[-STEADY:]])
+            self._rate = rate / speedup(self.place.workers) or None
+        views = self.job.config.steps - (rows[-1]["step"] if rows else self._kept)
+        return Scene(self.job.name, max(0, views), self._rate, self.place, self._going, bool(rows), self._gave)
+
+    def start(self, place: Place, screen: "Screen") -> SceneJob:
+        """Note that it starts there; what to train."""
+        self.place, self._since, self._kept = place, time.time(), self._checkpoint()
+        self.started = self.started or self._since
+        if self._kept:
+            screen.say(f"{self.job.name}: continues from {self._kept} of {self.job.config.steps}{_with(place)}")
+        return replace(self.job, workers=place.workers, machine=place.machine or None)
+
+    def move(self, place: Place, screen: "Screen") -> None:
+        """Ask the workers to stop at their next report, so that it can go on there."""
+        assert self.place
+        self._going, self._gave = place, self._gave or place.workers < self.place.workers
+        (self.job.folder / STOP).touch()
+        screen.say(f"{self.job.name}: is going to continue{_with(place)}")
+
+    def stopped(self) -> Place | None:
+        """Note that it has stopped; where it was to go."""
+        self.place, self._going, going = None, None, self._going
+        return going
+
     def look(self, screen: "Screen") -> str:
         """The scene's line now; tells the screen about workers that were started again."""
-        if not self.started:
-            self.started = time.time()
-            if kept := latest_checkpoint(self.job.folder / "checkpoints"):
-                self._kept = int(kept.name.removeprefix("step_"))
-                screen.say(f"{self.job.name}: continues from {self._kept} of {self.job.config.steps}")
         failures = read_jsonl(self._failures)
         for failure in failures[self._failed:]:
             screen.say(f"{self.job.name}: workers started again: {'; '.join(sorted(set(failure['errors'].values())))}")
             self.run.log_metric("train/restarts", len(failures))
         self._failed = len(failures)
-        row = self._last_row()
-        if row is None:
-            return f"{self.job.name:14} starting ({self.seconds():.0f} s)"
+        rows, name = self._rows(), f"{self.job.name} x{self.place.workers if self.place else 0}"
+        if not rows:
+            return f"{name:14} starting ({time.time() - self._since:.0f} s)"
+        row = rows[-1]
         if row["step"] >= row["steps"]:
-            return f"{self.job.name:14} evaluating at {row['step']} of {row['steps']}"
-        return progress_line(self.job.name, row["step"], row)
+            return f"{name:14} evaluating at {row['step']} of {row['steps']}"
+        return progress_line(name, row["step"], row)
 
     def track(self, now: bool = False) -> None:
         """Now and then, send MLflow the part of the history that it does not have."""
@@ -144,13 +199,20 @@ class Watch:
     def seconds(self) -> float:
         return time.time() - self.started if self.started else 0.0
 
-    def _last_row(self) -> dict[str, Any] | None:
-        """The newest line of the history, if it is of this start and not of an earlier one."""
-        if self._history.exists() and self._history.stat().st_mtime > self.started:
-            rows = read_jsonl(self._history)
-            if rows and rows[-1]["step"] > self._kept:
-                return rows[-1]
-        return None
+    def _rows(self) -> list[dict[str, Any]]:
+        """The lines of the history that are of this start and not of an earlier one."""
+        if self._history.exists() and self._history.stat().st_mtime > self._since:
+            return [row for row in read_jsonl(self._history) if row["step"] > self._kept]
+        return []
+
+    def _checkpoint(self) -> int:
+        """The views that the newest checkpoint has seen."""
+        kept = latest_checkpoint(self.job.folder / "checkpoints")
+        return int(kept.name.removeprefix("step_")) if kept else 0
+
+
+def _with(place: Place) -> str:
+    return f" with {place.workers} worker{'s' * (place.workers > 1)}"
 
 
 class Screen:
@@ -174,11 +236,12 @@ class Screen:
         """A line that stays."""
         self.console.print(text, markup=False)
 
-    def show(self, lines: dict[str, str], waiting: int) -> None:
-        """The state of the scenes that train."""
+    def show(self, lines: dict[str, str], waiting: Sequence[str]) -> None:
+        """The state of the scenes that train, and who waits."""
+        if waiting:
+            lines = lines | {"": f"{len(waiting)} waiting: {', '.join(waiting)}"}
         if self.live:
-            queue = [f"{waiting} more waiting"] if waiting else []
-            self.live.update(Text("\n".join([*lines.values(), *queue]), no_wrap=True, overflow="ellipsis"), refresh=True)
+            self.live.update(Text("\n".join(lines.values()), no_wrap=True, overflow="ellipsis"), refresh=True)
             return
         now = time.monotonic()
         for scene, line in lines.items():

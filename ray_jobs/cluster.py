@@ -3,9 +3,9 @@
 import logging
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import ray
 import torch
@@ -15,6 +15,8 @@ from flexgs.errors import UserError
 
 MAX_WORKERS = 8
 """The most GPUs that a scene gets unless the user asks for more: the batch grows with them."""
+ANYWHERE = ""
+"""The name of the machine that stands for all."""
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 """Whether `ray job submit` started this process; its working folder is a temporary copy then."""
 
@@ -44,8 +46,9 @@ class Cluster:
     def has_gpu(self) -> bool:
         return bool(ray.cluster_resources().get("GPU")) if ray.is_initialized() else torch.cuda.is_available()
 
-    def nodes(self, workers: int | None = None) -> list[Node]:
-        """The resources of each machine. Ray started for this has at least a CPU for each of so many workers."""
+    def nodes(self, workers: int | None = None) -> dict[str, Node]:
+        """The resources of each machine that is alive, by Ray's id. Ray started for this has at least a CPU for each of so many
+        workers."""
         if not ray.is_initialized():
             # Nobody preempts this machine and nobody collects Ray's metrics: it is up sooner without either.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -54,7 +57,7 @@ class Cluster:
             _init("local", num_cpus=workers if more else None, num_gpus=torch.cuda.device_count(),
                   object_store_memory=256 << 20)
             print("Ray: this machine", flush=True)
-        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
 def _init(address: str, **options: Any) -> None:
@@ -63,52 +66,80 @@ def _init(address: str, **options: Any) -> None:
     ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
 
 
+class Workers(NamedTuple):
+    """How many workers the user lets a scene have."""
+
+    least: int
+    most: int
+
+    @staticmethod
+    def parse(text: str, batch: int | None) -> "Workers":
+        """Of "4" or "1:4"; UserError unless a number in it can share the views of a batch."""
+        try:
+            least, most = (int(part) for part in (text.split(":") if ":" in text else (text, text)))
+        except ValueError:
+            least, most = 0, 0
+        if not 1 <= least <= most:
+            raise UserError(f"--workers {text}: expected a number of at least 1, or a range such as 1:4")
+        if batch and not any(batch % workers == 0 for workers in range(least, most + 1)):
+            raise UserError(f"--workers {text}: found --batch {batch}, which none of them divides; expected a divisor of it")
+        return Workers(least, most)
+
+
 @dataclass(frozen=True)
 class Share:
-    """What a scene gets of the cluster."""
+    """What a scene may get of the cluster."""
 
-    slots: int
-    """Scenes side by side."""
-    workers: int
-    """Per scene."""
+    sizes: tuple[int, ...]
+    """The numbers of workers that it may have, rising."""
     cpus: int
     """Per worker."""
     gpu: bool
     """Whether each worker has a GPU."""
+    spread: bool
+    """Whether the workers of a scene may be on several machines, because none is large enough for them."""
+
+    def machines(self, nodes: Mapping[str, Node]) -> dict[str, int]:
+        """How many workers each machine has room for; one that stands for all where scenes are spread."""
+        room = {name: int(min(node.get("CPU", 0) // self.cpus, node.get("GPU", 0) if self.gpu else node.get("CPU", 0)))
+                for name, node in nodes.items()}
+        return {ANYWHERE: sum(room.values())} if self.spread else room
 
     def __str__(self) -> str:
-        each = f"{self.cpus} CPU{'s' * (self.cpus > 1)}{' and a GPU' if self.gpu else ''}"
-        return f"{self.slots} at a time, each with {self.workers} worker{'s' * (self.workers > 1)} of {each}"
+        least, most = self.sizes[0], self.sizes[-1]
+        workers = f"{least} worker{'s' * (least > 1)}" if least == most else f"{least} to {most} workers"
+        return f"each with {workers} of {self.cpus} CPU{'s' * (self.cpus > 1)}{' and a GPU' if self.gpu else ''}"
 
 
-def share_out(nodes: Sequence[Node], scenes: int, workers: int | None = None, batch: int | None = None) -> Share:
-    """One device per scene while there are as many scenes as devices; else the scenes share the devices.
+def share_out(nodes: Mapping[str, Node], scenes: int, workers: Workers | None = None, batch: int | None = None) -> Share:
+    """What each of the scenes may get. A device is a GPU, or a CPU where the cluster has no GPU.
 
-    A device is a GPU, or a CPU where the cluster has no GPU: several GPUs for a scene become its workers, several CPUs
-    threads of its one worker. UserError if the cluster is too small for the workers asked for, which Ray would wait for.
+    By default a scene gets from one to MAX_WORKERS GPUs of one machine, each a worker; CPUs become threads of its one worker.
+    UserError if the cluster is too small for the workers asked for, which Ray would wait for.
     """
-    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-    devices = gpus or sum(int(node.get("CPU", 0)) for node in nodes)
-    kind = "GPU" if gpus else "CPU"
-    if workers is not None and workers > devices:
-        raise UserError(f"--workers {workers}: found {devices} {kind}s on {len(nodes)} machines, expected at most {devices}")
-    if workers is None:
-        workers = min(MAX_WORKERS, max(1, devices // scenes)) if gpus else 1
-        while batch and batch % workers:
-            workers -= 1
-
-    def room(cpus: int) -> int:
-        """How many workers of so many CPUs fit on the machines."""
-        return sum(int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) if gpus else devices)) for node in nodes)
-
-    wanted = devices if gpus else min(scenes, devices // workers) * workers
-    cpus = max(1, sum(int(node.get("CPU", 0)) for node in nodes if not gpus or node.get("GPU")) // wanted)
-    while cpus > 1 and room(cpus) < wanted:  # machines differ: fewer CPUs each, so that all fit
-        cpus -= 1
-    slots = min(scenes, room(cpus) // workers)
-    if slots < 1:
-        raise UserError(f"found room for {room(cpus)} workers of one CPU and one GPU, expected {workers}")
-    return Share(slots, workers, cpus, bool(gpus))
+    gpu = any(node.get("GPU", 0) >= 1 for node in nodes.values())
+    kind = "GPU" if gpu else "CPU"
+    devices = {name: int(node.get(kind, 0)) for name, node in nodes.items()}
+    total, largest = sum(devices.values()), max(devices.values(), default=0)
+    least, most = workers or (1, MAX_WORKERS if gpu else 1)
+    asked = [size for size in range(least, most + 1) if not batch or batch % size == 0]
+    if asked[0] > total:
+        raise UserError(f"--workers {least}{f':{most}' * (most > least)}: found {total} {kind}s on {len(nodes)} "
+                        f"machine{'s' * (len(nodes) > 1)}, expected at most {total} or a larger cluster")
+    sizes = tuple(size for size in asked if size <= max(asked[0], largest))
+    wanted = total if gpu else min(total, scenes * sizes[-1]) // sizes[0] * sizes[0]
+    cpus = max(1, int(sum(node.get("CPU", 0) for name, node in nodes.items() if devices[name])) // wanted)
+    spread = sizes[0] > largest
+    while True:
+        share = Share(sizes, cpus, gpu, spread)
+        room = share.machines(nodes)
+        if cpus == 1 or (sum(room.values()) >= wanted and max(room.values()) >= sizes[0]):
+            break
+        cpus -= 1  # machines differ: fewer CPUs each, so that all fit
+    if max(room.values()) < sizes[0]:
+        raise UserError(f"found room for {sum(room.values())} workers of one CPU and one GPU, {max(room.values())} on the "
+                        f"largest machine, expected {sizes[0]}")
+    return share
 
 
 def _find(address: str | None) -> str | None:

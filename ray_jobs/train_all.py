@@ -7,6 +7,7 @@
 The same command continues what is unfinished and skips what is finished.
 """
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from flexgs.evaluate.table import print_results
 from flexgs.files import make_folder
 from ray_jobs import warm_up
 from ray_jobs.batch import Batch
-from ray_jobs.cluster import Cluster, share_out
+from ray_jobs.cluster import Cluster, Workers, share_out
 from ray_jobs.dataset import Dataset, unreadable
 from ray_jobs.train_scene import SceneJob
 
@@ -29,8 +30,10 @@ from ray_jobs.train_scene import SceneJob
 class TrainAll(Dataset):
     """Train every scene of a dataset with Ray Train. The same command continues unfinished scenes and skips finished ones."""
 
-    workers: int | None = None
-    """Workers per scene, one GPU each. Default: one; more GPUs than scenes are shared out among them."""
+    workers: str | None = None
+    """Workers per scene, one GPU each: a number, or MIN:MAX to give scenes the GPUs that others leave. Default: 1:8, and 1
+    without a GPU. With every worker a step has one more view, which changes the result a little; a number, or --batch, keeps
+    it as it is."""
     max_failures: int = 2
     """How often a scene is started again, from its last checkpoint, after a worker died."""
 
@@ -50,8 +53,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def train_all(options: TrainAll, args: Sequence[str]) -> int:
     """The whole command; args tell which settings the user has chosen."""
     config, folder = options.checked(args), options.folder
-    if options.workers is not None and (options.workers < 1 or (config.batch or 0) % options.workers):
-        raise UserError(f"--workers {options.workers}: expected at least 1, and a divisor of --batch if that is given")
+    workers = Workers.parse(options.workers, config.batch) if options.workers is not None else None
     with warm_up.in_background() as wait_for_kernels:
         captures = options.captures()
         wrong = unreadable(captures, config, {c.name for c in captures if (folder / c.name / "results.json").exists()})
@@ -63,22 +65,26 @@ def train_all(options: TrainAll, args: Sequence[str]) -> int:
             batch = Batch(folder, options.tracking())
             jobs = [job for job in jobs if not batch.skip(job)]
             if jobs:
-                share = share_out(cluster.nodes(options.workers), len(jobs), options.workers, config.batch)
+                share = share_out(cluster.nodes(workers.least if workers else None), len(jobs), workers, config.batch)
                 print(f"{len(jobs)} scene{'s' * (len(jobs) > 1)}, {share}; runs go to {folder}", flush=True)
                 if not share.gpu:
                     wait_for_kernels()
-                batch.train([replace(job, workers=share.workers, cpus=share.cpus, gpu=share.gpu) for job in jobs], share.slots)
+                batch.train([replace(job, cpus=share.cpus, gpu=share.gpu) for job in jobs], share.sizes,
+                            lambda: share.machines(cluster.nodes()))
             batch.finish()
-    return report(batch, [capture.name for capture in captures], wrong | batch.errors)
+    return report(batch, [capture.name for capture in captures], wrong | batch.errors, args)
 
 
-def report(batch: Batch, scenes: Sequence[str], errors: Mapping[str, Exception]) -> int:
-    """Print the table, where things are, and what failed; the exit code."""
+def report(batch: Batch, scenes: Sequence[str], errors: Mapping[str, Exception], args: Sequence[str]) -> int:
+    """Print the table, where things are, what failed and how to go on; the exit code."""
     if batch.results:
         print_results([batch.results[scene] for scene in scenes if scene in batch.results])
         print(f"cuts: {batch.folder}/<scene>/cuts/*.ply")
     if page := batch.tracking.how_to_open():
         print(f"MLflow: {page}")
+    if errors:
+        print(f"{len(errors)} of {len(scenes)} scenes failed: {', '.join(errors)}. To continue them:\n"
+              f"python ray_jobs/train_all.py {shlex.join(args)}")
     sys.stdout.flush()
     for scene, error in errors.items():
         print(f"flexgs: {scene} failed: {error}", file=sys.stderr)

@@ -2,6 +2,10 @@
 
 The run folder is the truth. Checkpoints, metrics.jsonl and results.json are written there as without Ray, so `flexgs train`
 and this job continue each other's runs, and a kill at any moment leaves whole checkpoints; Ray Train is told of each.
+
+A file named STOP in the run folder ends the workers after their next report, with a checkpoint of that very view: how a scene
+gets another number of workers without losing one. Ray Train's own way, num_workers=(min, max), is not used: each run takes all
+that it can get, whichever other scenes wait, and a resize falls back to the last checkpoint.
 """
 
 import json
@@ -21,17 +25,25 @@ import ray.train.torch
 import torch
 from ray.train import Checkpoint, CheckpointUploadMode, ControllerError, UserCallback, WorkerGroupError
 from ray.train.torch import TorchConfig
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.util.placement_group import NODE_ID_LABEL_KEY
 
 from flexgs.config import Config
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.files import only_one
 from flexgs.raster.cpu import pool
-from flexgs.run import LocalSession, run
+from flexgs.run import LocalSession, StoppedError, run
 from flexgs.scene import Scene, load_scene
 
 # Workers get this module with the function that they run: they need flexgs installed, but not this folder on their path.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+STOP = "stop"
+"""The file in a run folder that ends its workers early."""
+START_TIMEOUTS = 2
+"""How often Ray waits (a minute each) for a scene's machine to have room, before the scene is given back."""
 
 
 class SceneFailedError(Exception):
@@ -47,6 +59,8 @@ class SceneJob:
     """The run folder, on a file system that all machines share."""
     config: Config
     workers: int = 1
+    machine: str | None = None
+    """Ray's id of the machine that the workers are to be on; None: any, and several."""
     cpus: int = 1
     """Per worker; without a GPU they become threads of the rasterizer."""
     gpu: bool = False
@@ -66,9 +80,10 @@ def read_scene(capture: Path, config: Config) -> Scene:
                       seed=config.seed)
 
 
-def train_scene(job: SceneJob) -> dict[str, Any]:
+def train_scene(job: SceneJob) -> dict[str, Any] | None:
     """Train a scene on the connected cluster, or continue it; returns results.json.
 
+    None if it was stopped, or if its machine had no room for it or has gone; it goes on where it is started next.
     UserError for what the user can mend, SceneFailedError for the rest, each with one line.
     """
     try:
@@ -79,6 +94,8 @@ def train_scene(job: SceneJob) -> dict[str, Any]:
     except ControllerError as e:
         if isinstance(e.controller_failure, UserError):
             raise e.controller_failure from None
+        if isinstance(e.controller_failure, WorkerGroupStartupTimeoutError):
+            return None
         raise _failed(job, e, {describe(e.controller_failure)}) from None
     except WorkerGroupError as e:
         raise _failed(job, e, {describe(error) for error in e.worker_failures.values()}) from None
@@ -93,8 +110,9 @@ def _failed(job: SceneJob, error: Exception, lines: set[str]) -> SceneFailedErro
     return SceneFailedError(f"{'; '.join(sorted(lines))}; details in {details}")
 
 
-def _fit(job: SceneJob) -> dict[str, Any]:
-    (job.folder / "error.txt").unlink(missing_ok=True)
+def _fit(job: SceneJob) -> dict[str, Any] | None:
+    for old in ("error.txt", STOP):
+        (job.folder / old).unlink(missing_ok=True)
     # Ray's list of the checkpoints of an earlier start: it is not needed, and Ray refuses to start if it is torn or names
     # a checkpoint that `flexgs train` has replaced since.
     (job.folder / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
@@ -105,17 +123,19 @@ def _fit(job: SceneJob) -> dict[str, Any]:
                            "config": job.config.to_dict()},
         torch_config=TorchConfig(backend="nccl" if job.gpu else "gloo"),
         scaling_config=train.ScalingConfig(num_workers=job.workers, use_gpu=job.gpu, resources_per_worker={
-            "CPU": job.cpus, **({"GPU": 1} if job.gpu else {})}),
+            "CPU": job.cpus, **({"GPU": 1} if job.gpu else {})},
+            label_selector={NODE_ID_LABEL_KEY: job.machine} if job.machine else None),
         run_config=train.RunConfig(
             name=job.name, storage_path=str(job.folder.parent), storage_filesystem=pyarrow.fs.LocalFileSystem(),
-            failure_config=train.FailureConfig(max_failures=job.max_failures), callbacks=[Failures(job.folder)],
+            failure_config=train.FailureConfig(max_failures=job.max_failures, controller_failure_limit=START_TIMEOUTS),
+            callbacks=[Failures(job.folder)],
             logging_config=train.LoggingConfig(log_level="WARNING")),
     )
     return trainer.fit().return_value
 
 
-def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
-    """What each worker of a scene does: flexgs.run.run with a RaySession."""
+def train_worker(job: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What each worker of a scene does: flexgs.run.run with a RaySession. None if it was stopped."""
     folder, device = Path(job["folder"]), ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(1)  # the rasterizer has its own threads; two pools fight for the cores
@@ -125,6 +145,8 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"{folder}: not there on {socket.gethostname()}; choose a --storage that all machines share")
         config, group = Config.from_dict(job["config"]), Group.current()
         return run(config, read_scene(Path(job["capture"]), config), folder, group, RaySession(folder, group), str(device))
+    except StoppedError:
+        return None
     except UserError as e:
         raise UserError(str(e)) from None  # its subclasses do not all survive pickling
 
@@ -134,6 +156,7 @@ class RaySession(LocalSession):
 
     def __init__(self, folder: Path, group: Group):
         super().__init__(folder, group, lambda step, metrics: None)
+        self.stop_file = folder / STOP
 
     def latest_checkpoint(self) -> Path | None:
         return self.group.gather(super().latest_checkpoint())[0]  # a shared folder may look older from another machine
@@ -142,6 +165,9 @@ class RaySession(LocalSession):
         super().checkpoint(step, write)
         kept = Checkpoint.from_directory(self.checkpoints / f"step_{step:08d}") if self.group.rank == 0 else None
         ray.train.report({"step": step}, checkpoint=kept, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+
+    def stop(self) -> bool:
+        return self.group.gather(self.stop_file.exists())[0]
 
 
 class Failures(UserCallback):

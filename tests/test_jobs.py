@@ -4,8 +4,10 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import ray
@@ -14,37 +16,54 @@ from flexgs.cli import parse
 from flexgs.config import Config
 from flexgs.errors import UserError
 from flexgs.tracking import Tracking, read_jsonl
-from ray_jobs import cluster, compare_all, dataset, train_all, train_scene
+from ray_jobs import batch, cluster, compare_all, dataset, schedule, train_all, train_scene
 
 TINY = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "600", "--base.grow-every", "20",
         "--report-every", "20", "--checkpoint-every", "40", "--evaluation.ratios", "0.05", "1"]
 
 
 @pytest.mark.parametrize(("nodes", "scenes", "workers", "expected"), [
-    ([{"CPU": 2}], 2, None, (2, 1, 1, False)),
-    ([{"CPU": 2}], 1, None, (1, 1, 2, False)),                                   # one scene: the CPUs become threads
-    ([{"CPU": 16}], 3, None, (3, 1, 5, False)),
-    ([{"CPU": 2}], 5, 2, (1, 2, 1, False)),
-    ([{"CPU": 8}, {"CPU": 2}], 2, None, (2, 1, 4, False)),                       # five each would not fit
-    ([{"CPU": 32, "GPU": 8}], 13, None, (8, 1, 4, True)),                        # a scene per GPU
-    ([{"CPU": 32, "GPU": 8}], 3, None, (3, 2, 4, True)),                         # spare GPUs are shared out
-    ([{"CPU": 64, "GPU": 8}] * 2, 1, None, (1, 8, 8, True)),
-    ([{"CPU": 64, "GPU": 8}] * 2, 1, 16, (1, 16, 8, True)),
-    ([{"CPU": 8}, {"CPU": 4, "GPU": 1}, {"CPU": 16, "GPU": 1}], 4, None, (2, 1, 4, True)),  # the head has no GPU
+    ([{"CPU": 2}], 2, None, ("1", 1, [2])),
+    ([{"CPU": 2}], 1, None, ("1", 2, [1])),                                   # one scene: the CPUs become threads
+    ([{"CPU": 16}], 3, None, ("1", 5, [3])),
+    ([{"CPU": 2}], 5, "2", ("2", 1, [2])),
+    ([{"CPU": 2}], 2, "1:2", ("1:2", 1, [2])),
+    ([{"CPU": 8}, {"CPU": 2}], 2, None, ("1", 4, [2, 0])),                    # five each would not fit
+    ([{"CPU": 32, "GPU": 8}], 13, None, ("1:8", 4, [8])),
+    ([{"CPU": 32, "GPU": 8}], 3, "2:4", ("2:4", 4, [8])),
+    ([{"CPU": 64, "GPU": 8}] * 2, 1, None, ("1:8", 8, [8, 8])),
+    ([{"CPU": 64, "GPU": 4}] * 2, 1, None, ("1:4", 16, [4, 4])),              # a scene keeps to a machine ...
+    ([{"CPU": 64, "GPU": 8}] * 2, 1, "16", ("16", 8, [16])),                  # ... unless it is asked not to
+    ([{"CPU": 8}, {"CPU": 4, "GPU": 1}, {"CPU": 16, "GPU": 1}], 4, None, ("1", 4, [0, 1, 1])),  # the head has no GPU
 ])
 def test_shares(nodes, scenes, workers, expected):
-    share = cluster.share_out(nodes, scenes, workers)
-    assert (share.slots, share.workers, share.cpus, share.gpu) == expected
+    nodes = {str(i): node for i, node in enumerate(nodes)}
+    share = cluster.share_out(nodes, scenes, workers and cluster.Workers.parse(workers, None))
+    sizes = ":".join(map(str, sorted({share.sizes[0], share.sizes[-1]})))
+    assert (sizes, share.cpus, list(share.machines(nodes).values())) == expected
+    assert share.gpu == any("GPU" in node for node in nodes.values())
 
 
-def test_a_share_divides_the_batch():
-    assert cluster.share_out([{"CPU": 32, "GPU": 8}], 1, None, batch=6).workers == 6
-    assert cluster.share_out([{"CPU": 32, "GPU": 8}], 1, None, batch=9).workers == 3
+def test_workers_divide_the_batch():
+    nodes = {"a": {"CPU": 32, "GPU": 8}}
+    assert cluster.share_out(nodes, 1, None, batch=6).sizes == (1, 2, 3, 6)
+    assert cluster.share_out(nodes, 1, cluster.Workers.parse("2:8", 9), batch=9).sizes == (3,)
+    with pytest.raises(UserError, match="--workers 2:3: found --batch 7, which none of them divides"):
+        cluster.Workers.parse("2:3", 7)
+
+
+@pytest.mark.parametrize("workers", ["0", "two", "3:2", "1:2:3", ":4", ""])
+def test_workers_are_a_number_or_a_range(workers):
+    with pytest.raises(UserError, match=f"--workers {workers}: expected a number of at least 1, or a range such as 1:4"):
+        cluster.Workers.parse(workers, None)
 
 
 def test_more_workers_than_devices_are_refused():
-    with pytest.raises(UserError, match="--workers 9: found 8 GPUs on 1 machine"):
-        cluster.share_out([{"CPU": 32, "GPU": 8}], 1, 9)
+    nodes = {"a": {"CPU": 32, "GPU": 8}}
+    with pytest.raises(UserError, match="--workers 9: found 8 GPUs on 1 machine, expected at most 8"):
+        cluster.share_out(nodes, 1, cluster.Workers(9, 9))
+    with pytest.raises(UserError, match=r"found room for 4 workers of one CPU and one GPU, .* expected 6"):
+        cluster.share_out({"a": {"CPU": 4, "GPU": 8}}, 1, cluster.Workers(6, 8))
 
 
 def test_settings_come_from_flags_a_preset_or_a_file(tmp_path):
@@ -93,6 +112,7 @@ def test_what_a_worker_raised_is_noted_or_ends_the_run(tmp_path):
     (["--steps", "many"], "--steps"),
     (["--steps", "0"], "--steps: found 0"),
     (["--workers", "0"], "--workers 0"),
+    (["--workers", "2:x"], "--workers 2:x: expected a number"),
     (["--workers", "2", "--batch", "3"], "--batch"),
     (["--preset", "best"], "--preset best: unknown"),
     (["--config", "/nowhere.json"], "/nowhere.json"),
@@ -105,6 +125,28 @@ def test_bad_input_is_one_line_and_exit_code_2(args, message, capture, tmp_path,
     errors = capsys.readouterr().err
     assert message in errors and errors.count("\n") == 1 and "Traceback" not in errors
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_scene_whose_machine_has_gone_goes_on_on_another(tmp_path, monkeypatch):
+    """train_scene gives back what Ray finds no room for; the scene waits until a machine has room and fails nobody."""
+    machines, starts = {"a": 1}, []
+
+    def fake(job: train_scene.SceneJob) -> dict | None:
+        starts.append((job.name, job.machine, job.workers))
+        if job.machine == "a":
+            del machines["a"]
+            return None
+        if job.name == "bad":
+            raise train_scene.SceneFailedError("broken")
+        return {"steps": 10, "ratios": {"1": {"psnr": 20.0}}}
+
+    monkeypatch.setattr(batch, "train_scene", fake)
+    monkeypatch.setattr(batch.time, "sleep", lambda seconds: machines.update(b=1))  # nothing ran: a machine comes
+    scenes = batch.Batch(tmp_path, MagicMock())
+    scenes.train([train_scene.SceneJob(tmp_path, tmp_path / name, Config()) for name in ("good", "bad")], (1, 2),
+                 lambda: dict(machines))
+    assert starts == [("good", "a", 1), ("good", "b", 1), ("bad", "b", 1)]
+    assert set(scenes.results) == {"good"} and set(scenes.errors) == {"bad"}
 
 
 # ---------------------------------------------------------------------- real Ray
@@ -191,6 +233,26 @@ def test_finished_scenes_are_skipped_and_more_steps_continue(two_scenes):
     history = tracking.client.get_metric_history(by_name["good"].info.run_id, "train/loss")
     assert [m.step for m in history] == [20, 40, 60, 80, 100, 120]
     assert len(by_name) == 3  # the same runs went on
+
+
+@pytest.mark.ray
+def test_a_scene_gets_the_workers_that_another_leaves(two_scenes, tmp_path, monkeypatch):
+    """torn dies, good stops at a report, goes on with both CPUs, and misses no view."""
+    root, _, _ = two_scenes
+    monkeypatch.setattr(schedule, "RESTART_SECONDS", 0.1)  # a test is shorter than what a real restart is worth
+    code, out, errors = start(root, tmp_path, "--scenes", "good", "torn", "--workers", "1:2", "--steps", "1600",
+                              "--checkpoint-every", "10000")
+    folder = tmp_path / f"flexgs-{root.name}" / "good"
+    assert code == 2 and "torn failed" in errors, errors
+    assert "good: is going to continue with 2 workers" in out
+    (stopped,) = re.findall(r"good: continues from (\d+) of 1600 with 2 workers", out)
+    assert 0 < int(stopped) < 1600 and int(stopped) % 20 == 0  # at a report, between two checkpoints
+    rows = read_jsonl(folder / "metrics.jsonl")
+    assert [r["step"] for r in rows] == list(range(20, 1601, 20))
+    assert [r["workers"] for r in rows] == [1 + (r["step"] > int(stopped)) for r in rows]
+    assert json.loads((folder / "results.json").read_text())["steps"] == 1600
+    assert not (folder / train_scene.STOP).exists() and not (folder / "failures.jsonl").exists()
+    assert f"1 of 2 scenes failed: torn. To continue them:\npython ray_jobs/train_all.py --data-root {root}" in out
 
 
 def compare(root: Path, storage: Path, *more: str) -> tuple[int, str, str]:

@@ -17,7 +17,7 @@ from flexgs.model.elastic import ElasticModel
 from flexgs.model.importance import score
 from flexgs.model.transform import Transform
 from flexgs.raster import render
-from flexgs.run import LocalSession, finished, run
+from flexgs.run import LocalSession, StoppedError, finished, run
 from flexgs.training.densify import Densifier, crosses, halves, reorder, rotation_matrices
 from flexgs.training.optim import Optimizer, splat_groups
 from flexgs.training.trainer import NonFiniteLossError, Trainer
@@ -170,6 +170,26 @@ def test_run_folder_holds_what_it_promises(scene, config, tmp_path):
     with pytest.raises(UserError, match="already seen 160"):
         (folder / "results.json").unlink()
         run(config, scene, folder, Group(), session)
+
+
+def test_a_stopped_run_goes_on_where_it_was_stopped(scene, config, tmp_path):
+    class Stopping(LocalSession):
+        def stop(self) -> bool:
+            return steps[-1] == 60  # between two checkpoints
+
+    def session(kind: type[LocalSession], name: str) -> LocalSession:
+        return kind(tmp_path / name, Group(), lambda step, m: steps.append(step))
+
+    steps: list[int] = []
+    whole = run(config, scene, tmp_path / "whole", Group(), session(LocalSession, "whole"))
+    steps.clear()
+    with pytest.raises(StoppedError, match="stopped at 60 of 120 views"):
+        run(config, scene, tmp_path / "run", Group(), session(Stopping, "run"))
+    assert (tmp_path / "run" / "checkpoints" / "step_00000060").is_dir() and finished(tmp_path / "run", config) is None
+    resumed = run(config, scene, tmp_path / "run", Group(), session(Stopping, "run"))
+    assert steps == [20, 40, 60, 80, 100, 120]
+    for ratio, row in resumed["ratios"].items():
+        assert row["psnr"] == whole["ratios"][ratio]["psnr"]
 
 
 def test_a_last_batch_beyond_the_steps_is_an_end(scene, config, tmp_path):

@@ -75,17 +75,19 @@ class Trainer:
 
     # ------------------------------------------------------------------ the loop
 
-    def fit(self, report: Report, keep: Keep, until: int | None = None) -> None:
-        """Train to config.steps, or to the view `until`.
+    def fit(self, report: Report, keep: Keep, until: int | None = None, stop: Callable[[], bool] = lambda: False) -> None:
+        """Train to config.steps, to the view `until`, or until stop() says so: it is asked after each report.
 
-        report(step, metrics) every report_every views, keep(step, write) every checkpoint_every.
+        report(step, metrics) every report_every views, keep(step, write) every checkpoint_every and at the end.
         """
         c = self.config
         if self.step >= c.steps + self.batch:  # the last batch may reach a little beyond
             raise UserError(f"--steps {c.steps}: the checkpoint has already seen {self.step} views; "
                             "ask for at least that many or choose another output folder")
         end = c.steps if until is None else until
-        while self.step < end:
+        self._meter = Meter()  # loading is not training
+        done = self.step >= end
+        while not done:
             before, start = self.step, time.perf_counter()
             self.train_step()
             self.seconds += time.perf_counter() - start
@@ -94,6 +96,7 @@ class Trainer:
                 self.group.check_equal(iter(self._tensors().items()), self.step)
             if crosses(before, self.step, c.report_every) or done:
                 report(self.step, self.metrics())
+                done = stop() or done
             if crosses(before, self.step, c.checkpoint_every) or done:
                 keep(self.step, self.save)
 
@@ -272,7 +275,7 @@ class Trainer:
         loss, rate = self._meter.read()
         return {"stage": 1 if self.step <= self.base_steps else 2, "steps": self.config.steps, "loss": loss,
                 "views_per_second": rate, "eta_seconds": (self.config.steps - self.step) / rate if rate else math.nan,
-                "splats": len(self.splats), "psnr": self._probe(), "memory_mb": self._memory()}
+                "workers": self.group.world, "splats": len(self.splats), "psnr": self._probe(), "memory_mb": self._memory()}
 
     @torch.no_grad()
     def _probe(self) -> float:
