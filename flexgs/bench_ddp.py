@@ -176,8 +176,12 @@ def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width:
         step_ms: the user's own time of a step on one GPU, to predict from, at gpu_count Gaussians; None: predict from what
             one thread took here at `count`.
     """
-    if min(workers) < 1:
-        raise UserError(f"bench ddp --workers: found {min(workers)}, expected at least 1")
+    smallest = {"workers": min(workers, default=0), "splats": count, "rounds": rounds, "steps": steps, "gpu-splats": gpu_count}
+    for option, value in smallest.items():
+        if value < 1:
+            raise UserError(f"bench ddp --{option}: found {value}, expected at least 1")
+    if step_ms is not None and step_ms <= 0:
+        raise UserError(f"bench ddp --step-ms: found {step_ms:g}, expected above 0")
     warmup()
     worlds, rows = sorted({1, *workers}), []
     with tempfile.TemporaryDirectory() as folder:

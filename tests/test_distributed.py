@@ -170,8 +170,9 @@ def test_bench_ddp_measures_both_stages_and_predicts(capsys):
     assert rows[1]["mb_sent"] * 1e6 == pytest.approx(bytes_of_stage_1) and rows[0]["mb_sent"] == 0
     assert rows[3]["mb_sent"] > rows[1]["mb_sent"]  # stage 2 has deltas
     assert "100 Gbit Ethernet" in capsys.readouterr().out
-    with pytest.raises(UserError, match="--workers"):
-        bench_ddp((0,))
+    for option, bad in {"workers": {"workers": (0,)}, "rounds": {"rounds": 0}, "step-ms": {"step_ms": 0.0}}.items():
+        with pytest.raises(UserError, match=f"--{option}: found 0"):
+            bench_ddp(**bad)
 
 
 def test_prediction_is_ideal_without_bytes_and_bounded_by_the_link():
