@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from flexgs.config import METHODS, Config, Evaluation, check_ratio
+from flexgs.config import METHODS, Config, Distributed, Evaluation, check_ratio
 from flexgs.errors import UserError
 from flexgs.files import make_folder, only_one
 
@@ -197,9 +197,9 @@ class Data:
 
 @dataclass
 class Bench:
-    """Time the rasterizer, or the steps of stage 2, on this machine."""
+    """Time the rasterizer, the steps of stage 2, or what more workers gain, on this machine."""
 
-    what: tyro.conf.Positional[Literal["raster", "step"]] = "raster"
+    what: tyro.conf.Positional[Literal["raster", "step", "ddp"]] = "raster"
     points: Path | None = None
     """raster: an .npz of real points to place the Gaussians at; default: random ones."""
     scene: Path | None = None
@@ -208,13 +208,29 @@ class Bench:
     """... this checkpoint of stage 1 belongs to: stage1/done of a comparison."""
     methods: tuple[str, ...] = ("default", "fast", "paper", "official", "mended")
     """step: what to time, as in compare."""
+    workers: tuple[int, ...] = (1, 2, 4)
+    """ddp: numbers of worker processes, of one thread each."""
+    splats: int = 20_000
+    """ddp: Gaussians, seen in images of 320x240."""
+    rounds: int = 15
+    """ddp: how often each number of workers takes its turn; medians are printed."""
+    step_ms: float | None = None
+    """ddp: what a step takes on one GPU of yours, to predict the speed-up of many; default: as on one thread here."""
+    gpu_splats: int = 3_000_000
+    """ddp: the Gaussians that --step-ms is for."""
+    distributed: Distributed = field(default_factory=Distributed)
 
     def __call__(self) -> None:
         from flexgs.bench import bench_raster, bench_step
+        from flexgs.bench_ddp import bench_ddp
         from flexgs.training.checkpoint import load_checkpoint
 
         if self.what == "raster":
             bench_raster(points=self.points)
+            return
+        if self.what == "ddp":
+            bench_ddp(self.workers, count=self.splats, rounds=self.rounds, options=self.distributed, step_ms=self.step_ms,
+                      gpu_count=self.gpu_splats)
             return
         if not self.scene or not self.checkpoint:
             raise UserError("bench step: expected --scene and --checkpoint; `flexgs compare SCENE` leaves one in stage1/done")

@@ -232,6 +232,16 @@ class Evaluation:
 
 
 @dataclass
+class Distributed:
+    """How the workers of one scene add up their gradients; docs/distributed.md says what pays where."""
+
+    rows: Literal["all", "seen"] = "all"
+    """seen: of the Gaussians, only those that some worker saw in this step; the sums are the same."""
+    sh_rest: Literal["float32", "bfloat16"] = "float32"
+    """What the gradients of shN travel as: three quarters of the bytes, which bfloat16 halves and rounds to 3 digits."""
+
+
+@dataclass
 class Config:
     """A run. `Config.from_preset("paper")` gives a named one."""
 
@@ -259,6 +269,7 @@ class Config:
     transform: Transform = dataclasses.field(default_factory=Transform)
     deltas: Deltas = dataclasses.field(default_factory=Deltas)
     field: Field = dataclasses.field(default_factory=Field)
+    distributed: Distributed = dataclasses.field(default_factory=Distributed)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
 
     @property
@@ -360,7 +371,7 @@ def check_same_method(theirs: Config, ours: Config, elastic: bool, folder: Path)
                         "use the same settings to continue or choose another output folder")
 
 
-_FREE = ("steps", "preset", "batch", "report_every", "checkpoint_every", "check_every", "evaluation")
+_FREE = ("steps", "preset", "batch", "report_every", "checkpoint_every", "check_every", "distributed", "evaluation")
 BASE_RATES = ("means", "quats", "scales", "opacities", "sh0", "shN")
 
 

@@ -1,16 +1,25 @@
 """Two real gloo workers against one."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from flexgs.config import Config
+from flexgs import shared_memory
+from flexgs.bench_ddp import Link, bench_ddp, predicted
+from flexgs.config import Config, Distributed
 from flexgs.distributed import Group
+from flexgs.errors import UserError
+from flexgs.run import LocalSession
 from flexgs.scene import load_scene
-from flexgs.training.trainer import Trainer
+from flexgs.seeds import generator
+from flexgs.training.checkpoint import latest_checkpoint
+from flexgs.training.gradients import summed_gradients
+from flexgs.training.trainer import NonFiniteLossError, Trainer
+from tests.conftest import random_splats
 
 
 def _worker(rank: int, world: int, port: int, work, arguments) -> None:
@@ -34,10 +43,10 @@ def _train(group: Group, capture, config: Config, out) -> None:
         torch.save(dict(trainer.splats.detach().items()) | dict(trainer.transform.state_dict()), out)
 
 
-@pytest.mark.parametrize("preset", ["default", "paper"])
-def test_two_workers_equal_one_with_a_batch_of_two(capture, config, tmp_path, preset):
+@pytest.mark.parametrize(("preset", "rows"), [("default", "all"), ("default", "seen"), ("paper", "all")])
+def test_two_workers_equal_one_with_a_batch_of_two(capture, config, tmp_path, preset, rows):
     """40 views of stage 1 (20 steps, three densifications) and 24 of stage 2."""
-    config.steps, config.base.share, config.batch = 64, 40 / 64, 2
+    config.steps, config.base.share, config.batch, config.distributed.rows = 64, 40 / 64, 2, rows
     config.base.grow_every, config.base.grow_from = 10, 0.2
     config.order, config.transform = Config.from_preset(preset).order, Config.from_preset(preset).transform
     config.ratios, config.field.resolution = Config.from_preset(preset).ratios, (8, 8, 8, 8)
@@ -66,3 +75,107 @@ def _collectives(group: Group) -> None:
 
 def test_collectives_and_the_check_of_replicas():
     spawn(3, _collectives)
+
+
+def _sums(group: Group, room: Path) -> None:
+    """Large tensors, of two dtypes and not all contiguous, then larger ones: the same sum on all workers."""
+    shared_memory.ROOM = room
+    for n in (40_000, 90_000):
+        of = [[torch.randn(n, generator=generator(r, "a")), torch.randn(3, n, generator=generator(r, "b")).T,
+               torch.randn(n, generator=generator(r, "c"), dtype=torch.float64)] for r in range(group.world)]
+        for got, expected in zip(group.summed(of[group.rank]), map(sum, zip(*of, strict=True)), strict=True):
+            if room.is_dir():  # in the order of ranks
+                assert torch.equal(got, expected)
+            torch.testing.assert_close(got, expected)
+            group.check_equal(iter({"sum": got.float()}.items()), 0)
+    assert bool(group._memory) == room.is_dir() and not list(room.glob("*"))
+
+
+@pytest.mark.parametrize("room", ["", "missing"])
+def test_sums_go_through_shared_memory_or_else_through_gloo(room, tmp_path):
+    spawn(3, _sums, tmp_path / room)
+
+
+def _fewer_bytes(group: Group) -> None:
+    draw, n = generator(group.rank, "gradients"), 4000
+    seen = torch.rand(n, generator=draw) < 0.3
+    named = {f"splats.{name}": t * seen.view(-1, *[1] * (t.dim() - 1)) for name, t in random_splats(n, 3, group.rank).items()}
+    named |= {"loss": torch.tensor(1.0), "transform.means": torch.randn(700, 3, generator=draw)}
+
+    def summed(**options):
+        return summed_gradients({name: t.clone() for name, t in named.items()}, group, Distributed(**options))
+
+    whole, rows, rounded = summed(), summed(rows="seen"), summed(rows="seen", sh_rest="bfloat16")
+    for name, t in whole.items():
+        assert torch.equal(t, rows[name]), name
+        assert rounded[name].dtype == t.dtype and torch.equal(t, rounded[name]) == (name != "splats.shN"), name
+    size = group.summed([named["splats.shN"].abs()])[0]  # each of two terms and their sum is rounded to 8 bits
+    assert bool(((whole["splats.shN"] - rounded["splats.shN"]).abs() <= 2 * 2**-8 * size + 1e-12).all())
+    group.check_equal(iter(rounded.items()), 0)
+
+
+def test_rows_that_were_seen_give_the_same_sums_and_bfloat16_rounds():
+    spawn(2, _fewer_bytes)
+
+
+def _poisoned(group: Group, capture, config: Config, folder) -> None:
+    trainer = Trainer(config, load_scene(capture, factor=1), group)
+    session = LocalSession(folder, group, lambda step, metrics: None)
+    take = trainer.optimizer.take_gradients
+
+    def poisoned() -> list:
+        gradients = take()
+        if group.rank == 1 and trainer.step == 30:
+            gradients[1][5, 2] = float("nan")
+        return gradients
+
+    trainer.optimizer.take_gradients = poisoned
+    with pytest.raises(NonFiniteLossError, match=r"step 30: the gradient of splats\.quats is not finite") as raised:
+        trainer.fit(lambda step, metrics: None, session.checkpoint)
+    assert len(set(group.gather(str(raised.value)))) == 1
+    assert all(bool(t.isfinite().all()) for _, t in trainer.splats.items())
+    again = Trainer(config, trainer.scene, group)
+    again.load(session.latest_checkpoint())
+    assert again.step == 20 and all(bool(t.isfinite().all()) for _, t in again.splats.items())
+
+
+def test_a_nan_in_one_workers_gradient_ends_all_before_it_is_learned(capture, config, tmp_path):
+    config.batch, config.checkpoint_every, config.base.grow_from = 2, 20, 0.9
+    spawn(2, _poisoned, capture, config, tmp_path)
+
+
+def _begin(group: Group, capture, config: Config, folder) -> None:
+    trainer = Trainer(config, load_scene(capture, factor=1), group)
+    trainer.fit(lambda step, metrics: None, LocalSession(folder, group, lambda step, metrics: None).checkpoint, until=40)
+
+
+def test_a_run_of_two_workers_goes_on_with_one(capture, config, tmp_path):
+    config.steps, config.base.share, config.batch, config.checkpoint_every = 64, 0.5, 2, 40
+    config.base.grow_every, config.base.grow_from = 10, 0.2
+    spawn(2, _begin, capture, config, tmp_path)
+    scene = load_scene(capture, factor=1)
+    resumed, alone = Trainer(config, scene), Trainer(config, scene)
+    resumed.load(latest_checkpoint(tmp_path / "checkpoints"))
+    assert resumed.step == 40
+    for trainer in (resumed, alone):
+        trainer.fit(lambda step, metrics: None, lambda step, write: None)
+    for (name, ours), (_, theirs) in zip(resumed.splats.items(), alone.splats.items(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_bench_ddp_measures_both_stages_and_predicts(capsys):
+    rows = bench_ddp((2,), count=300, width=33, height=25, rounds=1, steps=1)
+    assert [(row["stage"], row["workers"]) for row in rows] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    bytes_of_stage_1 = 4 * (300 * 59 + 1)  # the gradient and the loss; two workers send each byte once
+    assert rows[1]["mb_sent"] * 1e6 == pytest.approx(bytes_of_stage_1) and rows[0]["mb_sent"] == 0
+    assert rows[3]["mb_sent"] > rows[1]["mb_sent"]  # stage 2 has deltas
+    assert "100 Gbit Ethernet" in capsys.readouterr().out
+    for option, bad in {"workers": {"workers": (0,)}, "rounds": {"rounds": 0}, "step-ms": {"step_ms": 0.0}}.items():
+        with pytest.raises(UserError, match=f"--{option}: found 0"):
+            bench_ddp(**bad)
+
+
+def test_prediction_is_ideal_without_bytes_and_bounded_by_the_link():
+    link = Link("slow", 1e9, 0.0)
+    assert predicted(0.1, 0, 8, link) == pytest.approx(8)
+    assert predicted(0.1, 1e9, 8, link) == pytest.approx(8 * 0.1 / (0.1 + 1.75))

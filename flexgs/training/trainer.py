@@ -24,6 +24,7 @@ from flexgs.seeds import generator
 from flexgs.splats import Splats
 from flexgs.training.checkpoint import load_checkpoint, save_checkpoint
 from flexgs.training.densify import Densifier, crosses, reorder
+from flexgs.training.gradients import first_not_finite, summed_gradients
 from flexgs.training.losses import as_float, halved, photometric
 from flexgs.training.optim import Optimizer, splat_groups
 
@@ -32,7 +33,7 @@ Keep = Callable[[int, Callable[[Path], None]], None]
 
 
 class NonFiniteLossError(UserError):
-    """The loss became NaN or infinite."""
+    """The loss, or a gradient, became NaN or infinite."""
 
 
 class Trainer:
@@ -110,16 +111,17 @@ class Trainer:
         total: list[Tensor] = []
         for slot in self.group.share(self.batch):
             loss = self._view_loss(before + slot)
-            view = [*self.optimizer.take_gradients(), loss]
+            view = [loss, *self.optimizer.take_gradients()]
             # A view's gradient is complete before it is added, so that one worker with two views rounds as two workers do.
             total = [a.add_(b) for a, b in zip(total, view, strict=True)] if total else view
-        self.group.sum_(total)
-        *gradients, loss = total
-        if not math.isfinite(float(loss)):
-            raise NonFiniteLossError(f"scene {self.scene.name}, step {before}: the loss is {float(loss)}; the last "
-                                     "checkpoint is kept; lower the learning rates (--rates) and run again")
-        self._meter.add(float(loss), self.batch)
-        self.optimizer.step(gradients, self._progress(before))
+        names = [name for name, _ in self.optimizer.parameters()]
+        sums = summed_gradients(dict(zip(["loss", *names], total, strict=True)), self.group, self.config.distributed)
+        if bad := first_not_finite(sums):  # all workers have the same sums, so all end here together
+            what = f"the loss is {float(sums['loss'])}" if bad == "loss" else f"the gradient of {bad} is not finite"
+            raise NonFiniteLossError(f"scene {self.scene.name}, step {before}: {what}; the last checkpoint is kept; "
+                                     "lower the learning rates (--rates) and run again")
+        self._meter.add(float(sums.pop("loss")), self.batch)
+        self.optimizer.step(list(sums.values()), self._progress(before))
         grow = self.stage == 1
         self.step = before + self.batch
         if grow:
