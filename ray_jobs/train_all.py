@@ -7,6 +7,7 @@
 The same command continues what is unfinished and skips what is finished.
 """
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from flexgs.cli import guard, parse
 from flexgs.errors import UserError
 from flexgs.evaluate.table import print_results
 from flexgs.files import make_folder
+from flexgs.tracking import public
 from ray_jobs import warm_up
 from ray_jobs.batch import Batch
 from ray_jobs.cluster import Cluster, share_out
@@ -60,7 +62,7 @@ def train_all(options: TrainAll, args: Sequence[str]) -> int:
             config = options.fitting(config, cluster, args)
             jobs = [SceneJob(capture, folder / capture.name, config, max_failures=options.max_failures)
                     for capture in captures if capture.name not in wrong]
-            batch = Batch(folder, options.tracking())
+            batch = Batch(folder, options.tracking(), public(shlex.join(["python", "ray_jobs/train_all.py", *args])))
             jobs = [job for job in jobs if not batch.skip(job)]
             if jobs:
                 share = share_out(cluster.nodes(options.workers), len(jobs), options.workers, config.batch)
