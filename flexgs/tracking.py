@@ -361,6 +361,7 @@ def _open(uri: str, name: str, artifacts: Path | None) -> tuple[Any, str]:
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)  # it ends when MLflow goes, which we say ourselves
     local = uri.startswith("sqlite:///")
     if local:
         _create_database(Path(unquote(uri.removeprefix("sqlite:///"))))
