@@ -182,6 +182,7 @@ def track(scene: str, rows: Rows, common: Config, folder: Path, tracking: Tracki
     ratios = dict.fromkeys(ratio for table in means.values() for ratio in table)
     parent.log_summary({ratio: max((t[ratio] for t in means.values() if ratio in t), key=lambda row: row["psnr"])
                         for ratio in ratios}, common.steps)
+    parent.describe((folder / "tables.md").read_text())
     parent.log_files([folder / name for name in ("compare.json", "tables.md", "table.csv", "tradeoff.png")])
     parent.finish()
     return tracking.how_to_open(runs)

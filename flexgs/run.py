@@ -112,8 +112,9 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
     train_seconds = trainer.seconds + time.perf_counter() - training_ended  # the final order is a part of the training
     measured = evaluate(model, scene, config.evaluation, config.background, group)
     results = {
-        "scene": scene.name, "preset": config.preset, "seed": config.seed, "steps": config.steps,
-        "git_sha": git_sha(), "train_seconds": round(train_seconds, 1), "seconds": 0.0, "splats": len(model.splats),
+        "scene": scene.name, "capture": str(scene.root.absolute()), "preset": config.preset, "seed": config.seed,
+        "steps": config.steps, "git_sha": git_sha(), "train_seconds": round(train_seconds, 1), "seconds": 0.0,
+        "splats": len(model.splats),
         "protocol": {**scene.protocol, **measured["protocol"]}, "ratios": measured["ratios"],
     }
     if group.rank == 0:

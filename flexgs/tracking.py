@@ -11,7 +11,7 @@
 A run's id is kept in <folder>/mlflow.json, so the same folder goes on in the same run. Nothing here stops a training: what
 MLflow does not take is warned about once, stays in metrics.jsonl and results.json, and is sent at the next chance.
 
-The only module of flexgs that imports mlflow, and only when it is used.
+mlflow is imported when it is used: here, in registry.py (the trained models) and in pyfunc.py (what a model is there).
 """
 
 import functools
@@ -30,16 +30,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlencode
 
+from flexgs import notes
+from flexgs.config import Evaluation
+from flexgs.evaluate.table import psnr_auc
 from flexgs.files import write_json
 
 log = logging.getLogger("flexgs.tracking")
 
 CUT_BYTES = 50_000_000
 """Cuts larger than this are not copied to MLflow; they are in the run folder anyway."""
+MODEL_BYTES = 500_000_000
+"""Likewise models: MLflow gets a copy per training, and copies it twice. A tag says where the model is."""
 RETRY_SECONDS = 60.0
 """How long an MLflow that failed is left alone."""
 _BATCH = 900  # MLflow takes at most 1000 metrics and 100 parameters in a call
 CURVE = "curve/psnr_by_ratio_permille"
+_VIEW = "flexgs"
 _NOT_METRICS = {"step", "steps", "eta_seconds"}
 
 
@@ -79,7 +85,11 @@ class Tracking:
         return self.id is not None
 
     def failed(self, error: Exception) -> None:
+        """Warn, and leave MLflow alone for a while."""
         self._retry_at = time.monotonic() + RETRY_SECONDS
+        self.warn(error)
+
+    def warn(self, error: Exception) -> None:
         (log.debug if self._warned else log.warning)(
             "MLflow at %s: %s; the training is not affected, metrics.jsonl and results.json have every figure",
             public(self.uri), public(_one_line(error)))
@@ -90,13 +100,17 @@ class Tracking:
         """The run that belongs to folder, continued if there is one; kind is batch, scene, search or trial."""
         return Run(self, folder, name, {**(tags or {}), "kind": kind}, params or {}, parent)
 
+    def page(self, compared: Sequence[str] = ()) -> str:
+        """Where MLflow's server shows the runs, or PSNR over ratio of those with these ids, behind its address."""
+        if compared:
+            return f"#/metric?{_chart(str(self.id), compared, CURVE)}"
+        return f"#/experiments/{self.id}/runs?viewStateShareKey={_VIEW}&workflowType=machine_learning"
+
     def how_to_open(self, compared: Sequence["Run"] = ()) -> str:
         """What a person types and where they look to see the runs, or PSNR over ratio of those compared; may be empty."""
         if self.id is None:
             return ""
-        page = f"#/experiments/{self.id}/runs"
-        if compared:
-            page = f"#/metric?{_chart(self.id, [run.id for run in compared], CURVE)}"
+        page = self.page([run._id for run in compared if run._id])
         if not self.uri.startswith("sqlite:"):
             return f"{public(self.uri).rstrip('/')}/{page}"
         mlflow = shlex.quote(str(Path(sys.executable).with_name("mlflow")))
@@ -114,6 +128,7 @@ class Run:
         self._id: str | None = None
         self._logged = -1
         """The last step of the history that MLflow has."""
+        self._monitor: Any = None
 
     @property
     def id(self) -> str:
@@ -126,6 +141,22 @@ class Run:
     def start(self) -> None:
         """Show the run as running, created if need be."""
         self.tracking.client.update_run(self.id, status="RUNNING")
+
+    @_tolerant
+    def watch_machine(self) -> None:
+        """From now to the end of the run, log CPU, memory, disk, network and GPUs of the machine that calls this.
+
+        That is the one that the job was started on; on a cluster, what a scene needs is in its train/memory_mb.
+        """
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        self._monitor = SystemMetricsMonitor(self.id, resume_logging=True, tracking_uri=self.tracking.uri)
+        self._monitor.start()
+
+    @_tolerant
+    def describe(self, text: str) -> None:
+        """Show the Markdown text as the description of the run."""
+        self.tracking.client.set_tag(self.id, "mlflow.note.content", text)
 
     @_tolerant
     def log_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -148,15 +179,20 @@ class Run:
 
     @_tolerant
     def log_results(self, results: Mapping[str, Any], folder: Path) -> None:
-        """Log results.json, the renders and the smaller cuts of the run folder, and end the run.
+        """Log results.json, the renders and the smaller cuts of the run folder, end the run, and register the model.
 
         Results that the run has already are not logged again.
         """
-        client, run_id, steps, digest = self.tracking.client, self.id, results["steps"], _digest(results["ratios"])
-        if client.get_run(run_id).data.tags.get("results") == digest:
-            return
+        if self.tracking.client.get_run(self.id).data.tags.get("results") != _digest(results["ratios"]):
+            self._log_results(results, folder)
+        self._log_model(results, folder / "model")
+
+    def _log_results(self, results: Mapping[str, Any], folder: Path) -> None:
+        client, run_id, steps = self.tracking.client, self.id, results["steps"]
         self._log_ratios(results["ratios"], steps)
-        self._log_numbers({k: results[k] for k in ("train_seconds", "seconds") if _is_number(results.get(k))}, steps)
+        times = {k: results[k] for k in ("train_seconds", "seconds") if _is_number(results.get(k))}
+        self._log_numbers({"psnr_auc": psnr_auc(results["ratios"]), **times}, steps)
+        self._log_capture(results)
         for name in ("results.json", "config.json"):
             if (folder / name).is_file():
                 client.log_artifact(run_id, str(folder / name))
@@ -164,8 +200,23 @@ class Run:
             for file in sorted((folder / part).glob("*")):
                 if part == "renders" or file.stat().st_size <= CUT_BYTES:
                     client.log_artifact(run_id, str(file), part)
-        client.set_tag(run_id, "results", digest)  # after the rest: all of it is there
+        client.set_tag(run_id, "mlflow.note.content", notes.scene(results, folder))
+        client.set_tag(run_id, "results", _digest(results["ratios"]))  # after the rest: all of it is there
         self._end("FINISHED", None)
+
+    def _log_model(self, results: Mapping[str, Any], model: Path) -> None:
+        """Register the model in this folder, with its results; a large one stays where it is."""
+        if not model.is_dir():
+            return
+        where = str(model)
+        if sum(file.stat().st_size for file in model.iterdir()) <= MODEL_BYTES:
+            from flexgs.registry import register
+
+            try:
+                where = register(self.tracking.client, self.id, results, model, _digest(results["ratios"]))
+            except Exception as e:  # a full disk, a registry that is not ours to write to: no reason to lose other results
+                self.tracking.warn(e)
+        self.tracking.client.set_tag(self.id, "model", where)
 
     @_tolerant
     def log_summary(self, ratios: Mapping[str, Mapping[str, float]], steps: int,
@@ -189,6 +240,8 @@ class Run:
 
     def _end(self, status: str, error: str | None) -> None:
         client = self.tracking.client
+        if self._monitor is not None:
+            self._monitor.finish()
         if error is not None:
             client.set_tag(self.id, "error", error[:5000])
         elif "error" in client.get_run(self.id).data.tags:
@@ -210,6 +263,17 @@ class Run:
         from mlflow.entities import Metric
 
         self.tracking.client.log_batch(self.id, metrics=[Metric(k, float(v), _now(), steps) for k, v in numbers.items()])
+
+    def _log_capture(self, results: Mapping[str, Any]) -> None:
+        """The capture as the run's dataset; nothing if the results are older than the digest of captures."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        protocol = results.get("protocol", {})
+        if "digest" in protocol:
+            profile = {key: protocol[key] for key in ("train_views", "test_views", "width", "height", "points")}
+            dataset = Dataset(results["scene"], protocol["digest"], "local", json.dumps({"uri": results["capture"]}),
+                              profile=json.dumps(profile))
+            self.tracking.client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
     def _continued(self) -> str | None:
         from mlflow.exceptions import MlflowException
@@ -290,22 +354,24 @@ _METRIC_NAMES = {"lpips_vgg": "lpips", "lpips_alex": "lpips_alex"}
 def _open(uri: str, name: str, artifacts: Path | None) -> tuple[Any, str]:
     """A client of the store at uri, and the id of the experiment, created if need be."""
     for key, value in {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-                       "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}.items():
+                       "MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}.items():
         os.environ.setdefault(key, value)
     import mlflow
     from mlflow.exceptions import MlflowException
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)  # it ends when MLflow goes, which we say ourselves
     local = uri.startswith("sqlite:///")
     if local:
         _create_database(Path(unquote(uri.removeprefix("sqlite:///"))))
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name(name)
+    tags = _page()
     if experiment is None:
         location = artifacts.absolute().as_uri() if local and artifacts else None
-        try:  # the tag opens the page on training runs; MLflow's own default is a page for language models
-            return client, client.create_experiment(name, location, {"mlflow.experimentKind": "custom_model_development"})
+        try:
+            return client, client.create_experiment(name, location, tags)
         except MlflowException as e:
             if e.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -313,7 +379,23 @@ def _open(uri: str, name: str, artifacts: Path | None) -> tuple[Any, str]:
             assert experiment is not None
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
+    for key in tags.keys() - experiment.tags.keys():  # what a person has changed stays
+        client.set_experiment_tag(experiment.experiment_id, key, tags[key])
     return client, experiment.experiment_id
+
+
+def _page() -> dict[str, str]:
+    """The tags of an experiment that say how MLflow shows it."""
+    ratios = [ratio_name(ratio) for ratio in Evaluation().ratios]
+    columns = ["metrics.`psnr_auc`", *(f"metrics.`psnr/{ratio}`" for ratio in ratios), "metrics.`splats/ratio_1.00`",
+               "metrics.`train_seconds`", "attributes.`Dataset`", "attributes.`Models`"]
+    return {
+        "mlflow.experimentKind": "custom_model_development",  # training runs; MLflow's own default is language models
+        "mlflow.note.content": notes.EXPERIMENT,
+        # Sorted by a metric, the list is flat: scenes are not folded away below their batch, and the best come first.
+        f"mlflow.sharedViewState.{_VIEW}": json.dumps(
+            {"selectedColumns": columns, "orderByKey": "metrics.`psnr_auc`", "orderByAsc": False}),
+    }
 
 
 def _create_database(path: Path) -> None:

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from flexgs import notes
 from flexgs.cli import progress_line
 from flexgs.errors import UserError
-from flexgs.evaluate.table import mean_ratios
+from flexgs.evaluate.table import mean_ratios, psnr_auc
 from flexgs.run import finished, git_sha
 from flexgs.tracking import Run, Tracking, flatten, read_jsonl
 from flexgs.training.checkpoint import latest_checkpoint
@@ -34,8 +35,9 @@ STEADY = 5
 class Batch:
     """The scenes of an experiment folder. results and errors, by scene, grow while they train."""
 
-    def __init__(self, folder: Path, tracking: Tracking):
-        self.folder, self.tracking, self.sha = folder, tracking, git_sha()
+    def __init__(self, folder: Path, tracking: Tracking, command: str):
+        """command: what started it, for whoever wants the same again."""
+        self.folder, self.tracking, self.command, self.sha = folder, tracking, command, git_sha()
         self.run = tracking.run(folder, "all scenes", kind="batch", tags={"git_sha": self.sha})
         self.results: dict[str, dict[str, Any]] = {}
         self.errors: dict[str, Exception] = {}
@@ -63,6 +65,7 @@ class Batch:
         """
         watches = {job.name: Watch(job, self._run_of(job)) for job in jobs}
         running: dict[Future, Watch] = {}
+        watched = False
         pool = ThreadPoolExecutor(len(jobs))
         try:
             with Screen() as screen:
@@ -75,7 +78,11 @@ class Batch:
                             running[pool.submit(train_scene, watch.start(place, screen))] = watch
                     screen.show({watch.job.name: watch.look(screen) for watch in running.values()},
                                 [name for name, watch in watches.items() if not watch.place])
-                    for watch in running.values():  # the first time, MLflow is opened here, while Ray starts the workers
+                    if not watched:  # opens MLflow while Ray starts the workers
+                        self.run.start()
+                        self.run.watch_machine()
+                        watched = True
+                    for watch in running.values():
                         watch.track()
                     if not running:
                         time.sleep(1.0)  # no machine is left: one may come back
@@ -102,7 +109,9 @@ class Batch:
         """End the parent run in MLflow, with the means over scenes."""
         if self.results:
             results = list(self.results.values())
-            self.run.log_summary(mean_ratios(results), max(r["steps"] for r in results))
+            means = mean_ratios(results)
+            self.run.log_summary(means, max(r["steps"] for r in results), {"psnr_auc": psnr_auc(means)} if means else {})
+            self.run.describe(notes.batch(results, self.command))
         self.run.finish("FAILED" if self.errors else "FINISHED")
 
     def _ended(self, watch: "Watch", future: Future) -> str:

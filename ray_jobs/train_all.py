@@ -19,6 +19,7 @@ from flexgs.cli import guard, parse
 from flexgs.errors import UserError
 from flexgs.evaluate.table import print_results
 from flexgs.files import make_folder
+from flexgs.tracking import public
 from ray_jobs import warm_up
 from ray_jobs.batch import Batch
 from ray_jobs.cluster import Cluster, Workers, share_out
@@ -62,7 +63,7 @@ def train_all(options: TrainAll, args: Sequence[str]) -> int:
             config = options.fitting(config, cluster, args)
             jobs = [SceneJob(capture, folder / capture.name, config, max_failures=options.max_failures)
                     for capture in captures if capture.name not in wrong]
-            batch = Batch(folder, options.tracking())
+            batch = Batch(folder, options.tracking(), public(shlex.join(["python", "ray_jobs/train_all.py", *args])))
             jobs = [job for job in jobs if not batch.skip(job)]
             if jobs:
                 share = share_out(cluster.nodes(workers.least if workers else None), len(jobs), workers, config.batch)

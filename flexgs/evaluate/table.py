@@ -1,6 +1,8 @@
 """The table that a run ends with: quality and size of every scene at every ratio."""
 
 import io
+import itertools
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -53,6 +55,16 @@ def mean_ratios(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, flo
         keys = [k for k, v in rows[0].items() if v is not None and all(row.get(k) is not None for row in rows)]
         means[ratio] = {k: statistics.fmean(row[k] for row in rows) for k in keys}
     return means
+
+
+def psnr_auc(ratios: Mapping[str, Mapping[str, Any]]) -> float:
+    """One number for a model at all its ratios: the area under PSNR over log ratio, by the width of that axis, so in dB.
+
+    On the logarithm a step from 1 to 10 % counts as much as one from 10 to 100 %. Comparable only over the same ratios.
+    """
+    curve = sorted((math.log(float(ratio)), row["psnr"]) for ratio, row in ratios.items())
+    area = sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in itertools.pairwise(curve))
+    return area / (curve[-1][0] - curve[0][0]) if len(curve) > 1 else curve[0][1]
 
 
 def print_results(results: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:

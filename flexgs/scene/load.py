@@ -1,5 +1,6 @@
 """load_scene: a capture on disk -> cameras, images and points ready for training."""
 
+import hashlib
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
@@ -92,7 +93,7 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         "undistorted": any(view.lens.distorted for view in views),
         "lenses": sorted({frame.lens.model for frame in frames}),
         "masks": sum(view.mask_path is not None for view in views),
-        "points": len(points), "points_from": note, **capture.notes,
+        "points": len(points), "points_from": note, "digest": _digest(views), **capture.notes,
     }
     return Scene(name or root.resolve().name, root, train, test, points, extent, protocol)
 
@@ -155,6 +156,16 @@ def _split(views: list[View], said: list[str | None] | None, test_every: int) ->
                 [test_every > 0 and i % test_every == 0 for i in range(len(views))])
     return ([view for view, held in zip(views, held_out, strict=True) if not held],
             [view for view, held in zip(views, held_out, strict=True) if held])
+
+
+def _digest(views: list[View]) -> str:
+    """A short name for the images, by name and size of the file, and the cameras: equal on every machine, cheap to make."""
+    digest = hashlib.blake2b(digest_size=6)
+    for view in views:
+        camera = view.camera
+        digest.update(repr((view.name, view.path.stat().st_size, camera.width, camera.height)).encode())
+        digest.update(camera.viewmat.numpy().tobytes() + camera.K.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _random_points(viewmats: list[np.ndarray], seed: int) -> Points:
