@@ -112,7 +112,7 @@ def shoot(browser: str, url: str, file: Path, height: int) -> None:
         done = subprocess.run(
             [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
              "--disable-background-networking", "--disable-component-update", f"--user-data-dir={profile}", "--hide-scrollbars",
-             "--virtual-time-budget=15000", f"--window-size=1600,{height}", f"--screenshot={file.absolute()}", url],
+             "--virtual-time-budget=15000", f"--window-size=1800,{height}", f"--screenshot={file.absolute()}", url],
             capture_output=True, text=True, timeout=PAGE_SECONDS, check=False)
     if done.returncode or not file.is_file():
         raise UserError(f"{browser}: took no picture of {url}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")

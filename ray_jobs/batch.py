@@ -108,7 +108,7 @@ class Batch:
     def finish(self) -> None:
         """End the parent run in MLflow, with the means over scenes."""
         if self.results:
-            results = list(self.results.values())
+            results = [self.results[scene] for scene in sorted(self.results)]
             means = mean_ratios(results)
             self.run.log_summary(means, max(r["steps"] for r in results), {"psnr_auc": psnr_auc(means)} if means else {})
             self.run.describe(notes.batch(results, self.command))
