@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import pytest
 import ray
@@ -142,7 +141,7 @@ def test_a_scene_whose_machine_has_gone_goes_on_on_another(tmp_path, monkeypatch
 
     monkeypatch.setattr(batch, "train_scene", fake)
     monkeypatch.setattr(batch.time, "sleep", lambda seconds: machines.update(b=1))  # nothing ran: a machine comes
-    scenes = batch.Batch(tmp_path, MagicMock())
+    scenes = batch.Batch(tmp_path, Tracking(f"sqlite:///{tmp_path / 'mlflow.db'}", "test"), "the command")
     scenes.train([train_scene.SceneJob(tmp_path, tmp_path / name, Config()) for name in ("good", "bad")], (1, 2),
                  lambda: dict(machines))
     assert starts == [("good", "a", 1), ("good", "b", 1), ("bad", "b", 1)]
