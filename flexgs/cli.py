@@ -309,10 +309,10 @@ def last_value(flag: str, args: Sequence[str]) -> str | None:
     return values[-1] if values else None
 
 
-def guard(main: Callable[[], None]) -> int:
-    """Run main; its exit code: 0, 2 with one line for a user's mistake, 130 for Ctrl-C."""
+def guard(main: Callable[[], int | None]) -> int:
+    """Run main; the exit code: what it returns or 0, 2 with one line for a user's mistake, 130 for Ctrl-C."""
     try:
-        main()
+        return main() or 0
     except UserError as e:
         print(f"flexgs: {e}", file=sys.stderr)
         return 2

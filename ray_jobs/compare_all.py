@@ -70,13 +70,7 @@ class Task:
 def main(args: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 if a cell failed, 2 if all that is wrong is the user's to mend."""
     args = sys.argv[1:] if args is None else args
-    code = 0
-
-    def body() -> None:
-        nonlocal code
-        code = compare_all(parse(CompareAll, args, "compare_all.py"), args)
-
-    return guard(body) or code
+    return guard(lambda: compare_all(parse(CompareAll, args, "compare_all.py"), args))
 
 
 def compare_all(options: CompareAll, args: Sequence[str]) -> int:

@@ -42,13 +42,7 @@ class TrainAll(Dataset):
 def main(args: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 if a scene failed, 2 if all that is wrong is the user's to mend."""
     args = sys.argv[1:] if args is None else args
-    code = 0
-
-    def body() -> None:
-        nonlocal code
-        code = train_all(parse(TrainAll, args, "train_all.py"), args)
-
-    return guard(body) or code
+    return guard(lambda: train_all(parse(TrainAll, args, "train_all.py"), args))
 
 
 def train_all(options: TrainAll, args: Sequence[str]) -> int:
