@@ -34,7 +34,7 @@ from flexgs.raster.cpu import pool
 from flexgs.tracking import Tracking
 from ray_jobs import warm_up
 from ray_jobs.cluster import Cluster
-from ray_jobs.dataset import Dataset, unreadable
+from ray_jobs.dataset import Dataset, exit_code, unreadable
 from ray_jobs.train_scene import describe, read_scene
 
 # Workers get this module with the functions that they run: they need flexgs installed, but not this folder on their path.
@@ -162,10 +162,7 @@ def report(options: CompareAll, config: Config, scenes: dict[str, Rows], errors:
     print(f"tables and figures: {options.folder}/<scene>")
     for name, page in pages.items():
         print(f"MLflow, {name}: {page}")
-    sys.stdout.flush()
-    for name, error in errors.items():
-        print(f"flexgs: {name} failed: {error}", file=sys.stderr)
-    return 0 if not errors else 2 if all(isinstance(e, UserError) for e in errors.values()) else 1
+    return exit_code(errors)
 
 
 if __name__ == "__main__":

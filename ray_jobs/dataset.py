@@ -1,7 +1,8 @@
 """The options that every job over a dataset shares: which captures, at which size, where results go."""
 
 import os
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -113,6 +114,14 @@ def unreadable(captures: Sequence[Path], config: Config, finished: Collection[st
     for name, error in wrong.items():
         print(f"{name}: left out: {error}", flush=True)
     return wrong
+
+
+def exit_code(errors: Mapping[str, Exception]) -> int:
+    """Say what failed, by name; 0, 1, or 2 if all that is wrong is the user's to mend."""
+    sys.stdout.flush()
+    for name, error in errors.items():
+        print(f"flexgs: {name} failed: {error}", file=sys.stderr)
+    return 0 if not errors else 2 if all(isinstance(e, UserError) for e in errors.values()) else 1
 
 
 def laptop_size(config: Config, size: Size, args: Sequence[str]) -> Config:

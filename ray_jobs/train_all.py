@@ -16,14 +16,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python itself adds only the folder of the script
 
 from flexgs.cli import guard, parse
-from flexgs.errors import UserError
 from flexgs.evaluate.table import print_results
 from flexgs.files import make_folder
 from flexgs.tracking import public
 from ray_jobs import warm_up
 from ray_jobs.batch import Batch
 from ray_jobs.cluster import Cluster, Workers, share_out
-from ray_jobs.dataset import Dataset, unreadable
+from ray_jobs.dataset import Dataset, exit_code, unreadable
 from ray_jobs.train_scene import SceneJob
 
 
@@ -80,10 +79,7 @@ def report(batch: Batch, scenes: Sequence[str], errors: Mapping[str, Exception],
     if errors:
         print(f"{len(errors)} of {len(scenes)} scenes failed: {', '.join(errors)}. To continue them:\n"
               f"python ray_jobs/train_all.py {shlex.join(args)}")
-    sys.stdout.flush()
-    for scene, error in errors.items():
-        print(f"flexgs: {scene} failed: {error}", file=sys.stderr)
-    return 0 if not errors else 2 if all(isinstance(e, UserError) for e in errors.values()) else 1
+    return exit_code(errors)
 
 
 if __name__ == "__main__":
