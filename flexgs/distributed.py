@@ -9,6 +9,10 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+
+# Its default arguments keep the group of the moment it is imported. The optimiser imports it at the first step, and the group
+# would outlive its destruction with gloo's threads, one of which now and then aborted a process that was ending.
+import torch.distributed.nn.functional
 from torch import Tensor
 
 from flexgs.shared_memory import SharedMemory
