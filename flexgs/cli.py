@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from flexgs.config import METHODS, Config, Distributed, Evaluation, check_ratio
-from flexgs.errors import UserError
+from flexgs.errors import UserError, cure
 from flexgs.files import make_folder, only_one
 
 if TYPE_CHECKING:
@@ -310,7 +310,8 @@ def last_value(flag: str, args: Sequence[str]) -> str | None:
 
 
 def guard(main: Callable[[], int | None]) -> int:
-    """Run main; the exit code: what it returns or 0, 2 with one line for a user's mistake, 130 for Ctrl-C."""
+    """Run main; the exit code: what it returns or 0, 2 with one line for a user's mistake, 1 with one line where memory or disk
+    ran out, 130 for Ctrl-C."""
     try:
         return main() or 0
     except UserError as e:
@@ -321,7 +322,17 @@ def guard(main: Callable[[], int | None]) -> int:
         return 130
     except BrokenPipeError:  # the reader, such as head, has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as e:
+        if not (advice := cure(e)):
+            raise
+        print(f"flexgs: {advice}; the same command continues from the last checkpoint ({_one_line(e)})",
+              file=sys.stderr)
+        return 1
     return 0
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def main() -> None:

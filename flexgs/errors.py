@@ -1,5 +1,7 @@
 """The two ways a command ends badly: the user can mend it (exit code 2), or something failed (exit code 1)."""
 
+import errno
+
 
 class UserError(Exception):
     """One line for the user: the file or option, what was found, what was expected, what to do. Exit code 2."""
@@ -11,3 +13,17 @@ class MissingDependencyError(UserError):
     def __init__(self, package: str, extra: str, needed_for: str):
         super().__init__(f"{needed_for} needs the package {package}, which is not installed: "
                          f"pip install 'flexgs[{extra}]'")
+
+
+def cure(error: BaseException) -> str | None:
+    """What to do about an error that says that the machine has too little memory or disk; None for any other."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
+        return "out of memory: lower --base.max-splats or raise --data.factor"
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "no space left on device" in text:
+        return "the disk is full: free some of it"
+    return None
+
+
+_NO_MEMORY = ("out of memory", "low on memory", "can't allocate memory", "cannot allocate memory")
+"""As CUDA, Ray, PyTorch on the CPU, and the system say it."""

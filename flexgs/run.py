@@ -101,7 +101,7 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
 
     def report(step: int, metrics: dict[str, Any]) -> None:
         with (folder / "metrics.jsonl").open("a") as lines:
-            lines.write(json.dumps({"step": step, **metrics}) + "\n")
+            lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **metrics}) + "\n")
         session.progress(step, metrics)
 
     trainer.fit(report if group.rank == 0 else lambda step, metrics: None, session.checkpoint, stop=session.stop)
@@ -113,8 +113,8 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
     measured = evaluate(model, scene, config.evaluation, config.background, group)
     results = {
         "scene": scene.name, "capture": str(scene.root.absolute()), "preset": config.preset, "seed": config.seed,
-        "steps": config.steps, "git_sha": git_sha(), "train_seconds": round(train_seconds, 1), "seconds": 0.0,
-        "splats": len(model.splats),
+        "steps": config.steps, "git_sha": git_sha(), "time": round(time.time(), 3),
+        "train_seconds": round(train_seconds, 1), "seconds": 0.0, "splats": len(model.splats),
         "protocol": {**scene.protocol, **measured["protocol"]}, "ratios": measured["ratios"],
     }
     if group.rank == 0:

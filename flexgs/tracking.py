@@ -46,19 +46,21 @@ RETRY_SECONDS = 60.0
 _BATCH = 900  # MLflow takes at most 1000 metrics and 100 parameters in a call
 CURVE = "curve/psnr_by_ratio_permille"
 _VIEW = "flexgs"
-_NOT_METRICS = {"step", "steps", "eta_seconds"}
+_NOT_METRICS = {"step", "steps", "time", "eta_seconds"}
 
 
-def _tolerant(method: Callable[..., None]) -> Callable[..., None]:
-    """Turn a failure of MLflow into a warning and leave it alone for a while."""
+def _tolerant(method: Callable[..., None]) -> Callable[..., bool]:
+    """Turn a failure of MLflow into a warning and leave it alone for a while. The method returns whether MLflow took it all."""
 
     @functools.wraps(method)
-    def call(self: "Run", *args: Any, **kwargs: Any) -> None:
+    def call(self: "Run", *args: Any, **kwargs: Any) -> bool:
         if self.tracking.available():
             try:
                 method(self, *args, **kwargs)
+                return True
             except Exception as e:
                 self.tracking.failed(e)
+        return False
 
     return call
 
@@ -83,6 +85,10 @@ class Tracking:
             except Exception as e:
                 self.failed(e)
         return self.id is not None
+
+    def retry(self) -> None:
+        """Call MLflow again the next time, although it has failed a moment ago."""
+        self._retry_at = 0.0
 
     def failed(self, error: Exception) -> None:
         """Warn, and leave MLflow alone for a while."""
@@ -160,18 +166,19 @@ class Run:
 
     @_tolerant
     def log_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Log the numbers of each row as train/<name> at row["step"], except rows up to the last step logged."""
+        """Log each row's numbers as train/<name> at row["step"] and row["time"], except rows up to the last step logged."""
         from mlflow.entities import Metric
 
-        run_id, now, metrics = self.id, _now(), []
+        run_id, metrics = self.id, []
         new = sorted((row for row in rows if row["step"] > self._logged), key=lambda row: row["step"])
-        for row in new:
-            metrics += [Metric(f"train/{key}", float(value), now, row["step"]) for key, value in row.items()
-                        if key not in _NOT_METRICS and _is_number(value)]
-        for i in range(0, len(metrics), _BATCH):
-            self.tracking.client.log_batch(run_id, metrics=metrics[i:i + _BATCH])
-        if new:
-            self._logged = new[-1]["step"]
+        for i, row in enumerate(new):
+            # A step goes whole or not at all; and what is sent again, because the answer was lost, has the same time as before
+            # and is one metric to MLflow.
+            metrics += [Metric(f"train/{key}", float(value), _ms(row.get("time")), row["step"])
+                        for key, value in row.items() if key not in _NOT_METRICS and _is_number(value)]
+            if i + 1 == len(new) or len(metrics) + len(new[i + 1]) > _BATCH:
+                self.tracking.client.log_batch(run_id, metrics=metrics)
+                self._logged, metrics = row["step"], []
 
     @_tolerant
     def log_metric(self, name: str, value: float, step: int = 0) -> None:
@@ -189,9 +196,8 @@ class Run:
 
     def _log_results(self, results: Mapping[str, Any], folder: Path) -> None:
         client, run_id, steps = self.tracking.client, self.id, results["steps"]
-        self._log_ratios(results["ratios"], steps)
         times = {k: results[k] for k in ("train_seconds", "seconds") if _is_number(results.get(k))}
-        self._log_numbers({"psnr_auc": psnr_auc(results["ratios"]), **times}, steps)
+        self._log_ratios(results["ratios"], {"psnr_auc": psnr_auc(results["ratios"]), **times}, steps, results.get("time"))
         self._log_capture(results)
         for name in ("results.json", "config.json"):
             if (folder / name).is_file():
@@ -220,12 +226,14 @@ class Run:
 
     @_tolerant
     def log_summary(self, ratios: Mapping[str, Mapping[str, float]], steps: int,
-                    numbers: Mapping[str, float] | None = None) -> None:
-        """Log figures per ratio, for instance means over scenes, and other numbers, unless the run has them already."""
+                    numbers: Mapping[str, float] | None = None, when: float | None = None) -> None:
+        """Log figures per ratio, for instance means over scenes, and other numbers, unless the run has them already.
+
+        when: the time that they are of, in seconds since 1970; default: now.
+        """
         client, digest = self.tracking.client, _digest([ratios, numbers])
         if client.get_run(self.id).data.tags.get("results") != digest:
-            self._log_ratios(ratios, steps)
-            self._log_numbers(numbers or {}, steps)
+            self._log_ratios(ratios, numbers or {}, steps, when)
             client.set_tag(self.id, "results", digest)
 
     @_tolerant
@@ -248,21 +256,18 @@ class Run:
             client.delete_tag(self.id, "error")
         client.set_terminated(self.id, status)
 
-    def _log_ratios(self, ratios: Mapping[str, Mapping[str, Any]], steps: int) -> None:
+    def _log_ratios(self, ratios: Mapping[str, Mapping[str, Any]], numbers: Mapping[str, float], steps: int,
+                    when: float | None) -> None:
         from mlflow.entities import Metric
 
-        now = _now()
-        metrics = [Metric(f"{_METRIC_NAMES.get(key, key)}/{ratio_name(float(ratio))}", float(value), now, steps)
+        at = _ms(when)  # sent again with the same time, it is one metric to MLflow
+        metrics = [Metric(f"{_METRIC_NAMES.get(key, key)}/{ratio_name(float(ratio))}", float(value), at, steps)
                    for ratio, row in ratios.items() for key, value in row.items() if _is_number(value)]
         # MLflow draws over steps and time only: with the ratio as the step, it draws quality over ratio.
-        metrics += [Metric(CURVE, row["psnr"], now, round(1000 * float(ratio)))
+        metrics += [Metric(CURVE, row["psnr"], at, round(1000 * float(ratio)))
                     for ratio, row in ratios.items() if _is_number(row.get("psnr"))]
+        metrics += [Metric(key, float(value), at, steps) for key, value in numbers.items()]
         self.tracking.client.log_batch(self.id, metrics=metrics)
-
-    def _log_numbers(self, numbers: Mapping[str, float], steps: int) -> None:
-        from mlflow.entities import Metric
-
-        self.tracking.client.log_batch(self.id, metrics=[Metric(k, float(v), _now(), steps) for k, v in numbers.items()])
 
     def _log_capture(self, results: Mapping[str, Any]) -> None:
         """The capture as the run's dataset; nothing if the results are older than the digest of captures."""
@@ -354,7 +359,8 @@ _METRIC_NAMES = {"lpips_vgg": "lpips", "lpips_alex": "lpips_alex"}
 def _open(uri: str, name: str, artifacts: Path | None) -> tuple[Any, str]:
     """A client of the store at uri, and the id of the experiment, created if need be."""
     for key, value in {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-                       "MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}.items():
+                       "MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+                       "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}.items():
         os.environ.setdefault(key, value)
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -432,8 +438,9 @@ def _digest(value: object) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
-def _now() -> int:
-    return int(1000 * time.time())
+def _ms(when: float | None) -> int:
+    """MLflow's time, for seconds since 1970, or for now."""
+    return int(1000 * (time.time() if when is None else when))
 
 
 def _one_line(error: Exception) -> str:

@@ -1,11 +1,12 @@
 """Many scenes side by side: a thread for each that trains, started and moved by the schedule, their progress on the screen and
 in MLflow."""
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any, Self
 
@@ -20,14 +21,21 @@ from flexgs.errors import UserError
 from flexgs.evaluate.table import mean_ratios, psnr_auc
 from flexgs.run import finished, git_sha
 from flexgs.tracking import Run, Tracking, flatten, read_jsonl
-from flexgs.training.checkpoint import latest_checkpoint
 from ray_jobs.schedule import Place, Scene, plan, speedup
-from ray_jobs.train_scene import STOP, SceneJob, train_scene
+from ray_jobs.store import Store
+from ray_jobs.train_scene import RESULTS, STOP, SceneJob, train_scene
+
+log = logging.getLogger("flexgs.batch")
 
 PLAIN_SECONDS = 10.0
 """Between two progress lines of a scene where the output is not a terminal."""
 TRACKING_SECONDS = 10.0
 """Between two messages to MLflow about a scene."""
+WAIT_FOR_TRACKING_SECONDS = 60.0
+"""How long, when all is trained, to wait for an MLflow that is away."""
+HISTORY = ("metrics.jsonl", "failures.jsonl", "mlflow.json")
+PULL_SECONDS = 3.0
+"""Between two looks at what an object store keeps of a scene."""
 STEADY = 5
 """Reports that a scene's rate is the mean of."""
 
@@ -35,15 +43,19 @@ STEADY = 5
 class Batch:
     """The scenes of an experiment folder. results and errors, by scene, grow while they train."""
 
-    def __init__(self, folder: Path, tracking: Tracking, command: str):
+    def __init__(self, store: Store, tracking: Tracking, command: str):
         """command: what started it, for whoever wants the same again."""
-        self.folder, self.tracking, self.command, self.sha = folder, tracking, command, git_sha()
-        self.run = tracking.run(folder, "all scenes", kind="batch", tags={"git_sha": self.sha})
+        self.store, self.tracking, self.command, self.sha = store, tracking, command, git_sha()
+        store.pull("mlflow.json")
+        self.run = tracking.run(store.folder, "all scenes", kind="batch", tags={"git_sha": self.sha})
         self.results: dict[str, dict[str, Any]] = {}
         self.errors: dict[str, Exception] = {}
+        self._untold: list[SceneJob] = []
+        """Finished, and MLflow has not taken it."""
 
     def skip(self, job: SceneJob) -> bool:
         """Whether there is nothing to train: the scene was finished earlier. MLflow gets what it may have missed."""
+        job.store.pull("config.json", "results.json", *HISTORY)
         try:
             results = finished(job.folder, job.config)
         except UserError as e:
@@ -53,10 +65,16 @@ class Batch:
             return False
         print(f"{job.name}: already finished, {results['steps']} views", flush=True)
         self.results[job.name] = results
-        run = self._run_of(job)
-        run.log_history(read_jsonl(job.folder / "metrics.jsonl"))
-        run.log_results(results, job.folder)
+        self._tell(job, self._run_of(job))
         return True
+
+    def _tell(self, job: SceneJob, run: Run) -> None:
+        """Send MLflow what it does not have of a finished scene."""
+        with _storage_may_be_away():
+            job.store.pull(*HISTORY, *RESULTS)
+        run.log_history(read_jsonl(job.folder / "metrics.jsonl"))
+        if not run.log_results(self.results[job.name], job.folder):
+            self._untold.append(job)
 
     def train(self, jobs: Sequence[SceneJob], sizes: Sequence[int], machines: Callable[[], Mapping[str, int]]) -> None:
         """Train the scenes; one that fails does not disturb the others.
@@ -70,7 +88,11 @@ class Batch:
         try:
             with Screen() as screen:
                 while watches:
-                    for name, place in plan(machines(), [watch.scene() for watch in watches.values()], sizes).items():
+                    there = machines()
+                    for watch in running.values():
+                        if watch.place and watch.place.machine not in there:
+                            watch.leave(screen)
+                    for name, place in plan(there, [watch.scene() for watch in watches.values()], sizes).items():
                         watch = watches[name]
                         if watch.place:
                             watch.move(place, screen)
@@ -80,6 +102,8 @@ class Batch:
                                 [name for name, watch in watches.items() if not watch.place])
                     if not watched:  # opens MLflow while Ray starts the workers
                         self.run.start()
+                        with _storage_may_be_away():
+                            self.store.push("mlflow.json")
                         self.run.watch_machine()
                         watched = True
                     for watch in running.values():
@@ -106,28 +130,42 @@ class Batch:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def finish(self) -> None:
-        """End the parent run in MLflow, with the means over scenes."""
+        """End the parent run in MLflow, with the means over scenes. An MLflow that is away is waited for a little."""
+        waited_from = time.monotonic()
+        if self._untold:
+            print(f"MLflow is away, waiting for it up to {WAIT_FOR_TRACKING_SECONDS:.0f} s", flush=True)
+        while self._untold and time.monotonic() - waited_from < WAIT_FOR_TRACKING_SECONDS:
+            time.sleep(2.0)
+            self.tracking.retry()
+            untold, self._untold = self._untold, []
+            for job in untold:
+                self._tell(job, self._run_of(job))
+        if self._untold:
+            print(f"MLflow has not got {', '.join(job.name for job in self._untold)}; the same command sends it", flush=True)
         if self.results:
             results = [self.results[scene] for scene in sorted(self.results)]
             means = mean_ratios(results)
-            self.run.log_summary(means, max(r["steps"] for r in results), {"psnr_auc": psnr_auc(means)} if means else {})
+            self.run.log_summary(means, max(r["steps"] for r in results), {"psnr_auc": psnr_auc(means)} if means else {},
+                                 max(r.get("time", 0) for r in results))
             self.run.describe(notes.batch(results, self.command))
         self.run.finish("FAILED" if self.errors else "FINISHED")
 
     def _ended(self, watch: "Watch", future: Future) -> str:
         """Note how a scene ended; the line to show."""
         job, run = watch.job, watch.run
-        watch.track(now=True)
         (job.folder / STOP).unlink(missing_ok=True)  # it may have ended before it was stopped
+        with _storage_may_be_away():
+            job.store.push(STOP)
         error = future.exception()
         if error is None:
             results = self.results[job.name] = future.result()
-            run.log_results(results, job.folder)
+            self._tell(job, run)
             figures = ", ".join(f"{row['psnr']:.2f} dB at {100 * float(r):g} %" for r, row in results["ratios"].items())
             return f"{job.name}: finished in {watch.seconds():.0f} s: {figures}"
         if not isinstance(error, Exception):
             raise error
         self.errors[job.name] = error
+        watch.track(now=True)
         run.finish("FAILED", str(error))
         return f"{job.name}: failed after {watch.seconds():.0f} s: {error}"
 
@@ -147,11 +185,11 @@ class Watch:
         """When it was started first; 0: not yet."""
         self._going: Place | None = None
         self._rate: float | None = None
-        self._gave = False
-        self._since, self._kept = 0.0, self._checkpoint()
+        self._gave = self._leaving = False
+        self._since, self._kept = 0.0, job.store.latest_step()
         self._history, self._failures = job.folder / "metrics.jsonl", job.folder / "failures.jsonl"
         self._failed = len(read_jsonl(self._failures))
-        self._tracked = 0.0
+        self._tracked = self._pulled = 0.0
 
     def scene(self) -> Scene:
         """As the schedule sees it."""
@@ -164,7 +202,8 @@ class Watch:
 
     def start(self, place: Place, screen: "Screen") -> SceneJob:
         """Note that it starts there; what to train."""
-        self.place, self._since, self._kept = place, time.time(), self._checkpoint()
+        self._leaving = False
+        self.place, self._since, self._kept = place, time.time(), self.job.store.latest_step()
         self.started = self.started or self._since
         if self._kept:
             screen.say(f"{self.job.name}: continues from {self._kept} of {self.job.config.steps}{_with(place)}")
@@ -174,8 +213,20 @@ class Watch:
         """Ask the workers to stop at their next report, so that it can go on there."""
         assert self.place
         self._going, self._gave = place, self._gave or place.workers < self.place.workers
-        (self.job.folder / STOP).touch()
+        self._stop()
         screen.say(f"{self.job.name}: is going to continue{_with(place)}")
+
+    def leave(self, screen: "Screen") -> None:
+        """Ask the workers to stop at their next report, once: their machine is being taken away, or has gone."""
+        if not self._leaving:
+            self._leaving = True
+            self._stop()
+            screen.say(f"{self.job.name}: its machine is going, it waits for another")
+
+    def _stop(self) -> None:
+        (self.job.folder / STOP).touch()
+        with _storage_may_be_away():
+            self.job.store.push(STOP)
 
     def stopped(self) -> Place | None:
         """Note that it has stopped; where it was to go."""
@@ -201,6 +252,8 @@ class Watch:
         """Now and then, send MLflow the part of the history that it does not have."""
         if not self._tracked:
             self.run.start()
+            with _storage_may_be_away():
+                self.job.store.push("mlflow.json")
         if now or time.time() - self._tracked > TRACKING_SECONDS:
             self._tracked = time.time()
             self.run.log_history(read_jsonl(self._history))
@@ -210,14 +263,22 @@ class Watch:
 
     def _rows(self) -> list[dict[str, Any]]:
         """The lines of the history that are of this start and not of an earlier one."""
+        if time.monotonic() - self._pulled > PULL_SECONDS:
+            with _storage_may_be_away():
+                self.job.store.pull("metrics.jsonl")
+            self._pulled = time.monotonic()
         if self._history.exists() and self._history.stat().st_mtime > self._since:
             return [row for row in read_jsonl(self._history) if row["step"] > self._kept]
         return []
 
-    def _checkpoint(self) -> int:
-        """The views that the newest checkpoint has seen."""
-        kept = latest_checkpoint(self.job.folder / "checkpoints")
-        return int(kept.name.removeprefix("step_")) if kept else 0
+
+@contextmanager
+def _storage_may_be_away() -> Iterator[None]:
+    """Whoever only watches goes on without it; the workers, who cannot, say so."""
+    try:
+        yield
+    except OSError as e:
+        log.warning("the storage does not answer: %s", str(e).splitlines()[0][:300])
 
 
 def _with(place: Place) -> str:

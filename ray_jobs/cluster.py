@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 
 import ray
 import torch
+from ray._private.state import state
 from ray._private.utils import read_ray_address
 
 from flexgs.errors import UserError
@@ -47,22 +48,25 @@ class Cluster:
         return bool(ray.cluster_resources().get("GPU")) if ray.is_initialized() else torch.cuda.is_available()
 
     def nodes(self, workers: int | None = None) -> dict[str, Node]:
-        """The resources of each machine that is alive, by Ray's id. Ray started for this has at least a CPU for each of so many
-        workers."""
+        """The resources of each machine that is alive and is to stay, by Ray's id.
+
+        Ray started for this has at least a CPU for each of so many workers.
+        """
         if not ray.is_initialized():
-            # Nobody preempts this machine and nobody collects Ray's metrics: it is up sooner without either.
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+            os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")  # nobody collects them here: it is up sooner without
             more = workers is not None and workers > (os.cpu_count() or 1)  # CPUs are only counted: two may share one
             _init("local", num_cpus=workers if more else None, num_gpus=torch.cuda.device_count(),
                   object_store_memory=256 << 20)
             print("Ray: this machine", flush=True)
-        return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        leaving = state.get_draining_nodes()  # told so by the cloud, or by `ray drain-node`
+        return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving}
 
 
 def _init(address: str, **options: Any) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process per scene; Cluster.nodes() sees it as well
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # each checkpoint waits for the next poll
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # the machine is there, and has room: or it has gone
     ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
 
 

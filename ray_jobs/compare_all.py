@@ -35,6 +35,7 @@ from flexgs.tracking import Tracking
 from ray_jobs import warm_up
 from ray_jobs.cluster import Cluster
 from ray_jobs.dataset import Dataset, exit_code, unreadable
+from ray_jobs.store import is_remote
 from ray_jobs.train_scene import describe, read_scene
 
 # Workers get this module with the functions that they run: they need flexgs installed, but not this folder on their path.
@@ -75,6 +76,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def compare_all(options: CompareAll, args: Sequence[str]) -> int:
     """The whole command; args tell which settings the user has chosen."""
+    if is_remote(options.storage):
+        raise UserError(f"--storage {options.storage}: expected a folder that all machines share; only train_all.py can use "
+                        "an object store")
     options.config.evaluation.ratios = options.ratios or options.config.evaluation.ratios
     config, experiment = options.checked(args), options.folder
     with warm_up.in_background() as wait_for_kernels, ExitStack() as locks:

@@ -16,7 +16,11 @@ from flexgs.files import make_folder
 from flexgs.scene import SYNTHETIC, ensure_synthetic, find_scenes
 from flexgs.tracking import Tracking, sqlite_uri
 from ray_jobs.cluster import IN_JOB, Cluster
+from ray_jobs.store import Store, is_remote
 from ray_jobs.train_scene import read_scene
+
+HOME = Path("~/flexgs-runs")
+"""Of runs that have no other: those of submitted jobs, and copies of an object store."""
 
 
 class Size(NamedTuple):
@@ -38,9 +42,9 @@ class Dataset:
     """Folder of captures. Default: the built-in synthetic scenes."""
     scenes: tuple[str, ...] = ()
     """Only these folders of DATA_ROOT."""
-    storage: Path | None = None
-    """Runs go to STORAGE/EXPERIMENT/<scene>, on a cluster a folder that all machines share. Default: runs, and
-    ~/flexgs-runs under `ray job submit`."""
+    storage: str | None = None
+    """Runs go to STORAGE/EXPERIMENT/<scene>, on a cluster a folder that all machines share, or s3://bucket/path or
+    gs://bucket/path, with a copy in ~/flexgs-runs/bucket/path. Default: runs, and ~/flexgs-runs under `ray job submit`."""
     experiment: str | None = None
     """Default: flexgs-<name of DATA_ROOT>, or flexgs-demo."""
     mlflow_uri: str | None = None
@@ -58,8 +62,13 @@ class Dataset:
 
     @property
     def folder(self) -> Path:
-        """Where the runs go: a folder for each scene."""
+        """Where the runs go, or their copies: a folder for each scene."""
         return storage_folder(self.storage) / self.name
+
+    def store(self) -> Store:
+        """Where the runs go, ready to be written to."""
+        make_folder(self.folder.parent)
+        return Store.open(self.storage, self.folder.parent) / self.name if is_remote(self.storage) else Store(self.folder)
 
     def tracking(self) -> Tracking:
         storage = storage_folder(self.storage)
@@ -92,12 +101,14 @@ class Dataset:
         return config if cluster.has_gpu else laptop_size(config, LAPTOP if self.data_root else DEMO, args)
 
 
-def storage_folder(storage: Path | None) -> Path:
-    """The absolute path of the folder that runs go to."""
-    storage = (storage or Path("~/flexgs-runs" if IN_JOB else "runs")).expanduser()
-    if IN_JOB and not storage.is_absolute():
+def storage_folder(storage: str | None) -> Path:
+    """The absolute path of the folder that runs go to, or their copies."""
+    if is_remote(storage):
+        return HOME.expanduser() / storage.partition("://")[2].partition("?")[0].strip("/")
+    folder = (Path(storage) if storage else HOME if IN_JOB else Path("runs")).expanduser()
+    if IN_JOB and not folder.is_absolute():
         raise UserError(f"--storage {storage}: expected an absolute path; the folder that ray job submit runs in is temporary")
-    return storage.absolute()
+    return folder.absolute()
 
 
 def unreadable(captures: Sequence[Path], config: Config, finished: Collection[str] = ()) -> dict[str, Exception]:

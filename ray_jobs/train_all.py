@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python itself
 
 from flexgs.cli import guard, parse
 from flexgs.evaluate.table import print_results
-from flexgs.files import make_folder
 from flexgs.tracking import public
 from ray_jobs import warm_up
 from ray_jobs.batch import Batch
@@ -46,21 +45,20 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def train_all(options: TrainAll, args: Sequence[str]) -> int:
     """The whole command; args tell which settings the user has chosen."""
-    config, folder = options.checked(args), options.folder
+    config = options.checked(args)
     workers = Workers.parse(options.workers, config.batch) if options.workers is not None else None
     with warm_up.in_background() as wait_for_kernels:
-        captures = options.captures()
-        wrong = unreadable(captures, config, {c.name for c in captures if (folder / c.name / "results.json").exists()})
-        make_folder(folder.parent)
+        captures, store = options.captures(), options.store()
+        wrong = unreadable(captures, config, {c.name for c in captures if (store / c.name).exists("results.json")})
         with Cluster(options.ray_address) as cluster:
             config = options.fitting(config, cluster, args)
-            jobs = [SceneJob(capture, folder / capture.name, config, max_failures=options.max_failures)
+            jobs = [SceneJob(capture, store / capture.name, config, max_failures=options.max_failures)
                     for capture in captures if capture.name not in wrong]
-            batch = Batch(folder, options.tracking(), public(shlex.join(["python", "ray_jobs/train_all.py", *args])))
+            batch = Batch(store, options.tracking(), public(shlex.join(["python", "ray_jobs/train_all.py", *args])))
             jobs = [job for job in jobs if not batch.skip(job)]
             if jobs:
                 share = share_out(cluster.nodes(workers.least if workers else None), len(jobs), workers, config.batch)
-                print(f"{len(jobs)} scene{'s' * (len(jobs) > 1)}, {share}; runs go to {folder}", flush=True)
+                print(f"{len(jobs)} scene{'s' * (len(jobs) > 1)}, {share}; runs go to {store.place()}", flush=True)
                 if not share.gpu:
                     wait_for_kernels()
                 batch.train([replace(job, cpus=share.cpus, gpu=share.gpu) for job in jobs], share.sizes,
@@ -73,7 +71,7 @@ def report(batch: Batch, scenes: Sequence[str], errors: Mapping[str, Exception],
     """Print the table, where things are, what failed and how to go on; the exit code."""
     if batch.results:
         print_results([batch.results[scene] for scene in scenes if scene in batch.results])
-        print(f"cuts: {batch.folder}/<scene>/cuts/*.ply")
+        print(f"cuts: {batch.store.folder}/<scene>/cuts/*.ply")
     if page := batch.tracking.how_to_open():
         print(f"MLflow: {page}")
     if errors:

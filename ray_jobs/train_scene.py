@@ -4,13 +4,17 @@ The run folder is the truth. Checkpoints, metrics.jsonl and results.json are wri
 and this job continue each other's runs, and a kill at any moment leaves whole checkpoints; Ray Train is told of each.
 
 A file named STOP in the run folder ends the workers after their next report, with a checkpoint of that very view: how a scene
-gets another number of workers without losing one. Ray Train's own way, num_workers=(min, max), is not used: each run takes all
-that it can get, whichever other scenes wait, and a resize falls back to the last checkpoint.
+gets another number of workers, or leaves a machine that is to be taken away, without losing one. Ray Train's own way for the
+first, num_workers=(min, max), is not used: each run takes all that it can get, whichever other scenes wait, and a resize falls
+back to the last checkpoint.
 """
 
+import contextlib
 import json
+import os
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -18,36 +22,46 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs
+import psutil
 import ray.cloudpickle
 import ray.train
 import ray.train.torch
 import torch
 from ray.train import Checkpoint, CheckpointUploadMode, ControllerError, UserCallback, WorkerGroupError
 from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.util.placement_group import NODE_ID_LABEL_KEY
 
 from flexgs.config import Config
 from flexgs.distributed import Group
-from flexgs.errors import UserError
+from flexgs.errors import UserError, cure
 from flexgs.files import only_one
 from flexgs.raster.cpu import pool
 from flexgs.run import LocalSession, StoppedError, run
 from flexgs.scene import Scene, load_scene
+from ray_jobs import store
+from ray_jobs.store import Store
 
-# Workers get this module with the function that they run: they need flexgs installed, but not this folder on their path.
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+# Workers get these modules with the function that they run: they need flexgs installed, but not this folder on their path.
+for module in (sys.modules[__name__], store):
+    ray.cloudpickle.register_pickle_by_value(module)
 
 
+RESULTS = ("config.json", "model", "cuts", "renders", "results.json")
+"""What a finished run has besides its history; the last says that the others are there."""
 STOP = "stop"
 """The file in a run folder that ends its workers early."""
 START_TIMEOUTS = 2
-"""How often Ray waits (a minute each) for a scene's machine to have room, before the scene is given back."""
+"""How often Ray waits (20 s each, see cluster.py) for a scene's machine to have room, before the scene is given back."""
 
 
 class SceneFailedError(Exception):
     """Training a scene failed for a reason that is not the user's; one line."""
+
+
+class MachineGoneError(Exception):
+    """The machine that the workers of a scene were on has gone."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +69,8 @@ class SceneJob:
     """What to train, where it goes, and what each worker gets."""
 
     capture: Path
-    folder: Path
-    """The run folder, on a file system that all machines share."""
+    store: Store
+    """The run folder."""
     config: Config
     workers: int = 1
     machine: str | None = None
@@ -67,6 +81,10 @@ class SceneJob:
     """One GPU per worker."""
     max_failures: int = 2
     """How often the workers are started again, from the last checkpoint, after one of them died."""
+
+    @property
+    def folder(self) -> Path:
+        return self.store.folder
 
     @property
     def name(self) -> str:
@@ -94,7 +112,7 @@ def train_scene(job: SceneJob) -> dict[str, Any] | None:
     except ControllerError as e:
         if isinstance(e.controller_failure, UserError):
             raise e.controller_failure from None
-        if isinstance(e.controller_failure, WorkerGroupStartupTimeoutError):
+        if isinstance(e.controller_failure, WorkerGroupStartupTimeoutError | MachineGoneError):
             return None
         raise _failed(job, e, {describe(e.controller_failure)}) from None
     except WorkerGroupError as e:
@@ -104,31 +122,34 @@ def train_scene(job: SceneJob) -> dict[str, Any] | None:
 
 
 def _failed(job: SceneJob, error: Exception, lines: set[str]) -> SceneFailedError:
-    """The lines in one; all that Ray says goes to error.txt."""
-    details = job.folder / "error.txt"
-    details.write_text("".join(traceback.format_exception(error)))
-    return SceneFailedError(f"{'; '.join(sorted(lines))}; details in {details}")
+    """The lines in one, with the last checkpoint; all that Ray says goes to error.txt."""
+    details, last = job.folder / "error.txt", "no checkpoint yet"
+    with contextlib.suppress(OSError):  # a full disk, a storage that is away: that is what the lines say
+        details.write_text("".join(traceback.format_exception(error)))
+        if step := job.store.latest_step():
+            last = f"last checkpoint: {job.store.place(f'checkpoints/step_{step:08d}')}"
+    return SceneFailedError(f"{'; '.join(sorted(lines))}; {last}; details in {details}")
 
 
 def _fit(job: SceneJob) -> dict[str, Any] | None:
-    for old in ("error.txt", STOP):
+    # The snapshot is Ray's list of the checkpoints of an earlier start: it is not needed, and Ray refuses to start if it is
+    # torn or names a checkpoint that `flexgs train` has replaced since.
+    for old in ("error.txt", STOP, "checkpoint_manager_snapshot.json"):
         (job.folder / old).unlink(missing_ok=True)
-    # Ray's list of the checkpoints of an earlier start: it is not needed, and Ray refuses to start if it is torn or names
-    # a checkpoint that `flexgs train` has replaced since.
-    (job.folder / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
+        job.store.push(old)
     train: Any = ray.train  # whose annotations are those of its first version
     trainer = train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"capture": str(job.capture), "folder": str(job.folder), "cpus": job.cpus,
+        train_loop_config={"capture": str(job.capture), "store": job.store, "cpus": job.cpus,
                            "config": job.config.to_dict()},
-        torch_config=TorchConfig(backend="nccl" if job.gpu else "gloo"),
+        torch_config=Torch(backend="nccl" if job.gpu else "gloo"),
         scaling_config=train.ScalingConfig(num_workers=job.workers, use_gpu=job.gpu, resources_per_worker={
             "CPU": job.cpus, **({"GPU": 1} if job.gpu else {})},
             label_selector={NODE_ID_LABEL_KEY: job.machine} if job.machine else None),
         run_config=train.RunConfig(
-            name=job.name, storage_path=str(job.folder.parent), storage_filesystem=pyarrow.fs.LocalFileSystem(),
+            name=job.name, storage_path=str(Path(job.store.place()).parent), storage_filesystem=job.store.files,
             failure_config=train.FailureConfig(max_failures=job.max_failures, controller_failure_limit=START_TIMEOUTS),
-            callbacks=[Failures(job.folder)],
+            callbacks=[Failures(job.store, job.machine)],
             logging_config=train.LoggingConfig(log_level="WARNING")),
     )
     return trainer.fit().return_value
@@ -136,15 +157,23 @@ def _fit(job: SceneJob) -> dict[str, Any] | None:
 
 def train_worker(job: Mapping[str, Any]) -> dict[str, Any] | None:
     """What each worker of a scene does: flexgs.run.run with a RaySession. None if it was stopped."""
-    folder, device = Path(job["folder"]), ray.train.torch.get_device()
+    device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(1)  # the rasterizer has its own threads; two pools fight for the cores
         pool.set_num_threads(job["cpus"])
     try:
-        if not folder.is_dir():
-            raise UserError(f"{folder}: not there on {socket.gethostname()}; choose a --storage that all machines share")
-        config, group = Config.from_dict(job["config"]), Group.current()
-        return run(config, read_scene(Path(job["capture"]), config), folder, group, RaySession(folder, group), str(device))
+        with tempfile.TemporaryDirectory(prefix="flexgs-") as copy:
+            store: Store = job["store"].copied_to(Path(copy))
+            if not store.folder.is_dir():
+                raise UserError(f"{store.folder}: not there on {socket.gethostname()}; choose a --storage that all machines "
+                                "share, or an object store")
+            config, group = Config.from_dict(job["config"]), Group.current()
+            scene = read_scene(Path(job["capture"]), config)
+            store.pull("metrics.jsonl")
+            results = run(config, scene, store.folder, group, RaySession(store, group), str(device))
+            if group.rank == 0:
+                store.push(*RESULTS)
+            return results
     except StoppedError:
         return None
     except UserError as e:
@@ -152,45 +181,76 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 class RaySession(LocalSession):
-    """A LocalSession that tells Ray Train of each checkpoint. Progress needs no message: metrics.jsonl has it."""
+    """A LocalSession that pushes what it writes and tells Ray Train of each checkpoint. Progress needs no message."""
 
-    def __init__(self, folder: Path, group: Group):
-        super().__init__(folder, group, lambda step, metrics: None)
-        self.stop_file = folder / STOP
+    def __init__(self, store: Store, group: Group):
+        super().__init__(store.folder, group, lambda step, metrics: store.push("metrics.jsonl"))
+        self.store = store
 
     def latest_checkpoint(self) -> Path | None:
-        return self.group.gather(super().latest_checkpoint())[0]  # a shared folder may look older from another machine
+        step = self.group.gather(self.store.latest_step())[0]  # a shared folder may look older from another machine
+        name = f"checkpoints/step_{step:08d}"
+        self.store.pull(name)
+        return self.store.folder / name if step else None
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
         super().checkpoint(step, write)
-        kept = Checkpoint.from_directory(self.checkpoints / f"step_{step:08d}") if self.group.rank == 0 else None
+        kept, name = None, f"step_{step:08d}"
+        if self.group.rank == 0:
+            self.store.push_checkpoint(name)
+            kept = Checkpoint(self.store.place(f"checkpoints/{name}"), self.store.files)
         ray.train.report({"step": step}, checkpoint=kept, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
     def stop(self) -> bool:
-        return self.group.gather(self.stop_file.exists())[0]
+        return self.group.gather(self.group.rank == 0 and self.store.exists(STOP))[0]
 
 
 class Failures(UserCallback):
     """Notes in failures.jsonl why workers were started again, and ends the run when starting again cannot help."""
 
-    def __init__(self, folder: Path):
-        self.file = folder / "failures.jsonl"
+    def __init__(self, store: Store, machine: str | None):
+        self.store, self.machine = store, machine
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for error in worker_exceptions.values():
             if isinstance(error, UserError):
                 raise error  # Ray Train retries what a worker raises, but not what a callback does
-        with self.file.open("a") as lines:
+        with (self.store.folder / "failures.jsonl").open("a") as lines:
             errors = {rank: describe(error) for rank, error in worker_exceptions.items()}
             lines.write(json.dumps({"time": round(time.time()), "errors": errors}) + "\n")
+        self.store.push("failures.jsonl")
+        if self.machine and not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == self.machine):
+            raise MachineGoneError(self.machine)  # Ray Train would wait for it
+
+
+class Torch(TorchConfig):
+    """Ray Train's, which also tells gloo and NCCL the network interface that Ray itself uses on each machine. Left alone, gloo
+    takes the one of the machine's name, which /etc/hosts often maps to loopback, where no other machine answers."""
+
+    @property
+    def backend_cls(self) -> type:
+        return _Backend
+
+
+class _Backend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(_use_interface)
+        super().on_start(worker_group, backend_config)
+
+
+def _use_interface() -> None:
+    """Unless the user has chosen one."""
+    here = ray.util.get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == here for address in addresses):
+            for library in ("GLOO", "NCCL"):
+                os.environ.setdefault(f"{library}_SOCKET_IFNAME", name)
 
 
 def describe(error: BaseException) -> str:
-    """One line: the kind of error, the first line of its message and, if memory ran out, what to do."""
+    """One line: the kind of error, the first line of its message and, if memory or disk ran out, what to do."""
     for inner in ("health_check_failure", "cause"):  # what Ray has wrapped
         error = getattr(error, inner, None) or error
     text = str(error).strip()
     line = f"{type(error).__name__}: {text.splitlines()[0][:200] if text else ''}".rstrip(": ")
-    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in ("out of memory", "low on memory")):
-        line += " (out of memory: lower --base.max-splats or raise --data.factor)"
-    return line
+    return f"{line} ({advice})" if (advice := cure(error)) else line

@@ -1,10 +1,14 @@
 """Shared by all tests: one tiny capture on disk, and random splats."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 import torch
+from moto.server import ThreadedMotoServer
 
 from flexgs.config import Config
 from flexgs.scene import load_scene
@@ -55,3 +59,18 @@ def real_scenes() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real captures: {folder} does not exist (set FLEXGS_SCENES)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """A bucket of an S3 server on loopback: its URI, with {} for the path in it."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "someone")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="bucket")
+        yield f"s3://bucket/{{}}?endpoint_override={host}:{port}&scheme=http"
+    server.stop()

@@ -1,11 +1,13 @@
 """The command line as a person uses it, good and bad input alike."""
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,42 @@ def test_the_installed_command_ends_with_its_code(tmp_path):
     done = subprocess.run([sys.executable, "-m", "flexgs", "train", str(tmp_path / "nowhere")], capture_output=True, text=True,
                           env={**os.environ, "COLUMNS": "100"}, check=False)
     assert done.returncode == 2 and "nowhere" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of 8 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", disk], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_full_disk_loses_nothing(capture, small_disk, tmp_path, capsys):
+    """One line, exit code 1, what was there stays; with room again, the run ends as if there had always been."""
+    arguments = ["train", capture, *SMALL, "--steps", "40", "--checkpoint-every", "20", "--output"]
+    more = ["train", capture, *SMALL, "--steps", "80", "--checkpoint-every", "20", "--output"]
+    assert flexgs(*arguments, small_disk) == 0 == flexgs(*arguments, tmp_path)
+    run = small_disk / "studio"
+    before = {file: file.read_bytes() for file in (run / "model").iterdir()}
+    with contextlib.suppress(OSError), (small_disk / "junk").open("wb", buffering=0) as junk:
+        while True:
+            junk.write(bytes(1000))
+    capsys.readouterr()
+    assert flexgs(*more, small_disk) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("flexgs: the disk is full: free some of it; the same command continues")
+    assert errors.count("\n") == 1
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"step_00000020", "step_00000040"}
+    assert before == {file: file.read_bytes() for file in before}
+    assert json.loads((run / "results.json").read_text())["steps"] == 40
+    (small_disk / "junk").unlink()
+    assert flexgs(*more, small_disk) == 0 == flexgs(*more, tmp_path)
+    assert (run / "model/model.safetensors").read_bytes() == (tmp_path / "studio/model/model.safetensors").read_bytes()
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [20, 40, 60, 80]
 
 
 def test_killed_at_any_moment_and_started_again(capture, tmp_path):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from flexgs.config import Config
 from flexgs.errors import UserError
 from flexgs.tracking import Tracking, read_jsonl
 from ray_jobs import batch, cluster, compare_all, dataset, schedule, train_all, train_scene
+from ray_jobs.store import Store
 
 TINY = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "600", "--base.grow-every", "20",
         "--report-every", "20", "--checkpoint-every", "40", "--evaluation.ratios", "0.05", "1"]
@@ -89,11 +91,24 @@ def test_a_relative_storage_is_refused_in_a_submitted_job(monkeypatch):
     monkeypatch.setattr(dataset, "IN_JOB", True)
     assert dataset.storage_folder(None) == Path.home() / "flexgs-runs"
     with pytest.raises(UserError, match="absolute"):
-        dataset.storage_folder(Path("runs"))
+        dataset.storage_folder("runs")
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"),
+])
+def test_a_scene_that_ran_out_of_memory_says_what_to_turn_and_what_is_left(tmp_path, error):
+    store = Store(tmp_path) / "scene"
+    (store.folder / "checkpoints" / "step_00000040").mkdir(parents=True)
+    job = train_scene.SceneJob(tmp_path, store, Config())
+    line = str(train_scene._failed(job, error, {train_scene.describe(error)}))
+    assert "out of memory: lower --base.max-splats or raise --data.factor" in line and "\n" not in line
+    assert f"last checkpoint: {store.folder}/checkpoints/step_00000040" in line
 
 
 def test_what_a_worker_raised_is_noted_or_ends_the_run(tmp_path):
-    failures = train_scene.Failures(tmp_path)
+    failures = train_scene.Failures(Store(tmp_path), None)
     failures.after_exception(None, {0: RuntimeError("lost\nmore"), 1: MemoryError()})
     errors = read_jsonl(tmp_path / "failures.jsonl")[0]["errors"]
     assert errors["0"] == "RuntimeError: lost" and "--base.max-splats" in errors["1"]
@@ -127,22 +142,25 @@ def test_bad_input_is_one_line_and_exit_code_2(args, message, capture, tmp_path,
 
 
 def test_a_scene_whose_machine_has_gone_goes_on_on_another(tmp_path, monkeypatch):
-    """train_scene gives back what Ray finds no room for; the scene waits until a machine has room and fails nobody."""
+    """Its workers are asked to stop, train_scene gives it back, and it waits until a machine has room and fails nobody."""
     machines, starts = {"a": 1}, []
 
     def fake(job: train_scene.SceneJob) -> dict | None:
         starts.append((job.name, job.machine, job.workers))
         if job.machine == "a":
             del machines["a"]
-            return None
+            for _ in range(100):
+                if (job.folder / train_scene.STOP).exists():
+                    return None
+                threading.Event().wait(0.1)  # not time.sleep, which brings the other machine
         if job.name == "bad":
             raise train_scene.SceneFailedError("broken")
         return {"steps": 10, "ratios": {"1": {"psnr": 20.0}}}
 
     monkeypatch.setattr(batch, "train_scene", fake)
     monkeypatch.setattr(batch.time, "sleep", lambda seconds: machines.update(b=1))  # nothing ran: a machine comes
-    scenes = batch.Batch(tmp_path, Tracking(f"sqlite:///{tmp_path / 'mlflow.db'}", "test"), "the command")
-    scenes.train([train_scene.SceneJob(tmp_path, tmp_path / name, Config()) for name in ("good", "bad")], (1, 2),
+    scenes = batch.Batch(Store(tmp_path), Tracking(f"sqlite:///{tmp_path / 'mlflow.db'}", "test"), "the command")
+    scenes.train([train_scene.SceneJob(tmp_path, Store(tmp_path) / name, Config()) for name in ("good", "bad")], (1, 2),
                  lambda: dict(machines))
     assert starts == [("good", "a", 1), ("good", "b", 1), ("bad", "b", 1)]
     assert set(scenes.results) == {"good"} and set(scenes.errors) == {"bad"}
@@ -152,8 +170,8 @@ def test_a_scene_whose_machine_has_gone_goes_on_on_another(tmp_path, monkeypatch
 
 
 @pytest.fixture(scope="module")
-def ray_here():
-    """Ray on this machine, as quick as it gets."""
+def ray_here(s3):
+    """Ray on this machine, as quick as it gets; its workers inherit the keys of s3."""
     quick = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
              "RAY_TRAIN_METRICS_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ.update(quick)
@@ -164,7 +182,7 @@ def ray_here():
         del os.environ[name]
 
 
-def start(root: Path, storage: Path, *more: str) -> tuple[int, str, str]:
+def start(root: Path, storage: Path | str, *more: str) -> tuple[int, str, str]:
     """Run the job in this process: exit code, stdout, stderr."""
     out, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
@@ -252,6 +270,34 @@ def test_a_scene_gets_the_workers_that_another_leaves(two_scenes, tmp_path, monk
     assert json.loads((folder / "results.json").read_text())["steps"] == 1600
     assert not (folder / train_scene.STOP).exists() and not (folder / "failures.jsonl").exists()
     assert f"1 of 2 scenes failed: torn. To continue them:\npython ray_jobs/train_all.py --data-root {root}" in out
+
+
+@pytest.mark.ray
+def test_runs_are_kept_in_an_object_store(two_scenes, s3, tmp_path, monkeypatch):
+    """Nothing but the bucket is shared: the job goes on from another machine, whose copy is empty."""
+    root, storage = two_scenes[0], s3.format("runs/of/mine")
+    tracking = ("--mlflow-uri", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setattr(dataset, "HOME", tmp_path / "first")
+    code, out, errors = start(root, storage, "--scenes", "good", *tracking)
+    assert code == 0, errors
+    assert f"runs go to bucket/runs/of/mine/flexgs-{root.name}" in out
+    first = tmp_path / "first" / "bucket/runs/of/mine" / f"flexgs-{root.name}" / "good"
+    assert [r["step"] for r in read_jsonl(first / "metrics.jsonl")] == [20, 40, 60, 80]
+    assert {p.name for p in first.iterdir() if not p.name.startswith(".")} == {
+        "config.json", "cuts", "metrics.jsonl", "mlflow.json", "model", "renders", "results.json"}
+
+    monkeypatch.setattr(dataset, "HOME", tmp_path / "second")
+    code, out, errors = start(root, storage, "--scenes", "good", "--steps", "120", "--workers", "2", *tracking)
+    assert code == 0 and "good: continues from 80 of 120" in out, errors
+    second = tmp_path / "second" / first.relative_to(tmp_path / "first")
+    assert [r["step"] for r in read_jsonl(second / "metrics.jsonl")] == [20, 40, 60, 80, 100, 120]
+    assert json.loads((second / "results.json").read_text())["steps"] == 120
+    store = dataset.Dataset(data_root=root, storage=storage).store() / "good"
+    assert store.latest_step() == 120 and not store.exists(train_scene.STOP)
+    client = Tracking(tracking[1], f"flexgs-{root.name}")
+    assert client.available()
+    (run,) = client.client.search_runs([client.id], "tags.kind = 'scene'")  # one, although the machine was another
+    assert [m.step for m in client.client.get_metric_history(run.info.run_id, "train/loss")] == [20, 40, 60, 80, 100, 120]
 
 
 def compare(root: Path, storage: Path, *more: str) -> tuple[int, str, str]:

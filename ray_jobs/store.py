@@ -1,0 +1,124 @@
+"""Store: a run folder on a disk that all machines share, or in an object store, of which each process then has a copy.
+
+Files are how the job, which watches, and the workers, which train, tell each other what happens (train_scene.py). On a shared
+disk there is nothing more to do. With S3 or Google Cloud Storage, what a process writes is pushed and what it reads is pulled.
+"""
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeGuard
+
+import pyarrow.fs as pafs
+
+from flexgs.errors import UserError
+from flexgs.files import atomic_file
+from flexgs.training.checkpoint import latest_checkpoint
+
+DESCRIPTION = "state.json"
+"""Of the two files of a checkpoint the one that is pushed last: where it is, the other is whole."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """A run folder, and where it is kept: itself, unless there is another file system."""
+
+    folder: Path
+    files: pafs.FileSystem = field(default_factory=pafs.LocalFileSystem)
+    root: str = ""
+    """The path in a file system that is not this machine's."""
+
+    @staticmethod
+    def open(uri: str, folder: Path) -> "Store":
+        """What s3://bucket/path or gs://bucket/path keeps, with a copy in folder; UserError unless it can be written to.
+
+        Keys come from the environment; options of pyarrow.fs may follow, such as ?endpoint_override=host:port&scheme=http.
+        """
+        try:
+            files, root = pafs.FileSystem.from_uri(uri)
+            probe = f"{root}/.flexgs"
+            with files.open_output_stream(probe) as out:
+                out.write(b"flexgs")
+            files.delete_file(probe)
+        except (OSError, ValueError) as e:
+            reason = str(e).splitlines()[0][:300]
+            raise UserError(f"--storage {uri.partition('?')[0]}: cannot be written ({reason}); expected a bucket that exists, "
+                            "and keys for it in the environment") from None
+        return Store(folder, files, root.rstrip("/"))
+
+    @property
+    def remote(self) -> bool:
+        return bool(self.root)
+
+    def place(self, name: str = "") -> str:
+        """Where a file or folder of the run folder is, in `files`."""
+        return f"{self.root or self.folder}/{name}".rstrip("/")
+
+    def __truediv__(self, name: str) -> "Store":
+        return replace(self, folder=self.folder / name, root=(self.remote and self.place(name)) or "")
+
+    def copied_to(self, folder: Path) -> "Store":
+        """The same with its copy elsewhere; a shared folder stays where it is."""
+        return replace(self, folder=folder) if self.remote else self
+
+    def push(self, *names: str) -> None:
+        """Keep files and folders as they are in the copy, one after another; what it does not have is deleted."""
+        for name in names if self.remote else ():
+            mine = {str(p.relative_to(self.folder)) for p in _files(self.folder / name)}
+            for there in sorted(mine):
+                pafs.copy_files(str(self.folder / there), self.place(there), pafs.LocalFileSystem(), self.files)
+            for there in self._kept(name).keys() - mine:
+                self.files.delete_file(self.place(there))
+
+    def pull(self, *names: str) -> None:
+        """Make files and folders of the copy what is kept; what it has already is not transferred again."""
+        for name in names if self.remote else ():
+            kept = self._kept(name)
+            for there, info in kept.items():
+                self._download(self.folder / there, info)
+            for file in _files(self.folder / name):
+                if str(file.relative_to(self.folder)) not in kept:
+                    file.unlink()
+
+    def exists(self, name: str) -> bool:
+        return self.files.get_file_info(self.place(name)).type == pafs.FileType.File
+
+    def push_checkpoint(self, name: str) -> None:
+        """Keep this checkpoint of the copy, and of the older ones those that the copy has."""
+        if self.remote:
+            self.push(f"checkpoints/{name}/state.safetensors", f"checkpoints/{name}/{DESCRIPTION}")
+            for there in sorted(self._kept("checkpoints")):  # a description goes before the rest
+                if not (self.folder / there).exists():
+                    self.files.delete_file(self.place(there))
+
+    def latest_step(self) -> int:
+        """The views that the newest whole checkpoint has seen; 0 without one."""
+        if self.remote:
+            names = [Path(there).parent.name for there in self._kept("checkpoints") if there.endswith(f"/{DESCRIPTION}")]
+        else:
+            checkpoint = latest_checkpoint(self.folder / "checkpoints")
+            names = [checkpoint.name] if checkpoint else []
+        return int(max(names, default="0").removeprefix("step_"))
+
+    def _kept(self, name: str) -> dict[str, pafs.FileInfo]:
+        """The files that are kept of a file or folder, by their path in the run folder."""
+        found = [self.files.get_file_info(self.place(name))]
+        if found[0].type != pafs.FileType.File:
+            found = self.files.get_file_info(pafs.FileSelector(self.place(name), recursive=True, allow_not_found=True))
+        return {f.path.removeprefix(f"{self.place()}/"): f for f in found if f.type == pafs.FileType.File}
+
+    def _download(self, file: Path, info: pafs.FileInfo) -> None:
+        if file.exists() and (file.stat().st_size, file.stat().st_mtime_ns) == (info.size, info.mtime_ns):
+            return
+        with atomic_file(file) as out:
+            pafs.copy_files(info.path, str(out), self.files, pafs.LocalFileSystem())
+            os.utime(out, ns=(info.mtime_ns, info.mtime_ns))
+
+
+def is_remote(storage: str | None) -> TypeGuard[str]:
+    """Whether --storage is an object store, not a folder."""
+    return storage is not None and storage.startswith(("s3://", "gs://"))
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]

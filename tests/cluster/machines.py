@@ -1,0 +1,117 @@
+"""Machines out of network namespaces: Ray clusters of several nodes on one Linux machine, each with an address of its own.
+
+Nothing outside of the namespaces is touched or reachable from them, and what runs there ends with them. Needs root.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+NETWORK = "10.77.0"
+RAY = Path(sys.executable).with_name("ray")
+ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+_UP = "Ray runtime started."
+
+
+def unavailable() -> str | None:
+    """Why there can be no namespaces here, or None."""
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        return "network namespaces need root and the program ip"
+    tried = subprocess.run(["ip", "netns", "add", "flexgs-try"], capture_output=True, text=True, check=False)
+    subprocess.run(["ip", "netns", "del", "flexgs-try"], capture_output=True, check=False)
+    return tried.stderr.strip() or None
+
+
+class Network:
+    """Namespaces named after the machines, joined by a bridge that is in a namespace too."""
+
+    def __init__(self, machines: Sequence[str], prefix: str = "flexgs-"):
+        self.prefix, self.addresses = prefix, {name: f"{NETWORK}.{i}" for i, name in enumerate(machines, 1)}
+        self.processes: list[psutil.Popen] = []
+
+    def __enter__(self) -> Self:
+        self._delete()
+        switch = self._new("switch")
+        _ip("-n", switch, "link", "add", "bridge", "type", "bridge")
+        _ip("-n", switch, "link", "set", "bridge", "up")
+        for i, (name, address) in enumerate(self.addresses.items()):
+            space = self._new(name)
+            _ip("-n", space, "link", "add", "eth0", "type", "veth", "peer", f"port{i}", "netns", switch)
+            _ip("-n", space, "addr", "add", f"{address}/24", "dev", "eth0")
+            _ip("-n", space, "link", "set", "eth0", "up")
+            _ip("-n", switch, "link", "set", f"port{i}", "master", "bridge")
+            _ip("-n", switch, "link", "set", f"port{i}", "up")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            kill(process)
+        self._delete()
+
+    def start(self, machine: str, command: Sequence[str | Path], log: Path, **environment: str) -> psutil.Popen:
+        """A process there, whose output goes to log."""
+        with log.open("ab") as out:
+            process = psutil.Popen(["ip", "netns", "exec", self.prefix + machine, *map(str, command)], stdout=out, stderr=out,
+                                   stdin=subprocess.DEVNULL, start_new_session=True,
+                                   env={**os.environ, **ENVIRONMENT, **environment})
+        self.processes.append(process)
+        return process
+
+    def run(self, machine: str, command: Sequence[str | Path]) -> str:
+        """What a command that is run there prints."""
+        done = subprocess.run(["ip", "netns", "exec", self.prefix + machine, *map(str, command)], check=True, text=True,
+                              stdout=subprocess.PIPE, env={**os.environ, **ENVIRONMENT})
+        return done.stdout
+
+    def start_ray(self, machine: str, log: Path, head: str | None = None, cpus: int = 0) -> psutil.Popen:
+        """A Ray node that joins head, or is one; returns when it runs: two that start at once abort, as they share a folder."""
+        address, started = self.addresses[machine], log.read_text().count(_UP) if log.exists() else 0
+        join = (["--head", "--port=6379", "--dashboard-host=0.0.0.0"] if head is None
+                else [f"--address={self.addresses[head]}:6379"])
+        node = self.start(machine, [RAY, "start", *join, f"--node-ip-address={address}", f"--num-cpus={cpus}", "--num-gpus=0",
+                                    "--object-store-memory=100000000", "--block"], log)
+        wait_for(f"Ray on {machine}", lambda: log.read_text().count(_UP) > started, 60)
+        return node
+
+    def _new(self, name: str) -> str:
+        space = self.prefix + name
+        _ip("netns", "add", space)
+        _ip("-n", space, "link", "set", "lo", "up")
+        return space
+
+    def _delete(self) -> None:
+        for name in ("switch", *self.addresses):
+            subprocess.run(["ip", "netns", "del", self.prefix + name], capture_output=True, check=False)
+
+
+def kill(process: psutil.Process) -> None:
+    """SIGKILL to a process and all that it has started."""
+    try:
+        family = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for one in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(family, timeout=10)
+
+
+def wait_for(what: str, done, seconds: float) -> None:
+    """Until done() is true; TimeoutError after so many seconds."""
+    end = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {seconds:.0f} s for {what}")
+        time.sleep(0.2)
+
+
+def _ip(*args: str) -> None:
+    subprocess.run(["ip", *args], check=True, capture_output=True)

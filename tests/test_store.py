@@ -1,0 +1,81 @@
+"""Stores: a shared folder, and an object store, which is a real S3 server on loopback."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from flexgs.errors import UserError
+from ray_jobs import dataset
+from ray_jobs.store import Store
+
+
+def write(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        path = folder / name.replace("__", "/").replace("_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_what_one_process_pushes_another_pulls(s3, tmp_path):
+    mine = Store.open(s3.format("a/b"), tmp_path / "mine") / "scene"
+    theirs = mine.copied_to(tmp_path / "theirs")
+    write(mine.folder, metrics_jsonl="1\n", model__a="aa", model__deep__b="b")
+    mine.push("metrics.jsonl", "model", "missing")
+    theirs.pull("metrics.jsonl", "model", "missing")
+    assert tree(theirs.folder) == tree(mine.folder)
+    assert mine.exists("metrics.jsonl") and not mine.exists("missing")
+    unchanged = (theirs.folder / "model" / "a").stat().st_ino
+
+    (mine.folder / "model" / "deep" / "b").unlink()
+    write(mine.folder, metrics_jsonl="1\n2\n", model__c="c")
+    mine.push("metrics.jsonl", "model")
+    theirs.pull("metrics.jsonl", "model")
+    assert tree(theirs.folder) == tree(mine.folder) and set(tree(theirs.folder)) == {"metrics.jsonl", "model/a", "model/c"}
+    assert (theirs.folder / "model" / "a").stat().st_ino == unchanged  # not transferred again
+
+
+def test_a_checkpoint_counts_when_all_of_it_is_there(s3, tmp_path):
+    store = Store.open(s3.format("c"), tmp_path / "mine") / "scene"
+    assert store.latest_step() == 0
+    for step in (40, 80, 120):
+        write(store.folder / "checkpoints" / f"step_{step:08d}", state_json="{}", state_safetensors=str(step))
+        if step == 120:  # as LocalSession does: the oldest goes
+            for file in (store.folder / "checkpoints" / "step_00000040").iterdir():
+                file.unlink()
+        store.push_checkpoint(f"step_{step:08d}")
+        assert store.latest_step() == step
+    other = store.copied_to(tmp_path / "other")
+    other.pull("checkpoints")
+    assert {Path(name).parent.name for name in tree(other.folder)} == {"step_00000080", "step_00000120"}
+    # a worker that dies while it pushes
+    write(store.folder / "checkpoints" / "step_00000160", state_safetensors="160")
+    store.push("checkpoints/step_00000160/state.safetensors")
+    assert store.latest_step() == 120
+
+
+def test_a_shared_folder_is_left_alone(tmp_path):
+    store = Store(tmp_path) / "scene"
+    write(store.folder, metrics_jsonl="1\n", checkpoints__step_00000040__state="x")
+    before = tree(tmp_path)
+    store.push("metrics.jsonl", "missing")
+    store.pull("metrics.jsonl", "missing", "checkpoints")
+    assert tree(tmp_path) == before and store.exists("metrics.jsonl") and not store.remote
+    assert store.copied_to(tmp_path / "elsewhere") == store and store.place("x") == f"{tmp_path}/scene/x"
+
+
+@pytest.mark.parametrize("uri", ["s3://nobody-has-this{}", "s3://", "gs://"])
+def test_storage_that_cannot_be_written_is_one_line(s3, tmp_path, uri):
+    options = s3.partition("?")[1] + s3.partition("?")[2]
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"--storage [sg][s3]://.*: cannot be written \(.*; expected a bucket that exists") as e:
+        Store.open(uri.format("/x") + (options if "nobody" in uri else ""), tmp_path)
+    assert "\n" not in str(e.value) and time.monotonic() - start < 30
+
+
+def test_copies_of_an_object_store_have_a_folder():
+    assert dataset.storage_folder("s3://bucket/some/runs/?scheme=http") == Path.home() / "flexgs-runs" / "bucket/some/runs"
