@@ -220,6 +220,8 @@ class Field:
 class Evaluation:
     """What is measured on the test views."""
 
+    views: Literal["all", "even", "odd"] = "all"
+    """Of the test views: all, or every second one. A search chooses by the even ones and reports the odd ones."""
     ratios: tuple[float, ...] = (0.01, 0.05, 0.10, 0.15, 0.5, 1.0)
     format: Literal["ply", "vq", "latents"] = "ply"
     """What the cuts are stored as: quality is measured after reading the file back, and its bytes are counted."""

@@ -61,11 +61,14 @@ def make_folder(path: Path) -> Path:
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Keep other processes from working in folder while the block runs; UserError if one does. A kill ends it too."""
+def only_one(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Keep other processes from working in folder while the block runs; a kill ends that too.
+
+    If another one does, wait for its end, or UserError.
+    """
     lock = FileLock(make_folder(folder) / ".lock")
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(blocking=wait)
     except Timeout:
         raise UserError(f"{folder}: another process works here now; wait, or choose another output folder") from None
     try:

@@ -67,7 +67,11 @@ def _init(address: str, **options: Any) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process per scene; Cluster.nodes() sees it as well
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # each checkpoint waits for the next poll
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # the machine is there, and has room: or it has gone
-    ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except ConnectionError as e:
+        raise UserError(f"{address}: something answers there, but not a Ray cluster of this version ({e}); expected host:port "
+                        "of one, or --ray-address local") from None
 
 
 class Workers(NamedTuple):

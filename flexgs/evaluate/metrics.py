@@ -11,6 +11,7 @@ from torch import Tensor
 from flexgs.config import Evaluation
 from flexgs.deploy.formats import FORMATS, as_stored
 from flexgs.distributed import Group
+from flexgs.errors import UserError
 from flexgs.evaluate import lpips
 from flexgs.evaluate.lpips import Lpips
 from flexgs.model.elastic import ElasticModel
@@ -53,13 +54,13 @@ def evaluate(model: ElasticModel, scene: Scene, options: Evaluation, background:
     colour = torch.tensor(background, device=model.splats.means.device)
     loaded = {net: lpips.load(net, options.lpips_weights, options.lpips_range) for net in options.lpips}
     networks: dict[str, Lpips] = {net: network for net, network in loaded.items() if isinstance(network, Lpips)}
-    table = {}
+    test, table = chosen(scene.test, options.views), {}
     for ratio in options.ratios:
         start = _now(colour.device)
         cut = model.cut(ratio)
         cut_seconds = _now(colour.device) - start
         cut, size, encode_seconds = as_stored(cut, options.format, scene.train)
-        mine = {i: measure(cut, scene.test[i], colour, networks) for i in group.share(len(scene.test))}
+        mine = {i: measure(cut, test[i], colour, networks) for i in group.share(len(test))}
         views = {i: m for part in group.gather(mine) for i, m in part.items()}
         rows = [views[i] for i in sorted(views)]  # in the order of views: sums do not depend on the number of workers
 
@@ -72,11 +73,21 @@ def evaluate(model: ElasticModel, scene: Scene, options: Evaluation, background:
             "ms": round(statistics.median(r["ms"] for r in rows), 3), "cut_seconds": round(cut_seconds + encode_seconds, 4),
         }
     return {"ratios": table, "protocol": {
-        "test_views": len(scene.test), "background": list(background), "images": "float, clamped to [0, 1]",
+        "test_views": len(test), "of_the_test_views": options.views, "background": list(background),
+        "images": "float, clamped to [0, 1]",
         "ssim": "11x11 Gaussian window, sigma 1.5, zero padding", "mb": FORMATS[options.format].about,
         "device": str(model.splats.means.device),
         **{f"lpips_{net}": f"inputs in {options.lpips_range}" if net in networks else f"not computed, because {loaded[net]}"
            for net in options.lpips}}}
+
+
+def chosen(views: Sequence[View], which: str) -> Sequence[View]:
+    """All views, or the even or odd ones; UserError if that leaves none."""
+    found = views[{"all": 0, "even": 0, "odd": 1}[which]::1 if which == "all" else 2]
+    if not found:
+        raise UserError(f"--evaluation.views {which}: found {len(views)} test views, expected at least 2; "
+                        "a smaller --data.test-every holds out more")
+    return found
 
 
 def _now(device: torch.device) -> float:

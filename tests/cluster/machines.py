@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ class Network:
     def __init__(self, machines: Sequence[str], prefix: str = "flexgs-"):
         self.prefix, self.addresses = prefix, {name: f"{NETWORK}.{i}" for i, name in enumerate(machines, 1)}
         self.processes: list[psutil.Popen] = []
+        self.temporary = tempfile.mkdtemp(prefix="fgs-")  # Ray's; short, as sockets are in it
 
     def __enter__(self) -> Self:
         self._delete()
@@ -55,20 +57,21 @@ class Network:
         for process in self.processes:
             kill(process)
         self._delete()
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
-    def start(self, machine: str, command: Sequence[str | Path], log: Path, **environment: str) -> psutil.Popen:
+    def start(self, machine: str, command: Sequence[str | Path], log: Path) -> psutil.Popen:
         """A process there, whose output goes to log."""
         with log.open("ab") as out:
             process = psutil.Popen(["ip", "netns", "exec", self.prefix + machine, *map(str, command)], stdout=out, stderr=out,
                                    stdin=subprocess.DEVNULL, start_new_session=True,
-                                   env={**os.environ, **ENVIRONMENT, **environment})
+                                   env=self._environment())
         self.processes.append(process)
         return process
 
     def run(self, machine: str, command: Sequence[str | Path]) -> str:
         """What a command that is run there prints."""
         done = subprocess.run(["ip", "netns", "exec", self.prefix + machine, *map(str, command)], check=True, text=True,
-                              stdout=subprocess.PIPE, env={**os.environ, **ENVIRONMENT})
+                              stdout=subprocess.PIPE, env=self._environment())
         return done.stdout
 
     def start_ray(self, machine: str, log: Path, head: str | None = None, cpus: int = 0) -> psutil.Popen:
@@ -80,6 +83,9 @@ class Network:
                                     "--object-store-memory=100000000", "--block"], log)
         wait_for(f"Ray on {machine}", lambda: log.read_text().count(_UP) > started, 60)
         return node
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, **ENVIRONMENT, "RAY_TMPDIR": self.temporary}
 
     def _new(self, name: str) -> str:
         space = self.prefix + name

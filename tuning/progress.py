@@ -1,0 +1,102 @@
+"""What a person sees of a running search: lines in the terminal, runs in MLflow."""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from ray import tune
+
+from flexgs.run import git_sha
+from flexgs.tracking import Run, Tracking
+from ray_jobs.train_scene import describe
+from tuning.study import PARETO
+from tuning.trial import MEASURED_AT, NUMBER, RUNGS, Record, Search, begun
+
+
+class Progress(tune.Callback):
+    """Follows the trials of Tune. Their records say how they ended."""
+
+    def __init__(self, search: Search, objective: str, tracking: Tracking):
+        self.search, self.tracking = search, tracking
+        self.shown = "psnr_auc" if objective == PARETO else objective
+        self.ended = 0
+        """Trials that are over, of those that Tune has started."""
+        self._start = time.monotonic()
+        self.parent = tracking.run(search.folder, f"{search.capture.name}: search", kind="search",
+                                   tags={"scene": search.capture.name, "git_sha": git_sha()})
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        self.parent.start()
+
+    def on_trial_result(self, iteration: int, trials: Sequence[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        quarters = {1: "a quarter", 2: "half", RUNGS: "all"}[result["rung"]]
+        self._say(trial, f"{self.shown} {result[self.shown]:.3f} after {quarters} of stage 2")
+
+    def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
+        self.ended += 1
+        record = self._record(trial)
+        if record.status == "interrupted":
+            record = replace(record, stopped=True)
+            record.save(self.search.trial_folder(record.params))
+            self._say(trial, "stopped: others were better")
+        if record.number:  # trial 0 may have to go on
+            shutil.rmtree(self.search.trial_folder(record.params) / "checkpoints", ignore_errors=True)
+        self.track(record)
+
+    def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
+        self.ended += 1
+        record = self._record(trial)
+        if not record.error:  # its process died
+            reason = describe(trial.get_pickled_error() or RuntimeError("its process died"))
+            record = replace(record, error=reason)
+            record.save(self.search.trial_folder(record.params))
+        self._say(trial, f"failed: {record.error}")
+        self.track(record)
+
+    def track(self, record: Record) -> Run:
+        """The trial's run in MLflow, with what its record says."""
+        params = {"number": record.number, **record.params}
+        run = self.tracking.run(self.search.trial_folder(record.params), f"trial {record.number}", kind="trial",
+                                parent=self.parent, params=params, tags={"scene": self.search.capture.name,
+                                                                         "status": record.status})
+        stage_2 = self.search.start.steps - self.search.start.base_steps
+        run.log_history([{"step": self.search.start.steps - stage_2 * (RUNGS - rung) // RUNGS,
+                          "psnr_auc": record.rungs[str(rung)]["psnr_auc"]}
+                         for rung in MEASURED_AT if str(rung) in record.rungs])
+        if record.last:
+            run.log_summary(record.last["ratios"], self.search.start.steps,
+                            {"psnr_auc": record.last["psnr_auc"], "mb": record.last["mb"], "train_seconds": record.seconds})
+        run.finish("FAILED" if record.error else "FINISHED", record.error)
+        return run
+
+    def finish(self, winner: Record, files: Sequence[Path]) -> None:
+        """End the parent run, with the figures of the best trial and the report."""
+        self.parent.log_summary(winner.last["ratios"], self.search.start.steps, {
+            "psnr_auc": winner.last["psnr_auc"], "mb": winner.last["mb"], "best_trial": winner.number})
+        self.parent.describe((self.search.folder / "report.md").read_text())
+        self.parent.log_files(files)
+        self.parent.finish()
+
+    def pages(self, runs: Sequence[Run]) -> list[str]:
+        """Where MLflow shows the curves of these trials, and all of them as parallel coordinates."""
+        how = self.tracking.how_to_open(runs)
+        if not how:
+            return []
+        server, _, _ = how.rpartition("#/")
+        chosen = {"runs": [run.id for run in runs], "experiments": [self.tracking.id]}
+        compare = "#/compare-runs?" + urlencode({key: json.dumps(value) for key, value in chosen.items()})
+        return [how, server.rpartition("open ")[2] + compare]
+
+    def _record(self, trial: Any) -> Record:
+        params = {name: value for name, value in trial.config.items() if name != NUMBER}
+        return begun(self.search, params, trial.config[NUMBER])
+
+    def _say(self, trial: Any, text: str) -> None:
+        print(f"{time.monotonic() - self._start:6.0f} s  trial {self._record(trial).number}: {text}", flush=True)
+
+

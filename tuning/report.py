@@ -1,0 +1,170 @@
+"""What a search ends with: best.json, report.md with its figures, and the gain of the best trial over trial 0."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+
+import optuna
+from scipy.stats import spearmanr
+
+from flexgs.config import Config
+from flexgs.evaluate.pictures import write_curve
+from flexgs.evaluate.sheet import Cell, Sheet
+from flexgs.files import atomic_file, write_json
+from flexgs.model.elastic import ElasticModel
+from flexgs.scene import Scene
+from tuning.space import Params, applied, flags
+from tuning.study import PARETO, directions, front, frozen
+from tuning.trial import Record, Search, figures, flat
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Of a trial over trial 0 in the objective (dB for PSNR): a value per seed."""
+
+    seen: tuple[float, ...]
+    """On the views that trials are chosen by."""
+    unseen: tuple[float, ...]
+    """On the others."""
+
+    def __str__(self) -> str:
+        return f"{_spread(self.unseen)} on the views that the search has not seen, {_spread(self.seen)} on those it chose by"
+
+
+def gain(searches: Sequence[Search], best: Params, zero: Params, scene: Scene, objective: str) -> Gain:
+    """Measured on the models of both; a search for each seed."""
+    by_views: dict[str, list[float]] = {}
+    for views in ("even", "odd"):
+        for search in searches:
+            config = replace(search.start, evaluation=replace(search.start.evaluation, views=views))
+            of_best, of_zero = (flat(figures(ElasticModel.load(search.trial_folder(params) / "model"), scene, config))
+                                for params in (best, zero))
+            key = "psnr_auc" if objective == PARETO else objective
+            by_views.setdefault(views, []).append(of_best[key] - of_zero[key])
+    return Gain(tuple(by_views["even"]), tuple(by_views["odd"]))
+
+
+def write(search: Search, objective: str, winner: Record, gained: Gain | None, command: str) -> Sheet:
+    """best.json, report.md and figures, into the search's folder; returns the table of trials."""
+    records = search.records()
+    write_json(search.folder / "best.json", _whole(applied(winner.params, search.start)).to_dict())
+    for record in front(records) if objective == PARETO else []:
+        write_json(search.folder / "front" / f"trial_{record.number}.json",
+                   _whole(applied(record.params, search.start)).to_dict())
+    tables = {"trial 0": records[0].last["ratios"], f"trial {winner.number}": winner.last["ratios"]}
+    write_curve(tables, search.folder / "curve.png")
+    pictures = ["curve.png", *_study_figures(search, objective, records)]
+    sheet = table(records, objective)
+    name = "psnr_auc" if objective == PARETO else objective
+    lines = [
+        f"# Search for {search.capture.name}", f"    {command}",
+        f"Of {len(records)} trials {_count(records)}. The best is **trial {winner.number}**: {name} "
+        f"{winner.figures[name]:.3f}, and {records[0].figures[name]:.3f} for trial 0, which is where the search started.",
+        f"Its gain over trial 0: {gained}." if gained else "It is trial 0 itself." if not winner.number else "",
+        "The settings of the best, behind `flexgs train CAPTURE`, or as `--config best.json`:",
+        f"    --preset {search.start.preset} {' '.join(flags(winner.params))}",
+        sheet.markdown(), _importances(search, objective, records), agreement(records, objective),
+        *(f"![{picture.removesuffix('.png')}]({picture})" for picture in pictures)]
+    with atomic_file(search.folder / "report.md") as out:
+        out.write_text("\n\n".join(line for line in lines if line) + "\n")
+    return sheet
+
+
+def table(records: Sequence[Record], objective: str) -> Sheet:
+    """A row per trial, the best first; what differs from trial 0."""
+    names = ("psnr_auc", "mb") if objective == PARETO else (objective,)
+    on_front = {record.number for record in front(list(records))} if objective == PARETO else set()
+    shown = sorted(records, key=lambda r: (r.status != "finished", -r.figures.get(names[0], -math.inf), r.number))
+    best = next((r.number for r in shown if r.status == "finished"), None)
+
+    def changes(record: Record) -> str:
+        zero = records[0].params
+        return " ".join(flags({k: v for k, v in record.params.items() if not _part_of_several(k) and zero.get(k) != v}))
+
+    return Sheet.of("trials", [
+        (("", "trial"), [Cell(str(r.number)) for r in shown]),
+        (("", "how it ended"), [Cell(f"failed: {r.error}" if r.error else r.status + " (front)" * (r.number in on_front))
+                                for r in shown]),
+        *((("", name), [Cell(f"{r.figures[name]:.3f}" if r.rungs else "", r.number == best) for r in shown])
+          for name in names),
+        (("", "seconds"), [Cell(f"{r.seconds:.0f}") for r in shown]),
+        (("", "differs from trial 0 in"), [Cell(changes(r)) for r in shown])])
+
+
+def agreement(records: Sequence[Record], objective: str) -> str:
+    """How the order of trials after a part of stage 2 agrees with the order at its end, which stopping early relies on."""
+    whole = [record for record in records if record.status == "finished"]
+    if len(whole) < 4:
+        return ""
+    name = "psnr_auc" if objective == PARETO else objective
+    found = []
+    for rung, part in ((1, "a quarter"), (2, "half")):
+        rho = spearmanr([flat(r.rungs[str(rung)])[name] for r in whole], [r.figures[name] for r in whole]).statistic
+        found.append(f"{rho:.2f} after {part}")
+    return (f"Spearman's correlation of {name} with its value at the end of stage 2, over the {len(whole)} finished trials: "
+            f"{', '.join(found)} of it.")
+
+
+def _study_figures(search: Search, objective: str, records: Sequence[Record]) -> list[str]:
+    """Figures of Optuna, as far as there are enough trials."""
+    from matplotlib import pyplot as plt
+
+    study = _study(search, objective, records)
+    if len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) < 2:
+        return []
+    first = (lambda trial: trial.values[0]) if objective == PARETO else None
+    draw = optuna.visualization.matplotlib
+    drawn = {"history.png": lambda: draw.plot_optimization_history(study, target=first),
+             "parallel.png": lambda: draw.plot_parallel_coordinate(study, target=first),
+             **({"front.png": lambda: draw.plot_pareto_front(study, target_names=["psnr_auc", "mb"])}
+                if objective == PARETO else {})}
+    with warnings.catch_warnings(), plt.style.context("default"):
+        warnings.simplefilter("ignore")  # these figures are marked experimental
+        for name, figure in drawn.items():
+            figure()
+            with atomic_file(search.folder / name) as out:
+                plt.gcf().savefig(out, format="png", dpi=110, bbox_inches="tight")
+            plt.close("all")
+    return list(drawn)
+
+
+def _importances(search: Search, objective: str, records: Sequence[Record]) -> str:
+    """What mattered, by Optuna's fANOVA over the parameters that all trials have."""
+    study = _study(search, objective, records)
+    if len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) < 4:
+        return ""
+    target = (lambda trial: trial.values[0]) if objective == PARETO else None
+    found = optuna.importance.get_param_importances(study, target=target)
+    return ("Share of the variance that each setting explains, of those that all trials have (few trials: a hint): "
+            + ", ".join(f"{name} {share:.2f}" for name, share in found.items()) + ".")
+
+
+def _study(search: Search, objective: str, records: Sequence[Record]) -> optuna.Study:
+    study = optuna.create_study(directions=directions(objective))
+    study.add_trials([frozen(record, search, objective) for record in records if record.rungs])
+    return study
+
+
+def _whole(config: Config) -> Config:
+    """As a user trains it: measured on all test views."""
+    return replace(config, evaluation=replace(config.evaluation, views="all"))
+
+
+def _part_of_several(name: str) -> bool:
+    return name.startswith("field.resolution.")
+
+
+def _count(records: Sequence[Record]) -> str:
+    kinds = [record.status for record in records]
+    order = ("finished", "stopped", "failed", "interrupted")
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in order if kind in kinds)
+
+
+def _spread(values: Sequence[float]) -> str:
+    noise = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    seeds = f" ({len(values)} seeds)" if len(values) > 1 else " (one seed)"
+    return f"{fmean(values):+.2f}{noise}{seeds}"
+
+

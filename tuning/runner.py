@@ -1,0 +1,140 @@
+"""Trials on Ray: what each gets of the cluster, how it runs as a trial of Tune, directly or through Ray Train.
+
+A trial that trains through Ray Train reserves no CPU for itself: trials that only wait for their workers would hold the CPUs
+that these wait for, and the search would hang.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+import ray.train.torch
+import torch
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from flexgs.distributed import Group
+from flexgs.errors import UserError
+from flexgs.raster.cpu import pool
+from ray_jobs.cluster import Cluster
+from ray_jobs.train_scene import Torch, describe, read_scene
+from tuning.space import Params
+from tuning.trial import NUMBER, Search, begun, run_trial, train_base
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a trial gets."""
+
+    gpus: float
+    """Of each worker; 0: it trains on the CPU."""
+    threads: int = 1
+    """Of the rasterizer on the CPU."""
+    workers: int = 1
+
+    def device(self) -> str:
+        if self.gpus:
+            return "cuda"
+        torch.set_num_threads(1)
+        pool.set_num_threads(self.threads)
+        return "cpu"
+
+
+def room_for_trial(cluster: Cluster, workers: int, gpus: float) -> tuple[Room, int]:
+    """What each trial gets, and how many find room at a time; UserError if none does."""
+    nodes = cluster.nodes(workers).values()
+    room = Room(gpus if cluster.has_gpu else 0.0, workers=workers)
+    if room.gpus:
+        most = int(sum(node.get("GPU", 0) // gpus if gpus < 1 else node.get("GPU", 0) / gpus for node in nodes)) // workers
+    else:
+        most = int(sum(node.get("CPU", 0) for node in nodes)) // workers
+    if most < 1:
+        raise UserError(f"--workers {workers} --gpus-per-trial {gpus:g}: the cluster has no room for a trial; expected less")
+    return room, most
+
+
+def trainable(search: Search, room: Room) -> Callable:
+    """A trial, for tune.Tuner."""
+    run = tune.with_parameters(_direct if room.workers == 1 else _together, search=search, room=room)
+    return tune.with_resources(run, {"cpu": 1, "gpu": room.gpus} if room.workers == 1 else {"memory": 64 << 20})
+
+
+def train_first_base(search: Search, cluster: Cluster, room: Room) -> float:
+    """Stage 1 of trial 0 with all CPUs of a machine, before trials have one each; the seconds that it took."""
+    cpus = max(1, int(max(node.get("CPU", 1) for node in cluster.nodes().values())))
+    start = time.monotonic()
+    task = ray.remote(num_cpus=1 if room.gpus else cpus, num_gpus=1 if room.gpus else 0, max_retries=2)(_base)
+    _wait([task.remote(search, replace(room, threads=cpus))])
+    return time.monotonic() - start
+
+
+def run_to_the_end(trials: Sequence[tuple[Search, Params, int]], room: Room) -> None:
+    """Trials outside of Tune, side by side as far as there is room; those that are finished are not repeated."""
+    remote = ray.remote(num_cpus=1, num_gpus=room.gpus, max_retries=2)(_alone)
+    _wait([remote.remote(search, params, number, room) for search, params, number in trials])
+
+
+def _wait(tasks: Sequence[Any]) -> None:
+    try:
+        ray.get(list(tasks))
+    except ray.exceptions.RayTaskError as e:
+        raise UserError(describe(e)) if isinstance(e.cause, UserError) else e from None
+
+
+def _base(search: Search, room: Room) -> None:
+    train_base(search, search.start, read_scene(search.capture, search.start), room.device())
+
+
+def _alone(search: Search, params: Params, number: int, room: Room) -> None:
+    with _noted(search, params, number):
+        record = begun(search, params, number)
+        if record.stopped:
+            replace(record, stopped=False).save(search.trial_folder(params))
+        run_trial(search, params, read_scene(search.capture, search.start), room.device(), Group(), lambda figures: None)
+
+
+def _direct(config: dict[str, Any], search: Search, room: Room) -> None:
+    params, number = _parts(config)
+    with _noted(search, params, number):
+        run_trial(search, params, read_scene(search.capture, search.start), room.device(), Group(), tune.report)
+
+
+def _together(config: dict[str, Any], search: Search, room: Room) -> None:
+    params, number = _parts(config)
+    train: Any = ray.train
+    with _noted(search, params, number):
+        train.torch.TorchTrainer(
+            _worker, train_loop_config={"params": params, "search": search, "room": room},
+            torch_config=Torch(backend="nccl" if room.gpus else "gloo"),
+            scaling_config=train.ScalingConfig(num_workers=room.workers, use_gpu=bool(room.gpus)),
+            run_config=train.RunConfig(
+                name=search.trial_folder(params).name, storage_path=str(search.folder / "tune" / "train"),
+                callbacks=[TuneReportCallback()], logging_config=train.LoggingConfig(log_level="WARNING")),
+        ).fit()
+
+
+def _worker(job: dict[str, Any]) -> None:
+    search: Search = job["search"]
+    run_trial(search, job["params"], read_scene(search.capture, search.start), job["room"].device(), Group.current(),
+              ray.train.report)
+
+
+def _parts(config: dict[str, Any]) -> tuple[Params, int]:
+    return {name: value for name, value in config.items() if name != NUMBER}, config[NUMBER]
+
+
+@contextlib.contextmanager
+def _noted(search: Search, params: Params, number: int) -> Iterator[None]:
+    """Write down that a trial has begun, and why it fails."""
+    record = begun(search, params, number)
+    try:
+        if record.error:
+            raise UserError(record.error)  # as before
+        yield
+    except Exception as e:
+        folder = search.trial_folder(params)
+        replace(type(record).load(folder), error=describe(e)).save(folder)
+        raise

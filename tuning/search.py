@@ -1,0 +1,239 @@
+"""Search the settings of a scene: Optuna's TPE through Ray Tune, trials that fall behind stopped early by ASHA.
+
+    python tuning/search.py --scene fox --data-root ~/captures --trials 30
+    python tuning/search.py --scene fox --data-root ~/captures --preset paper --objective psnr/ratio_0.05 --time-budget 2h
+
+Trial 0 is what the search starts from. Trials are chosen by every second test view; the others are for the report. The same
+command continues an interrupted search. It ends with best.json (for --config), report.md and figures in STORAGE/EXPERIMENT;
+docs/search.md says how to read them.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python itself adds only the folder of the script
+
+import ray
+import tyro
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+import ray_jobs.cluster
+import ray_jobs.store
+import ray_jobs.train_scene
+import tuning.runner
+import tuning.space
+import tuning.trial
+from flexgs.cli import guard, parse
+from flexgs.config import Config
+from flexgs.errors import UserError
+from flexgs.evaluate.sheet import Sheet
+from flexgs.evaluate.table import print_table
+from flexgs.files import make_folder, only_one, write_json
+from flexgs.scene import SYNTHETIC, Scene
+from flexgs.scene.catalog import how_to_get
+from flexgs.tracking import public, ratio_name
+from ray_jobs import warm_up
+from ray_jobs.cluster import Cluster
+from ray_jobs.dataset import Dataset
+from ray_jobs.store import is_remote
+from ray_jobs.train_scene import read_scene
+from tuning import report
+from tuning.progress import Progress
+from tuning.runner import Room, room_for_trial, run_to_the_end, train_first_base, trainable
+from tuning.study import PARETO, Suggest, best, goal, history
+from tuning.trial import RUNGS, Record, Search
+
+# Workers get these modules with the functions that they run: they need flexgs installed, but not these folders on their path.
+for module in (ray_jobs.cluster, ray_jobs.store, ray_jobs.train_scene, tuning.runner, tuning.space, tuning.trial):
+    ray.cloudpickle.register_pickle_by_value(module)
+
+
+@dataclass
+class SearchScene(Dataset):
+    """Search the settings of a scene, around those of a preset. The same command continues."""
+
+    scenes: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    scene: str = "studio"
+    """A folder of DATA_ROOT, or a built-in scene."""
+    trials: int = 30
+    """In all, those of an earlier start included."""
+    time_budget: str | None = None
+    """Stop after this long: 90m, 2h."""
+    objective: str = "psnr_auc"
+    """psnr_auc, the area under PSNR over log ratio; or one ratio's, psnr/ratio_0.05 or ssim/ratio_0.05; or pareto: psnr_auc
+    against the bytes of the elastic model."""
+    early_stopping: bool = True
+    """Stop the worse half of the trials after a quarter, and again after half of stage 2; pareto stops none."""
+    max_concurrent: int | None = None
+    """Trials at a time; default: as many as there is room for."""
+    gpus_per_trial: float = 1.0
+    """Where there are GPUs: several small trials share one with 0.5 or 0.25."""
+    workers: int = 1
+    """Per trial; several train it together through Ray Train, with a GPU each, or a CPU."""
+    confirm: int = 2
+    """Seeds more at which the best trial is compared with trial 0; it wins if it is better in the mean of all."""
+    resume: bool = True
+    """Continue the search that is there; otherwise it is put aside."""
+    smoke: bool = False
+    """Two tiny trials: does it work here?"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The exit code: 0, 1 if no trial succeeded, 2 for a mistake of the user's, 130 if it was interrupted."""
+    args = sys.argv[1:] if args is None else args
+    return guard(lambda: search_scene(parse(SearchScene, args, "search.py"), args))
+
+
+def search_scene(options: SearchScene, args: Sequence[str]) -> int:
+    """The whole command; args tell which settings the user has chosen."""
+    seconds = _checked(options)
+    capture = _capture(options)
+    options.experiment = options.experiment or f"flexgs-search-{options.scene}"
+    config, folder = options.checked(args), options.folder
+    make_folder(folder)
+    if not options.resume and any(folder.iterdir()):
+        aside = next(path for i in range(1, 1000) if not (path := folder.with_name(f"{folder.name}-{i}")).exists())
+        shutil.move(folder, aside)
+        print(f"the earlier search is in {aside}", flush=True)
+    with warm_up.in_background() as wait_for_kernels, only_one(folder), Cluster(options.ray_address) as cluster:
+        config = options.fitting(config, cluster, args)
+        if options.smoke:
+            config, options.trials, options.confirm = _smaller(config), 2, 0
+        search = Search(capture, folder, replace(config, evaluation=replace(config.evaluation, views="even")))
+        _same_as_before(search, options.objective)
+        scene = read_scene(capture, search.start)
+        room, most = room_for_trial(cluster, options.workers, options.gpus_per_trial)
+        if not room.gpus:
+            wait_for_kernels()
+        progress = Progress(search, options.objective, options.tracking())
+        ended = _search(search, options, progress, cluster, room, min(most, options.max_concurrent or most), seconds)
+        records = search.records()
+        if not any(record.status == "finished" for record in records):
+            print("flexgs: no trial was finished" + ("" if ended else "; the same command continues"), file=sys.stderr)
+            return 1 if ended else 130
+        winner, gained = best(records, options.objective), None
+        if ended and winner.number:
+            winner, gained = _confirmed(search, options, winner, scene, room)
+        command = public(shlex.join(["python", "tuning/search.py", *args]))
+        sheet = report.write(search, options.objective, winner, gained, command)
+        _tell(search, progress, winner, gained, sheet)
+    return 0 if ended else 130
+
+
+def _search(search: Search, options: SearchScene, progress: Progress, cluster: Cluster, room: Room, most: int,
+            seconds: float | None) -> bool:
+    """Run the trials that are missing, `most` at a time; whether it came to its end."""
+    records, study = search.records(), history(search, options.objective)
+    known = sum(record.status != "interrupted" for record in records)
+    missing = options.trials - known
+    if missing <= 0:
+        return True
+    first = max((record.number for record in records), default=-1) + 1 - known
+    spent = train_first_base(search, cluster, room)
+    print(f"{missing} of {options.trials} trials, {most} at a time, in {search.folder}; stage 1 took {spent:.0f} s and serves "
+          f"all that do not change it: {spent * (missing - 1) / 60:.0f} min saved", flush=True)
+    pareto, aim = options.objective == PARETO, goal(options.objective)
+    suggest = Suggest(search.start, pareto, first)
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a table of its own, whatever verbose says
+    early = ASHAScheduler(time_attr="rung", max_t=RUNGS, grace_period=1, reduction_factor=2)
+    found = tune.Tuner(
+        trainable(search, room),
+        tune_config=tune.TuneConfig(
+            search_alg=OptunaSearch(suggest, storage=study._storage, study_name=study.study_name, sampler=study.sampler, **aim),
+            scheduler=early if options.early_stopping and not pareto else None, num_samples=missing, time_budget_s=seconds,
+            max_concurrent_trials=most, **({} if pareto else aim)),
+        # Tune's own files serve nobody: a search continues from the records of its trials.
+        run_config=tune.RunConfig(name="tune", storage_path=str(search.folder), callbacks=[progress], verbose=0)).fit()
+    shutil.rmtree(search.folder / "tune", ignore_errors=True)
+    return (len(found) >= missing and progress.ended >= missing) or seconds is not None
+
+
+def _confirmed(search: Search, options: SearchScene, winner: Record, scene: Scene, room: Room) -> tuple[Record, report.Gain]:
+    """The winner and its gain over trial 0 at some more seeds; trial 0 itself if that is no gain on the views to choose by."""
+    seeds = range(search.start.seed + 1, search.start.seed + 1 + options.confirm)
+    searches = [search, *(Search(search.capture, search.folder / "seeds" / str(seed), replace(search.start, seed=seed))
+                          for seed in seeds)]
+    zero = search.records()[0]
+    print(f"trial {winner.number} is compared with trial 0 at {len(searches)} seed{'s' * (len(searches) > 1)}", flush=True)
+    run_to_the_end([(s, record.params, record.number) for s in searches for record in (zero, winner)], room)
+    gained = report.gain(searches, winner.params, zero.params, scene, options.objective)
+    if fmean(gained.seen) > 0:
+        return winner, gained
+    print(f"trial {winner.number} is no better: {gained}; trial 0 stays the best", flush=True)
+    return search.records()[0], gained
+
+
+def _tell(search: Search, progress: Progress, winner: Record, gained: report.Gain | None, sheet: Sheet) -> None:
+    """In the terminal and in MLflow, how the search ended."""
+    runs = [progress.track(record) for record in search.records()]
+    progress.finish(winner, [search.folder / name for name in ("best.json", "report.md")] + sorted(search.folder.glob("*.png")))
+    print_table(replace(sheet, headings=sheet.headings[:-1], rows=tuple(row[:-1] for row in sheet.rows)).rich())
+    print(f"best: trial {winner.number}" + (f", {gained} over trial 0" if gained else ""))
+    print(f"{search.folder}/best.json (for --config), report.md")
+    for page in progress.pages(runs):
+        print(f"MLflow: {page}")
+
+
+def _checked(options: SearchScene) -> float | None:
+    """The time budget in seconds; UserError for options that cannot be."""
+    if is_remote(options.storage):
+        raise UserError(f"--storage {options.storage}: expected a folder that all machines share")
+    for name, least in {"trials": 1, "confirm": 0, "workers": 1, "max_concurrent": 1, "gpus_per_trial": 0.01}.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')}: found {value}, expected at least {least}")
+    ratios = [ratio_name(ratio) for ratio in options.config.evaluation.ratios]
+    known = ["psnr_auc", PARETO, *(f"{figure}/{ratio}" for figure in ("psnr", "ssim") for ratio in ratios)]
+    if options.objective not in known:
+        raise UserError(f"--objective {options.objective}: expected one of {', '.join(known)}")
+    if options.config.base.ply:
+        raise UserError(f"--base.ply {options.config.base.ply}: expected none, a search trains a stage 1 of its own")
+    if options.config.base.share >= 1 or options.config.order.keep < 1:
+        raise UserError(f"--preset {options.config.preset}: makes a model for each ratio; expected one that is elastic")
+    if options.time_budget is None:
+        return None
+    if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", options.time_budget)):
+        raise UserError(f"--time-budget {options.time_budget}: expected something like 90m or 2h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def _capture(options: SearchScene) -> Path:
+    """The folder of the capture. Without --data-root, a scene that is not built in is looked for in ./data."""
+    options.scenes = (options.scene,)
+    if options.data_root is None and options.scene not in SYNTHETIC:
+        root = Path("data").absolute()
+        if not (root / options.scene).is_dir():
+            raise UserError(f"{root / options.scene}: no such folder, and no --data-root{how_to_get(options.scene)}; unpack it "
+                            f"there or name the folder that it is in with --data-root (built in: {', '.join(SYNTHETIC)})")
+        options.data_root = root
+    return options.captures()[0]
+
+
+def _same_as_before(search: Search, objective: str) -> None:
+    """Note what the search is about; UserError if the folder has one about something else."""
+    about = {"capture": str(search.capture), "objective": objective, "start": search.start.to_dict()}
+    path = search.folder / "search.json"
+    if path.exists() and (before := json.loads(path.read_text())) != json.loads(json.dumps(about)):
+        differing = [key for key in about if before.get(key) != json.loads(json.dumps(about))[key]]
+        raise UserError(f"{path}: the search there has another {', '.join(differing)}; "
+                        "repeat its options, choose another --experiment, or --no-resume to begin anew")
+    write_json(path, about)
+
+
+def _smaller(config: Config) -> Config:
+    return replace(config, steps=80, base=replace(config.base, max_splats=600, grow_every=20))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

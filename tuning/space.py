@@ -1,0 +1,141 @@
+"""What is searched: every setting with its range, its scale and why.
+
+A parameter is named like the flag it becomes, so that a trial is repeated by typing its parameters behind `flexgs train`. What
+has no meaning without another setting is only suggested with it. The settings that the search starts from are always inside:
+they are trial 0.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar
+
+from flexgs.cli import fill
+from flexgs.config import Config
+
+Value = str | int | float | None
+V = TypeVar("V", str, int, float, None)
+Params = Mapping[str, Value]
+
+STRUCTURES = ("sampled deltas", "importance deltas", "sampled field", "gsnet field")
+"""Order and transform. GsNet needs a transform that follows the Gaussians wherever they come in the order."""
+BANDS = ("0.008 0.035 0.035 0.14 0.14 0.6", "0.008 0.035 0.035 0.14 0.14 0.9", "0.008 0.08 0.08 0.8",
+         "0.008 0.02 0.02 0.05 0.05 0.14 0.14 0.6")
+SHAPE = "structure"
+"""The one name that is no flag: order.kind and transform.kind, which exclude each other."""
+AXES = ("x", "y", "z", "e")
+
+
+class Trial(Protocol):
+    """What suggests values: a trial of Optuna, or Own."""
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any: ...
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
+
+
+class Own:
+    """Suggests what a configuration has already, and remembers it: trial 0."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.params: dict[str, Value] = {}
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        return self._note(name)
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        return self._note(name)
+
+    def _note(self, name: str) -> Any:
+        self.params[name] = value = own(self.config, name)
+        return value
+
+
+def own(config: Config, name: str) -> Any:
+    """The value that config has of a parameter of the space."""
+    if name == SHAPE:
+        return f"{config.order.kind} {config.transform.kind}"
+    part, _, axis = name.rpartition(".")
+    if part == "field.resolution":
+        return config.field.resolution[AXES.index(axis)]
+    value: Any = config
+    for key in name.split("."):
+        value = getattr(value, key)
+    return _text(value) if isinstance(value, tuple) else value
+
+
+def space(trial: Trial, start: Config, size: bool = False) -> None:
+    """Suggest a value for each parameter, around those of start; size: also what the bytes of a model depend on."""
+
+    def one_of(name: str, *choices: V) -> V:
+        mine: V = own(start, name)
+        return trial.suggest_categorical(name, [mine, *(c for c in choices if c != mine)])
+
+    def between(name: str, low: float, high: float, log: bool = True) -> float:
+        mine = own(start, name)
+        return trial.suggest_float(name, min(low, mine), max(high, mine), log=log)
+
+    structure = one_of(SHAPE, *STRUCTURES)
+    order, transform = structure.split()
+
+    # What is trained how much. Only the ratio to the terms of the whole model counts, so those stay.
+    between("loss.elastic_l1", 0.1, 1.0)
+    between("loss.elastic_ssim", 0.025, 0.4)       # the paper weighs structure less in the cuts than in the whole
+    between("loss.elastic_fade", 0.0, 1.0, log=False)  # 1 protects the whole model and costs the smallest cuts 0.2 to 0.6 dB
+    if start.ratios.sampling == "log_uniform":
+        one_of("ratios.bands", *BANDS)             # how much of each view's work goes to which ratios
+    between("rates.shN_factor", 1.0, 8.0)          # one set of harmonics serves all ratios, and learns slowly
+
+    # Which Gaussians stay.
+    if order == "sampled":
+        between("order.temperature", 0.0, 1.5, log=False)  # 0 is the order by importance; large: any Gaussian
+    if order == "gsnet":
+        between("gsnet.temperature", 0.3, 3.0)     # low: gradients of few Gaussians at the margin; high: of all, and biased
+        between("gsnet.temperature_end", 0.1, 3.0)  # its decay
+        between("gsnet.gi_weight", 0.03, 10.0)     # towards global importance
+        between("gsnet.sparsity_weight", 1e-3, 1.0)  # towards the right number
+        between("rates.selector", 2e-4, 8e-3)      # five times the paper's was better (docs/ablations.md)
+
+    # How those that stay change.
+    if transform == "deltas":
+        between("rates.delta_means", 0.5, 10.0)    # changes of a cut may be larger than those of training
+        one_of("deltas.merge", 0.0, 0.032, 0.1, 0.32)  # up to which ratio Gaussians begin merged with the dropped ones
+        if size:
+            one_of("deltas.knots", "0.01 0.1", "0.01 0.032 0.1 0.32", "0.01 0.032 0.1 0.32 0.5")  # their rows are bytes
+    if transform == "field":
+        for axis in AXES[:3]:
+            one_of(f"field.resolution.{axis}", 32, 64, 128)  # captures are wider than high, and detail differs by axis
+        one_of("field.resolution.e", 16, 32, 64, 100, 150)   # the paper's table and its code disagree: 100 or 150
+        one_of("field.levels", "1", "1 2", "1 2 4")
+        one_of("field.ratio_axis", "linear", "log")  # linear gives the ratios below 15 % a tenth of the columns
+        between("rates.field", 2e-4, 8e-3)
+        between("rates.planes", 2e-3, 8e-2)
+        between("field.ratio_smoothness", 1e-5, 1e-1)
+        between("field.ratio_l1", 1e-6, 1e-2)
+        between("field.space_smoothness", 1e-6, 1e-2)
+
+    if size:
+        one_of("base.sh_degree", 0, 1, 2, 3)       # 3 bytes of 4 are harmonics; a stage 1 of its own for each
+
+
+def flags(params: Params) -> list[str]:
+    """What to type for these parameters."""
+    found: dict[str, str] = {}
+    for name, value in params.items():
+        part = name.rpartition(".")[0]
+        if name == SHAPE:
+            found["order.kind"], found["transform.kind"] = str(value).split()
+        elif part == "field.resolution":
+            found[part] = " ".join(str(params[f"{part}.{a}"]) for a in AXES)
+        else:
+            found[name] = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return [word for name, value in found.items() for word in (f"--{name.replace('_', '-')}", *value.split())]
+
+
+def applied(params: Params, start: Config) -> Config:
+    """start with these parameters."""
+    return fill(Config, flags(params), "trial", start).check()
+
+
+def _text(values: tuple) -> str:
+    """A tuple, flat, as it is typed."""
+    return " ".join(_text(v) if isinstance(v, tuple) else f"{v:g}" for v in values)
