@@ -22,7 +22,7 @@ def test_the_python_example_runs(capture, tmp_path, monkeypatch):
 def test_the_files_that_it_names_exist():
     tree = re.search(r"```\n(flexgs/.*?)```", README, re.S)[1]
     named = set(re.findall(r"[a-z_0-9]+\.py", tree))
-    there = {p.name for folder in ("flexgs", "ray_jobs") for p in (ROOT / folder).rglob("*.py")}
+    there = {p.name for folder in ("flexgs", "ray_jobs", "tuning") for p in (ROOT / folder).rglob("*.py")}
     assert named <= there
     assert there - named <= {"__init__.py", "__main__.py", "autograd.py", "kernels.py", "pool.py", "warmup.py",
                              "capture.py", "ply.py"}

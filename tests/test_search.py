@@ -44,7 +44,7 @@ def test_what_is_suggested_can_be_trained_and_depends_on_the_structure():
     start = Config()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     structures = set()
-    for _ in range(40):
+    for _ in range(16):
         trial = study.ask()
         space(trial, start, True)
         config = applied(trial.params, start)  # checks it
