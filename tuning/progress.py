@@ -1,6 +1,7 @@
 """What a person sees of a running search: lines in the terminal, runs in MLflow."""
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -14,15 +15,17 @@ from ray import tune
 from flexgs.run import git_sha
 from flexgs.tracking import Run, Tracking
 from ray_jobs.train_scene import describe
-from tuning.study import PARETO
+from tuning.study import PARETO, best, front
 from tuning.trial import MEASURED_AT, NUMBER, RUNGS, Record, Search, begun
 
 
 class Progress(tune.Callback):
     """Follows the trials of Tune. Their records say how they ended."""
 
-    def __init__(self, search: Search, objective: str, tracking: Tracking):
-        self.search, self.tracking = search, tracking
+    def __init__(self, search: Search, objective: str, tracking: Tracking, seconds: float | None):
+        """seconds: the time that the trials have, after which Tune stops all of them."""
+        self.search, self.objective, self.tracking = search, objective, tracking
+        self._seconds, self._deadline = seconds or math.inf, math.inf
         self.shown = "psnr_auc" if objective == PARETO else objective
         self.ended = 0
         """Trials that are over, of those that Tune has started."""
@@ -31,6 +34,7 @@ class Progress(tune.Callback):
                                    tags={"scene": search.capture.name, "git_sha": git_sha()})
 
     def setup(self, *args: Any, **info: Any) -> None:
+        self._deadline = time.monotonic() + self._seconds
         self.parent.start()
 
     def on_trial_result(self, iteration: int, trials: Sequence[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
@@ -40,13 +44,25 @@ class Progress(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         self.ended += 1
         record = self._record(trial)
+        if record.status == "interrupted" and time.monotonic() > self._deadline:
+            return  # it goes on when the search does
         if record.status == "interrupted":
             record = replace(record, stopped=True)
             record.save(self.search.trial_folder(record.params))
             self._say(trial, "stopped: others were better")
         if record.number:  # trial 0 may have to go on
             shutil.rmtree(self.search.trial_folder(record.params) / "checkpoints", ignore_errors=True)
+        self._drop_models()
         self.track(record)
+
+    def _drop_models(self) -> None:
+        """Of the trials that others have beaten: a model may be large, and its trial says how to make it again."""
+        records = self.search.records()
+        if kept := [r for r in records if r.status == "finished"]:
+            kept = [records[0], best(records, self.objective), *(front(records) if self.objective == PARETO else [])]
+        for record in records:
+            if record.status == "finished" and record not in kept:
+                shutil.rmtree(self.search.trial_folder(record.params) / "model", ignore_errors=True)
 
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         self.ended += 1

@@ -47,6 +47,8 @@ def room_for_trial(cluster: Cluster, workers: int, gpus: float) -> tuple[Room, i
     """What each trial gets, and how many find room at a time; UserError if none does."""
     nodes = cluster.nodes(workers).values()
     room = Room(gpus if cluster.has_gpu else 0.0, workers=workers)
+    if room.gpus and workers > 1 and gpus != 1:
+        raise UserError(f"--gpus-per-trial {gpus:g}: expected 1 with --workers {workers}, each of which needs a GPU of its own")
     if room.gpus:
         most = int(sum(node.get("GPU", 0) // gpus if gpus < 1 else node.get("GPU", 0) / gpus for node in nodes)) // workers
     else:

@@ -103,6 +103,8 @@ def search_scene(options: SearchScene, args: Sequence[str]) -> int:
     config, folder = options.checked(args), options.folder
     make_folder(folder)
     if not options.resume and any(folder.iterdir()):
+        with only_one(folder):  # nobody is at work there
+            pass
         aside = next(path for i in range(1, 1000) if not (path := folder.with_name(f"{folder.name}-{i}")).exists())
         shutil.move(folder, aside)
         print(f"the earlier search is in {aside}", flush=True)
@@ -116,10 +118,11 @@ def search_scene(options: SearchScene, args: Sequence[str]) -> int:
         room, most = room_for_trial(cluster, options.workers, options.gpus_per_trial)
         if not room.gpus:
             wait_for_kernels()
-        progress = Progress(search, options.objective, options.tracking())
+        progress = Progress(search, options.objective, options.tracking(), seconds)
         ended = _search(search, options, progress, cluster, room, min(most, options.max_concurrent or most), seconds)
         records = search.records()
         if not any(record.status == "finished" for record in records):
+            progress.parent.finish("FAILED" if ended else "KILLED")
             print("flexgs: no trial was finished" + ("" if ended else "; the same command continues"), file=sys.stderr)
             return 1 if ended else 130
         winner, gained = best(records, options.objective), None
