@@ -1,4 +1,4 @@
-"""The command line: flexgs train | adapt | compare | eval | cut | data | bench | doctor."""
+"""The command line: flexgs train | adapt | compare | eval | cut | pack | unpack | serve | data | bench | doctor."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from flexgs.config import METHODS, Config, Distributed, Evaluation, check_ratio
+from flexgs.config import METHODS, Config, Distributed, Evaluation, check_ratio, count_at
 from flexgs.errors import UserError, cure
 from flexgs.files import make_folder, only_one
 
@@ -182,6 +182,69 @@ class Cut:
 
 
 @dataclass
+class Pack:
+    """Write a run's model as one file that is read from the front: the smallest cut first, each byte once."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, or its model folder."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """NAME.fgs."""
+    ratios: tuple[float, ...] = (0.01, 0.05, 0.15, 0.5, 1.0)
+    """Where its chunks end: what a client may show after each."""
+
+    def __call__(self) -> None:
+        from flexgs.deploy.export import ply_bytes
+        from flexgs.deploy.progressive import Progressive, write
+        from flexgs.model.elastic import ElasticModel
+
+        if self.output.suffix.lower() != ".fgs":
+            raise UserError(f"--output {self.output}: expected a name that ends in .fgs")
+        model = ElasticModel.load(self.run)
+        write(model, self.output, self.ratios)
+        packed, n, degree = Progressive.open(self.output), len(model.splats), model.splats.sh_degree
+        for ratio in self.ratios:
+            sent, count = packed.load(ratio), count_at(ratio, n)
+            print(f"up to {100 * ratio:5.4g} %  {count:>11,} Gaussians  {sent / 1e6:9.2f} MB  as PLY "
+                  f"{ply_bytes(count, degree) / 1e6:9.2f} MB")
+        print(f"{self.output}: {sent / ply_bytes(n, degree):.2f} of the whole PLY, which is not elastic")
+
+
+@dataclass
+class Unpack:
+    """Write a cut as a PLY from a packed file or its http(s) URL, reading no more of it than the cut needs."""
+
+    source: tyro.conf.Positional[str]
+    budget: str
+    """5%, 0.05, 500k or 20MB."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+
+    def __call__(self) -> None:
+        from flexgs.deploy.export import write_ply
+        from flexgs.deploy.progressive import Progressive
+
+        if self.output.suffix.lower() != ".ply":
+            raise UserError(f"--output {self.output}: expected a name that ends in .ply")
+        packed = Progressive.open(self.source)
+        cut = packed.cut(self.budget)
+        write_ply(cut, self.output)
+        print(f"{self.output}: {len(cut):,} of {len(packed.model.splats):,} Gaussians; {packed.offset / 1e6:.2f} MB were read")
+
+
+@dataclass
+class Serve:
+    """Serve a folder over HTTP, with ranges, so that packed files can be read from the front; to this machine by default."""
+
+    folder: tyro.conf.Positional[Path]
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+    def __call__(self) -> None:
+        from flexgs.deploy.serve import serve
+
+        serve(self.folder, self.host, self.port)
+
+
+@dataclass
 class Data:
     """Make the built-in synthetic captures, or list the captures in a folder."""
 
@@ -262,8 +325,8 @@ class Doctor:
             print("           needs gsplat: pip install 'flexgs[cuda]'")
 
 
-COMMANDS: dict[str, type] = {"train": Train, "adapt": Adapt, "compare": Compare, "eval": Eval, "cut": Cut, "data": Data,
-                             "bench": Bench, "doctor": Doctor}
+COMMANDS: dict[str, type] = {"train": Train, "adapt": Adapt, "compare": Compare, "eval": Eval, "cut": Cut, "pack": Pack,
+                             "unpack": Unpack, "serve": Serve, "data": Data, "bench": Bench, "doctor": Doctor}
 
 
 def parse(command: type[T], args: Sequence[str], prog: str) -> T:

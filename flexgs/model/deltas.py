@@ -75,6 +75,12 @@ class Deltas(Transform):
                     getattr(self, name)[first:first + kept] = change.reshape(kept, width)
             first += count
 
+    def rows(self, ratio: float, n: int) -> dict[str, list[tuple[int, int]]]:
+        starts, k = [0, *itertools.accumulate(self.counts)], count_at(ratio, n)
+        below = (0.0, *self.knots)  # a knot is read by cuts above the one below it
+        ranges = [(starts[j], starts[j] + min(count, k)) for j, count in enumerate(self.counts) if below[j] < ratio]
+        return dict.fromkeys(WIDTHS, ranges)
+
     def stored(self) -> "Deltas":
         return copy.deepcopy(self).half()
 

@@ -25,6 +25,13 @@ class Transform(nn.Module):
         """Parameter groups for Adam: name, params, lr at the start and decay (lr at the end / at the start)."""
         return []
 
+    def rows(self, ratio: float, n: int) -> dict[str, list[tuple[int, int]]]:
+        """Of each tensor of its state, the rows (first, last) that cuts of n Gaussians up to this ratio read.
+
+        A larger ratio reads the same ranges, longer, and perhaps others. Here: all of every tensor.
+        """
+        return {name: [(0, len(t) if t.dim() else 1)] for name, t in self.state_dict().items()}
+
     def stored(self) -> "Transform":
         """The transform in the precision in which it is saved and makes cuts, so that what is measured is what is stored."""
         return self
