@@ -162,7 +162,7 @@ class Eval:
 
 @dataclass
 class Cut:
-    """Write a standard 3DGS PLY of a budget: 5%, 0.05, 500k or 20MB."""
+    """Write a standard 3DGS PLY of a budget: 5%, 0.05, 500k, 20MB, or a device such as quest."""
 
     run: tyro.conf.Positional[Path]
     """Run folder, or its model folder."""
@@ -215,7 +215,7 @@ class Unpack:
 
     source: tyro.conf.Positional[str]
     budget: str
-    """5%, 0.05, 500k or 20MB."""
+    """5%, 0.05, 500k, 20MB, or a device such as quest."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
     def __call__(self) -> None:

@@ -68,6 +68,7 @@ def test_budgets():
     assert resolve("500k", n, 3) == 500_000
     assert resolve("1.2M", n, 3) == n  # more than there are
     assert resolve("20000", n, 3) == 20_000
+    assert resolve("Quest", n, 3) == 500_000 and resolve("quest", 1000, 3) == 1000
     for size in ("20MB", "700kB"):
         k = resolve(size, n, 3)
         limit = float(size[:-2]) * {"MB": 1e6, "kB": 1e3}[size[-2:]]
