@@ -46,14 +46,14 @@ def gain(searches: Sequence[Search], best: Params, zero: Params, scene: Scene, o
     return Gain(tuple(by_views["even"]), tuple(by_views["odd"]))
 
 
-def write(search: Search, objective: str, winner: Record, gained: Gain | None, command: str) -> Sheet:
+def write(search: Search, objective: str, winner: Record, verdict: str, command: str) -> Sheet:
     """best.json, report.md and figures, into the search's folder; returns the table of trials."""
     records = search.records()
     write_json(search.folder / "best.json", _whole(applied(winner.params, search.start)).to_dict())
     for record in front(records) if objective == PARETO else []:
         write_json(search.folder / "front" / f"trial_{record.number}.json",
                    _whole(applied(record.params, search.start)).to_dict())
-    tables = {"trial 0": records[0].last["ratios"], f"trial {winner.number}": winner.last["ratios"]}
+    tables = {f"trial {record.number}": record.last["ratios"] for record in (records[0], winner) if record.rungs}
     write_curve(tables, search.folder / "curve.png")
     pictures = ["curve.png", *_study_figures(search, objective, records)]
     sheet = table(records, objective)
@@ -61,8 +61,8 @@ def write(search: Search, objective: str, winner: Record, gained: Gain | None, c
     lines = [
         f"# Search for {search.capture.name}", f"    {command}",
         f"Of {len(records)} trials {_count(records)}. The best is **trial {winner.number}**: {name} "
-        f"{winner.figures[name]:.3f}, and {records[0].figures[name]:.3f} for trial 0, which is where the search started.",
-        f"Its gain over trial 0: {gained}." if gained else "It is trial 0 itself." if not winner.number else "",
+        f"{winner.figures[name]:.3f}; {verdict}. Trial 0, where the search started, has "
+        f"{records[0].figures.get(name, math.nan):.3f}.",
         "The settings of the best, behind `flexgs train CAPTURE`, or as `--config best.json`:",
         f"    --preset {search.start.preset} {' '.join(flags(winner.params))}",
         sheet.markdown(), _importances(search, objective, records), agreement(records, objective),
@@ -131,14 +131,14 @@ def _study_figures(search: Search, objective: str, records: Sequence[Record]) ->
 
 
 def _importances(search: Search, objective: str, records: Sequence[Record]) -> str:
-    """What mattered, by Optuna's fANOVA over the parameters that all trials have."""
+    """What mattered. Stopped trials count with what they had reached."""
     study = _study(search, objective, records)
     if len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) < 4:
         return ""
     target = (lambda trial: trial.values[0]) if objective == PARETO else None
     found = optuna.importance.get_param_importances(study, target=target)
-    return ("Share of the variance that each setting explains, of those that all trials have (few trials: a hint): "
-            + ", ".join(f"{name} {share:.2f}" for name, share in found.items()) + ".")
+    return ("Share of the variance that each setting explains, by Optuna's fANOVA (with few trials a hint): "
+            + ", ".join(f"{name} {share:.2f}" for name, share in found.items() if share >= 0.01) + ".")
 
 
 def _study(search: Search, objective: str, records: Sequence[Record]) -> optuna.Study:

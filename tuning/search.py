@@ -125,12 +125,12 @@ def search_scene(options: SearchScene, args: Sequence[str]) -> int:
             progress.parent.finish("FAILED" if ended else "KILLED")
             print("flexgs: no trial was finished" + ("" if ended else "; the same command continues"), file=sys.stderr)
             return 1 if ended else 130
-        winner, gained = best(records, options.objective), None
-        if ended and winner.number:
-            winner, gained = _confirmed(search, options, winner, scene, room)
+        winner, verdict = best(records, options.objective), "not compared with trial 0 on other views, as it was interrupted"
+        if ended:
+            winner, verdict = _confirmed(search, options, winner, scene, room)
         command = public(shlex.join(["python", "tuning/search.py", *args]))
-        sheet = report.write(search, options.objective, winner, gained, command)
-        _tell(search, progress, winner, gained, sheet)
+        sheet = report.write(search, options.objective, winner, verdict, command)
+        _tell(search, progress, winner, verdict, sheet)
     return 0 if ended else 130
 
 
@@ -162,27 +162,28 @@ def _search(search: Search, options: SearchScene, progress: Progress, cluster: C
     return (len(found) >= missing and progress.ended >= missing) or seconds is not None
 
 
-def _confirmed(search: Search, options: SearchScene, winner: Record, scene: Scene, room: Room) -> tuple[Record, report.Gain]:
-    """The winner and its gain over trial 0 at some more seeds; trial 0 itself if that is no gain on the views to choose by."""
+def _confirmed(search: Search, options: SearchScene, first: Record, scene: Scene, room: Room) -> tuple[Record, str]:
+    """The best trial, which is trial 0 unless `first` is better in the mean of some more seeds, and a sentence about it."""
+    if not first.number:
+        return first, "no trial is better than where the search started"
     seeds = range(search.start.seed + 1, search.start.seed + 1 + options.confirm)
     searches = [search, *(Search(search.capture, search.folder / "seeds" / str(seed), replace(search.start, seed=seed))
                           for seed in seeds)]
     zero = search.records()[0]
-    print(f"trial {winner.number} is compared with trial 0 at {len(searches)} seed{'s' * (len(searches) > 1)}", flush=True)
-    run_to_the_end([(s, record.params, record.number) for s in searches for record in (zero, winner)], room)
-    gained = report.gain(searches, winner.params, zero.params, scene, options.objective)
+    print(f"trial {first.number} is compared with trial 0 at {len(searches)} seed{'s' * (len(searches) > 1)}", flush=True)
+    run_to_the_end([(s, record.params, record.number) for s in searches for record in (zero, first)], room)
+    gained = report.gain(searches, first.params, zero.params, scene, options.objective)
     if fmean(gained.seen) > 0:
-        return winner, gained
-    print(f"trial {winner.number} is no better: {gained}; trial 0 stays the best", flush=True)
-    return search.records()[0], gained
+        return first, f"it gains {gained} over trial 0"
+    return search.records()[0], f"trial {first.number} was ahead at the first seed, but gains {gained}"
 
 
-def _tell(search: Search, progress: Progress, winner: Record, gained: report.Gain | None, sheet: Sheet) -> None:
+def _tell(search: Search, progress: Progress, winner: Record, verdict: str, sheet: Sheet) -> None:
     """In the terminal and in MLflow, how the search ended."""
     runs = [progress.track(record) for record in search.records()]
     progress.finish(winner, [search.folder / name for name in ("best.json", "report.md")] + sorted(search.folder.glob("*.png")))
     print_table(replace(sheet, headings=sheet.headings[:-1], rows=tuple(row[:-1] for row in sheet.rows)).rich())
-    print(f"best: trial {winner.number}" + (f", {gained} over trial 0" if gained else ""))
+    print(f"best: trial {winner.number}; {verdict}")
     print(f"{search.folder}/best.json (for --config), report.md")
     for page in progress.pages(runs):
         print(f"MLflow: {page}")
