@@ -246,7 +246,7 @@ def test_killed_and_started_again_a_search_goes_on(capture, tmp_path):
     options = train_all.parse(train_all.TrainAll, ["--config", str(folder / "best.json")], "")
     assert options.config.evaluation.views == "all" and options.config.steps == 80
     report = (folder / "report.md").read_text()
-    assert "Of 5 trials" in report and (folder / "curve.png").exists() and (folder / "history.png").exists()
+    assert "Of 5 trials" in report and (folder / "curve.png").exists() and (folder / "settings.png").exists()
     tracking = Tracking(f"sqlite:///{tmp_path / 'mlflow.db'}", "flexgs-search-studio")
     assert tracking.available()
     runs = tracking.client.search_runs([tracking.id])

@@ -1,7 +1,6 @@
 """What a search ends with: best.json, report.md with its figures, and the gain of the best trial over trial 0."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
@@ -10,7 +9,7 @@ import optuna
 from scipy.stats import spearmanr
 
 from flexgs.config import Config
-from flexgs.evaluate.pictures import write_curve
+from flexgs.evaluate.pictures import pyplot, save, write_curve
 from flexgs.evaluate.sheet import Cell, Sheet
 from flexgs.files import atomic_file, write_json
 from flexgs.model.elastic import ElasticModel
@@ -55,7 +54,7 @@ def write(search: Search, objective: str, winner: Record, verdict: str, command:
                    _whole(applied(record.params, search.start)).to_dict())
     tables = {f"trial {record.number}": record.last["ratios"] for record in (records[0], winner) if record.rungs}
     write_curve(tables, search.folder / "curve.png")
-    pictures = ["curve.png", *_study_figures(search, objective, records)]
+    pictures = ["curve.png", *_figures(search, objective, records)]
     sheet = table(records, objective)
     name = "psnr_auc" if objective == PARETO else objective
     lines = [
@@ -107,26 +106,40 @@ def agreement(records: Sequence[Record], objective: str) -> str:
             f"{', '.join(found)} of it.")
 
 
-def _study_figures(search: Search, objective: str, records: Sequence[Record]) -> list[str]:
-    """Figures of Optuna, as far as there are enough trials."""
-    from matplotlib import pyplot as plt
-
-    study = _study(search, objective, records)
-    if len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) < 2:
-        return []
-    first = (lambda trial: trial.values[0]) if objective == PARETO else None
-    draw = optuna.visualization.matplotlib
-    drawn = {"history.png": lambda: draw.plot_optimization_history(study, target=first),
-             "parallel.png": lambda: draw.plot_parallel_coordinate(study, target=first),
-             **({"front.png": lambda: draw.plot_pareto_front(study, target_names=["psnr_auc", "mb"])}
-                if objective == PARETO else {})}
-    with warnings.catch_warnings(), plt.style.context("default"):
-        warnings.simplefilter("ignore")  # these figures are marked experimental
-        for name, figure in drawn.items():
-            figure()
-            with atomic_file(search.folder / name) as out:
-                plt.gcf().savefig(out, format="png", dpi=110, bbox_inches="tight")
-            plt.close("all")
+def _figures(search: Search, objective: str, records: Sequence[Record]) -> list[str]:
+    """The objective over each setting that half of the trials have and, against bytes, the front."""
+    plt = pyplot()
+    measured, name = [record for record in records if record.rungs], "psnr_auc" if objective == PARETO else objective
+    names = dict.fromkeys(key for record in measured for key in record.params)
+    shown = [key for key in names if 2 * sum(key in record.params for record in measured) >= len(measured)]
+    columns = min(4, len(shown))
+    figure, axes = plt.subplots(-(-len(shown) // columns), columns, figsize=(3 * columns, 2.4 * -(-len(shown) // columns)),
+                                sharey=True, squeeze=False, layout="constrained")
+    for ax in axes.flat[len(shown):]:
+        ax.set_visible(False)
+    for ax, key in zip(axes.flat, shown, strict=False):
+        for status, face in {"finished": "tab:blue", "stopped": "none"}.items():
+            points = [(record.params[key], record.figures[name]) for record in measured
+                      if record.status == status and key in record.params]
+            ax.scatter([str(x) if isinstance(x, str) else x for x, _ in points], [y for _, y in points], facecolors=face,
+                       edgecolors="tab:blue", label=status)
+        ax.set_title(key, fontsize=9)
+        ax.tick_params(labelsize=7)
+        if any(isinstance(record.params.get(key), str) for record in measured):
+            ax.tick_params(axis="x", labelrotation=30)
+    axes[0, 0].legend(fontsize=7)
+    figure.supylabel(name)
+    drawn = {"settings.png": figure}
+    if objective == PARETO:
+        figure, ax = plt.subplots(figsize=(5, 3.4), layout="constrained")
+        for chosen, label in ((measured, "trials"), (front(list(records)), "front")):
+            ax.plot([r.figures["mb"] for r in chosen], [r.figures["psnr_auc"] for r in chosen],
+                    "o" if label == "trials" else "-", label=label)
+        ax.set(xlabel="MB of the elastic model", ylabel="psnr_auc (dB)")
+        ax.legend()
+        drawn["front.png"] = figure
+    for file, figure in drawn.items():
+        save(figure, search.folder / file)
     return list(drawn)
 
 

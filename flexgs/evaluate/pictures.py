@@ -20,7 +20,7 @@ _MARKERS = "os^Dv<>PXph*"
 def write_grid(model: ElasticModel, scene: Scene, ratios: Sequence[float], background: Sequence[float], path: Path,
                views: int = 3) -> None:
     """A PNG: a row per test view (evenly chosen), a column per ratio, the photograph last."""
-    plt = _pyplot()
+    plt = pyplot()
     device = model.splats.means.device
     colour = torch.tensor(background, device=device)
     chosen = [scene.test[i * len(scene.test) // views] for i in range(min(views, len(scene.test)))]
@@ -37,12 +37,12 @@ def write_grid(model: ElasticModel, scene: Scene, ratios: Sequence[float], backg
             ax.set_axis_off()
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def write_curve(tables: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
     """A PNG of PSNR over ratio, one line per named table ({"0.05": {"psnr": ...}})."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, ax = plt.subplots(figsize=(5, 3.4), layout="constrained")
     for name, table in tables.items():
         points = sorted((float(r), m["psnr"]) for r, m in table.items())
@@ -50,12 +50,12 @@ def write_curve(tables: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Pat
     ax.set(xscale="log", xlabel="Gaussians kept (%)", ylabel="PSNR of the test views (dB)")
     ax.grid(alpha=0.3, which="both")
     ax.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def write_tradeoff(rows: Rows, path: Path) -> None:
     """A PNG of PSNR, SSIM and LPIPS over the number of Gaussians and over MB: a line per method, means over its seeds."""
-    plt = _pyplot()
+    plt = pyplot()
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     kinds = quality_figures(rows)
@@ -78,10 +78,11 @@ def write_tradeoff(rows: Rows, path: Path) -> None:
         ax.xaxis.set_major_formatter(form)
         ax.xaxis.set_minor_formatter(NullFormatter())
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib's, drawing without a display; imported when it is needed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -90,7 +91,8 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """As a PNG, atomically."""
     with atomic_file(path) as out:
         figure.savefig(out, dpi=110, format="png")
-    _pyplot().close(figure)
+    pyplot().close(figure)
