@@ -220,8 +220,6 @@ class Field:
 class Evaluation:
     """What is measured on the test views."""
 
-    views: Literal["all", "even", "odd"] = "all"
-    """Of the test views: all, or every second one. A search chooses by the even ones and reports the odd ones."""
     ratios: tuple[float, ...] = (0.01, 0.05, 0.10, 0.15, 0.5, 1.0)
     format: Literal["ply", "vq", "latents"] = "ply"
     """What the cuts are stored as: quality is measured after reading the file back, and its bytes are counted."""
@@ -231,6 +229,8 @@ class Evaluation:
     """Folder of the backbones where nothing may be downloaded; default: $FLEXGS_LPIPS_WEIGHTS."""
     lpips_range: Literal["[-1, 1]", "[0, 1]"] = "[-1, 1]"
     """Range that the backbone is given: [-1, 1] is LPIPS as published, [0, 1] is what FlexGS's figures were made with."""
+    views: Literal["all", "even", "odd"] = "all"
+    """Of the test views: all, or every second one. A search chooses by the even ones and reports the odd ones."""
 
 
 @dataclass
