@@ -1,5 +1,5 @@
 # make train   trains every scene (default: the built-in demo) and prints the table; set-up included
-# make test    the tests
+# make test    the tests (ARGS=--slow: also those that take a minute each)
 # make lint    ruff and mypy
 # make setup   only the virtual environment in .venv
 

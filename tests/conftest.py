@@ -18,6 +18,16 @@ from flexgs.splats import Splats
 torch.set_num_threads(1)  # idle OpenMP threads spin, and the machines that run tests have few cores
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests that take a minute each")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="takes a minute: --slow runs it"))
+
+
 @pytest.fixture(scope="session")
 def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A COLMAP capture of 18 views of 64 x 48 pixels."""
