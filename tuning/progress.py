@@ -15,7 +15,7 @@ from ray import tune
 from flexgs.run import git_sha
 from flexgs.tracking import Run, Tracking
 from ray_jobs.train_scene import describe
-from tuning.study import PARETO, best, front
+from tuning.study import PARETO, best, front, quality
 from tuning.trial import MEASURED_AT, NUMBER, RUNGS, Record, Search, begun
 
 
@@ -26,7 +26,7 @@ class Progress(tune.Callback):
         """seconds: the time that the trials have, after which Tune stops all of them."""
         self.search, self.objective, self.tracking = search, objective, tracking
         self._seconds, self._deadline = seconds or math.inf, math.inf
-        self.shown = "psnr_auc" if objective == PARETO else objective
+        self.shown = quality(objective)
         self.ended = 0
         """Trials that are over, of those that Tune has started."""
         self._start = time.monotonic()

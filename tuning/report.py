@@ -15,7 +15,7 @@ from flexgs.files import atomic_file, write_json
 from flexgs.model.elastic import ElasticModel
 from flexgs.scene import Scene
 from tuning.space import Params, applied, flags
-from tuning.study import PARETO, directions, front, frozen
+from tuning.study import PARETO, directions, front, frozen, quality
 from tuning.trial import Record, Search, figures, flat
 
 
@@ -40,7 +40,7 @@ def gain(searches: Sequence[Search], best: Params, zero: Params, scene: Scene, o
             config = replace(search.start, evaluation=replace(search.start.evaluation, views=views))
             of_best, of_zero = (flat(figures(ElasticModel.load(search.trial_folder(params) / "model"), scene, config))
                                 for params in (best, zero))
-            key = "psnr_auc" if objective == PARETO else objective
+            key = quality(objective)
             by_views.setdefault(views, []).append(of_best[key] - of_zero[key])
     return Gain(tuple(by_views["even"]), tuple(by_views["odd"]))
 
@@ -56,7 +56,7 @@ def write(search: Search, objective: str, winner: Record, verdict: str, command:
     write_curve(tables, search.folder / "curve.png")
     pictures = ["curve.png", *_figures(search, objective, records)]
     sheet = table(records, objective)
-    name = "psnr_auc" if objective == PARETO else objective
+    name = quality(objective)
     lines = [
         f"# Search for {search.capture.name}", f"    {command}",
         f"Of {len(records)} trials {_count(records)}. The best is **trial {winner.number}**: {name} "
@@ -97,7 +97,7 @@ def agreement(records: Sequence[Record], objective: str) -> str:
     whole = [record for record in records if record.status == "finished"]
     if len(whole) < 4:
         return ""
-    name = "psnr_auc" if objective == PARETO else objective
+    name = quality(objective)
     found = []
     for rung, part in ((1, "a quarter"), (2, "half")):
         rho = spearmanr([flat(r.rungs[str(rung)])[name] for r in whole], [r.figures[name] for r in whole]).statistic
@@ -109,7 +109,7 @@ def agreement(records: Sequence[Record], objective: str) -> str:
 def _figures(search: Search, objective: str, records: Sequence[Record]) -> list[str]:
     """The objective over each setting that half of the trials have and, against bytes, the front."""
     plt = pyplot()
-    measured, name = [record for record in records if record.rungs], "psnr_auc" if objective == PARETO else objective
+    measured, name = [record for record in records if record.rungs], quality(objective)
     names = dict.fromkeys(key for record in measured for key in record.params)
     shown = [key for key in names if 2 * sum(key in record.params for record in measured) >= len(measured)]
     columns = min(4, len(shown))

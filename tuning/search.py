@@ -166,6 +166,8 @@ def _confirmed(search: Search, options: SearchScene, first: Record, scene: Scene
     """The best trial, which is trial 0 unless `first` is better in the mean of some more seeds, and a sentence about it."""
     if not first.number:
         return first, "no trial is better than where the search started"
+    if search.records()[0].error:
+        return first, "trial 0 has failed, so there is nothing to compare it with"
     seeds = range(search.start.seed + 1, search.start.seed + 1 + options.confirm)
     searches = [search, *(Search(search.capture, search.folder / "seeds" / str(seed), replace(search.start, seed=seed))
                           for seed in seeds)]

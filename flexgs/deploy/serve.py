@@ -18,11 +18,11 @@ def application(folder: Path) -> web.Application:
 
 
 def serve(folder: Path, host: str, port: int) -> None:
-    """Until Ctrl-C; UserError if the port is taken."""
+    """Until Ctrl-C; UserError if there is no such host or port, or it is taken."""
     try:
         asyncio.run(_run(application(folder), host, port))
-    except OSError as e:
-        raise UserError(f"--host {host} --port {port}: {e.strerror or e}; choose another") from None
+    except (OSError, OverflowError) as e:
+        raise UserError(f"--host {host} --port {port}: {getattr(e, 'strerror', None) or e}; choose another") from None
 
 
 async def _run(app: web.Application, host: str, port: int) -> None:
