@@ -1,4 +1,4 @@
-"""The command line: flexgs train | adapt | compare | eval | cut | pack | unpack | serve | data | bench | doctor."""
+"""The command line: flexgs train | adapt | compare | eval | data | bench | doctor, and those of deploy/commands.py."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from flexgs.config import METHODS, Config, Distributed, Evaluation, check_ratio, count_at
+from flexgs.config import METHODS, Config, Distributed, Evaluation, check_ratio
+from flexgs.deploy.commands import Cut, Info, Pack, Render, Serve, View
 from flexgs.errors import UserError, cure
 from flexgs.files import make_folder, only_one
 
@@ -161,90 +162,6 @@ class Eval:
 
 
 @dataclass
-class Cut:
-    """Write a standard 3DGS PLY of a budget: 5%, 0.05, 500k, 20MB, or a device such as quest."""
-
-    run: tyro.conf.Positional[Path]
-    """Run folder, or its model folder."""
-    budget: str
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-
-    def __call__(self) -> None:
-        from flexgs.deploy.export import write_ply
-        from flexgs.model.elastic import ElasticModel
-
-        if self.output.suffix.lower() != ".ply":
-            raise UserError(f"--output {self.output}: expected a name that ends in .ply")
-        model = ElasticModel.load(self.run)
-        cut = model.cut(self.budget)
-        write_ply(cut, self.output)
-        print(f"{self.output}: {len(cut):,} of {len(model.splats):,} Gaussians, {self.output.stat().st_size / 1e6:.2f} MB")
-
-
-@dataclass
-class Pack:
-    """Write a run's model as one file that is read from the front: the smallest cut first, each byte once."""
-
-    run: tyro.conf.Positional[Path]
-    """Run folder, or its model folder."""
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """NAME.fgs."""
-    ratios: tuple[float, ...] = (0.01, 0.05, 0.15, 0.5, 1.0)
-    """Where its chunks end: what a client may show after each."""
-
-    def __call__(self) -> None:
-        from flexgs.deploy.export import ply_bytes
-        from flexgs.deploy.progressive import Progressive, write
-        from flexgs.model.elastic import ElasticModel
-
-        if self.output.suffix.lower() != ".fgs":
-            raise UserError(f"--output {self.output}: expected a name that ends in .fgs")
-        model = ElasticModel.load(self.run)
-        write(model, self.output, self.ratios)
-        packed, n, degree = Progressive.open(self.output), len(model.splats), model.splats.sh_degree
-        for ratio in self.ratios:
-            sent, count = packed.load(ratio), count_at(ratio, n)
-            print(f"up to {100 * ratio:5.4g} %  {count:>11,} Gaussians  {sent / 1e6:9.2f} MB  as PLY "
-                  f"{ply_bytes(count, degree) / 1e6:9.2f} MB")
-        print(f"{self.output}: {sent / ply_bytes(n, degree):.2f} of the whole PLY, which is not elastic")
-
-
-@dataclass
-class Unpack:
-    """Write a cut as a PLY from a packed file or its http(s) URL, reading no more of it than the cut needs."""
-
-    source: tyro.conf.Positional[str]
-    budget: str
-    """5%, 0.05, 500k, 20MB, or a device such as quest."""
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-
-    def __call__(self) -> None:
-        from flexgs.deploy.export import write_ply
-        from flexgs.deploy.progressive import Progressive
-
-        if self.output.suffix.lower() != ".ply":
-            raise UserError(f"--output {self.output}: expected a name that ends in .ply")
-        packed = Progressive.open(self.source)
-        cut = packed.cut(self.budget)
-        write_ply(cut, self.output)
-        print(f"{self.output}: {len(cut):,} of {len(packed.model.splats):,} Gaussians; {packed.offset / 1e6:.2f} MB were read")
-
-
-@dataclass
-class Serve:
-    """Serve a folder over HTTP, with ranges, so that packed files can be read from the front; to this machine by default."""
-
-    folder: tyro.conf.Positional[Path]
-    host: str = "127.0.0.1"
-    port: int = 8000
-
-    def __call__(self) -> None:
-        from flexgs.deploy.serve import serve
-
-        serve(self.folder, self.host, self.port)
-
-
-@dataclass
 class Data:
     """Make the built-in synthetic captures, or list the captures in a folder."""
 
@@ -260,9 +177,15 @@ class Data:
 
 @dataclass
 class Bench:
-    """Time the rasterizer, the steps of stage 2, or what more workers gain, on this machine."""
+    """Time the rasterizer, frames of a model, the steps of stage 2, or what more workers gain, on this machine."""
 
-    what: tyro.conf.Positional[Literal["raster", "step", "ddp"]] = "raster"
+    what: tyro.conf.Positional[Literal["raster", "frame", "step", "ddp"]] = "raster"
+    run: str | None = None
+    """frame: run folder, .fgs file or file of splats."""
+    size: tuple[int, int] = (1280, 720)
+    """frame: width and height."""
+    save: Path | None = None
+    """frame: a .json for `flexgs cut --budget 16ms --profile`."""
     points: Path | None = None
     """raster: an .npz of real points to place the Gaussians at; default: random ones."""
     scene: Path | None = None
@@ -286,10 +209,20 @@ class Bench:
     def __call__(self) -> None:
         from flexgs.bench import bench_raster, bench_step
         from flexgs.bench_ddp import bench_ddp
+        from flexgs.deploy.frame_time import measure_frames
+        from flexgs.deploy.source import open_model
         from flexgs.training.checkpoint import load_checkpoint
 
         if self.what == "raster":
             bench_raster(points=self.points)
+            return
+        if self.what == "frame":
+            if not self.run:
+                raise UserError("bench frame: expected --run and a model")
+            profile = measure_frames(open_model(self.run), self.size, pick_device("auto"))
+            print(profile)
+            if self.save:
+                profile.save(self.save)
             return
         if self.what == "ddp":
             bench_ddp(self.workers, count=self.splats, rounds=self.rounds, options=self.distributed, step_ms=self.step_ms,
@@ -325,8 +258,9 @@ class Doctor:
             print("           needs gsplat: pip install 'flexgs[cuda]'")
 
 
-COMMANDS: dict[str, type] = {"train": Train, "adapt": Adapt, "compare": Compare, "eval": Eval, "cut": Cut, "pack": Pack,
-                             "unpack": Unpack, "serve": Serve, "data": Data, "bench": Bench, "doctor": Doctor}
+COMMANDS: dict[str, type] = {"train": Train, "adapt": Adapt, "compare": Compare, "eval": Eval,
+                             "cut": Cut, "pack": Pack, "serve": Serve, "view": View, "render": Render, "info": Info,
+                             "data": Data, "bench": Bench, "doctor": Doctor}
 
 
 def parse(command: type[T], args: Sequence[str], prog: str) -> T:

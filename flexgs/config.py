@@ -221,7 +221,7 @@ class Evaluation:
     """What is measured on the test views."""
 
     ratios: tuple[float, ...] = (0.01, 0.05, 0.10, 0.15, 0.5, 1.0)
-    format: Literal["ply", "vq", "latents"] = "ply"
+    format: Literal["ply", "compressed_ply", "spz", "sog", "splat", "gltf", "vq", "latents"] = "ply"
     """What the cuts are stored as: quality is measured after reading the file back, and its bytes are counted."""
     lpips: tuple[Literal["vgg", "alex"], ...] = ("vgg", "alex")
     """LPIPS backbones; one that cannot be had is reported as not computed, with the reason."""

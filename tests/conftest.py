@@ -34,6 +34,16 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_synthetic("studio", tmp_path_factory.mktemp("captures") / "studio", views=18, width=64, height=48)
 
 
+@pytest.fixture(scope="session")
+def trained(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a small model of that capture, not to be changed."""
+    from tests.test_cli import SMALL, flexgs
+
+    out = tmp_path_factory.mktemp("trained")
+    assert flexgs("train", capture, "--output", out, *SMALL) == 0
+    return out / "studio"
+
+
 @pytest.fixture
 def scene(capture: Path):
     return load_scene(capture, factor=1)

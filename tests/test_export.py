@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import random_splats
 
-from flexgs.deploy.budget import resolve
+from flexgs.deploy.budget import largest, parse, resolve
 from flexgs.deploy.export import ply_bytes, ply_properties, read_ply, write_ply
 from flexgs.errors import UserError
 from flexgs.files import atomic_file, atomic_folder
@@ -64,21 +64,40 @@ def test_ply_of_points_only_is_refused(tmp_path):
 
 def test_budgets():
     n = 1_000_000
-    assert resolve("5%", n, 3) == resolve(0.05, n, 3) == resolve("0.05", n, 3) == 50_000
-    assert resolve("500k", n, 3) == 500_000
-    assert resolve("1.2M", n, 3) == n  # more than there are
-    assert resolve("20000", n, 3) == 20_000
-    assert resolve("Quest", n, 3) == 500_000 and resolve("quest", 1000, 3) == 1000
+    assert resolve("5%", n, 3) == resolve(0.05, n, 3) == resolve("0.05", n, 3) == (50_000, 0.05)
+    assert resolve("500k", n, 3) == (500_000, 0.5)
+    assert resolve("1.2M", n, 3) == (n, 1)  # more than there are
+    assert resolve("20000", n, 3).gaussians == 20_000
+    assert resolve("Quest", n, 3).gaussians == 500_000 and resolve("quest", 1000, 3).gaussians == 1000
+    assert resolve("1%", 5, 3) == (1, 0.01)  # the transform is that of the ratio asked for, as for a number
     for size in ("20MB", "700kB"):
-        k = resolve(size, n, 3)
+        k = resolve(size, n, 3).gaussians
         limit = float(size[:-2]) * {"MB": 1e6, "kB": 1e3}[size[-2:]]
         assert ply_bytes(k, 3) <= limit < ply_bytes(k + 2, 3)
+    assert parse("16ms") == (16, "ms") and parse("2 MB") == (2e6, "bytes")
 
 
-@pytest.mark.parametrize("budget", ["", "many", "-5%", "0%", "101%", "0.0", "5 parsecs", "1kB"])
+@pytest.mark.parametrize("budget", ["", "many", "-5%", "0%", "101%", "0.0", "5 parsecs", "1kB", "0k", "0ms", "16ms", 1.5])
 def test_bad_budgets(budget):
     with pytest.raises(UserError):
         resolve(budget, 1000, 3)
+
+
+@pytest.mark.parametrize("cost", [lambda k: 250.0 * k, lambda k: 7000 + 30 * k**0.97, lambda k: 1e4 + 25 * k + 300 * (k % 7)])
+def test_the_largest_that_fits(cost):
+    """Within the slack of the best, after few measurements; everything or nothing at the ends."""
+    tried = []
+
+    def measured(k: int) -> float:
+        tried.append(k)
+        return cost(k)
+
+    n, limit = 900_000, 5e6
+    best = max(k for k in range(1, n, 50) if cost(k) <= limit)
+    found = largest(n, limit, measured)
+    assert cost(found) <= limit and found > 0.98 * best and len(tried) <= 12
+    assert largest(n, 1e12, cost) == n and largest(3, 1e12, cost) == 3
+    assert largest(n, 1.0, cost) == 0
 
 
 def test_atomic_writes_leave_the_old_one_when_they_fail(tmp_path):

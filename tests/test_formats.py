@@ -36,11 +36,11 @@ ENCODERS = {"vq": (write_vq, vq.read), "latents": (latents.write, latents.read)}
 
 def test_settings_and_formats_agree():
     assert typing.get_args(typing.get_type_hints(Evaluation)["format"]) == tuple(FORMATS)
-    with pytest.raises(UserError, match=r"format zip: unknown; expected one of ply, vq, latents"):
+    with pytest.raises(UserError, match=r"format zip: unknown; expected one of ply, .*latents"):
         as_stored(random_splats(3), "zip", [])
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", ["ply", *ENCODERS])
 def test_bytes_are_those_of_the_file_and_pictures_stay(scene, splats, tmp_path, name):
     """A file that the user writes has the size that is reported, and shows what was measured."""
     chosen, path = FORMATS[name], tmp_path / f"x{FORMATS[name].suffix}"

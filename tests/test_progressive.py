@@ -20,7 +20,7 @@ from flexgs.deploy.progressive import HEAD, Progressive, write
 from flexgs.deploy.serve import application
 from flexgs.errors import UserError
 from flexgs.model.elastic import ElasticModel
-from tests.test_cli import SMALL, flexgs
+from tests.test_cli import flexgs
 
 
 def same(a, b) -> bool:
@@ -42,13 +42,6 @@ def test_every_cut_is_that_of_the_model_and_bytes_are_read_once(kind, ratios, tm
     assert same(packed.cut(0.01), model.cut(0.01))  # and back
 
 
-@pytest.fixture(scope="module")
-def trained(capture, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("run")
-    assert flexgs("train", capture, "--output", out, *SMALL) == 0
-    return out / "studio"
-
-
 def test_a_trained_model_takes_less_than_separate_cuts(trained, tmp_path, capsys):
     """And at most 1.05 of the whole as PLY."""
     assert flexgs("pack", trained, "-o", tmp_path / "m.fgs", "--ratios", "0.01", "0.05", "0.15", "1") == 0
@@ -56,7 +49,7 @@ def test_a_trained_model_takes_less_than_separate_cuts(trained, tmp_path, capsys
     model = ElasticModel.load(trained)
     n, degree = len(model.splats), model.splats.sh_degree
     assert (tmp_path / "m.fgs").stat().st_size <= 1.05 * ply_bytes(n, degree)
-    assert flexgs("unpack", tmp_path / "m.fgs", "--budget", "5%", "-o", tmp_path / "cut.ply") == 0
+    assert flexgs("cut", tmp_path / "m.fgs", "--budget", "5%", "-o", tmp_path / "cut.ply") == 0
     assert flexgs("cut", trained, "--budget", "5%", "-o", tmp_path / "other.ply") == 0
     assert (tmp_path / "cut.ply").read_bytes() == (tmp_path / "other.ply").read_bytes()
     assert len(read_ply(tmp_path / "cut.ply")) == n // 20

@@ -1,39 +1,85 @@
-"""Budgets in the units people have: "5%", "500k", "20MB", "quest", 0.05 -> a number of Gaussians."""
+"""Budgets in the units people have: "5%", "500k", "20MB", "quest", "16ms", 0.05 -> a number of Gaussians."""
 
 import re
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
-from flexgs.config import count_at
+from flexgs.config import check_ratio, count_at
 from flexgs.deploy.export import ply_bytes
 from flexgs.errors import UserError
 
 DEVICES = {"quest": 500_000, "visionpro": 750_000, "android": 1_000_000, "iphone": 1_500_000, "desktop": 2_500_000}
 """Gaussians that the web renderer Spark draws at most on each kind of device (its documented defaults, version 2.2)."""
 
-_UNITS = {"": 1, "k": 1e3, "m": 1e6, "kb": 1e3, "mb": 1e6, "gb": 1e9}
+_UNITS = {"": 1, "k": 1e3, "m": 1e6, "kb": 1e3, "mb": 1e6, "gb": 1e9, "ms": 1}
 
 
-def resolve(budget: str | float, n: int, sh_degree: int) -> int:
-    """Number of Gaussians out of n that a budget allows.
+class Budget(NamedTuple):
+    amount: float
+    unit: Literal["ratio", "count", "bytes", "ms"]
+    """ms is per frame."""
 
-    A float is a ratio in (0, 1]; a string is a percentage ("5%"), a number of Gaussians ("500k", "1.2M", "20000"),
-    the size of a PLY file ("20MB"), a ratio with a decimal point ("0.05"), or a name in DEVICES. More than n is n.
-    """
+
+class Share(NamedTuple):
+    gaussians: int
+    """Of Gaussians that stay."""
+    ratio: float
+    """At which the transform is taken."""
+
+
+def parse(budget: str | float) -> Budget:
+    """A float is a ratio in (0, 1]; a string is a percentage ("5%"), a ratio with a decimal point ("0.05"), a number of
+    Gaussians ("500k", "1.2M", "20000"), a file size ("20MB"), a frame time ("16ms"), or a name in DEVICES."""
     if not isinstance(budget, str):
-        return count_at(budget, n)
-    if (device := budget.strip().lower()) in DEVICES:
-        return min(n, DEVICES[device])
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(%|[a-z]*)", budget.strip().lower())
+        return Budget(check_ratio(float(budget)), "ratio")
+    text = budget.strip().lower()
+    if text in DEVICES:
+        return Budget(DEVICES[text], "count")
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(%|[a-z]*)", text)
     if not match or (match[2] != "%" and match[2] not in _UNITS):
-        raise UserError(f"budget {budget!r}: expected something like 5%, 0.05, 500k or 20MB, or a device: {', '.join(DEVICES)}")
+        raise UserError(f"budget {budget!r}: expected something like 5%, 0.05, 500k, 20MB or 16ms, or a device: "
+                        f"{', '.join(DEVICES)}")
     value, unit = float(match[1]), match[2]
     if unit == "%":
-        return count_at(value / 100, n)
+        return Budget(check_ratio(value / 100), "ratio")
     if not unit and "." in match[1]:
-        return count_at(value, n)
+        return Budget(check_ratio(value), "ratio")
     amount = value * _UNITS[unit]
-    if unit.endswith("b"):
+    if amount <= 0 or (unit in ("", "k", "m") and amount < 1):
+        raise UserError(f"budget {budget!r}: not enough for one Gaussian")
+    return Budget(amount, "ms" if unit == "ms" else "bytes" if unit.endswith("b") else "count")
+
+
+def resolve(budget: str | float, n: int, sh_degree: int) -> Share:
+    """What a budget leaves of n Gaussians, where no measurement is needed; bytes are those of a PLY. More than n is n."""
+    amount, unit = parse(budget)
+    if unit == "ratio":
+        return Share(count_at(amount, n), amount)
+    if unit == "ms":
+        raise UserError(f"budget {budget!r}: a frame time has to be measured; `flexgs cut` does it")
+    if unit == "bytes":
         header = ply_bytes(0, sh_degree) + len(str(n)) - 1
         amount = (amount - header) // (ply_bytes(1, sh_degree) - ply_bytes(0, sh_degree))
     if amount < 1:
         raise UserError(f"budget {budget!r}: not enough for one Gaussian")
-    return min(n, int(amount))
+    count = min(n, int(amount))
+    return Share(count, count / n)
+
+
+def largest(n: int, limit: float, cost: Callable[[int], float], slack: float = 0.01) -> int:
+    """The most Gaussians, of n, whose measured cost stays within limit, to a share of slack; 0 if not even one does.
+
+    A few measurements do: cost rises with the number, and nearly in proportion to it.
+    """
+    fits, beyond, count = 0, n + 1, min(n, 4096)
+    while beyond - fits > max(1, slack * fits):
+        measured = cost(count)
+        if measured <= limit:
+            fits = count
+            if measured >= (1 - slack) * limit:
+                break
+        else:
+            beyond = count
+        aim = min(n, round(count * (1 - slack / 2) * limit / measured))
+        count = aim if fits < aim < beyond else (fits + beyond) // 2
+    return fits

@@ -1,5 +1,6 @@
 """Splats to and from the PLY file that every 3DGS viewer opens."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ from plyfile import PlyData, PlyElement
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
 from flexgs.splats import Splats
+
+MOST_LOGIT = 16.0
+"""Opacity 1 to seven digits; 8-bit formats know 0 and 1 themselves."""
 
 
 def ply_properties(sh_degree: int) -> list[str]:
@@ -25,18 +29,30 @@ def ply_bytes(n: int, sh_degree: int) -> int:
 
 def write_ply(splats: Splats, path: Path | str) -> None:
     """A binary 3DGS PLY: raw log-scales and opacity logits, unit quaternions, SH channel by channel, zero normals."""
+    with atomic_file(Path(path)) as out:
+        _ply(splats).write(str(out))
+
+
+def to_ply(splats: Splats) -> bytes:
+    """What write_ply writes."""
+    out = io.BytesIO()
+    _ply(splats).write(out)
+    return out.getvalue()
+
+
+def _ply(splats: Splats) -> PlyData:
     s = splats.detach().to("cpu")
     n = len(s)
     quats = torch.nn.functional.normalize(s.quats, dim=-1)
     columns = torch.cat([s.means, torch.zeros(n, 3), s.sh0, s.shN.transpose(1, 2).reshape(n, -1),
                          s.opacities[:, None], s.scales, quats], dim=1).contiguous().numpy()
     rows = columns.view([(name, "<f4") for name in ply_properties(s.sh_degree)])[:, 0]
-    with atomic_file(Path(path)) as out:
-        PlyData([PlyElement.describe(rows, "vertex")], byte_order="<").write(str(out))
+    return PlyData([PlyElement.describe(rows, "vertex")], byte_order="<")
 
 
 def read_ply(path: Path | str) -> Splats:
-    """The Gaussians of a 3DGS PLY, of spherical-harmonics degree 0 to 3."""
+    """The Gaussians of a 3DGS PLY, of spherical-harmonics degree 0 to 3. An opacity of 0 or 1, of infinite logit, is brought
+    down to what the rasterizer can tell from it."""
     try:
         vertex = PlyData.read(str(path))["vertex"].data
     except FileNotFoundError:
@@ -56,7 +72,8 @@ def read_ply(path: Path | str) -> Splats:
 
     shN = column(*(f"f_rest_{i}" for i in range(rest))).reshape(len(vertex), 3, rest // 3).transpose(1, 2).contiguous()
     splats = Splats(means=column("x", "y", "z"), quats=column(*(f"rot_{i}" for i in range(4))),
-                    scales=column(*(f"scale_{i}" for i in range(3))), opacities=column("opacity")[:, 0],
+                    scales=column(*(f"scale_{i}" for i in range(3))),
+                    opacities=column("opacity")[:, 0].clamp(-MOST_LOGIT, MOST_LOGIT),
                     sh0=column(*(f"f_dc_{i}" for i in range(3))), shN=shN)
     return checked(splats, path)
 

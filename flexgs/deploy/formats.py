@@ -1,8 +1,9 @@
 """What a cut can be stored as, so that quality and bytes are those of one file.
 
-A new format is one entry of FORMATS, and its name in the choices of Evaluation.format.
+A new format is one entry of FORMATS, and its name in the choices of Evaluation.format (config.py).
 """
 
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from flexgs.deploy import latents, vq
+from flexgs.deploy import gltf, interchange, latents, vq
 from flexgs.deploy.export import ply_bytes, read_ply, write_ply
 from flexgs.distributed import Group
 from flexgs.errors import UserError
@@ -27,6 +28,8 @@ class Format:
     write: Callable[[Splats, Path, Sequence[View]], None]
     """Given the training views."""
     read: Callable[[Path], Splats]
+    loses: str = "nothing"
+    """What it cannot hold."""
 
 
 class Stored(NamedTuple):
@@ -37,13 +40,40 @@ class Stored(NamedTuple):
     """That encoding took; 0 for a PLY."""
 
 
+def _write_vq(splats: Splats, path: Path, views: Sequence[View]) -> None:
+    if not views:
+        raise UserError(f"{path}: Compressed 3DGS needs the views that the model is for; give the capture, --scene")
+    vq.write(splats, path, score("c3dgs", splats, views, Group()))
+
+
+def _by_gaussforge(about: str, kind: str, loses: str) -> Format:
+    return Format(about, f".{kind}", lambda splats, path, views: interchange.write(splats, path, kind),
+                  functools.partial(interchange.read, kind=kind), loses)
+
+
 FORMATS: Mapping[str, Format] = {
     "ply": Format("standard 3DGS PLY", ".ply", lambda splats, path, views: write_ply(splats, path), read_ply),
-    "vq": Format("Compressed 3DGS, not fine-tuned", ".npz",
-                 lambda splats, path, views: vq.write(splats, path, score("c3dgs", splats, views, Group())), vq.read),
-    "latents": Format("EAGLES, fitted after training", ".npz",
-                      lambda splats, path, views: latents.write(splats, path), latents.read),
+    "compressed_ply": _by_gaussforge(
+        "PlayCanvas compressed PLY", "compressed.ply", "positions and scales to 11, 10, 11 bits per box of 256, the rest to 8"),
+    "spz": _by_gaussforge("Niantic SPZ 3", "spz", "positions to 1/4096 of a unit, the rest to 8 bits, harmonics to 4 or 5"),
+    "sog": _by_gaussforge("PlayCanvas SOG", "sog", "positions to 16 bits, harmonics to a palette, the rest to 8 bits"),
+    "splat": _by_gaussforge("antimatter15 .splat", "splat", "view-dependent colour (all harmonics); the rest to 8 bits"),
+    "gltf": Format("glTF KHR_gaussian_splatting, uncompressed", ".glb",
+                   lambda splats, path, views: gltf.write(splats, path), gltf.read),
+    "vq": Format("Compressed 3DGS, not fine-tuned", ".vq.npz", _write_vq, vq.read, "harmonics and shapes to codebooks"),
+    "latents": Format("EAGLES, fitted after training", ".latents.npz",
+                      lambda splats, path, views: latents.write(splats, path), latents.read,
+                      "attributes but for positions to 8-bit latents"),
 }
+
+
+def format_of(path: Path | str) -> str:
+    """The name in FORMATS of what a file is by its suffix, the longest that fits; UserError if there is none."""
+    name = str(path).lower()
+    fitting = [key for key, chosen in FORMATS.items() if name.endswith(chosen.suffix)]
+    if not fitting:
+        raise UserError(f"{path}: expected a name that ends in one of {' '.join(f.suffix for f in FORMATS.values())}")
+    return max(fitting, key=lambda key: len(FORMATS[key].suffix))
 
 
 def as_stored(splats: Splats, name: str, views: Sequence[View]) -> Stored:

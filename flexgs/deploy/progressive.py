@@ -2,7 +2,8 @@
 
     6, 2      b"FLEXGS", and the version of the format as a little-endian integer
     4, 4      length and CRC-32 of the header
-    header    JSON: config, splats (their number), sh_degree, and of each chunk: ratio, bytes, crc32, parts [name, first, last]
+    header    JSON: config, splats (their number), sh_degree, some cameras to look from (width, height, world to camera, K), and
+              of each chunk: ratio, bytes, crc32, parts [name, first, last]
     chunks    for each part the rows first : last of a tensor, bytes transposed (all first bytes, all second, ...); all deflated
 
 Cuts are nested: a chunk has the Gaussians that enter up to its ratio, and of the transform the rows that cuts up to this ratio
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flexgs.camera import Camera
 from flexgs.config import Config, check_ratio, count_at
 from flexgs.deploy.budget import resolve
 from flexgs.errors import UserError
@@ -37,6 +39,8 @@ from flexgs.splats import Splats
 MAGIC, VERSION = b"FLEXGS", 1
 HEAD = struct.Struct("<6sHII")
 RATIOS = (0.01, 0.05, 0.15, 0.5, 1.0)
+CAMERAS = 8
+"""At most, that a file has."""
 MOST_HEADER = 1 << 20
 MOST_DEFLATED = 1032
 """Deflate makes nothing smaller than by this factor."""
@@ -56,7 +60,8 @@ def write(model: ElasticModel, path: Path, ratios: Sequence[float] = RATIOS) -> 
         body = zlib.compress(b"".join(_transposed(tensors[name][first:last]) for name, first, last in parts), 6)
         chunks.append({"ratio": ratio, "bytes": len(body), "crc32": zlib.crc32(body), "parts": parts})
         bodies.append(body)
-    header = json.dumps({"config": model.config.to_dict(), "splats": len(model.splats), "sh_degree": model.splats.sh_degree,
+    header = json.dumps({"config": model.config.to_dict(), "splats": len(model.splats), "sh_degree": model.sh_degree,
+                         "cameras": [_numbers(camera) for camera in model.cameras[::1 + len(model.cameras) // CAMERAS]],
                          "chunks": chunks}).encode()
     with atomic_file(path) as out, out.open("wb") as file:
         file.write(HEAD.pack(MAGIC, VERSION, len(header), zlib.crc32(header)) + header)
@@ -98,10 +103,11 @@ class Progressive:
             if not 0 < n * row <= MOST_DEFLATED * sum(chunk["bytes"] for chunk in chunks):
                 raise ValueError(f"{n} Gaussians in a file that is too small for them")
             model = _empty(Config.from_dict(config, where), n, degree)
+            model.cameras = [_camera(numbers) for numbers in about.get("cameras", ())]
             expected = _parts(model, [chunk["ratio"] for chunk in chunks])
             if [chunk["parts"] for chunk in chunks] != [[list(part) for part in parts] for parts in expected]:
                 raise ValueError("the chunks are not those of such a model")
-        except (ValueError, KeyError, TypeError, AttributeError, MemoryError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, MemoryError) as e:
             raise UserError(f"{where}: the header makes no sense ({e}); get the file again") from None
         return Progressive(where, model, chunks, HEAD.size + length, read)
 
@@ -115,9 +121,25 @@ class Progressive:
 
     def cut(self, budget: str | float) -> Splats:
         """As ElasticModel.cut, after reading what it needs."""
-        n = len(self.model.splats)
-        self.load(resolve(budget, n, self.model.splats.sh_degree) / n if isinstance(budget, str) else budget)
+        count, ratio = resolve(budget, len(self), self.sh_degree)
+        self.load(max(ratio, count / len(self)))
         return self.model.cut(budget)
+
+    def __len__(self) -> int:
+        """The number of Gaussians of the whole."""
+        return len(self.model)
+
+    @property
+    def sh_degree(self) -> int:
+        return self.model.sh_degree
+
+    @property
+    def config(self) -> Config:
+        return self.model.config
+
+    @property
+    def cameras(self) -> Sequence[Camera]:
+        return self.model.cameras
 
     def _load(self, chunk: dict[str, Any]) -> None:
         body = self.read(self.offset, chunk["bytes"])
@@ -165,6 +187,17 @@ def _empty(config: Config, n: int, sh_degree: int) -> ElasticModel:
 
     splats = Splats(zeros(n, 3), zeros(n, 4), zeros(n, 3), zeros(n), zeros(n, 3), zeros(n, (sh_degree + 1) ** 2 - 1, 3))
     return ElasticModel(splats, make_transform(config, splats).stored(), config)
+
+
+def _numbers(camera: Camera) -> list[float]:
+    values = torch.cat([camera.viewmat.flatten(), camera.K.flatten()]).tolist()
+    return [camera.width, camera.height, *(round(value, 5) for value in values)]
+
+
+def _camera(numbers: list[float]) -> Camera:
+    width, height, *rest = numbers
+    values = torch.tensor(rest, dtype=torch.float32)
+    return Camera(values[:16].view(4, 4), values[16:].view(3, 3), int(width), int(height))
 
 
 def _transposed(rows: Tensor) -> bytes:

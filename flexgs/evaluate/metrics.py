@@ -1,7 +1,6 @@
 """Quality of an elastic model at a list of ratios, under a protocol that is written into the result."""
 
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from flexgs.errors import UserError
 from flexgs.evaluate import lpips
 from flexgs.evaluate.lpips import Lpips
 from flexgs.model.elastic import ElasticModel
-from flexgs.raster import render
+from flexgs.raster import clock, render
 from flexgs.scene import Scene, View
 from flexgs.splats import Splats
 from flexgs.training.losses import ssim
@@ -31,9 +30,9 @@ def measure(splats: Splats, view: View, background: Tensor, networks: Mapping[st
     """PSNR, SSIM, LPIPS by each network and milliseconds per frame of one view. Pixels outside its mask count as perfect."""
     device = splats.means.device
     camera = view.camera.to(device)
-    start = _now(device)
+    start = clock(device)
     image = render(splats, camera, background=background).image.clamp(0, 1)
-    ms = 1000 * (_now(device) - start)
+    ms = 1000 * (clock(device) - start)
     target, mask = view.image().to(device) / 255, view.mask()
     if mask is not None:
         image = torch.where(mask.to(device)[:, :, None], image, target)
@@ -56,9 +55,9 @@ def evaluate(model: ElasticModel, scene: Scene, options: Evaluation, background:
     networks: dict[str, Lpips] = {net: network for net, network in loaded.items() if isinstance(network, Lpips)}
     test, table = chosen(scene.test, options.views), {}
     for ratio in options.ratios:
-        start = _now(colour.device)
+        start = clock(colour.device)
         cut = model.cut(ratio)
-        cut_seconds = _now(colour.device) - start
+        cut_seconds = clock(colour.device) - start
         cut, size, encode_seconds = as_stored(cut, options.format, scene.train)
         mine = {i: measure(cut, test[i], colour, networks) for i in group.share(len(test))}
         views = {i: m for part in group.gather(mine) for i, m in part.items()}
@@ -88,9 +87,3 @@ def chosen(views: Sequence[View], which: str) -> Sequence[View]:
         raise UserError(f"--evaluation.views {which}: found {len(views)} test views, expected at least 2; "
                         "a smaller --data.test-every holds out more")
     return found
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

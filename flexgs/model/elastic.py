@@ -1,12 +1,15 @@
 """ElasticModel: splats in a nested order and the transform of those that stay; a cut is a prefix, transform baked in."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from flexgs.camera import Camera
 from flexgs.config import Config, count_at
 from flexgs.errors import UserError
 from flexgs.files import write_json
@@ -24,18 +27,27 @@ class ElasticModel:
     """In the order in which they are kept: a cut at e is the first floor(e N)."""
     transform: Transform
     config: Config
+    cameras: Sequence[Camera] = ()
+    """Those of the training views, if it has any: where the model is worth looking at from."""
+
+    def __len__(self) -> int:
+        """The number of Gaussians of the whole."""
+        return len(self.splats)
+
+    @property
+    def sh_degree(self) -> int:
+        return self.splats.sh_degree
 
     def cut(self, budget: str | float) -> Splats:
         """Plain Gaussians for a budget: a ratio in (0, 1] or "5%", "500k", "20MB" (see deploy/budget.py).
 
         Deterministic, nested and of exact count; the transform is baked in. At ratio 1 it is the base model.
         """
-        n = len(self.splats)
+        n = len(self)
         if isinstance(budget, str):
             from flexgs.deploy.budget import resolve  # the one look ahead: only deploy knows the size of files
 
-            kept = resolve(budget, n, self.splats.sh_degree)
-            ratio = kept / n
+            kept, ratio = resolve(budget, n, self.sh_degree)
         else:
             kept, ratio = count_at(budget, n), float(budget)
         return self.transform(self.splats[:kept], ratio).detach() if kept < n else self.splats.detach()
@@ -44,11 +56,16 @@ class ElasticModel:
         """Write model.safetensors and model.json into an existing folder."""
         tensors = {f"splats.{name}": t for name, t in self.splats.items()}
         tensors |= {f"transform.{name}": t for name, t in self.transform.state_dict().items()}
+        if self.cameras:
+            tensors |= {"cameras.viewmat": torch.stack([c.viewmat for c in self.cameras]),
+                        "cameras.K": torch.stack([c.K for c in self.cameras]),
+                        "cameras.size": torch.tensor([(c.width, c.height) for c in self.cameras])}
         save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, folder / "model.safetensors")
         write_json(folder / "model.json", {"format": FORMAT, "splats": len(self.splats), "config": self.config.to_dict()})
 
     def to(self, device: str) -> "ElasticModel":
-        return ElasticModel(self.splats.to(device), self.transform.to(device), self.config)
+        return ElasticModel(self.splats.to(device), self.transform.to(device), self.config,
+                            [camera.to(device) for camera in self.cameras])
 
     @staticmethod
     def load(folder: Path) -> "ElasticModel":
@@ -69,4 +86,6 @@ class ElasticModel:
         transform = make_transform(config, splats).stored()
         transform.load_state_dict({k.removeprefix("transform."): t for k, t in tensors.items()
                                    if k.startswith("transform.")})
-        return ElasticModel(splats, transform, config)
+        cameras = [Camera(viewmat, K, *size.tolist()) for viewmat, K, size in
+                   zip(*(tensors.get(f"cameras.{part}", ()) for part in ("viewmat", "K", "size")), strict=True)]
+        return ElasticModel(splats, transform, config, cameras)

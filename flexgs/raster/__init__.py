@@ -4,6 +4,7 @@ The CPU backend (numba, `cpu/`) and the CUDA backend (gsplat, `cuda.py`) agree i
 float64 oracle that the tests hold both against.
 """
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -71,3 +72,10 @@ def render(
     else:
         from flexgs.raster.cuda import render_cuda as backend
     return RenderOutput(*backend(splats, camera, background, degree, mask, contributions, config))
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, when all that device was given to do is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

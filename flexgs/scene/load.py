@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from flexgs.camera import focus
 from flexgs.errors import UserError
 from flexgs.scene.capture import Capture, Frame, Points
 from flexgs.scene.colmap import PLACES, find_model, read_colmap
@@ -170,14 +171,9 @@ def _digest(views: list[View]) -> str:
 
 def _random_points(viewmats: list[np.ndarray], seed: int) -> Points:
     """Points of random place and colour in the box that the cameras look at or stand around."""
-    R = np.stack([viewmat[:3, :3] for viewmat in viewmats])
-    centres = -np.einsum("nji,nj->ni", R, np.stack([viewmat[:3, 3] for viewmat in viewmats]))
-    axes = R[:, 2]
-    # The focus is the point nearest to all optical axes; the pull towards the mean settles it when they are parallel.
-    across = np.eye(3) - axes[:, :, None] * axes[:, None]
-    mean, pull = centres.mean(0), 1e-3 * np.eye(3)
-    focus = np.linalg.solve(across.mean(0) + pull, np.einsum("nij,nj->i", across, centres) / len(axes) + pull @ mean)
-    half = np.linalg.norm(centres - focus, axis=1).max()
+    centre = focus(viewmats)
+    places = np.stack([-viewmat[:3, :3].T @ viewmat[:3, 3] for viewmat in viewmats])
+    half = np.linalg.norm(places - centre, axis=1).max()
     draw = generator(seed, "random points")
-    xyz = torch.from_numpy(focus).float() + half * (2 * torch.rand(RANDOM_POINTS, 3, generator=draw) - 1)
+    xyz = torch.from_numpy(centre).float() + half * (2 * torch.rand(RANDOM_POINTS, 3, generator=draw) - 1)
     return Points(xyz, torch.randint(0, 256, (RANDOM_POINTS, 3), generator=draw, dtype=torch.uint8))

@@ -268,7 +268,7 @@ class Trainer:
             splats = splats[splats.opacities.argsort(descending=True, stable=True)]
         elif not self.config.ratios.renders and self.config.transform.kind == "none":
             splats = splats[self._fixed_order(self._scores())]  # nothing was trained for the order of the beginning
-        return ElasticModel(splats, self.transform.stored(), self.config)
+        return ElasticModel(splats, self.transform.stored(), self.config, [view.camera for view in self.scene.train])
 
     # ------------------------------------------------------------------ state
 

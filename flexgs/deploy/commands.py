@@ -1,0 +1,283 @@
+"""The commands of who has a model: flexgs cut | pack | serve | view | render | info."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from flexgs.config import Config, count_at
+from flexgs.errors import UserError
+
+if TYPE_CHECKING:
+    from flexgs.deploy.progressive import Progressive
+    from flexgs.model.elastic import ElasticModel
+    from flexgs.scene import Scene
+    from flexgs.splats import Splats
+
+Source = tyro.conf.Positional[str]
+Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+
+
+@dataclass
+class Cut:
+    """Cut a model to a budget and write it as PLY, compressed PLY, SPZ, SOG, .splat or glTF; or as levels; or as a page.
+
+    The model is a run, a packed file (.fgs) or its URL, or anybody's file of splats, whose most important ones stay.
+    """
+
+    source: Source
+    """Run folder, .fgs file or http(s) URL, or a file of splats."""
+    budget: str | None = None
+    """5%, 0.05, 500k, 20MB (of the format of -o), 16ms (per frame, on this machine), or a device such as quest."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """NAME.ply, .compressed.ply, .spz, .sog, .splat or .glb. With --lod a folder for PLY files, or FOLDER/lod-meta.json."""
+    lod: tuple[float, ...] = ()
+    """Percentages, such as 100 50 25 12.5: a set of levels of detail, as PLY files or as streamed SOG (needs Node.js)."""
+    html: Path | None = None
+    """PAGE.html: a page that opens without a network, the coarse model first (needs Node.js to make it)."""
+    scene: Path | None = None
+    """The capture: a file of splats is cut by importance for its views; what a format loses is measured on its test views."""
+    profile: Path | None = None
+    """Of the machine that a budget in ms is for: what `flexgs bench frame` writes. Default: this machine, measured now."""
+    size: tuple[int, int] = (1280, 720)
+    """Width and height of the frames that a budget in ms is for."""
+
+    def __call__(self) -> None:
+        from flexgs.deploy.lod import write_lod
+        from flexgs.deploy.page import write_page
+        from flexgs.deploy.source import open_model
+
+        if not self.html and not self.output:
+            raise UserError("cut: found neither --output nor --html; expected -o NAME.ply, for instance")
+        if bool(self.lod) == bool(self.budget) and self.output:
+            raise UserError("cut: expected either --budget or --lod with --output")
+        scene = _capture(self.scene, self.source)
+        model = open_model(self.source, scene)
+        if self.html:
+            print(write_page(model, self.html, Path(self.source.rstrip("/")).stem))
+        if self.output and self.lod:
+            print(write_lod(model, self.output, self.lod))
+        elif self.output:
+            assert self.budget
+            self._write(model, self.budget, self.output, scene)
+
+    def _write(self, model: "ElasticModel | Progressive", budget: str, output: Path, scene: "Scene | None") -> None:
+        from flexgs.deploy.budget import largest, parse
+        from flexgs.deploy.formats import FORMATS, format_of
+        from flexgs.deploy.progressive import Progressive
+
+        name = format_of(output)
+        chosen, views, n = FORMATS[name], scene.train if scene else [], len(model)
+        amount, unit = parse(budget)
+        if unit == "ms":
+            budget = str(self._profile(model).most(amount))
+        elif unit == "bytes" and name != "ply":
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / output.name
+
+                def size(count: int) -> int:
+                    chosen.write(model.cut(str(count)), path, views)
+                    return path.stat().st_size
+
+                count = largest(n, amount, size)
+            if not count:
+                raise UserError(f"budget {budget!r}: not enough for one Gaussian as {name}")
+            budget = str(count)
+        cut = model.cut(budget)
+        chosen.write(cut, output, views)
+        line = f"{output}: {len(cut):,} of {n:,} Gaussians, {output.stat().st_size / 1e6:.2f} MB"
+        if isinstance(model, Progressive):
+            line += f"; {model.offset / 1e6:.2f} MB were read"
+        print(line)
+        if name != "ply":
+            print(f"{chosen.about} loses {chosen.loses}: {_loss(cut, chosen.read(output), model, scene)}")
+
+    def _profile(self, model: "ElasticModel | Progressive"):
+        from flexgs.cli import pick_device
+        from flexgs.deploy.frame_time import Profile, measure_frames
+
+        if self.profile:
+            return Profile.load(self.profile)
+        profile = measure_frames(model, self.size, pick_device("auto"))
+        print(profile)
+        return profile
+
+
+@dataclass
+class Pack:
+    """Write a run's model as one file that is read from the front: the smallest cut first, each byte once."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, or its model folder."""
+    output: Output
+    """NAME.fgs."""
+    ratios: tuple[float, ...] = (0.01, 0.05, 0.15, 0.5, 1.0)
+    """Where its chunks end: what a client may show after each."""
+
+    def __call__(self) -> None:
+        from flexgs.deploy.export import ply_bytes
+        from flexgs.deploy.progressive import Progressive, write
+        from flexgs.model.elastic import ElasticModel
+
+        if self.output.suffix.lower() != ".fgs":
+            raise UserError(f"--output {self.output}: expected a name that ends in .fgs")
+        model = ElasticModel.load(self.run)
+        write(model, self.output, self.ratios)
+        packed, n, degree = Progressive.open(self.output), len(model), model.sh_degree
+        for ratio in self.ratios:
+            sent, count = packed.load(ratio), count_at(ratio, n)
+            print(f"up to {100 * ratio:5.4g} %  {count:>11,} Gaussians  {sent / 1e6:9.2f} MB  as PLY "
+                  f"{ply_bytes(count, degree) / 1e6:9.2f} MB")
+        print(f"{self.output}: {sent / ply_bytes(n, degree):.2f} of the whole PLY, which is not elastic")
+
+
+@dataclass
+class Serve:
+    """Serve a folder over HTTP, with ranges, so that packed files can be read from the front; to this machine by default.
+
+    Of a run, whose model is packed if it is not yet, the packed file and the cuts.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+    def __call__(self) -> None:
+        from flexgs.deploy.progressive import write
+        from flexgs.deploy.serve import serve
+        from flexgs.model.elastic import ElasticModel
+
+        packed = self.folder / "model.fgs"
+        model = self.folder / "model" / "model.safetensors"
+        if model.is_file() and (not packed.exists() or packed.stat().st_mtime < model.stat().st_mtime):
+            write(ElasticModel.load(self.folder), packed)
+            print(f"{packed}: {packed.stat().st_size / 1e6:.2f} MB")
+        serve(self.folder, self.host, self.port)
+
+
+@dataclass
+class View:
+    """Look at a model in the browser: a slider for the ratio, PSNR at the nearest test view, the photograph beside it."""
+
+    source: Source
+    """Run folder, .fgs file or http(s) URL, or a file of splats."""
+    other: tyro.conf.Positional[str | None] = None
+    """Another one, to be seen on the right half."""
+    scene: Path | None = None
+    """The capture. Default: where the run found it, if it is still there."""
+    host: str = "127.0.0.1"
+    """Who may connect; over SSH keep this and forward the port: ssh -L 8080:127.0.0.1:8080 MACHINE."""
+    port: int = 8080
+    device: str = "auto"
+
+    def __call__(self) -> None:
+        from flexgs.cli import pick_device
+        from flexgs.deploy.source import open_model
+        from flexgs.deploy.viewer import view
+
+        scene = _capture(self.scene or _recorded_capture(self.source), self.source)
+        names = [self.source, *([self.other] if self.other else [])]
+        view({name: open_model(name, scene) for name in names}, scene, self.host, self.port, pick_device(self.device))
+
+
+@dataclass
+class Render:
+    """Render a model along a path, as a video (.mp4, .gif) or a still (.png)."""
+
+    source: Source
+    """Run folder, .fgs file or http(s) URL, or a file of splats."""
+    output: Output
+    """NAME.mp4, NAME.gif or NAME.png (the first frame)."""
+    path: Literal["orbit", "views"] = "orbit"
+    """orbit: an ellipse through where the cameras stood; views: from training view to training view."""
+    budget: Annotated[str, tyro.conf.arg(aliases=["--ratio"])] = "1.0"
+    """0.05, 5%, 500k, 20MB, or a device such as quest."""
+    frames: int = 120
+    fps: int = 30
+    size: tuple[int, int] = (1280, 720)
+    """Width and height in pixels."""
+    device: str = "auto"
+
+    def __call__(self) -> None:
+        from flexgs.cli import pick_device
+        from flexgs.deploy.path import PATHS
+        from flexgs.deploy.source import open_model
+        from flexgs.deploy.video import write_video
+
+        if self.frames < 1 or self.fps < 1 or min(self.size) < 16 or self.size[0] % 2 or self.size[1] % 2:
+            raise UserError(f"render: found {self.frames} frames, {self.fps} fps, {self.size[0]}x{self.size[1]} pixels; "
+                            "expected at least 1, 1 and 16x16, width and height even")
+        model = open_model(self.source)
+        cut = model.cut(self.budget)
+        cameras = PATHS[self.path](_cameras(model), self.frames, *self.size)
+        write_video(cut.to(pick_device(self.device)), cameras, self.output, self.fps, model.config.background)
+        print(f"{self.output}: {len(cut):,} of {len(model):,} Gaussians, {self.output.stat().st_size / 1e6:.2f} MB")
+
+
+@dataclass
+class Info:
+    """Say what a run, a packed file or a file of splats holds."""
+
+    source: Source
+
+    def __call__(self) -> None:
+        from flexgs.deploy.export import ply_bytes
+        from flexgs.deploy.info import describe
+        from flexgs.deploy.source import open_model
+        from flexgs.evaluate.table import print_results
+
+        model = open_model(self.source)
+        for name, value in describe(model, self.source).items():
+            print(f"{name:12} {value}")
+        for ratio in (0.01, 0.05, 0.15, 0.5, 1.0):
+            count = count_at(ratio, len(model))
+            print(f"{100 * ratio:10g} % {count:>13,} Gaussians {ply_bytes(count, model.sh_degree) / 1e6:9.2f} MB as PLY")
+        results = Path(self.source) / "results.json"
+        if results.is_file():
+            print_results([json.loads(results.read_text())])
+
+
+def _cameras(model: "ElasticModel | Progressive"):
+    """Those of the model, or some around it."""
+    from flexgs.deploy.path import around
+
+    return model.cameras or around(model.cut(1.0))
+
+
+def _capture(path: Path | None, source: str) -> "Scene | None":
+    """Read as the run at source was trained, if it is one."""
+    from flexgs.cli import load_capture
+
+    recorded = Path(source) / "config.json"
+    return load_capture(path, Config.load(recorded) if recorded.is_file() else Config()) if path else None
+
+
+def _recorded_capture(source: str) -> Path | None:
+    """Where a run says that its capture was, if one is there."""
+    try:
+        path = Path(json.loads((Path(source) / "results.json").read_text())["capture"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return path if path.is_dir() else None
+
+
+def _loss(cut: "Splats", stored: "Splats", model: "ElasticModel | Progressive", scene: "Scene | None") -> str:
+    """What a format has cost, in words: on the test views, or against the renders of the float model."""
+    import statistics
+
+    from flexgs.deploy.path import orbit
+    from flexgs.evaluate.metrics import psnr
+    from flexgs.raster import render
+
+    def image(splats: "Splats", camera):
+        return render(splats, camera).image.clamp(0, 1)
+
+    if scene and scene.test:
+        was, now = (statistics.fmean(psnr(image(s, v.camera), v.image() / 255) for v in scene.test) for s in (cut, stored))
+        return f"{was - now:.2f} dB of {was:.2f} on the test views"
+    cameras = orbit(_cameras(model), 4, 320, 240)
+    same = statistics.fmean(psnr(image(stored, c), image(cut, c)) for c in cameras)
+    return f"its renders are {same:.1f} dB from those of the cut"

@@ -1,0 +1,82 @@
+"""How long a frame takes with so many Gaussians, measured: what a budget in milliseconds is turned into a number with."""
+
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.isotonic import isotonic_regression
+
+from flexgs.camera import Camera
+from flexgs.deploy.path import around, orbit
+from flexgs.deploy.progressive import Progressive
+from flexgs.errors import UserError
+from flexgs.files import write_json
+from flexgs.model.elastic import ElasticModel
+from flexgs.raster import clock, render
+from flexgs.splats import Splats
+
+RATIOS = (0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Milliseconds per frame of one machine at rising numbers of Gaussians."""
+
+    gaussians: tuple[int, ...]
+    ms: tuple[float, ...]
+    about: str = ""
+
+    def __str__(self) -> str:
+        return f"frames of {self.about}: " + ", ".join(
+            f"{n:,} Gaussians {ms:.1f} ms" for n, ms in zip(self.gaussians, self.ms, strict=True))
+
+    def most(self, ms: float) -> int:
+        """How many Gaussians a frame of ms milliseconds has time for, by straight lines between what was measured; at most as
+        many as were measured. UserError if the fewest measured take longer."""
+        times = isotonic_regression(self.ms)
+        if ms < times[0]:
+            raise UserError(f"{ms:g} ms per frame: even {self.gaussians[0]:,} Gaussians take {times[0]:.2f} ms; "
+                            "expected more time, a smaller --size or a faster machine's --profile")
+        return int(np.interp(ms, times, self.gaussians))
+
+    def save(self, path: Path) -> None:
+        write_json(path, asdict(self))
+
+    @staticmethod
+    def load(path: Path) -> "Profile":
+        """What save() wrote, or anybody's JSON with as many of gaussians as of ms, both rising."""
+        try:
+            about = json.loads(path.read_text())
+            gaussians, ms = (tuple(float(v) for v in about[key]) for key in ("gaussians", "ms"))
+            if len(gaussians) != len(ms) or len(ms) < 2 or list(gaussians) != sorted(set(gaussians)) or min(ms) <= 0:
+                raise ValueError("its lists do not fit")
+            return Profile(tuple(map(int, gaussians)), ms, str(about.get("about", "")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            raise UserError(f"{path}: not a profile of frame times ({e}); expected JSON with the lists gaussians and ms, such "
+                            'as {"gaussians": [10000, 1000000], "ms": [2.5, 14]}') from None
+
+
+def measure_frames(model: ElasticModel | Progressive, size: tuple[int, int], device: str) -> Profile:
+    """Render cuts of the model along its orbit, on this machine; the median of the frames counts."""
+    cameras = orbit(model.cameras or around(model.cut(1.0)), 6, *size)
+    frame_ms(model.cut(1.0).to(device), cameras[0])  # compiles and warms up
+    counts: list[int] = []
+    times: list[float] = []
+    for ratio in RATIOS:
+        splats = model.cut(ratio).to(device)
+        if counts and len(splats) == counts[-1]:
+            continue  # a small model
+        counts.append(len(splats))
+        times.append(round(statistics.median(frame_ms(splats, camera) for camera in (*cameras, *cameras)), 3))
+    return Profile(tuple(counts), tuple(times), f"{size[0]}x{size[1]} on {device}")
+
+
+@torch.no_grad()
+def frame_ms(splats: Splats, camera: Camera) -> float:
+    device = splats.means.device
+    start = clock(device)
+    render(splats, camera.to(device))
+    return 1000 * (clock(device) - start)

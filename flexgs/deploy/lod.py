@@ -1,0 +1,47 @@
+"""Levels of detail: cuts that renderers of large scenes switch between."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from flexgs.deploy.export import ply_bytes, write_ply
+from flexgs.deploy.interchange import splat_transform
+from flexgs.errors import UserError
+from flexgs.files import atomic_folder
+from flexgs.splats import Splats
+
+META = "lod-meta.json"
+
+
+class Cuttable(Protocol):
+    """An ElasticModel or a Progressive."""
+
+    @property
+    def sh_degree(self) -> int: ...
+    def __len__(self) -> int: ...
+    def cut(self, budget: str | float) -> Splats: ...
+
+
+def write_lod(model: Cuttable, output: Path, percentages: Sequence[float]) -> str:
+    """Cuts of falling size: lod0.ply, lod1.ply, ... into the folder output, or into the folder of output, a lod-meta.json, as
+    PlayCanvas's streamed SOG, which splat-transform makes. A sentence about them."""
+    if any(not 0 < p <= 100 for p in percentages) or list(percentages) != sorted(set(percentages), reverse=True):
+        found = " ".join(f"{p:g}" for p in percentages)
+        raise UserError(f"--lod: found {found}, expected falling percentages such as 100 50 25 12.5")
+    if output.suffix and output.name != META:
+        raise UserError(f"--output {output}: expected a folder, or FOLDER/{META} for streamed SOG")
+    levels = [model.cut(p / 100) for p in percentages]
+    with tempfile.TemporaryDirectory() as temporary:
+        streamed = output.name == META
+        with atomic_folder(output.parent if streamed else output) as folder:
+            plain = [(Path(temporary) if streamed else folder) / f"lod{i}.ply" for i in range(len(levels))]
+            for level, path in zip(levels, plain, strict=True):
+                write_ply(level, path)
+            if streamed:
+                tagged = [part for i, path in enumerate(plain) for part in (path, "--tag-lod", str(i))]
+                splat_transform(tagged, folder / META)
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    counts = ", ".join(f"{len(level):,}" for level in levels)
+    return (f"{output}: levels of {counts} Gaussians, {size / 1e6:.2f} MB; the whole as PLY "
+            f"{ply_bytes(len(model), model.sh_degree) / 1e6:.2f} MB")

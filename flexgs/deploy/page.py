@@ -1,0 +1,87 @@
+"""A web page that shows a model, with nothing else needed: viewer and Gaussians are in the file, the coarsest first.
+
+The viewer is Spark on three.js, which npm fetches and esbuild bundles once; the bundle is kept in the user's cache. The stages
+of the model are scripts one behind the other: a browser shows the first while the page still arrives, from disk as over HTTP.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+
+import numpy as np
+
+from flexgs.deploy import interchange
+from flexgs.deploy.node import run
+from flexgs.deploy.path import around, fov, start
+from flexgs.deploy.progressive import Progressive
+from flexgs.errors import UserError
+from flexgs.files import atomic_file, make_folder
+from flexgs.model.elastic import ElasticModel
+
+WEB = Path(__file__).with_name("web")
+RATIOS = (0.01, 0.05, 0.15, 1.0)
+
+
+def write_page(model: ElasticModel | Progressive, path: Path, title: str, ratios: Sequence[float] = RATIOS) -> str:
+    """A page with a stage for each ratio; a sentence about it. UserError if the viewer must be built without Node.js."""
+    if path.suffix.lower() != ".html":
+        raise UserError(f"--html {path}: expected a name that ends in .html")
+    program = viewer()
+    stages, sizes, last = [], [], 0
+    for ratio in ratios:
+        cut = model.cut(ratio)
+        if len(cut) == last:
+            continue  # a small model
+        last = len(cut)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "stage.spz"
+            interchange.write(cut, file, "spz")
+            raw = file.read_bytes()
+        about = {"label": f"{100 * ratio:g} %", "about": f"{len(cut):,} Gaussians, {len(raw) / 1e6:.2f} MB"}
+        stages.append(f'<script type="text/plain">{base64.b64encode(raw).decode()}</script>\n'
+                      f"<script>flexgs.stage({json.dumps(about)})</script>")
+        sizes.append(len(raw))
+    page = Template((WEB / "page.html").read_text()).substitute(
+        title=title.replace("&", "&amp;").replace("<", "&lt;"), program=program.replace("</script", "<\\/script"),
+        start=json.dumps(_start(model)), stages="\n".join(stages))
+    with atomic_file(path) as out:
+        out.write_text(page)
+    return (f"{path}: {path.stat().st_size / 1e6:.2f} MB, of which the viewer {len(program) / 1e6:.2f}; stages of "
+            f"{', '.join(f'{size / 1e6:.2f}' for size in sizes)} MB (SPZ)")
+
+
+def viewer() -> str:
+    """The program of the page, built on first use and then kept in $XDG_CACHE_HOME/flexgs, else ~/.cache/flexgs."""
+    sources = [WEB / name for name in ("viewer.js", "package.json")]
+    digest = hashlib.blake2b(b"".join(source.read_bytes() for source in sources), digest_size=6).hexdigest()
+    built = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flexgs" / f"viewer-{digest}.js"
+    if not built.exists():
+        make_folder(built.parent)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            for source in sources:
+                shutil.copy(source, folder)
+            run("npm", "install", "--no-audit", "--no-fund", "--no-package-lock", folder=folder, doing="--html")
+            run("npx", "esbuild", "viewer.js", "--bundle", "--minify", "--format=iife", "--global-name=flexgs",
+                "--charset=ascii", "--outfile=built.js", folder=folder, doing="--html")
+            with atomic_file(built) as out:
+                shutil.copy(folder / "built.js", out)
+    return built.read_text()
+
+
+def _start(model: ElasticModel | Progressive) -> dict:
+    """Where the page looks from at first."""
+    cameras = model.cameras or around(model.cut(1.0))
+    eye, target, up = start(cameras)
+    return {"position": _plain(eye), "target": _plain(target), "up": _plain(up),
+            "fov": round(fov(cameras), 2), "background": list(model.config.background)}
+
+
+def _plain(values: np.ndarray) -> list[float]:
+    return [round(float(value), 5) for value in values]

@@ -1,0 +1,90 @@
+"""Where to look at a model from: the way of a camera through a scene."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation, Slerp
+
+from flexgs.camera import Camera, focus, look_at
+from flexgs.splats import Splats
+
+Path = Callable[[Sequence[Camera], int, int, int], list[Camera]]
+"""(cameras of the capture, number of frames, width, height) -> a camera per frame; the last leads back to the first."""
+
+
+def orbit(cameras: Sequence[Camera], frames: int, width: int, height: int) -> list[Camera]:
+    """An ellipse in the plane of the cameras and as wide as they stand, looking at what they look at.
+
+    Around the object where they surround it, before it where they all stand on one side.
+    """
+    places = np.stack([camera.center.cpu().double().numpy() for camera in cameras])
+    target = focus([camera.viewmat.cpu().double().numpy() for camera in cameras])
+    up = torch.from_numpy(upwards(cameras)).float()
+    middle = places.mean(0)
+    _, _, axes = np.linalg.svd(places - middle, full_matrices=False)
+    reach = math.sqrt(2) * (places - middle) @ axes[:2].T  # of points on a circle the spread is its radius / sqrt(2)
+    a, b = axes[:2] * reach.std(0)[:, None]
+    angle = fov(cameras)
+    ways = [middle + math.cos(t) * a + math.sin(t) * b for t in 2 * np.pi * np.arange(frames) / frames]
+    return [look_at(torch.from_numpy(eye).float(), torch.from_numpy(target).float(), up, width, height, angle) for eye in ways]
+
+
+def views(cameras: Sequence[Camera], frames: int, width: int, height: int) -> list[Camera]:
+    """From one camera of the capture to the next, in their order, and back to the first."""
+    poses = [np.linalg.inv(camera.viewmat.cpu().double().numpy()) for camera in [*cameras, cameras[0]]]
+    at = np.linspace(0, len(cameras), frames, endpoint=False)
+    turns = Slerp(np.arange(len(poses)), Rotation.from_matrix([pose[:3, :3] for pose in poses]))(at).as_matrix()
+    places = np.stack([np.interp(at, np.arange(len(poses)), [pose[i, 3] for pose in poses]) for i in range(3)], axis=1)
+    focal = height / 2 / math.tan(math.radians(fov(cameras)) / 2)
+    K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    made = []
+    for turn, place in zip(turns, places, strict=True):
+        viewmat = np.eye(4)
+        viewmat[:3, :3], viewmat[:3, 3] = turn.T, -turn.T @ place
+        made.append(Camera(torch.from_numpy(viewmat).float(), K, width, height))
+    return made
+
+
+PATHS: Mapping[str, Path] = {"orbit": orbit, "views": views}
+
+
+def around(splats: Splats, count: int = 16) -> list[Camera]:
+    """Cameras for a model that has none: in a circle around the middle of its Gaussians, far enough to see half of them.
+
+    Up is -y, as COLMAP leaves it where gravity is along y and most viewers assume.
+    """
+    weight = torch.sigmoid(splats.opacities.detach().cpu())
+    means = splats.means.detach().cpu()
+    middle = torch.stack([_median(means[:, i], weight) for i in range(3)])
+    away = _median((means - middle).norm(dim=1), weight)
+    up = torch.tensor([0.0, -1.0, 0.0])
+    turns = 2 * math.pi * torch.arange(count) / count
+    return [look_at(middle + 2.2 * away * torch.tensor([math.cos(t), -0.35, math.sin(t)]), middle, up, 640, 480)
+            for t in turns.tolist()]
+
+
+def start(cameras: Sequence[Camera]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(position, target, up), each [3], to begin at: the camera in the middle of the others, turning about what it looks at."""
+    places = np.stack([camera.center.cpu().double().numpy() for camera in cameras])
+    first = cameras[int(np.linalg.norm(places - places.mean(0), axis=1).argmin())]
+    eye, forward = first.center.cpu().double().numpy(), first.viewmat[2, :3].cpu().double().numpy()
+    distance = np.linalg.norm(focus([camera.viewmat.cpu().double().numpy() for camera in cameras]) - eye)
+    return eye, eye + distance * forward, upwards(cameras)
+
+
+def upwards(cameras: Sequence[Camera]) -> np.ndarray:
+    """[3] what the cameras hold to be up, in the mean."""
+    up = -np.mean([camera.viewmat[1, :3].cpu().double().numpy() for camera in cameras], axis=0)
+    return up / np.linalg.norm(up)
+
+
+def _median(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    order = values.argsort()
+    return values[order[int((weight[order].cumsum(0) < weight.sum() / 2).sum())]]
+
+
+def fov(cameras: Sequence[Camera]) -> float:
+    """The vertical field of view that half of the cameras exceed, in degrees."""
+    return math.degrees(float(np.median([2 * math.atan(camera.height / 2 / float(camera.K[1, 1])) for camera in cameras])))

@@ -1,0 +1,62 @@
+"""Renders along a path as a video or a still."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from flexgs.camera import Camera
+from flexgs.errors import MissingDependencyError, UserError
+from flexgs.files import atomic_file
+from flexgs.raster import render
+from flexgs.splats import Splats
+
+
+def write_video(splats: Splats, cameras: Sequence[Camera], path: Path, fps: int, background: Sequence[float]) -> None:
+    """An .mp4 (H.264), a .gif, or the first camera's image as .png; all cameras of one even size."""
+    kinds = {".mp4": _mp4, ".gif": _gif, ".png": _png}
+    if path.suffix.lower() not in kinds:
+        raise UserError(f"--output {path}: expected a name that ends in {', '.join(kinds)}")
+    with atomic_file(path) as out:
+        named = out.with_name(out.name + path.suffix.lower())  # the writers go by the suffix
+        try:
+            kinds[path.suffix.lower()](frames(splats, cameras, background), named, fps)
+            named.replace(out)
+        finally:
+            named.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def frames(splats: Splats, cameras: Sequence[Camera], background: Sequence[float]) -> Iterator[np.ndarray]:
+    """uint8 [H, W, 3] for each camera."""
+    device = splats.means.device
+    colour = torch.tensor(background, device=device)
+    for camera in cameras:
+        image = render(splats, camera.to(device), background=colour).image
+        yield (255 * image.clamp(0, 1) + 0.5).byte().cpu().numpy()
+
+
+def _mp4(images: Iterator[np.ndarray], path: Path, fps: int) -> None:
+    try:
+        from imageio_ffmpeg import write_frames
+    except ImportError:
+        raise MissingDependencyError("imageio-ffmpeg", "view", "an .mp4 file") from None
+    first = next(images)
+    writer = write_frames(path, (first.shape[1], first.shape[0]), fps=fps, macro_block_size=2, quality=8)
+    writer.send(None)
+    try:
+        for image in (first, *images):
+            writer.send(np.ascontiguousarray(image))
+    finally:
+        writer.close()
+
+
+def _gif(images: Iterator[np.ndarray], path: Path, fps: int) -> None:
+    first, *rest = (Image.fromarray(image) for image in images)
+    first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+
+
+def _png(images: Iterator[np.ndarray], path: Path, fps: int) -> None:
+    Image.fromarray(next(images)).save(path)

@@ -1,0 +1,210 @@
+"""A viewer in the browser, on viser: orbit, choose how much to keep, compare with the photographs or with another model.
+
+This machine renders, by the rasterizer that training uses, so it needs no GPU anywhere. While somebody moves, images are as
+small as keeps up; when they rest, one of full size follows.
+"""
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flexgs.camera import Camera
+from flexgs.deploy.export import ply_bytes
+from flexgs.deploy.path import around, start
+from flexgs.deploy.progressive import Progressive
+from flexgs.errors import MissingDependencyError, UserError
+from flexgs.evaluate.metrics import psnr
+from flexgs.model.elastic import ElasticModel
+from flexgs.raster import clock, render
+from flexgs.scene import Scene, View
+from flexgs.splats import Splats
+
+Model = ElasticModel | Progressive
+DRAFT_MS, WIDEST = 60.0, 1280
+NOTHING, PHOTOGRAPH = "the same", "photograph"
+
+
+def view(models: Mapping[str, Model], scene: Scene | None, host: str, port: int, device: str) -> None:
+    """Serve until Ctrl-C."""
+    viewer = Viewer(models, scene, host, port, device)
+    print(f"{viewer.url} (Ctrl-C ends it)", flush=True)
+    try:
+        threading.Event().wait()
+    finally:
+        viewer.stop()
+
+
+class Viewer:
+    """A server at url; every browser that connects has a camera and a panel of its own."""
+
+    def __init__(self, models: Mapping[str, Model], scene: Scene | None, host: str, port: int, device: str):
+        try:
+            import viser
+        except ImportError:
+            raise MissingDependencyError("viser", "view", "flexgs view") from None
+        self.models, self.scene, self.device = models, scene, device
+        self.test = list(scene.test) if scene else []
+        self.rendering = threading.Lock()  # the rasterizer uses all cores
+        self._cuts: dict[tuple[str, float], Splats] = {}
+        try:
+            self.server = viser.ViserServer(host, port, label="flexgs", verbose=False)
+        except (OSError, OverflowError) as e:
+            raise UserError(f"--host {host} --port {port}: {getattr(e, 'strerror', None) or e}; choose another") from None
+        self.url = f"http://{host}:{self.server.get_port()}/"
+        first = next(iter(models.values()))
+        cameras = first.cameras or ([view.camera for view in scene.train] if scene else around(first.cut(1.0)))
+        initial, (position, target, up) = self.server.initial_camera, start(cameras)
+        initial.position, initial.look_at, initial.up = position, target, up
+        self.server.scene.set_up_direction(up)
+        self.server.on_client_connect(lambda client: Session(self, client).start())
+
+    def stop(self) -> None:
+        self.server.stop()
+
+    def cut(self, name: str, percent: float) -> Splats:
+        """The cut of a model, the last one of each being kept."""
+        key = name, percent
+        if key not in self._cuts:
+            self._cuts = {k: v for k, v in self._cuts.items() if k[0] != name}
+            self._cuts[key] = self.models[name].cut(max(percent / 100, 1 / len(self.models[name]))).to(self.device)
+        return self._cuts[key]
+
+    @torch.no_grad()
+    def image(self, name: str, percent: float, camera: Camera) -> tuple[Tensor, float]:
+        """([H, W, 3] in [0, 1] on the CPU, milliseconds)."""
+        splats = self.cut(name, percent)
+        background = torch.tensor(self.models[name].config.background, device=splats.means.device)
+        start = clock(splats.means.device)
+        image = render(splats, camera.to(splats.means.device), background=background).image.clamp(0, 1)
+        return image.cpu(), 1000 * (clock(splats.means.device) - start)
+
+    def nearest(self, camera: Camera) -> View:
+        """The test view that stands nearest, of those that stand alike the one that looks alike."""
+        def distance(view: View) -> float:
+            alike = float(view.camera.viewmat[2, :3] @ camera.viewmat[2, :3])
+            return float((view.camera.center - camera.center).norm()) - 1e-3 * alike
+
+        return min(self.test, key=distance)
+
+
+class Session:
+    """One browser: its panel, and a thread that draws for it."""
+
+    def __init__(self, viewer: Viewer, client: Any):
+        self.viewer, self.client = viewer, client
+        self.changed, self.gone = threading.Event(), False
+        self.scale = 0.5
+        gui, names = client.gui, list(viewer.models)
+        self.kept = gui.add_slider("log10 of % kept", min=-1.0, max=2.0, step=0.01, initial_value=2.0,
+                                   marks=((-1, "0.1%"), (0, "1%"), (1, "10%"), (2, "100%")))
+        halves = [NOTHING, *([PHOTOGRAPH] if viewer.test else []), *names[1:]]
+        self.right = gui.add_dropdown("right half", halves, initial_value=halves[-1] if names[1:] else NOTHING)
+        self.text = gui.add_markdown("")
+        if viewer.test:
+            step = gui.add_button_group("test view", ("previous", "nearest", "next"))
+            step.on_click(lambda _: self._go(step.value))
+        for handle in (self.kept, self.right):
+            handle.on_update(lambda _: self.changed.set())
+        client.camera.on_update(lambda _: self.changed.set())
+        viewer.server.on_client_disconnect(lambda other: self._end() if other is client else None)
+
+    def start(self) -> None:
+        threading.Thread(target=self._loop, daemon=True).start()
+        self.changed.set()
+
+    def _end(self) -> None:
+        self.gone = True
+        self.changed.set()
+
+    def _loop(self) -> None:
+        while self.changed.wait() and not self.gone:
+            self.changed.clear()
+            try:
+                self._draw(self.scale)
+                if not self.changed.wait(0.2):
+                    self._draw(1.0)
+                    self._say(self._quality())
+            except UserError as e:
+                self.text.content = f"**{e}**"
+
+    @property
+    def percent(self) -> float:
+        return float(10**self.kept.value)
+
+    def camera(self, scale: float) -> Camera:
+        """Where the browser looks from, at scale times its size."""
+        seen = self.client.camera
+        aspect = seen.aspect or 4 / 3
+        width = max(16, int(min(seen.image_width or 640, WIDEST) * scale))
+        height = max(16, int(width / aspect))
+        w, x, y, z = seen.wxyz
+        turn = np.array([[1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+                         [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+                         [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]])
+        viewmat = np.eye(4)
+        viewmat[:3, :3], viewmat[:3, 3] = turn.T, -turn.T @ seen.position
+        focal = height / 2 / np.tan(seen.fov / 2)
+        K = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+        return Camera(torch.from_numpy(viewmat).float(), torch.from_numpy(K).float(), width, height)
+
+    def _draw(self, scale: float) -> None:
+        viewer, right = self.viewer, self.right.value
+        first = next(iter(viewer.models))
+        camera, target = self.camera(scale), None
+        if right == PHOTOGRAPH:
+            nearest = viewer.nearest(camera)
+            target, camera = nearest.image() / 255, nearest.camera
+        with viewer.rendering:
+            image, self.ms = viewer.image(first, self.percent, camera)
+            if right not in (NOTHING, PHOTOGRAPH):
+                target = viewer.image(right, self.percent, camera)[0]
+        if scale < 1:
+            self.scale = float(np.clip(self.scale * (DRAFT_MS / max(self.ms, 1)) ** 0.5, 0.15, 0.9))
+        if target is not None:
+            middle = camera.width // 2
+            image[:, middle:] = target[:, middle:]
+            image[:, middle] = 1
+        self._show((255 * image).byte().numpy(), self.client.camera.aspect or 4 / 3)
+        self._say("")
+
+    def _show(self, pixels: np.ndarray, aspect: float) -> None:
+        """The browser stretches an image to its window: add black edges to one of another shape."""
+        height, width = pixels.shape[:2]
+        down, across = max(0, round(width / aspect) - height), max(0, round(height * aspect) - width)
+        if down > 1 or across > 1:
+            pixels = np.pad(pixels, ((down // 2, down - down // 2), (across // 2, across - across // 2), (0, 0)))
+        self.client.scene.set_background_image(pixels, format="jpeg", jpeg_quality=90)
+
+    def _quality(self) -> str:
+        """PSNR at the nearest test view, of each model."""
+        if not self.viewer.test:
+            return ""
+        nearest = self.viewer.nearest(self.camera(0.1))
+        with self.viewer.rendering:
+            values = [f"{psnr(self.viewer.image(name, self.percent, nearest.camera)[0], nearest.image() / 255):.2f} dB"
+                      for name in self.viewer.models]
+        return f"\n\nPSNR {' and '.join(values)} at {nearest.name}, the nearest test view"
+
+    def _say(self, more: str) -> None:
+        lines = []
+        for name, model in self.viewer.models.items():
+            count = len(self.viewer.cut(name, self.percent))
+            size = ply_bytes(count, model.sh_degree) / 1e6
+            lines.append(f"**{count:,}** Gaussians, {self.percent:.3g} %, {size:.2f} MB as PLY")
+        self.text.content = "\n\n".join([*lines, f"{self.ms:.1f} ms per frame"]) + more
+
+    def _go(self, where: str) -> None:
+        """To the nearest test view, or from there to the one before or behind it."""
+        test = self.viewer.test
+        at = test.index(self.viewer.nearest(self.camera(0.1))) + {"previous": -1, "nearest": 0, "next": 1}[where]
+        camera = test[at % len(test)].camera
+        turn, seen = camera.viewmat[:3, :3].T.double().numpy(), self.client.camera
+        with self.client.atomic():
+            seen.position = camera.center.numpy()
+            seen.look_at = camera.center.numpy() + turn[:, 2] * np.linalg.norm(np.asarray(seen.look_at) - seen.position)
+            seen.fov = 2 * np.arctan(camera.height / 2 / float(camera.K[1, 1]))
+        self.changed.set()
