@@ -46,18 +46,18 @@ def _write_vq(splats: Splats, path: Path, views: Sequence[View]) -> None:
     vq.write(splats, path, score("c3dgs", splats, views, Group()))
 
 
-def _by_gaussforge(about: str, kind: str, loses: str) -> Format:
+def _interchange(about: str, kind: str, loses: str) -> Format:
     return Format(about, f".{kind}", lambda splats, path, views: interchange.write(splats, path, kind),
                   functools.partial(interchange.read, kind=kind), loses)
 
 
 FORMATS: Mapping[str, Format] = {
     "ply": Format("standard 3DGS PLY", ".ply", lambda splats, path, views: write_ply(splats, path), read_ply),
-    "compressed_ply": _by_gaussforge(
+    "compressed_ply": _interchange(
         "PlayCanvas compressed PLY", "compressed.ply", "positions and scales to 11, 10, 11 bits per box of 256, the rest to 8"),
-    "spz": _by_gaussforge("Niantic SPZ 3", "spz", "positions to 1/4096 of a unit, the rest to 8 bits, harmonics to 4 or 5"),
-    "sog": _by_gaussforge("PlayCanvas SOG", "sog", "positions to 16 bits, harmonics to a palette, the rest to 8 bits"),
-    "splat": _by_gaussforge("antimatter15 .splat", "splat", "view-dependent colour (all harmonics); the rest to 8 bits"),
+    "spz": _interchange("Niantic SPZ 3", "spz", "positions to 1/4096 of a unit, the rest to 8 bits"),
+    "sog": _interchange("PlayCanvas SOG", "sog", "positions to 16 bits, harmonics to a palette, the rest to 8 bits"),
+    "splat": _interchange("antimatter15 .splat", "splat", "view-dependent colour (all harmonics); the rest to 8 bits"),
     "gltf": Format("glTF KHR_gaussian_splatting, uncompressed", ".glb",
                    lambda splats, path, views: gltf.write(splats, path), gltf.read),
     "vq": Format("Compressed 3DGS, not fine-tuned", ".vq.npz", _write_vq, vq.read, "harmonics and shapes to codebooks"),

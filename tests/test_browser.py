@@ -1,0 +1,142 @@
+"""The viewer and the page in a real browser, headless; skipped where there is none."""
+
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flexgs.deploy.page import write_page
+from flexgs.deploy.source import open_model
+from flexgs.deploy.viewer import Viewer
+from flexgs.errors import UserError
+from flexgs.scene import load_scene
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+         "--disable-sync", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM:
+        pytest.skip("found no Chromium")
+    with api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(browser):
+    tab = browser.new_page(viewport={"width": 640, "height": 400})
+    tab.set_default_timeout(60_000)
+    tab.errors = []
+    tab.on("pageerror", lambda error: tab.errors.append(str(error)))
+    yield tab
+    tab.close()
+
+
+@pytest.fixture(scope="module")
+def page(trained, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "studio.html"
+    try:
+        write_page(open_model(trained), path, "studio <1>")
+    except UserError as e:
+        pytest.skip(f"the page cannot be built here: {e}")
+    return path
+
+
+def shown(tab, path: Path) -> np.ndarray:
+    tab.screenshot(path=path)
+    return np.asarray(Image.open(path).convert("RGB"), float)
+
+
+def test_a_page_opens_from_disk_without_a_network(tab, page, tmp_path):
+    asked = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(page.as_uri())
+    tab.wait_for_selector("button:nth-of-type(4)")
+    assert [button.inner_text() for button in tab.query_selector_all("button")] == ["1 %", "5 %", "15 %", "100 %"]
+    assert "800 Gaussians" in tab.inner_text("#about") and tab.title() == "studio <1>"
+    assert all(url.startswith(("file:", "blob:", "data:")) for url in asked) and not tab.errors
+    tab.wait_for_timeout(2000)
+    whole = shown(tab, tmp_path / "whole.png")[:300]
+    tab.click("text='1 %'")
+    tab.wait_for_timeout(2000)
+    assert "8 Gaussians" in tab.inner_text("#about")
+    one = shown(tab, tmp_path / "one.png")[:300]
+    assert whole.std() > 10 and np.abs(whole - one).mean() > 3
+
+
+@pytest.fixture
+def slow(page) -> Iterator[tuple[str, threading.Event]]:
+    """(a URL that sends the page up to its second stage and then waits, what it waits for)."""
+    raw, go = page.read_bytes(), threading.Event()
+    half = [match.start() for match in re.finditer(rb'<script type="text/plain">', raw)][2]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/" else 404)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(raw) if self.path == "/" else 0))
+            self.end_headers()
+            if self.path == "/":
+                self.wfile.write(raw[:half])
+                self.wfile.flush()
+                go.wait(60)
+                self.wfile.write(raw[half:])
+
+        def log_message(self, *args): ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/", go
+        go.set()
+        server.shutdown()
+
+
+def test_a_page_shows_the_coarse_model_while_the_rest_arrives(tab, slow):
+    url, go = slow
+    tab.goto(url, wait_until="commit")
+    tab.wait_for_selector("button:nth-of-type(2)")
+    assert "40 Gaussians" in tab.inner_text("#about") and len(tab.query_selector_all("button")) == 2
+    go.set()
+    tab.wait_for_selector("button:nth-of-type(4)")
+    assert "800 Gaussians" in tab.inner_text("#about")
+
+
+@pytest.fixture(scope="module")
+def viewer(trained, capture, tmp_path_factory) -> Iterator[Viewer]:
+    pytest.importorskip("viser", reason="viser is not installed")
+    models = {"a": open_model(trained), "b": open_model(trained / "cuts" / "studio_010.00pct.ply")}
+    viewer = Viewer(models, load_scene(capture), "127.0.0.1", 0, "cpu")
+    yield viewer
+    viewer.stop()
+
+
+def test_the_viewer_cuts_compares_and_measures(tab, viewer, tmp_path):
+    tab.goto(viewer.url)
+    tab.wait_for_selector("text=the nearest test view")
+    text = tab.inner_text("body")
+    assert "800 Gaussians, 100 %" in text and "80 Gaussians, 100 %" in text and "ms per frame" in text
+    assert re.search(r"PSNR [\d.]+ dB and [\d.]+ dB at \d+\.png", text)
+    tab.wait_for_timeout(1000)
+    whole = shown(tab, tmp_path / "whole.png")[:, :320]
+    slider = tab.locator("input:visible").first
+    slider.fill("0")
+    slider.press("Enter")
+    tab.wait_for_selector("text=8 Gaussians, 1 %")
+    tab.wait_for_timeout(1500)
+    one = shown(tab, tmp_path / "one.png")[:, :320]
+    assert whole.std() > 5 and np.abs(whole - one).mean() > 2
+    tab.get_by_text("next", exact=True).click()
+    tab.wait_for_timeout(2500)
+    assert np.abs(shown(tab, tmp_path / "next.png")[:, :320] - one).mean() > 1
+    assert not tab.errors
