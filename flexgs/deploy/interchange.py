@@ -1,8 +1,8 @@
 """Formats that others define, through the libraries that their makers or users keep.
 
-Extra `export`: gsply writes compressed PLY and SPZ (gaussforge 0.6.0 mixes up the harmonics of the one and leaves 4 bits to those
-of the other, which costs 1.4 to 1.8 dB); gaussforge writes SOG and .splat, and reads all four. PlayCanvas's splat-transform, which
-Node's npx fetches on first use, writes glTF and streamed SOG.
+Extra `export`: gsply writes compressed PLY and SPZ (gaussforge 0.6.0 mixes up the harmonics of the one and leaves 4 bits to
+those of the other, which costs 1.4 to 1.8 dB); gaussforge writes SOG and .splat, and reads all four. splat-transform of
+PlayCanvas, which Node's npx fetches on first use, writes glTF and streamed SOG.
 """
 
 import functools

@@ -1,10 +1,11 @@
 """A viewer in the browser, on viser: orbit, choose how much to keep, compare with the photographs or with another model.
 
 This machine renders, by the rasterizer that training uses, so it needs no GPU anywhere. While somebody moves, images are as
-small as keeps up; when they rest, one of full size follows.
+small, and cuts as coarse, as keeps up; when they rest, the whole follows.
 """
 
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flexgs.camera import Camera
+from flexgs.config import count_at
 from flexgs.deploy.export import ply_bytes
 from flexgs.deploy.path import around, start
 from flexgs.deploy.progressive import Progressive
@@ -24,7 +26,7 @@ from flexgs.scene import Scene, View
 from flexgs.splats import Splats
 
 Model = ElasticModel | Progressive
-DRAFT_MS, WIDEST = 60.0, 1280
+DRAFT_MS, SMALLEST, WIDEST = 60.0, 0.3, 1280
 NOTHING, PHOTOGRAPH = "the same", "photograph"
 
 
@@ -49,7 +51,7 @@ class Viewer:
         self.models, self.scene, self.device = models, scene, device
         self.test = list(scene.test) if scene else []
         self.rendering = threading.Lock()  # the rasterizer uses all cores
-        self._cuts: dict[tuple[str, float], Splats] = {}
+        self._cuts: OrderedDict[tuple[str, float], Splats] = OrderedDict()
         try:
             self.server = viser.ViserServer(host, port, label="flexgs", verbose=False)
         except (OSError, OverflowError) as e:
@@ -66,11 +68,13 @@ class Viewer:
         self.server.stop()
 
     def cut(self, name: str, percent: float) -> Splats:
-        """The cut of a model, the last one of each being kept."""
-        key = name, percent
+        """The cut of a model at a percentage; the latest are kept."""
+        key, model = (name, percent), self.models[name]
         if key not in self._cuts:
-            self._cuts = {k: v for k, v in self._cuts.items() if k[0] != name}
-            self._cuts[key] = self.models[name].cut(max(percent / 100, 1 / len(self.models[name]))).to(self.device)
+            self._cuts[key] = model.cut(min(1.0, max(percent / 100, 1 / len(model)))).to(self.device)
+            if len(self._cuts) > 2 * len(self.models):
+                self._cuts.popitem(last=False)
+        self._cuts.move_to_end(key)
         return self._cuts[key]
 
     @torch.no_grad()
@@ -97,7 +101,7 @@ class Session:
     def __init__(self, viewer: Viewer, client: Any):
         self.viewer, self.client = viewer, client
         self.changed, self.gone = threading.Event(), False
-        self.scale = 0.5
+        self.scale, self.share = 0.5, 1.0  # of the window's size, and of what is kept, in images while somebody moves
         gui, names = client.gui, list(viewer.models)
         self.kept = gui.add_slider("log10 of % kept", min=-1.0, max=2.0, step=0.01, initial_value=2.0,
                                    marks=((-1, "0.1%"), (0, "1%"), (1, "10%"), (2, "100%")))
@@ -124,9 +128,10 @@ class Session:
         while self.changed.wait() and not self.gone:
             self.changed.clear()
             try:
-                self._draw(self.scale)
+                self._draw(self.scale, self.percent * self.share)
+                self._keep_up()
                 if not self.changed.wait(0.2):
-                    self._draw(1.0)
+                    self._draw(1.0, self.percent)
                     self._say(self._quality())
             except UserError as e:
                 self.text.content = f"**{e}**"
@@ -151,7 +156,17 @@ class Session:
         K = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
         return Camera(torch.from_numpy(viewmat).float(), torch.from_numpy(K).float(), width, height)
 
-    def _draw(self, scale: float) -> None:
+    def _keep_up(self) -> None:
+        """Make the next images while somebody moves as small as takes DRAFT_MS; where that is not enough, coarser too."""
+        hurry = DRAFT_MS / max(self.ms, 1.0)
+        if hurry < 1 and self.scale <= SMALLEST:
+            self.share = max(self.share * max(hurry, 0.25), 0.01)
+        elif hurry > 2 and self.share < 1:
+            self.share = min(1.0, 1.5 * self.share)
+        else:
+            self.scale = float(np.clip(self.scale * hurry**0.5, SMALLEST, 0.9))
+
+    def _draw(self, scale: float, percent: float) -> None:
         viewer, right = self.viewer, self.right.value
         first = next(iter(viewer.models))
         camera, target = self.camera(scale), None
@@ -159,11 +174,9 @@ class Session:
             nearest = viewer.nearest(camera)
             target, camera = nearest.image() / 255, nearest.camera
         with viewer.rendering:
-            image, self.ms = viewer.image(first, self.percent, camera)
+            image, self.ms = viewer.image(first, percent, camera)
             if right not in (NOTHING, PHOTOGRAPH):
-                target = viewer.image(right, self.percent, camera)[0]
-        if scale < 1:
-            self.scale = float(np.clip(self.scale * (DRAFT_MS / max(self.ms, 1)) ** 0.5, 0.15, 0.9))
+                target = viewer.image(right, percent, camera)[0]
         if target is not None:
             middle = camera.width // 2
             image[:, middle:] = target[:, middle:]
@@ -191,8 +204,8 @@ class Session:
 
     def _say(self, more: str) -> None:
         lines = []
-        for name, model in self.viewer.models.items():
-            count = len(self.viewer.cut(name, self.percent))
+        for model in self.viewer.models.values():
+            count = count_at(min(1.0, max(self.percent / 100, 1 / len(model))), len(model))
             size = ply_bytes(count, model.sh_degree) / 1e6
             lines.append(f"**{count:,}** Gaussians, {self.percent:.3g} %, {size:.2f} MB as PLY")
         self.text.content = "\n\n".join([*lines, f"{self.ms:.1f} ms per frame"]) + more

@@ -9,6 +9,7 @@ const camera = new THREE.PerspectiveCamera(60, 1, 0.01, 1000);
 const controls = new OrbitControls(camera, renderer.domElement);
 const stages = [];
 let shown = null;
+let ready = Promise.resolve();
 
 export function start({ position, target, up, fov, background }) {
   document.body.prepend(renderer.domElement);
@@ -37,21 +38,22 @@ export function start({ position, target, up, fov, background }) {
   });
 }
 
-export async function stage({ label, about }) {
+export function stage({ label, about }) {
   // The element before the one that is running holds the bytes of an SPZ file.
   const holder = document.currentScript.previousElementSibling;
   const bytes = Uint8Array.from(atob(holder.textContent), (c) => c.charCodeAt(0));
   holder.remove();
   const mesh = new SplatMesh({ fileBytes: bytes, fileType: "spz" });
-  await mesh.initialized;
-  const button = document.createElement("button");
-  button.textContent = label;
-  button.title = about;
-  const entry = { mesh, button, about };
-  stages.push(entry);
-  button.onclick = () => show(entry);
-  document.getElementById("stages").append(button);
-  show(entry);
+  ready = ready.then(() => mesh.initialized).then(() => {  // in the order of the page
+    const button = document.createElement("button");
+    button.textContent = label;
+    button.title = about;
+    const entry = { mesh, button, about };
+    stages.push(entry);
+    button.onclick = () => show(entry);
+    document.getElementById("stages").append(button);
+    show(entry);
+  });
 }
 
 function show(entry) {
