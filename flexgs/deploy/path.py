@@ -66,12 +66,15 @@ def around(splats: Splats, count: int = 16) -> list[Camera]:
 
 
 def start(cameras: Sequence[Camera]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(position, target, up), each [3], to begin at: the camera in the middle of the others, turning about what it looks at."""
+    """(position, target, up), each [3], to begin at: of the half of the cameras that stand back, the one that looks straightest
+    at what all of them look at."""
     places = np.stack([camera.center.cpu().double().numpy() for camera in cameras])
-    first = cameras[int(np.linalg.norm(places - places.mean(0), axis=1).argmin())]
-    eye, forward = first.center.cpu().double().numpy(), first.viewmat[2, :3].cpu().double().numpy()
-    distance = np.linalg.norm(focus([camera.viewmat.cpu().double().numpy() for camera in cameras]) - eye)
-    return eye, eye + distance * forward, upwards(cameras)
+    forward = np.stack([camera.viewmat[2, :3].cpu().double().numpy() for camera in cameras])
+    ahead = focus([camera.viewmat.cpu().double().numpy() for camera in cameras]) - places
+    distance = np.linalg.norm(ahead, axis=1)
+    straight = np.where(distance >= np.median(distance), (ahead * forward).sum(1) / distance, -1)
+    first = int(straight.argmax())
+    return places[first], places[first] + distance[first] * forward[first], upwards(cameras)
 
 
 def upwards(cameras: Sequence[Camera]) -> np.ndarray:

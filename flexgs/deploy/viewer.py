@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from flexgs.camera import Camera
@@ -172,7 +173,11 @@ class Session:
         camera, target = self.camera(scale), None
         if right == PHOTOGRAPH:
             nearest = viewer.nearest(camera)
-            target, camera = nearest.image() / 255, nearest.camera
+            width, height = nearest.camera.width, nearest.camera.height
+            enlarge = min(camera.width / width, camera.height / height)
+            camera = nearest.camera.scaled(max(16, round(enlarge * width)), max(16, round(enlarge * height)))
+            photograph = Image.fromarray(nearest.image().numpy()).resize((camera.width, camera.height))
+            target = torch.from_numpy(np.array(photograph)) / 255
         with viewer.rendering:
             image, self.ms = viewer.image(first, percent, camera)
             if right not in (NOTHING, PHOTOGRAPH):
