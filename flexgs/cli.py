@@ -255,24 +255,22 @@ class DataList:
         from rich.table import Table
 
         from flexgs.evaluate.table import print_table
-        from flexgs.scene.catalog import CATALOG, DATASETS, PROTOCOLS, is_capture
+        from flexgs.scene.catalog import CATALOG, DATASETS, PROTOCOLS, find_known, is_capture
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in ("capture", "dataset", "camera", "images", *(f"factor, {p}" for p in PROTOCOLS), "pixels, field",
-                        "memory, field", "archive", "here"):
-            right = heading in ("images", "pixels, field", "memory, field") or heading.startswith("factor")
-            table.add_column(heading, justify="right" if right else "left")
-        here = {}
+        table = Table("capture", "dataset", "camera", box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in ("images", "pixels", "memory", *(f"{protocol} 1/" for protocol in PROTOCOLS)):
+            table.add_column(heading, justify="right")
+        table.add_column("archive")
+        table.add_column("here")
         for known in CATALOG.values():
-            dataset, memory = DATASETS[known.dataset], known.memory(known.factor)
-            places = (self.data_root / known.name, self.data_root / known.dataset / known.name)
-            here[known.name] = next((str(place) for place in places if is_capture(place)), "")
-            size = f", {known.archive.gigabytes:g} GB" if known.archive.gigabytes else ""
-            table.add_row(known.name, known.dataset, dataset.camera, str(known.images or "?"),
+            memory, archive = known.memory(known.factor), known.archive
+            table.add_row(known.name, known.dataset, DATASETS[known.dataset].camera, str(known.images or "?"),
+                          "x".join(map(str, known.size or "?")), f"{memory / 1e9:.1f} GB" if memory else "?",
                           *(str(known.factor_of(protocol)) for protocol in PROTOCOLS),
-                          "x".join(map(str, known.size)) if known.size else "?", f"{memory / 1e9:.2f} GB" if memory else "?",
-                          known.archive.file + size, here[known.name])
+                          archive.file + (f", {archive.gigabytes:g} GB" if archive.gigabytes else ""),
+                          str(find_known(self.data_root, known.name) or ""))
         print_table(table)
+        print("pixels, and memory for decoded images: at the field's factor; ?: unknown")
         for dataset in DATASETS.values():
             print(f"{dataset.title}: {dataset.page} (licence: {dataset.licence})")
         if self.data_root.is_dir() and (others := [path for path in self.data_root.iterdir()
@@ -292,6 +290,8 @@ class DataGet:
         from flexgs.scene.catalog import CATALOG, DATASETS, members
         from flexgs.scene.download import get
 
+        if not self.names:
+            raise UserError("data get: found no name, expected captures or datasets: `flexgs data list` has them")
         if unknown := [name for name in self.names if name not in CATALOG and name not in DATASETS]:
             raise UserError(f"data get {' '.join(unknown)}: found no such capture or dataset; expected of "
                             f"{', '.join([*DATASETS, *CATALOG])}")
@@ -309,6 +309,8 @@ class DataCheck:
     def __call__(self) -> None:
         from flexgs.scene.check import check_capture
 
+        if not self.folders:
+            raise UserError("data check: found no folder, expected captures")
         broken = []
         for folder in self.folders:
             holds, wrong = check_capture(folder)

@@ -112,9 +112,9 @@ Sources; nothing was downloaded to check them. URLs: gsplat's examples/datasets/
 release. Layout in the archives: nerfbaselines' datasets/mipnerf360.py and zipnerf.py, and of tandt_db.zip users of the 3DGS
 release. Images and sizes: benches/README.md of DirectXSplat. Cameras of Zip-NeRF: nerfbaselines, and for fisheye lenses pull
 request 1777 of LichtFeld Studio, as the number of images of london. Factors: 4 outdoors and 2 indoors as in nerfbaselines;
-undistorted Zip-NeRF is measured at images_2 by nerfbaselines and EVER, at images_4 by gsplat's scripts, which do so with fisheye
+undistorted Zip-NeRF is measured at images_2 by nerfbaselines and EVER, at images_4 by gsplat's scripts, and fisheye
 lenses too. SHA-256 of tandt_db.zip: several projects agree on it. Licence of Tanks and Temples: its own terms. For what is
-unknown no source was found.
+unknown, no source was found.
 """
 
 
@@ -131,21 +131,25 @@ def members(dataset: str) -> list[str]:
     return [known.name for known in CATALOG.values() if known.dataset == dataset]
 
 
+def find_known(data_root: Path, name: str) -> Path | None:
+    """Where a known capture is: DATA_ROOT/<name> or DATA_ROOT/<dataset>/<name>; None if it is not there."""
+    places = (data_root / name, data_root / CATALOG[name].dataset / name)
+    return next((place for place in places if is_capture(place)), None)
+
+
 def find_dataset(data_root: Path, dataset: str, names: Sequence[str] = ()) -> tuple[list[Path], list[str]]:
-    """(folders, absent names) of a dataset's captures, or of those with these names, under data_root or data_root/<dataset>.
+    """(folders, absent names) of a dataset's captures, or of those with these names, where find_known finds them.
 
     UserError for a name that is not in the dataset, if none of the captures is there, or one that was named is not.
     """
-    known = members(dataset)
-    if strange := [name for name in names if name not in known]:
-        raise UserError(f"--scenes {' '.join(strange)}: not in {dataset}; expected of {', '.join(known)}")
-    places = {name: [root / name for root in (data_root, data_root / dataset) if is_capture(root / name)]
-              for name in names or known}
-    absent = [name for name, found in places.items() if not found]
-    if len(absent) == len(places) or (names and absent):
+    if strange := [name for name in names if name not in members(dataset)]:
+        raise UserError(f"--scenes {' '.join(strange)}: not in {dataset}; expected of {', '.join(members(dataset))}")
+    places = {name: find_known(data_root, name) for name in names or members(dataset)}
+    found, absent = [place for place in places.values() if place], [name for name in places if not places[name]]
+    if not found or (names and absent):
         raise UserError(f"{data_root}: found no capture {', '.join(absent)} of {DATASETS[dataset].title}, here or in "
                         f"{dataset}/; {_getting(absent, data_root)}, or unpack them there from {DATASETS[dataset].page}")
-    return [found[0] for found in places.values() if found], absent
+    return found, absent
 
 
 def say_absent(dataset: str, absent: Sequence[str], data_root: Path) -> str:

@@ -29,7 +29,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from flexgs.errors import UserError
 from flexgs.files import make_folder, only_one, write_json
-from flexgs.scene.catalog import Archive, Known, is_capture
+from flexgs.scene.catalog import Archive, Known, find_known, is_capture
 from flexgs.scene.colmap import find_model
 
 CHUNK = 1 << 20
@@ -60,7 +60,7 @@ def get(wanted: Sequence[Known], data_root: Path, *, tries: int = 6, pause: floa
     UserError, which says how to do it by hand, if the server does not answer; also for a disk without room, a damaged archive,
     one that would write elsewhere, and if another process works on the same archive.
     """
-    targets = {known: data_root / known.name for known in wanted}
+    targets = {known: find_known(data_root, known.name) or data_root / known.name for known in wanted}
     for target in targets.values():
         if target.exists() and not is_capture(target):
             raise UserError(f"{target}: exists and is not a capture; expected none or a whole one: move it away")
@@ -252,8 +252,8 @@ def _hex(text: str | None) -> str | None:
 def _check_room(folder: Path, need: int) -> None:
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise UserError(f"{folder}: found {free / 1e9:.2f} GB free on this disk, expected {need / 1e9:.2f} GB; free some of it, "
-                        "or choose another --data-root")
+        raise UserError(f"{folder}: found {free / 1e9:.2f} GB free on this disk, expected {need / 1e9:.2f} GB; free some "
+                        "of it, or choose another --data-root")
 
 
 def _size(file: Path) -> int:
