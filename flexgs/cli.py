@@ -255,7 +255,7 @@ class DataList:
         from rich.table import Table
 
         from flexgs.evaluate.table import print_table
-        from flexgs.scene.catalog import CATALOG, DATASETS, PROTOCOLS, find_known, is_capture
+        from flexgs.scene.catalog import CATALOG, DATASETS, PROTOCOLS, is_capture
 
         table = Table("capture", "dataset", "camera", box=box.SIMPLE_HEAD, pad_edge=False)
         for heading in ("images", "pixels", "memory", *(f"{protocol} 1/" for protocol in PROTOCOLS)):
@@ -268,7 +268,7 @@ class DataList:
                           "x".join(map(str, known.size or "?")), f"{memory / 1e9:.1f} GB" if memory else "?",
                           *(str(known.factor_of(protocol)) for protocol in PROTOCOLS),
                           archive.file + (f", {archive.gigabytes:g} GB" if archive.gigabytes else ""),
-                          str(find_known(self.data_root, known.name) or ""))
+                          str(known.find(self.data_root) or ""))
         print_table(table)
         print("pixels, and memory for decoded images: at the field's factor; ?: unknown")
         for dataset in DATASETS.values():

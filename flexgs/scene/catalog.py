@@ -62,6 +62,11 @@ class Known:
             return None
         return round(3 * self.images * self.size[0] * self.size[1] * (self.factor / factor) ** 2)
 
+    def find(self, data_root: Path) -> Path | None:
+        """Where it is: DATA_ROOT/<name> or DATA_ROOT/<dataset>/<name>; None if it is not there."""
+        places = (data_root / self.name, data_root / self.dataset / self.name)
+        return next((place for place in places if is_capture(place)), None)
+
 
 PROTOCOLS = ("paper", "field")
 """paper: every capture at 1/4, as FlexGS's README has it (`--resolution 4`); field: as each dataset is usually measured."""
@@ -131,20 +136,14 @@ def members(dataset: str) -> list[str]:
     return [known.name for known in CATALOG.values() if known.dataset == dataset]
 
 
-def find_known(data_root: Path, name: str) -> Path | None:
-    """Where a known capture is: DATA_ROOT/<name> or DATA_ROOT/<dataset>/<name>; None if it is not there."""
-    places = (data_root / name, data_root / CATALOG[name].dataset / name)
-    return next((place for place in places if is_capture(place)), None)
-
-
 def find_dataset(data_root: Path, dataset: str, names: Sequence[str] = ()) -> tuple[list[Path], list[str]]:
-    """(folders, absent names) of a dataset's captures, or of those with these names, where find_known finds them.
+    """(folders, absent names) of a dataset's captures, or of those with these names, where Known.find finds them.
 
     UserError for a name that is not in the dataset, if none of the captures is there, or one that was named is not.
     """
     if strange := [name for name in names if name not in members(dataset)]:
         raise UserError(f"--scenes {' '.join(strange)}: not in {dataset}; expected of {', '.join(members(dataset))}")
-    places = {name: find_known(data_root, name) for name in names or members(dataset)}
+    places = {name: CATALOG[name].find(data_root) for name in names or members(dataset)}
     found, absent = [place for place in places.values() if place], [name for name in places if not places[name]]
     if not found or (names and absent):
         raise UserError(f"{data_root}: found no capture {', '.join(absent)} of {DATASETS[dataset].title}, here or in "

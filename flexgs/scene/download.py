@@ -29,7 +29,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from flexgs.errors import UserError
 from flexgs.files import make_folder, only_one, write_json
-from flexgs.scene.catalog import Archive, Known, find_known, is_capture
+from flexgs.scene.catalog import Archive, Known, is_capture
 from flexgs.scene.colmap import find_model
 
 CHUNK = 1 << 20
@@ -60,7 +60,7 @@ def get(wanted: Sequence[Known], data_root: Path, *, tries: int = 6, pause: floa
     UserError, which says how to do it by hand, if the server does not answer; also for a disk without room, a damaged archive,
     one that would write elsewhere, and if another process works on the same archive.
     """
-    targets = {known: find_known(data_root, known.name) or data_root / known.name for known in wanted}
+    targets = {known: known.find(data_root) or data_root / known.name for known in wanted}
     for target in targets.values():
         if target.exists() and not is_capture(target):
             raise UserError(f"{target}: exists and is not a capture; expected none or a whole one: move it away")
