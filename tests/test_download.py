@@ -17,8 +17,10 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from PIL import Image
 
 from flexgs.errors import UserError
+from flexgs.files import write_json
 from flexgs.scene import download, load_scene
 from flexgs.scene.catalog import CATALOG, DATASETS, Archive, Known, find_dataset, members
 from flexgs.scene.download import fetch, get, unpack
@@ -40,6 +42,8 @@ class Source:
     then: bytes | None = None
     """Another file takes its place after the first answer."""
     ranges: bool = True
+    if_range: bool = True
+    """Whether it heeds If-Range."""
     length: bool = True
     status: int = 200
     asked: list[tuple[str | None, str | None, int]] = field(default_factory=list)
@@ -52,7 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         source, asked = self.source, self.headers.get("Range")
         body, status, start = source.body, source.status, 0
-        if status == 200 and asked and source.ranges and self.headers.get("If-Range") == source.etag:
+        if status == 200 and asked and source.ranges and (self.headers.get("If-Range") == source.etag or not source.if_range):
             start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
             status = 206 if start < len(body) else 416
         source.asked.append((asked, self.headers.get("If-Range"), status))
@@ -140,11 +144,26 @@ def test_a_download_goes_on_in_another_process(source, junk, tmp_path):
     assert source.asked[-1] == ("bytes=150000-", '"one"', 206)
 
 
-def test_another_file_on_the_server_is_fetched_from_its_start(source, junk, tmp_path):
+def test_killed_when_all_had_arrived(source, junk, tmp_path):
+    part = tmp_path / "x.zip.part"
+    part.mkdir()
+    (part / "data").write_bytes(junk)
+    write_json(part / "version.json", {"validator": '"one"', "size": len(junk), "md5": None})
+    assert fetch(Archive(source.url, "x.zip"), tmp_path, **QUICK).read_bytes() == junk and not source.asked
+
+
+@pytest.mark.parametrize("if_range", [True, False])
+def test_another_file_on_the_server_is_fetched_from_its_start(source, junk, tmp_path, if_range):
     other = zipped({"b": bytes(reversed(range(256))) * 2001})
-    source.body, source.breaks, source.then = junk, [300_000], other
+    source.body, source.breaks, source.then, source.if_range = junk, [300_000], other, if_range
     assert fetch(Archive(source.url, "x.zip"), tmp_path, **QUICK).read_bytes() == other
-    assert source.asked == [(None, None, 200), ("bytes=300000-", '"one"', 200)]
+    assert [status for _, _, status in source.asked] == ([200, 200] if if_range else [200, 206, 200])
+
+
+def test_a_file_that_has_become_shorter(source, junk, tmp_path):
+    source.body, source.breaks, source.then, source.if_range = junk, [300_000], zipped({"b": b"short"}), False
+    assert fetch(Archive(source.url, "x.zip"), tmp_path, **QUICK).read_bytes() == source.body
+    assert [status for _, _, status in source.asked] == [200, 416, 200]
 
 
 @pytest.mark.parametrize("kind", ["no ranges", "no etag", "weak etag"])
@@ -312,12 +331,17 @@ def test_the_command_gets_lists_and_checks(capture, tmp_path, capsys):
 def test_a_check_finds_what_is_missing_and_broken(capture, tmp_path, capsys):
     bonsai, small = tmp_path / "bonsai", tmp_path / "bonsai" / "images_2"
     shutil.copytree(capture, bonsai)
-    shutil.copytree(bonsai / "images", small)
+    small.mkdir()
+    for path in (bonsai / "images").iterdir():
+        with Image.open(path) as image:
+            image.resize((32, 24)).save(small / path.name)
+    shutil.copytree(bonsai / "images", bonsai / "images_3")
     (small / "003.png").unlink()
     (small / "004.png").write_bytes(b"not a picture")
     assert flexgs("data", "check", bonsai, tmp_path / "no") == 2
     out, err = capsys.readouterr()
     assert f"1 of 18 images are not there, for instance {small}/003.png" in out
-    assert f"1 of 18 images are damaged, for instance {small}/004.png: cannot be read as an image" in out
+    assert f"1 of 18 images are not what they should be, for instance {small}/004.png: cannot be read as an image" in out
+    assert "18 of 18 images are not what they should be" in out and "found 64x48 pixels, which is not 1/3 of " in out
     assert "found 18 images with a camera, but the released capture has 292" in out and "found no images_4/, images_8/" in out
     assert f"{tmp_path}/no: no such folder" in out and err.endswith("are not whole\n") and err.count("\n") == 1

@@ -15,6 +15,8 @@ def check_capture(folder: Path) -> tuple[str, list[str]]:
         capture = read_capture(folder)
     except UserError as e:
         return "", [str(e)]
+    if not capture.frames:
+        return "", [f"{capture.file}: found no image with a camera"]
     factors = _factors(capture)
     wrong = [line for factor in factors for line in _images(folder, capture, factor)]
     lenses = sorted({frame.lens.model for frame in capture.frames})
@@ -43,16 +45,19 @@ def _images(folder: Path, capture: Capture, factor: int) -> list[str]:
     """What is wrong with the images of one factor."""
     absent, broken = [], []
     for frame in capture.frames:
-        images = frame.folder if factor == 1 else frame.folder.with_name(f"{frame.folder.name}_{factor}")
-        if (file := find_image(images / frame.file)) is None:
-            absent.append(images / frame.file)
+        whole, reduced = frame.folder / frame.file, frame.folder.with_name(f"{frame.folder.name}_{factor}") / frame.file
+        if (file := find_image(reduced if factor > 1 else whole)) is None:
+            absent.append(reduced if factor > 1 else whole)
             continue
         try:
-            image_size(file)
+            size, full = image_size(file), find_image(whole)
+            if factor > 1 and full and any(abs(factor * a - b) > factor for a, b in zip(size, image_size(full), strict=True)):
+                broken.append(f"{file}: found {size[0]}x{size[1]} pixels, which is not 1/{factor} of {full}")
         except UserError as e:
             broken.append(str(e))
-    wrong = [f"{len(absent)} of {len(capture.frames)} images are not there, for instance {absent[0]}"] if absent else []
-    wrong += [f"{len(broken)} of {len(capture.frames)} images are damaged, for instance {broken[0]}"] if broken else []
+    n = len(capture.frames)
+    wrong = [f"{len(absent)} of {n} images are not there, for instance {absent[0]}"] if absent else []
+    wrong += [f"{len(broken)} of {n} images are not what they should be, for instance {broken[0]}"] if broken else []
     if not wrong:
         try:
             load_scene(folder, factor=factor)

@@ -149,6 +149,7 @@ def _attempt(archive: Archive, part: Path) -> Version:
                 raise _BrokenOffError("the file has changed on the server")
             now = before
         else:
+            data.unlink(missing_ok=True)  # first: what is of another version must not be taken for the start of this one
             write_json(about, asdict(now))
         if now.size is not None:
             _check_room(part, now.size - (have if before else 0))
