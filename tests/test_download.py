@@ -277,9 +277,10 @@ def test_killed_while_it_unpacks(source, release, tmp_path):
               "download.get([Known('one', 'mipnerf360', Archive('', 'some.zip'), 'top/one', 1)], Path(sys.argv[1]))")
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.DEVNULL).returncode == -9
     assert {p.name for p in tmp_path.iterdir()} == {"downloads", ".one.unpacking"}
+    (tmp_path / ".one.unpacking" / "older").touch()
     get([known(source)], tmp_path, **QUICK)
     assert {p.name for p in tmp_path.iterdir()} == {"downloads", "one"}
-    assert len(load_scene(tmp_path / "one", factor=1).train) == 15
+    assert len(load_scene(tmp_path / "one", factor=1).train) == 15 and not (tmp_path / "one" / "older").exists()
 
 
 # -- the catalogue and the command ------------------------------------------------------------------------------------
