@@ -1,4 +1,4 @@
-"""The command line: flexgs train | adapt | compare | eval | data | bench | doctor, and those of deploy/commands.py."""
+"""The command line: flexgs train | adapt | compare | eval | bench | doctor, and those of commands/."""
 
 import contextlib
 import dataclasses
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from flexgs.commands.data import Data
+from flexgs.commands.deploy import Cut, Info, Pack, Render, Serve, View
 from flexgs.config import METHODS, Config, Distributed, Evaluation, check_ratio
-from flexgs.deploy.commands import Cut, Info, Pack, Render, Serve, View
 from flexgs.errors import UserError, cure
 from flexgs.files import make_folder, only_one
 
@@ -159,20 +160,6 @@ class Eval:
             print(json.dumps(measured, indent=1))
         else:
             print_results([{"scene": scene.name, "preset": model.config.preset, **measured}])
-
-
-@dataclass
-class Data:
-    """Make the built-in synthetic captures, or list the captures in a folder."""
-
-    action: tyro.conf.Positional[Literal["make", "list"]]
-    folder: tyro.conf.Positional[Path] = Path("data/synthetic")
-
-    def __call__(self) -> None:
-        from flexgs.scene import ensure_synthetic, find_scenes
-
-        paths = ensure_synthetic(self.folder) if self.action == "make" else find_scenes(self.folder, None)
-        print("\n".join(str(p) for p in paths))
 
 
 @dataclass
@@ -338,7 +325,7 @@ def main() -> None:
         asked = args and args[0] in ("-h", "--help")
         print("usage: flexgs COMMAND ... (flexgs COMMAND --help)\n", file=sys.stdout if asked else sys.stderr)
         for name, command in COMMANDS.items():
-            print(f"  {name:8} {command.__doc__}", file=sys.stdout if asked else sys.stderr)
+            print(f"  {name:8} {(command.__doc__ or '').splitlines()[0]}", file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else 2)
     sys.exit(guard(lambda: parse(COMMANDS[args[0]], args[1:], f"flexgs {args[0]}")()))
 

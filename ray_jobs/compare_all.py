@@ -83,27 +83,29 @@ def compare_all(options: CompareAll, args: Sequence[str]) -> int:
     config, experiment = options.checked(args), options.folder
     with warm_up.in_background() as wait_for_kernels, ExitStack() as locks:
         captures = options.captures()
-        errors: dict[str, Exception] = unreadable(captures, config)
+        errors: dict[str, Exception] = unreadable({capture: options.of(capture, config, args) for capture in captures})
         captures = [capture for capture in captures if capture.name not in errors]
         make_folder(experiment)
         for capture in captures:
             locks.enter_context(only_one(experiment / capture.name))
         with Cluster(options.ray_address) as cluster:
             config = options.fitting(config, cluster, args)
-            commons = [dataclasses.replace(config, seed=seed) for seed in options.seeds or (config.seed,)]
-            cells = {capture.name: [cell for common in commons
-                                    for cell in compare.cells(options.methods, common, experiment / capture.name)]
-                     for capture in captures}
+            configs = {capture.name: options.of(capture, config, args) for capture in captures}
+            commons = {name: [dataclasses.replace(own, seed=seed) for seed in options.seeds or (own.seed,)]
+                       for name, own in configs.items()}
+            cells = {name: [cell for common in own for cell in compare.cells(options.methods, common, experiment / name)]
+                     for name, own in commons.items()}
             tasks = [(Task(capture, common, experiment / capture.name), [
                 Task(capture, common, experiment / capture.name, cell) for cell in cells[capture.name]
-                if cell.config.seed == common.seed and not compare.done(cell)]) for capture in captures for common in commons]
+                if cell.config.seed == common.seed and not compare.done(cell)])
+                for capture in captures for common in commons[capture.name]]
             tasks = [(stage1, rest) for stage1, rest in tasks if rest]
             if tasks:
                 cluster.nodes()
                 if not cluster.has_gpu:
                     wait_for_kernels()
                 errors |= _run(tasks, cluster.has_gpu)
-    return report(options, config, {name: compare.measured(found) for name, found in cells.items()}, errors)
+    return report(options, configs, {name: compare.measured(found) for name, found in cells.items()}, errors)
 
 
 def _run(tasks: Sequence[tuple[Task, Sequence[Task]]], gpu: bool) -> dict[str, Exception]:
@@ -147,7 +149,7 @@ def _quiet(step: int, metrics: dict[str, Any]) -> None:
     """Progress is told by the cell: each is over in minutes."""
 
 
-def report(options: CompareAll, config: Config, scenes: dict[str, Rows], errors: dict[str, Exception]) -> int:
+def report(options: CompareAll, configs: dict[str, Config], scenes: dict[str, Rows], errors: dict[str, Exception]) -> int:
     """Write and print the tables of each capture and of their mean, log them, and say what failed; the exit code."""
     tracking: Tracking = options.tracking()
     pages = {}
@@ -155,13 +157,13 @@ def report(options: CompareAll, config: Config, scenes: dict[str, Rows], errors:
         if rows:
             folder = options.folder / name
             print(f"\n{name}")
-            for sheet in compare.write(name, rows, published(name) if name in SCENES else None, config, folder):
+            for sheet in compare.write(name, rows, published(name) if name in SCENES else None, configs[name], folder):
                 print_table(sheet.rich())
-            pages[name] = compare.track(name, rows, config, folder, tracking)
+            pages[name] = compare.track(name, rows, configs[name], folder, tracking)
     measured = [rows for rows in scenes.values() if rows]
     if len(measured) > 1:
         print(f"\nmean of {len(measured)} captures")
-        for sheet in compare.write("mean", mean_rows(measured), None, config, options.folder):
+        for sheet in compare.write("mean", mean_rows(measured), None, next(iter(configs.values())), options.folder):
             print_table(sheet.rich())
     print(f"tables and figures: {options.folder}/<scene>")
     for name, page in pages.items():

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import tyro
 
@@ -14,6 +14,7 @@ from flexgs.config import Config
 from flexgs.errors import UserError
 from flexgs.files import make_folder
 from flexgs.scene import SYNTHETIC, ensure_synthetic, find_scenes
+from flexgs.scene.catalog import CATALOG, DATASETS, PROTOCOLS, find_dataset, say_absent
 from flexgs.tracking import Tracking, sqlite_uri
 from ray_jobs.cluster import IN_JOB, Cluster
 from ray_jobs.store import Store, is_remote
@@ -39,14 +40,18 @@ class Dataset:
     """Captures in a folder, and the settings to train them with."""
 
     data_root: Path | None = None
-    """Folder of captures. Default: the built-in synthetic scenes."""
+    """Folder of captures. Default: the built-in synthetic scenes, and with --dataset data."""
+    dataset: Literal[*DATASETS] | None = None  # type: ignore[valid-type]
+    """The captures of this dataset that are in DATA_ROOT or DATA_ROOT/<dataset>, each at its factor of the protocol."""
+    protocol: Literal[*PROTOCOLS] = "paper"  # type: ignore[valid-type]
+    """With --dataset: the factors of FlexGS, or those that the field usually takes; --data.factor overrules both."""
     scenes: tuple[str, ...] = ()
     """Only these folders of DATA_ROOT."""
     storage: str | None = None
     """Runs go to STORAGE/EXPERIMENT/<scene>, on a cluster a folder that all machines share, or s3://bucket/path or
     gs://bucket/path, with a copy in ~/flexgs-runs/bucket/path. Default: runs, and ~/flexgs-runs under `ray job submit`."""
     experiment: str | None = None
-    """Default: flexgs-<name of DATA_ROOT>, or flexgs-demo."""
+    """Default: flexgs-<dataset>, flexgs-<name of DATA_ROOT>, or flexgs-demo."""
     mlflow_uri: str | None = None
     """Default: $MLFLOW_TRACKING_URI, else STORAGE/mlflow.db."""
     ray_address: str | None = None
@@ -58,7 +63,8 @@ class Dataset:
     @property
     def name(self) -> str:
         """Of the experiment."""
-        return self.experiment or f"flexgs-{self.data_root.expanduser().resolve().name if self.data_root else 'demo'}"
+        where = self.data_root.expanduser().resolve().name if self.data_root else "demo"
+        return self.experiment or f"flexgs-{self.dataset or where}"
 
     @property
     def folder(self) -> Path:
@@ -78,6 +84,12 @@ class Dataset:
     def captures(self) -> list[Path]:
         """The folders of the captures; the built-in ones are made if they are not there."""
         names = list(self.scenes) or None
+        if self.dataset:
+            root = (self.data_root or Path("data")).expanduser().absolute()
+            captures, absent = find_dataset(root, self.dataset, self.scenes)
+            if absent and not self.scenes:
+                print(say_absent(self.dataset, absent, root), flush=True)
+            return captures
         if self.data_root:
             return find_scenes(self.data_root.expanduser().absolute(), names)
         if unknown := set(self.scenes) - set(SYNTHETIC):
@@ -92,13 +104,19 @@ class Dataset:
     def checked(self, args: Sequence[str]) -> Config:
         """The settings, with images of the demo, which are small already, at their full size; args are what the user typed."""
         config = self.config.check()
-        if self.data_root is None and not any(last_value(flag, args) for flag in ("--data.factor", "--config")):
+        if not (self.data_root or self.dataset) and not any(last_value(flag, args) for flag in ("--data.factor", "--config")):
             config = replace(config, data=replace(config.data, factor=1))
         return config
 
     def fitting(self, config: Config, cluster: Cluster, args: Sequence[str]) -> Config:
         """The settings at a size for what the cluster has."""
-        return config if cluster.has_gpu else laptop_size(config, LAPTOP if self.data_root else DEMO, args)
+        return config if cluster.has_gpu else laptop_size(config, LAPTOP if self.data_root or self.dataset else DEMO, args)
+
+    def of(self, capture: Path, config: Config, args: Sequence[str]) -> Config:
+        """The settings for one capture: with --dataset at its factor of the protocol, unless the user has chosen one."""
+        if not self.dataset or any(last_value(flag, args) for flag in ("--data.factor", "--config")):
+            return config
+        return replace(config, data=replace(config.data, factor=CATALOG[capture.name].factor_of(self.protocol)))
 
 
 def storage_folder(storage: str | None) -> Path:
@@ -111,10 +129,10 @@ def storage_folder(storage: str | None) -> Path:
     return folder.absolute()
 
 
-def unreadable(captures: Sequence[Path], config: Config, finished: Collection[str] = ()) -> dict[str, Exception]:
+def unreadable(captures: Mapping[Path, Config], finished: Collection[str] = ()) -> dict[str, Exception]:
     """What is wrong with captures that are not finished: better said now than when their turn comes. UserError if all are."""
     wrong: dict[str, Exception] = {}
-    for capture in captures:
+    for capture, config in captures.items():
         if capture.name not in finished:
             try:
                 read_scene(capture, config)

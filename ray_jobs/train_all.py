@@ -2,6 +2,7 @@
 
     python ray_jobs/train_all.py                                        # the built-in demo scenes
     python ray_jobs/train_all.py --data-root ~/captures --scenes garden bicycle
+    python ray_jobs/train_all.py --dataset mipnerf360                   # those of it that `flexgs data get` has put into data/
     ray job submit --working-dir . -- python ray_jobs/train_all.py --data-root /shared/captures --storage /shared/runs
 
 The same command continues what is unfinished and skips what is finished.
@@ -49,11 +50,12 @@ def train_all(options: TrainAll, args: Sequence[str]) -> int:
     workers = Workers.parse(options.workers, config.batch) if options.workers is not None else None
     with warm_up.in_background() as wait_for_kernels:
         captures, store = options.captures(), options.store()
-        wrong = unreadable(captures, config, {c.name for c in captures if (store / c.name).exists("results.json")})
+        wrong = unreadable({c: options.of(c, config, args) for c in captures},
+                           {c.name for c in captures if (store / c.name).exists("results.json")})
         with Cluster(options.ray_address) as cluster:
             config = options.fitting(config, cluster, args)
-            jobs = [SceneJob(capture, store / capture.name, config, max_failures=options.max_failures)
-                    for capture in captures if capture.name not in wrong]
+            jobs = [SceneJob(capture, store / capture.name, options.of(capture, config, args),
+                             max_failures=options.max_failures) for capture in captures if capture.name not in wrong]
             batch = Batch(store, options.tracking(), public(shlex.join(["python", "ray_jobs/train_all.py", *args])))
             jobs = [job for job in jobs if not batch.skip(job)]
             if jobs:

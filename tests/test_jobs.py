@@ -9,12 +9,17 @@ import shutil
 import threading
 from pathlib import Path
 
+import numpy as np
+import pycolmap
 import pytest
 import ray
+from PIL import Image
 
 from flexgs.cli import parse
 from flexgs.config import Config
 from flexgs.errors import UserError
+from flexgs.scene.capture import LENSES, Lens
+from flexgs.scene.synthetic import write_synthetic
 from flexgs.tracking import Tracking, read_jsonl
 from ray_jobs import batch, cluster, compare_all, dataset, schedule, train_all, train_scene
 from ray_jobs.store import Store
@@ -120,6 +125,10 @@ def test_what_a_worker_raised_is_noted_or_ends_the_run(tmp_path):
     (["--data-root", "/nowhere"], "/nowhere: no such folder"),
     (["--data-root", "{root}", "--scenes", "fox"], "no capture named fox; found studio"),
     (["--scenes", "fox"], "the built-in scenes are"),
+    (["--dataset", "zipnerf", "--data-root", "{root}"], "found no capture berlin, london, nyc, alameda of Zip-NeRF"),
+    (["--dataset", "mipnerf360"], "/data: found no capture bicycle, bonsai"),
+    (["--dataset", "mipnerf360", "--scenes", "truck"], "--scenes truck: not in mipnerf360; expected of bicycle"),
+    (["--dataset", "kitti"], "--dataset"),
     (["--data-root", "{root}", "--storage", "/dev/null/x"], "/dev/null/x: cannot be written"),
     (["--data-root", "{root}", "--ray-address", "127.0.0.1:9"], "--ray-address 127.0.0.1:9: no Ray cluster answers"),
     (["--ray-adress", "local"], "--ray-adress"),
@@ -343,3 +352,117 @@ def test_methods_are_compared_over_captures(two_scenes, capture, tmp_path):
     assert method.data.tags["mlflow.parentRunId"] == whole.info.run_id
     assert whole.data.metrics["psnr/ratio_0.10"] >= method.data.metrics["psnr/ratio_0.10"]
     assert {a.path for a in tracking.client.list_artifacts(whole.info.run_id)} >= {"tables.md", "tradeoff.png"}
+
+
+# ---------------------------------------------------------------------- datasets as they are released
+
+SIZES = ("--preset", "smoke", "--steps", "40", "--base.max-splats", "600", "--evaluation.ratios", "0.05", "1")
+
+
+def released(capture: Path, folder: Path, calibrated: int = 2) -> Path:
+    """A capture laid out as Mip-NeRF 360 and Zip-NeRF are released: images, here twice as large as those of capture, images_2,
+    images_4, images_8, sparse/0 and poses_bounds.npy; its cameras are for images calibrated times as large."""
+    model = pycolmap.Reconstruction(str(capture / "sparse" / "0"))
+    width, height = model.cameras[1].width, model.cameras[1].height
+    model.cameras[1].rescale(calibrated * width, calibrated * height)
+    (folder / "sparse" / "0").mkdir(parents=True)
+    model.write_binary(str(folder / "sparse" / "0"))
+    for name, factor in {"images": 1, "images_2": 2, "images_4": 4, "images_8": 8}.items():
+        (folder / name).mkdir()
+        for path in (capture / "images").iterdir():
+            with Image.open(path) as image:
+                image.resize((2 * width // factor, 2 * height // factor)).save(folder / name / path.name)
+    np.save(folder / "poses_bounds.npy", np.zeros((len(model.images), 17)))
+    return folder
+
+
+def run_job(job, storage: Path, *more: str) -> str:
+    """A job that ends well: what it said."""
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        code = job.main(["--storage", str(storage), *SIZES, *more])
+    assert code == 0, errors.getvalue()
+    return out.getvalue()
+
+
+def measured(folder: Path) -> tuple[int, int, str | None]:
+    """(factor, width, how images were resized) of what the results in a folder are from; None: by whoever made the capture."""
+    results = json.loads((folder / "results.json").read_text())
+    assert results["steps"] == 40 and all(row["psnr"] > 5 for row in results["ratios"].values())
+    return tuple(results["protocol"][key] for key in ("factor", "width", "resize"))
+
+
+def test_the_factor_is_that_of_the_protocol_unless_the_user_says_one(tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps(Config.from_preset("smoke").to_dict()))
+
+    def factor(name: str, *args: str) -> int:
+        options = parse(train_all.TrainAll, args, "")
+        return options.of(tmp_path / name, options.config, args).data.factor
+
+    dataset, field = ("--dataset", "mipnerf360"), ("--protocol", "field")
+    assert [factor("bonsai", *dataset), factor("bonsai", *dataset, *field), factor("garden", *dataset, *field)] == [4, 2, 4]
+    assert factor("bonsai", *dataset, *field, "--data.factor", "8") == 8 == factor("bonsai", "--data.factor=8")
+    default = Config.from_preset("smoke").data.factor
+    assert factor("bonsai", *field) == default == factor("bonsai", *dataset, *field, "--config", str(tmp_path / "c.json"))
+
+
+@pytest.fixture(scope="module")
+def garden_and_bonsai(capture, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("mipnerf360")
+    for name in ("garden", "mipnerf360/bonsai", "other"):
+        released(capture, root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    """One storage for all: a new MLflow database takes seconds."""
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.mark.ray
+def test_mip_nerf_360_as_released(ray_here, garden_and_bonsai, shared):
+    """Each scene at its factor of the protocol; those that are not there are named with how to get them."""
+    out = run_job(train_all, shared, "--dataset", "mipnerf360", "--data-root", str(garden_and_bonsai), "--protocol", "field")
+    assert (f"mipnerf360: without bicycle, counter, flowers, kitchen, room, stump, treehill, not under {garden_and_bonsai}; "
+            "`flexgs data get bicycle counter ") in out
+    folder = shared / "flexgs-mipnerf360"
+    assert {path.parent.name for path in folder.glob("*/results.json")} == {"garden", "bonsai"}
+    assert measured(folder / "garden") == (4, 32, None) and measured(folder / "bonsai") == (2, 64, None)
+    tracking = Tracking(f"sqlite:///{shared / 'mlflow.db'}", "flexgs-mipnerf360")
+    assert tracking.available()
+    assert {run.info.run_name: run.data.params["data.factor"] for run in
+            tracking.client.search_runs([tracking.id], "tags.kind = 'scene'")} == {"garden": "4", "bonsai": "2"}
+
+
+@pytest.mark.ray
+def test_tanks_and_temples_as_released(ray_here, capture, shared, tmp_path):
+    """Only images and sparse/0; the cameras are calibrated for images twice as large."""
+    truck = released(capture, tmp_path / "truck", calibrated=4)
+    for name in ("images_2", "images_4", "images_8"):
+        shutil.rmtree(truck / name)
+    (truck / "poses_bounds.npy").unlink()
+    run_job(train_all, shared, "--dataset", "tanksandtemples", "--data-root", str(tmp_path), "--protocol", "field")
+    assert measured(shared / "flexgs-tanksandtemples" / "truck") == (1, 128, None)
+
+
+@pytest.mark.ray
+def test_zip_nerf_as_released(ray_here, shared, tmp_path):
+    """With fisheye lenses; undistorted, it is laid out as Mip-NeRF 360 is."""
+    model = "OPENCV_FISHEYE" if "OPENCV_FISHEYE" in LENSES else "OPENCV"  # the nearest that can be loaded
+    lens = Lens(model, 64, 48, (40.0, 40.0, 32.0, 24.0, 0.02, -0.01, 0.0, 0.0))
+    released(write_synthetic("studio", tmp_path / "small", views=12, lens=lens), tmp_path / "berlin-fisheye")
+    run_job(train_all, shared, "--dataset", "zipnerf-fisheye", "--data-root", str(tmp_path))
+    factor, width, resize = measured(shared / "flexgs-zipnerf-fisheye" / "berlin-fisheye")
+    assert (factor, resize) == (4, None) and 16 <= width <= 64  # as large as undistortion leaves the 32 pixels of images_4
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_methods_are_compared_on_a_dataset(ray_here, garden_and_bonsai, shared):
+    out = run_job(compare_all, shared / "compare", "--dataset", "mipnerf360", "--data-root", str(garden_and_bonsai),
+                  "--protocol", "field", "--scenes", "bonsai", "garden", "--methods", "plain")
+    assert "mean of 2 captures" in out and "without" not in out
+    folders = {folder.parents[2].name: folder.parent for folder in
+               (shared / "compare" / "flexgs-mipnerf360").glob("*/seed_0/plain/results.json")}
+    assert {name: measured(folder) for name, folder in folders.items()} == {"garden": (4, 32, None), "bonsai": (2, 64, None)}

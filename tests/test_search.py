@@ -113,8 +113,8 @@ def test_trials_are_chosen_and_reported_on_different_views(scene):
 
 
 @pytest.mark.parametrize(("args", "message"), [
-    (["--scene", "berlin"], "/data/berlin: no such folder, and no --data-root; berlin is a capture of Zip-NeRF, to be had at "
-                            "https://jonbarron.info/zipnerf/; unpack it there"),
+    (["--scene", "berlin"], "/data/berlin: no such folder, and no --data-root; berlin is a capture of Zip-NeRF, to be had by "
+                            "`flexgs data get berlin` or at https://jonbarron.info/zipnerf/; unpack it there"),
     (["--scene", "berlin", "--data-root", "{root}"], "no capture named berlin; found studio; berlin is a capture of Zip-NeRF"),
     (["--objective", "psnr/ratio_0.03"], "--objective psnr/ratio_0.03: expected one of psnr_auc, pareto, psnr/ratio_0.01"),
     (["--time-budget", "soon"], "--time-budget soon: expected something like 90m or 2h"),

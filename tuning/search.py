@@ -64,6 +64,8 @@ class SearchScene(Dataset):
     """Search the settings of a scene, around those of a preset. The same command continues."""
 
     scenes: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    dataset: Annotated[None, tyro.conf.Suppress] = None
+    protocol: Annotated[str, tyro.conf.Suppress] = "paper"
     scene: str = "studio"
     """A folder of DATA_ROOT, or a built-in scene."""
     trials: int = 30

@@ -1,26 +1,163 @@
-"""Which captures there are in a folder of captures."""
+"""The captures that the field measures on: where they are from, what is in them; and which captures a folder holds."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from flexgs.errors import UserError
 from flexgs.scene.colmap import find_model
 from flexgs.scene.transforms import find_transforms
 
-SOURCES = {
-    "Mip-NeRF 360": ("https://jonbarron.info/mipnerf360/",
-                     "bicycle bonsai counter flowers garden kitchen room stump treehill"),
-    "Tanks and Temples": ("https://www.tanksandtemples.org/download/", "train truck"),
-    "Zip-NeRF": ("https://jonbarron.info/zipnerf/", "alameda berlin london nyc"),
+
+@dataclass(frozen=True)
+class Archive:
+    """A zip file on the web."""
+
+    url: str
+    file: str
+    """What it is called in the folder of downloads, where it may also be put by hand."""
+    gigabytes: float | None = None
+    """About as many to download; None: unknown."""
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Captures that were released together."""
+
+    title: str
+    page: str
+    licence: str
+    """As far as its source says."""
+    camera: str
+    """COLMAP's name of the lens model."""
+    smaller: tuple[int, ...] = ()
+    """Factors of which it holds reduced images, in images_<factor>."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A capture that can be downloaded."""
+
+    name: str
+    dataset: str
+    """A key of DATASETS."""
+    archive: Archive
+    inside: str
+    """Its folder in the archive."""
+    factor: int
+    """What the field usually measures it at; PROTOCOLS says what FlexGS does."""
+    images: int | None = None
+    """None: unknown, as below."""
+    size: tuple[int, int] | None = None
+    """Pixels of an image at factor."""
+
+    def factor_of(self, protocol: str) -> int:
+        """The factor under one of PROTOCOLS."""
+        return self.factor if protocol == "field" else 4
+
+    def memory(self, factor: int) -> int | None:
+        """Bytes that its decoded images take at a factor, about; what the cache of a scene wants at most."""
+        if self.images is None or self.size is None:
+            return None
+        return round(3 * self.images * self.size[0] * self.size[1] * (self.factor / factor) ** 2)
+
+    def find(self, data_root: Path) -> Path | None:
+        """Where it is: DATA_ROOT/<name> or DATA_ROOT/<dataset>/<name>; None if it is not there."""
+        places = (data_root / self.name, data_root / self.dataset / self.name)
+        return next((place for place in places if is_capture(place)), None)
+
+
+PROTOCOLS = ("paper", "field")
+"""paper: every capture at 1/4, as FlexGS's README has it (`--resolution 4`); field: as each dataset is usually measured."""
+
+DATASETS = {
+    # Released as photographs, images_2, images_4, images_8, sparse/0 and poses_bounds.npy, undistorted.
+    "mipnerf360": Dataset("Mip-NeRF 360", "https://jonbarron.info/mipnerf360/", "unknown", "PINHOLE", (2, 4, 8)),
+    # Of both, the images and reconstructions that the 3DGS release has: images and sparse/0. The cameras of train and truck are
+    # calibrated for images twice as large as those that are there, which load_scene allows for.
+    "tanksandtemples": Dataset("Tanks and Temples", "https://www.tanksandtemples.org/",
+                               "CC BY-NC-SA 3.0, for non-commercial research only", "PINHOLE"),
+    "deepblending": Dataset("Deep Blending", "http://visual.cs.ucl.ac.uk/pubs/deepblending/", "unknown", "PINHOLE"),
+    # Photographed with fisheye lenses and released twice, as they are and undistorted; both as Mip-NeRF 360 is laid out.
+    "zipnerf": Dataset("Zip-NeRF", "https://jonbarron.info/zipnerf/", "unknown", "PINHOLE", (2, 4, 8)),
+    "zipnerf-fisheye": Dataset("Zip-NeRF with fisheye lenses", "https://jonbarron.info/zipnerf/", "unknown", "OPENCV_FISHEYE",
+                               (2, 4, 8)),
 }
-"""Where the captures of the paper and their like are to be had."""
+
+_GOOGLE = "https://storage.googleapis.com/gresearch/refraw360"
+_V2 = Archive(f"{_GOOGLE}/360_v2.zip", "360_v2.zip", 12.5)
+_EXTRA = Archive(f"{_GOOGLE}/360_extra_scenes.zip", "360_extra_scenes.zip")
+_TANDT = Archive("https://repo-sam.inria.fr/fungraph/3d-gaussian-splatting/datasets/input/tandt_db.zip", "tandt_db.zip", 0.683,
+                 "816e62f22a161abbfe841d2a6b10cdf036e297c9fa289b3bfeee9c6ec526d7e1")
+_ZIPNERF = ("berlin", "london", "nyc", "alameda")
+
+CATALOG = {known.name: known for known in (
+    Known("bicycle", "mipnerf360", _V2, "bicycle", 4, 194, (1237, 822)),
+    Known("bonsai", "mipnerf360", _V2, "bonsai", 2, 292, (1559, 1039)),
+    Known("counter", "mipnerf360", _V2, "counter", 2, 240, (1558, 1038)),
+    Known("flowers", "mipnerf360", _EXTRA, "flowers", 4, 173, (1256, 828)),
+    Known("garden", "mipnerf360", _V2, "garden", 4, 185, (1297, 840)),
+    Known("kitchen", "mipnerf360", _V2, "kitchen", 2, 279, (1558, 1039)),
+    Known("room", "mipnerf360", _V2, "room", 2, 311, (1557, 1038)),
+    Known("stump", "mipnerf360", _V2, "stump", 4, 125, (1245, 825)),
+    Known("treehill", "mipnerf360", _EXTRA, "treehill", 4, 141, (1267, 832)),
+    Known("train", "tanksandtemples", _TANDT, "tandt/train", 1, 301, (980, 545)),
+    Known("truck", "tanksandtemples", _TANDT, "tandt/truck", 1, 251, (979, 546)),
+    Known("drjohnson", "deepblending", _TANDT, "db/drjohnson", 1, 263, (1332, 876)),
+    Known("playroom", "deepblending", _TANDT, "db/playroom", 1, 225, (1264, 832)),
+    *(Known(name, "zipnerf", Archive(f"{_GOOGLE}/zipnerf-undistorted/{name}.zip", f"zipnerf_{name}.zip"), name, 2)
+      for name in _ZIPNERF),
+    *(Known(f"{name}-fisheye", "zipnerf-fisheye", Archive(f"{_GOOGLE}/zipnerf/{name}.zip", f"zipnerf_fisheye_{name}.zip"),
+            name, 4, 1984 if name == "london" else None) for name in _ZIPNERF),
+)}
+"""The known captures by name, each a folder of that name once it is there.
+
+Sources; nothing was downloaded to check them. URLs: gsplat's examples/datasets/download_dataset.py and the README of the 3DGS
+release. Layout in the archives: nerfbaselines' datasets/mipnerf360.py and zipnerf.py, and of tandt_db.zip users of the 3DGS
+release. Images and sizes: benches/README.md of DirectXSplat. Cameras of Zip-NeRF: nerfbaselines, and for fisheye lenses pull
+request 1777 of LichtFeld Studio, as the number of images of london. Factors: 4 outdoors and 2 indoors as in nerfbaselines;
+undistorted Zip-NeRF is measured at images_2 by nerfbaselines and EVER, at images_4 by gsplat's scripts, and fisheye
+lenses too. SHA-256 of tandt_db.zip: several projects agree on it. Licence of Tanks and Temples: its own terms. For what is
+unknown, no source was found.
+"""
 
 
 def how_to_get(name: str) -> str:
-    """Half a sentence about a capture of SOURCES, empty for others."""
-    for dataset, (url, names) in SOURCES.items():
-        if name in names.split():
-            return f"; {name} is a capture of {dataset}, to be had at {url}"
+    """Half a sentence about a known capture, empty for others."""
+    if known := CATALOG.get(name):
+        dataset = DATASETS[known.dataset]
+        return f"; {name} is a capture of {dataset.title}, to be had by `flexgs data get {name}` or at {dataset.page}"
     return ""
+
+
+def members(dataset: str) -> list[str]:
+    """The names of the captures of a dataset."""
+    return [known.name for known in CATALOG.values() if known.dataset == dataset]
+
+
+def find_dataset(data_root: Path, dataset: str, names: Sequence[str] = ()) -> tuple[list[Path], list[str]]:
+    """(folders, absent names) of a dataset's captures, or of those with these names, where Known.find finds them.
+
+    UserError for a name that is not in the dataset, if none of the captures is there, or one that was named is not.
+    """
+    if strange := [name for name in names if name not in members(dataset)]:
+        raise UserError(f"--scenes {' '.join(strange)}: not in {dataset}; expected of {', '.join(members(dataset))}")
+    places = {name: CATALOG[name].find(data_root) for name in names or members(dataset)}
+    found, absent = [place for place in places.values() if place], [name for name in places if not places[name]]
+    if not found or (names and absent):
+        raise UserError(f"{data_root}: found no capture {', '.join(absent)} of {DATASETS[dataset].title}, here or in "
+                        f"{dataset}/; {_getting(absent, data_root)}, or unpack them there from {DATASETS[dataset].page}")
+    return found, absent
+
+
+def say_absent(dataset: str, absent: Sequence[str], data_root: Path) -> str:
+    """A line about captures of a dataset that are left out."""
+    return f"{dataset}: without {', '.join(absent)}, not under {data_root}; {_getting(absent, data_root)}"
+
+
+def _getting(names: Sequence[str], data_root: Path) -> str:
+    return f"`flexgs data get {' '.join(names)} --data-root {data_root}` downloads them"
 
 
 def find_scenes(data_root: str | Path, names: list[str] | None = None) -> list[Path]:

@@ -1,0 +1,112 @@
+"""The commands around captures: flexgs data list | get | check | make."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from flexgs.errors import UserError
+
+
+@dataclass
+class DataList:
+    """The captures that can be downloaded, and what is in DATA_ROOT."""
+
+    data_root: Path = Path("data")
+
+    def __call__(self) -> None:
+        from rich import box
+        from rich.table import Table
+
+        from flexgs.evaluate.table import print_table
+        from flexgs.scene.catalog import CATALOG, DATASETS, PROTOCOLS, is_capture
+
+        table = Table("capture", "dataset", "camera", box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in ("images", "pixels", "memory", *(f"{protocol} 1/" for protocol in PROTOCOLS)):
+            table.add_column(heading, justify="right")
+        table.add_column("archive")
+        table.add_column("here")
+        for known in CATALOG.values():
+            memory, archive = known.memory(known.factor), known.archive
+            table.add_row(known.name, known.dataset, DATASETS[known.dataset].camera, str(known.images or "?"),
+                          "x".join(map(str, known.size or "?")), f"{memory / 1e9:.1f} GB" if memory else "?",
+                          *(str(known.factor_of(protocol)) for protocol in PROTOCOLS),
+                          archive.file + (f", {archive.gigabytes:g} GB" if archive.gigabytes else ""),
+                          str(known.find(self.data_root) or ""))
+        print_table(table)
+        print("pixels, and memory for decoded images: at the field's factor; ?: unknown")
+        for dataset in DATASETS.values():
+            print(f"{dataset.title}: {dataset.page} (licence: {dataset.licence})")
+        if self.data_root.is_dir() and (others := [path for path in self.data_root.iterdir()
+                                                   if is_capture(path) and path.name not in CATALOG]):
+            print(f"also in {self.data_root}: {', '.join(sorted(path.name for path in others))}")
+
+
+@dataclass
+class DataGet:
+    """Download captures to DATA_ROOT/<name>; the same command continues what was interrupted."""
+
+    names: tyro.conf.Positional[tuple[str, ...]]
+    """Of captures or datasets, as `flexgs data list` has them."""
+    data_root: Path = Path("data")
+
+    def __call__(self) -> None:
+        from flexgs.scene.catalog import CATALOG, DATASETS, members
+        from flexgs.scene.download import get
+
+        if not self.names:
+            raise UserError("data get: found no name, expected captures or datasets: `flexgs data list` has them")
+        if unknown := [name for name in self.names if name not in CATALOG and name not in DATASETS]:
+            raise UserError(f"data get {' '.join(unknown)}: found no such capture or dataset; expected of "
+                            f"{', '.join([*DATASETS, *CATALOG])}")
+        names = dict.fromkeys(one for name in self.names for one in (members(name) if name in DATASETS else [name]))
+        for path in get([CATALOG[name] for name in names], self.data_root):
+            print(path)
+
+
+@dataclass
+class DataCheck:
+    """Say what captures hold, and whether they are whole: the images of every size, the cameras, and as many as released."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+
+    def __call__(self) -> None:
+        from flexgs.scene.check import check_capture
+
+        if not self.folders:
+            raise UserError("data check: found no folder, expected captures")
+        broken = []
+        for folder in self.folders:
+            holds, wrong = check_capture(folder)
+            print("\n".join(f"{folder}: {line}" if not line.startswith(str(folder)) else line
+                            for line in ([holds] if holds else []) + (wrong or ["whole"])))
+            broken += [str(folder)] if wrong else []
+        if broken:
+            raise UserError(f"data check: {', '.join(broken)} {'is' if len(broken) == 1 else 'are'} not whole")
+
+
+@dataclass
+class DataMake:
+    """Make the built-in synthetic captures."""
+
+    folder: tyro.conf.Positional[Path] = Path("data/synthetic")
+
+    def __call__(self) -> None:
+        from flexgs.scene import ensure_synthetic
+
+        print("\n".join(map(str, ensure_synthetic(self.folder))))
+
+
+@dataclass
+class Data:
+    """List, get and check the captures that the field measures on; make the built-in synthetic ones."""
+
+    action: tyro.conf.OmitArgPrefixes[
+        Annotated[DataList, tyro.conf.subcommand("list", prefix_name=False)]
+        | Annotated[DataGet, tyro.conf.subcommand("get", prefix_name=False)]
+        | Annotated[DataCheck, tyro.conf.subcommand("check", prefix_name=False)]
+        | Annotated[DataMake, tyro.conf.subcommand("make", prefix_name=False)]]
+
+    def __call__(self) -> None:
+        self.action()
