@@ -309,8 +309,8 @@ def guard(main: Callable[[], int | None]) -> int:
     except Exception as e:
         if not (advice := cure(e)):
             raise
-        print(f"flexgs: {advice}; the same command continues from the last checkpoint ({_one_line(e)})",
-              file=sys.stderr)
+        print(f"flexgs: {advice}, and give the same command again: training continues from its last checkpoint "
+              f"({_one_line(e)})", file=sys.stderr)
         return 1
     return 0
 

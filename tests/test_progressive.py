@@ -1,10 +1,15 @@
 """The progressive file: cuts as the model makes them, each byte once; broken files; over HTTP."""
 
 import asyncio
+import contextlib
 import json
+import os
 import random
+import shutil
 import struct
 import threading
+import urllib.error
+import urllib.request
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,14 +120,14 @@ def test_chunks_end_at_rising_ratios(ratios, found, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture
-def served(tmp_path) -> Iterator[str]:
-    """The URL of tmp_path, on loopback."""
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The URL of folder, on loopback."""
     loop, ready, found = asyncio.new_event_loop(), threading.Event(), []
 
     def run() -> None:
         asyncio.set_event_loop(loop)
-        runner = web.AppRunner(application(tmp_path))
+        runner = web.AppRunner(application(folder))
         loop.run_until_complete(runner.setup())
         site = web.TCPSite(runner, "127.0.0.1", 0)
         loop.run_until_complete(site.start())
@@ -137,6 +142,28 @@ def served(tmp_path) -> Iterator[str]:
     yield f"http://127.0.0.1:{found[0]}"
     loop.call_soon_threadsafe(loop.stop)
     thread.join(10)
+
+
+@pytest.fixture
+def served(tmp_path) -> Iterator[str]:
+    with serving(tmp_path) as url:
+        yield url
+
+
+def test_a_run_is_served_packed_and_nothing_else_of_it(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    with serving(run) as url:
+        assert same(Progressive.open(f"{url}/model.fgs").cut(0.05), ElasticModel.load(run).cut(0.05))
+        assert b"studio_005.00pct.ply" in urllib.request.urlopen(f"{url}/cuts/", timeout=10).read()
+        for hidden in ("config.json", "results.json", "model/model.json", "cuts/../config.json", "checkpoints/"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(f"{url}/{hidden}", timeout=10)
+    model = run / "model" / "model.safetensors"
+    os.utime(model, (model.stat().st_atime, model.stat().st_mtime + 100))  # trained on
+    before = (run / "model.fgs").stat().st_mtime_ns
+    application(run)
+    assert (run / "model.fgs").stat().st_mtime_ns > before
 
 
 def test_over_http_only_what_a_cut_needs_is_sent(served, tmp_path, monkeypatch):

@@ -138,7 +138,7 @@ class Pack:
 class Serve:
     """Serve a folder over HTTP, with ranges, so that packed files can be read from the front; to this machine by default.
 
-    Of a run, whose model is packed if it is not yet, the packed file and the cuts.
+    Of a run only the packed model, which is made if it is not there, and the cuts.
     """
 
     folder: tyro.conf.Positional[Path]
@@ -146,15 +146,8 @@ class Serve:
     port: int = 8000
 
     def __call__(self) -> None:
-        from flexgs.deploy.progressive import write
         from flexgs.deploy.serve import serve
-        from flexgs.model.elastic import ElasticModel
 
-        packed = self.folder / "model.fgs"
-        model = self.folder / "model" / "model.safetensors"
-        if model.is_file() and (not packed.exists() or packed.stat().st_mtime < model.stat().st_mtime):
-            write(ElasticModel.load(self.folder), packed)
-            print(f"{packed}: {packed.stat().st_size / 1e6:.2f} MB")
         serve(self.folder, self.host, self.port)
 
 
