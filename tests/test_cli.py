@@ -150,7 +150,7 @@ def test_a_full_disk_loses_nothing(capture, small_disk, tmp_path, capsys):
     capsys.readouterr()
     assert flexgs(*more, small_disk) == 1
     errors = capsys.readouterr().err
-    assert errors.startswith("flexgs: the disk is full: free some of it; the same command continues")
+    assert errors.startswith("flexgs: the disk is full: free some of it, and give the same command again")
     assert errors.count("\n") == 1
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"step_00000020", "step_00000040"}
     assert before == {file: file.read_bytes() for file in before}
