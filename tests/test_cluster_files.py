@@ -1,4 +1,4 @@
-"""The files of cluster/: what can be known of them without a cloud, a Kubernetes, a Slurm or a Docker. A typo in any is found."""
+"""The files of cluster/: what can be known of them without a cloud, Kubernetes, Slurm or Docker. A typo in any is found."""
 
 import os
 import re
@@ -68,7 +68,7 @@ def test_flags_of_ray_start_exist():
 
 # ---------------------------------------------------------------------- KubeRay
 
-# The keys of KubeRay 1.5's v1 API and of Kubernetes' pods that these files may use; a CRD is another project's file and is not kept
+# The keys of KubeRay 1.5's v1 API and of Kubernetes' pods that these files may use. A CRD is another project's file and not kept
 # here, but FLEXGS_KUBERAY_CRDS may name a folder of ray.io_rayclusters.yaml and ray.io_rayjobs.yaml to check against.
 POD = {"containers": [{"name": str, "image": str, "env": [{"name": str, "value": str}],
                        "envFrom": [{"secretRef": {"name": str, "optional": bool}}],
@@ -81,8 +81,8 @@ POD = {"containers": [{"name": str, "image": str, "env": [{"name": str, "value":
 CLUSTER = {"rayVersion": str, "authOptions": {"mode": str}, "enableInTreeAutoscaling": bool,
            "autoscalerOptions": {"idleTimeoutSeconds": int},
            "headGroupSpec": {"rayStartParams": dict, "template": {"spec": POD}},
-           "workerGroupSpecs": [{"groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int, "rayStartParams": dict,
-                                 "template": {"spec": POD}}]}
+           "workerGroupSpecs": [{"groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int,
+                                 "rayStartParams": dict, "template": {"spec": POD}}]}
 KUBERAY = {
     "raycluster": {"apiVersion": str, "kind": str, "metadata": {"name": str}, "spec": CLUSTER},
     "rayjob": {"apiVersion": str, "kind": str, "metadata": {"generateName": str}, "spec": {
@@ -118,7 +118,8 @@ def test_kuberay(name):
     (gpus,) = spec["workerGroupSpecs"]
     assert gpus["minReplicas"] == gpus["replicas"] == 0 < gpus["maxReplicas"]
     spec["workerGroupSpecs"][0]["maxReplica"], spec["rayVersion"] = 3, 2.6
-    assert [line.partition(":")[0].rpartition(".")[2] for line in unknown(config, KUBERAY[name])] == ["rayVersion", "maxReplica"]
+    complaints = unknown(config, KUBERAY[name])
+    assert [line.partition(":")[0].rpartition(".")[2] for line in complaints] == ["rayVersion", "maxReplica"]
 
 
 def test_both_kuberay_clusters_are_one():
@@ -191,16 +192,18 @@ def test_slurm(tmp_path, code):
         (tmp_path / name).chmod(0o755)
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "activate").touch()
-    done = subprocess.run(["bash", FOLDER / "slurm.sh", "/captures", "/my runs", "--preset", "fast"], capture_output=True, text=True,
-                          check=False, env={"PATH": f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path),
-                                            "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "node[1-2]",
-                                            "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "32", "SLURM_GPUS_PER_NODE": "4",
-                                            "STUB_CODE": str(code)})
+    slurm = {"SUBMIT_DIR": str(tmp_path), "JOB_ID": "77", "JOB_NODELIST": "node[1-2]", "NNODES": "2", "CPUS_PER_TASK": "32",
+             "GPUS_PER_NODE": "4"}
+    done = subprocess.run(["bash", FOLDER / "slurm.sh", "/captures", "/my runs", "--preset", "fast"], check=False, text=True,
+                          capture_output=True, env={
+                              "PATH": f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path),
+                              "STUB_CODE": str(code), **{f"SLURM_{name}": value for name, value in slurm.items()}})
     assert done.returncode == code, done.stderr
     mode, length, *command = done.stdout.splitlines()
     assert (mode, length) == ("600", "64") and not list((tmp_path / ".ray").iterdir())  # a token, which goes with the job
-    ours = shlex.split("symmetric-run --address 10.1.2.3:20077 --min-nodes 2 --num-cpus 32 --num-gpus 4 --disable-usage-stats --")
-    assert command == [*ours, *shlex.split("python -u ray_jobs/train_all.py --data-root /captures --storage '/my runs' --preset fast")]
+    assert command == shlex.split(
+        "symmetric-run --address 10.1.2.3:20077 --min-nodes 2 --num-cpus 32 --num-gpus 4 --disable-usage-stats -- "
+        "python -u ray_jobs/train_all.py --data-root /captures --storage '/my runs' --preset fast")
     from ray.scripts.symmetric_run import symmetric_run
 
     assert {"--address", "--min-nodes"} <= {name for option in symmetric_run.params for name in option.opts}
@@ -233,8 +236,8 @@ def test_versions_are_those_of_the_constraints():
     for path in FOLDER.rglob("*"):
         if path.is_file():
             text = path.read_text()
-            named = {"ray": r'rayVersion: "(.*)"|against Ray (\d[\d.]*\d)|ray==([\d.]+)', "torch": r"pytorch:([\d.]+)-|torch==([\d.]+)",
-                     "flexgs": r"REGISTRY/flexgs:(\S+)"}
+            named = {"ray": r'rayVersion: "(.*)"|against Ray (\d[\d.]*\d)|ray==([\d.]+)',
+                     "torch": r"pytorch:([\d.]+)-|torch==([\d.]+)", "flexgs": r"REGISTRY/flexgs:(\S+)"}
             for package, pattern in named.items():
                 for groups in re.findall(pattern, text):
                     version = groups if isinstance(groups, str) else "".join(groups)
