@@ -23,8 +23,8 @@ mkdir -p "$HOME/.ray"
 python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$RAY_AUTH_TOKEN_PATH"
 trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
+read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+read -r address _ < <(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address)
 port=$((20000 + SLURM_JOB_ID % 20000))
 
 # It ends with `ray stop`, which is why the nodes are taken whole.

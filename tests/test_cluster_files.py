@@ -68,8 +68,8 @@ def test_flags_of_ray_start_exist():
 
 # ---------------------------------------------------------------------- KubeRay
 
-# The keys of KubeRay 1.5's v1 API and of Kubernetes' pods that these files may use. A CRD is another project's file and not kept
-# here, but FLEXGS_KUBERAY_CRDS may name a folder of ray.io_rayclusters.yaml and ray.io_rayjobs.yaml to check against.
+# The keys of KubeRay 1.5's v1 API and of Kubernetes' pods that these files may use. A CRD is another project's file, not kept
+# here; FLEXGS_KUBERAY_CRDS may name a folder of ray.io_rayclusters.yaml and ray.io_rayjobs.yaml to check against.
 POD = {"containers": [{"name": str, "image": str, "env": [{"name": str, "value": str}],
                        "envFrom": [{"secretRef": {"name": str, "optional": bool}}],
                        "resources": {"requests": dict, "limits": dict},
@@ -237,7 +237,7 @@ def test_versions_are_those_of_the_constraints():
         if path.is_file():
             text = path.read_text()
             named = {"ray": r'rayVersion: "(.*)"|against Ray (\d[\d.]*\d)|ray==([\d.]+)',
-                     "torch": r"pytorch:([\d.]+)-|torch==([\d.]+)", "flexgs": r"REGISTRY/flexgs:(\S+)"}
+                     "torch": r"pytorch:([\d.]+)-|torch==([\d.]+)", "flexgs": r"REGISTRY/flexgs:([\d.]*\d)"}
             for package, pattern in named.items():
                 for groups in re.findall(pattern, text):
                     version = groups if isinstance(groups, str) else "".join(groups)
