@@ -24,7 +24,7 @@ python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$RAY_AUTH_TO
 trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
 
 read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-read -r address _ < <(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address)
+read -r address _ < <(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --all-ip-addresses)
 port=$((20000 + SLURM_JOB_ID % 20000))
 
 # It ends with `ray stop`, which is why the nodes are taken whole.
