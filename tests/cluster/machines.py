@@ -3,8 +3,8 @@
 Nothing outside of the namespaces is touched (but /etc/netns, where their hosts files are) or reachable from them, and what runs
 there ends with them. Needs root.
 
-Two traps of real machines are set: /etc/hosts maps the machine's name to 127.0.1.1, as Debian does, and every machine has a second
-interface with the same address on all, as Docker makes one. Whoever tells others the address of either is not reached.
+Two traps of real machines are set: /etc/hosts maps the machine's name to 127.0.1.1, as Debian does, and every machine has a
+second interface with the same address on all, as Docker makes one. Whoever tells others the address of either is not reached.
 """
 
 import contextlib

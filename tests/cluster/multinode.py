@@ -2,10 +2,10 @@
 
     python -m tests.cluster.multinode
 
-Five machines, which are network namespaces (Linux, root; machines.py tells of their traps): a Ray head without CPUs, two nodes of one
-CPU, an S3 server and an MLflow server. `ray job submit` sends the working folder to the head, and train_all.py trains with two
-workers, which find room only on both nodes, into the bucket. Then again, and one node is killed with SIGKILL, all that runs there
-too, in the middle, and comes back after 10 s. Prints a table of what was checked; exit code 1 if anything is not as it should be.
+Five machines, which are network namespaces (Linux, root; machines.py tells of their traps): a Ray head without CPUs, two nodes
+of one CPU, an S3 server and an MLflow server. `ray job submit` sends the working folder to the head, and train_all.py trains with
+two workers, which find room only on both nodes, into the bucket. Then again, and one node is killed with SIGKILL in the middle,
+with all that runs there, and comes back after 10 s. Prints a table of what was checked; exit code 1 if anything is not so.
 """
 
 import json
@@ -27,8 +27,9 @@ from tests.cluster.machines import RAY, TRAP, Network, kill, unavailable, wait_f
 TOP = Path(__file__).parents[2]
 KEYS = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "not-for-any-log", "AWS_DEFAULT_REGION": "us-east-1"}
 STEPS, KILL_AT, AWAY_SECONDS = 400, 200, 10.0
-SETTINGS = ["--preset", "smoke", "--steps", str(STEPS), "--batch", "2", "--workers", "2", "--data.factor", "1", "--base.max-splats",
-            "2000", "--report-every", "20", "--checkpoint-every", "100", "--evaluation.ratios", "0.05", "1"]
+SETTINGS = ["--preset", "smoke", "--steps", str(STEPS), "--batch", "2", "--workers", "2", "--data.factor", "1",
+            "--base.max-splats", "2000", "--report-every", "20", "--checkpoint-every", "100", "--evaluation.ratios", "0.05",
+            "1"]
 NODES = ("one", "two")
 SHA = "0123456789ab"
 
@@ -64,8 +65,8 @@ class Cluster:
         return self.network.start("head", [
             RAY, "job", "submit", "--address", f"http://{self.head}:8265", "--working-dir", TOP, "--submission-id", name,
             "--runtime-env-json", json.dumps(environment), "--", sys.executable, "ray_jobs/train_all.py", "--data-root",
-            self.folder / "data", "--storage", f"s3://bucket/{name}?endpoint_override={self.s3}:9000&scheme=http", "--experiment",
-            name, *SETTINGS], self.folder / f"{name}.log")
+            self.folder / "data", "--storage", f"s3://bucket/{name}?endpoint_override={self.s3}:9000&scheme=http",
+            "--experiment", name, *SETTINGS], self.folder / f"{name}.log")
 
     def workers(self) -> dict[str, int]:
         """How many processes train on each node."""
@@ -126,10 +127,10 @@ def study(folder: Path) -> Iterator[tuple[str, str, bool, str]]:
     """Run, what is checked, whether it is so, and what was found."""
     with Network(["head", *NODES, "store", "tracker"], "flexgs-nodes-", **KEYS) as network:
         for node in NODES:
-            names = network.run(node, [sys.executable, "-c", "import socket; print(socket.gethostbyname(socket.gethostname()))"])
-            there = network.run(node, ["ip", "-o", "-4", "addr"])
-            yield "traps", f"on {node} the name is loopback, and docker0 is up", names.strip() == "127.0.1.1" and TRAP in there, (
-                f"{socket.gethostname()} is {names.strip()}")
+            ask = "import socket; print(socket.gethostbyname(socket.gethostname()))"
+            name, there = network.run(node, [sys.executable, "-c", ask]).strip(), network.run(node, ["ip", "-o", "-4", "addr"])
+            yield ("traps", f"on {node} the name is loopback, and docker0 is up", name == "127.0.1.1" and TRAP in there,
+                   f"{socket.gethostname()} is {name}")
         cluster = Cluster(network, folder)
         for name, fatal in (("usual", False), ("killed", True)):
             for check in train(cluster, name, fatal):
