@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 
 import ray
 import torch
+from ray._private import ray_constants
 from ray._private.state import state
 from ray._private.utils import read_ray_address
 
@@ -91,11 +92,19 @@ class Cluster:
         if not ray.is_initialized():
             os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")  # nobody collects them here: it is up sooner without
             more = workers is not None and workers > (os.cpu_count() or 1)  # CPUs are only counted: two may share one
+            _listen_on_loopback()
             _init("local", num_cpus=workers if more else None, num_gpus=torch.cuda.device_count(),
                   object_store_memory=256 << 20)
             print("Ray: this machine", flush=True)
         leaving = state.get_draining_nodes()  # told so by the cloud, or by `ray drain-node`
         return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving}
+
+
+def _listen_on_loopback() -> None:
+    """Ray's processes on Linux too: its own way for laptops, read from the environment when Ray is imported. Without it they
+    listen on all interfaces, and only the token keeps others out."""
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
 
 
 def _init(address: str, **options: Any) -> None:

@@ -3,7 +3,7 @@
     python -m tests.cluster.multinode
 
 Five machines, which are network namespaces (Linux, root; machines.py tells of their traps): a Ray head without CPUs, two nodes
-of one CPU, an S3 server and an MLflow server. `ray job submit` sends the working folder to the head, and train_all.py trains with
+of one CPU, an S3 and an MLflow server. `ray job submit` sends the working folder to the head, and train_all.py trains with
 two workers, which find room only on both nodes, into the bucket. Then again, and one node is killed with SIGKILL in the middle,
 with all that runs there, and comes back after 10 s. Prints a table of what was checked; exit code 1 if anything is not so.
 """
