@@ -1,5 +1,6 @@
 """Which machines there are, and how scenes share them."""
 
+import contextlib
 import logging
 import os
 import socket
@@ -7,6 +8,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import ray
@@ -95,6 +97,8 @@ class Cluster:
             _listen_on_loopback()
             _init("local", num_cpus=workers if more else None, num_gpus=torch.cuda.device_count(),
                   object_store_memory=256 << 20)
+            with contextlib.suppress(OSError):  # the token, which Ray writes for everybody to read
+                (Path.home() / ".ray" / "auth_token").chmod(0o600)
             print("Ray: this machine", flush=True)
         leaving = state.get_draining_nodes()  # told so by the cloud, or by `ray drain-node`
         return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving}

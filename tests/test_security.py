@@ -1,8 +1,11 @@
 """What docs/security.md says: who listens where, and where no secret goes."""
 
 import os
+import stat
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -19,7 +22,7 @@ from ray_jobs.cluster import Cluster
 with Cluster("local") as cluster:
     cluster.nodes()
     ray.get(ray.remote(lambda: 1).remote())
-    print("up", flush=True)
+    print("dashboard", ray._private.worker.get_dashboard_url(), flush=True)
     sys.stdin.read()
 """
 
@@ -44,15 +47,19 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.ray
-def test_ray_on_a_laptop_listens_on_loopback_alone():
+def test_ray_on_a_laptop_listens_on_loopback_alone_and_wants_a_token(tmp_path):
     with psutil.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                      env=environment()) as cluster:
-        while (line := cluster.stdout.readline()) and line != "up\n":
+                      env=environment() | {"HOME": str(tmp_path)}) as cluster:
+        while (line := cluster.stdout.readline()) and not line.startswith("dashboard"):
             pass
-        found = listeners(cluster)
+        found, page = listeners(cluster), f"http://{line.split()[1]}/api/jobs/"
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(page, timeout=20)
         cluster.stdin.close()
     assert {"gcs_server", "raylet/raylet", "ray::"} <= set(found), found
     assert set().union(*found.values()) == {"127.0.0.1"}, found
+    assert refused.value.code == 401  # another user of this machine has no token, and cannot read ours
+    assert stat.S_IMODE((tmp_path / ".ray" / "auth_token").stat().st_mode) == 0o600
 
 
 @pytest.mark.ray
