@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -185,15 +186,14 @@ def ray_cluster(address: str | None) -> str:
     ask = ("import json, sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR', configure_logging=False);"
            "print(json.dumps([ray.cluster_resources(), len([n for n in ray.nodes() if n['Alive']])]))")
     try:
-        import socket
-
         host, _, port = named.removeprefix("ray://").rpartition(":")
         if named != "auto":
             socket.create_connection((host, int(port)), timeout=5).close()
         done = subprocess.run([sys.executable, "-c", ask, named], capture_output=True, text=True, timeout=SECONDS - 8,
                               check=False)
     except (OSError, ValueError, subprocess.TimeoutExpired) as e:
-        raise Wrong(f"{named} does not answer ({e})", "start it, or correct --ray-address or RAY_ADDRESS") from None
+        reason = "it took too long" if isinstance(e, subprocess.TimeoutExpired) else e
+        raise Wrong(f"{named} does not answer ({reason})", "start it, or correct --ray-address or RAY_ADDRESS") from None
     if done.returncode:
         reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "")[:200]
         token = "Authentication" in done.stderr or "UNAUTHENTICATED" in done.stderr

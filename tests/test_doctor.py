@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 
 import flexgs
 from flexgs import cli, doctor
@@ -115,3 +116,20 @@ def test_weights_that_are_not_there(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FLEXGS_LPIPS_WEIGHTS", str(tmp_path))
     code, lines = examine(tmp_path, capsys)
     assert code == 1 and "vgg16_features_f16.pth: no such file" in lines["lpips"] and "unset it" in lines["lpips"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_cluster_that_answers_and_one_that_refuses(tmp_path, capsys, monkeypatch):
+    ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    try:
+        address = ray.get_runtime_context().gcs_address
+        code, lines = examine(tmp_path, capsys, "--ray-address", address)
+        assert code == 0 and f"{address} has 1 machine, 3 CPUs and 0 GPUs" in lines["ray"], lines["ray"]
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+        code, lines = examine(tmp_path, capsys, "--ray-address", address)
+        assert code == 1 and lines["ray"].startswith("WRONG"), lines["ray"]
+        assert "give it the cluster's token" in lines["ray"] and "0" * 64 not in lines["ray"], lines["ray"]
+    finally:
+        ray.shutdown()
