@@ -223,26 +223,21 @@ class Bench:
 
 @dataclass
 class Doctor:
-    """Say what is installed, and which backend will be used and why."""
+    """Say whether a training would work here, what with, and the cure of what is wrong; exit code 1 if something is."""
 
-    def __call__(self) -> None:
-        from importlib.metadata import PackageNotFoundError, version
+    storage: Path = Path("runs")
+    """Where runs are to go."""
+    data_root: Path | None = None
+    """Folder of captures to look into."""
+    mlflow_uri: str | None = None
+    """Default: $MLFLOW_TRACKING_URI, else STORAGE/mlflow.db."""
+    ray_address: str | None = None
+    """host:port of a cluster. Default: $RAY_ADDRESS."""
 
-        import torch
+    def __call__(self) -> int:
+        from flexgs.doctor import Places, examine
 
-        def installed(package: str) -> str:
-            try:
-                return version(package)
-            except PackageNotFoundError:
-                return "not installed"
-
-        for package in ("torch", "numba", "ray", "mlflow", "pycolmap", "gsplat"):
-            print(f"{package:10} {installed(package)}")
-        cuda = torch.cuda.is_available()
-        print(f"{'device':10} {'cuda: ' + torch.cuda.get_device_name() if cuda else 'cpu: torch finds no CUDA device'}")
-        print(f"{'backend':10} {'gsplat' if cuda else 'numba'}")
-        if cuda and installed("gsplat") == "not installed":
-            print("           needs gsplat: pip install 'flexgs[cuda]'")
+        return examine(Places(self.storage, self.data_root, self.mlflow_uri, self.ray_address))
 
 
 COMMANDS: dict[str, type] = {"train": Train, "adapt": Adapt, "compare": Compare, "eval": Eval,

@@ -3,7 +3,9 @@
     config.json  metrics.jsonl  results.json  model/  checkpoints/step_00002000/  cuts/  renders/
 """
 
+import contextlib
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -137,11 +139,12 @@ def cut_name(scene: str, ratio: float) -> str:
 
 
 def git_sha() -> str | None:
-    """The commit of the source that is running, or None outside a checkout."""
-    here = Path(__file__).parent
-    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True,
-                          check=False)
-    return done.stdout.strip() or None
+    """The commit of the source that is running; outside a checkout (submitted job, image) $FLEXGS_GIT_SHA, or None."""
+    here, found = Path(__file__).parent, ""
+    with contextlib.suppress(FileNotFoundError):  # no git
+        found = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True,
+                               check=False).stdout.strip()
+    return found or os.environ.get("FLEXGS_GIT_SHA") or None
 
 
 def _forget_after(path: Path, step: int) -> None:

@@ -76,10 +76,11 @@ class Batch:
         if not run.log_results(self.results[job.name], job.folder):
             self._untold.append(job)
 
-    def train(self, jobs: Sequence[SceneJob], sizes: Sequence[int], machines: Callable[[], Mapping[str, int]]) -> None:
+    def train(self, jobs: Sequence[SceneJob], sizes: Sequence[int], machines: Callable[[int], Mapping[str, int]]) -> None:
         """Train the scenes; one that fails does not disturb the others.
 
-        sizes: the numbers of workers that a scene may have; machines: how many each machine has room for, now.
+        sizes: the numbers of workers that a scene may have; machines: how many each machine has room for, now,
+        told how many scenes wait for one.
         """
         watches = {job.name: Watch(job, self._run_of(job)) for job in jobs}
         running: dict[Future, Watch] = {}
@@ -88,7 +89,7 @@ class Batch:
         try:
             with Screen() as screen:
                 while watches:
-                    there = machines()
+                    there = machines(sum(not watch.place for watch in watches.values()))
                     for watch in running.values():
                         if watch.place and watch.place.machine not in there:
                             watch.leave(screen)

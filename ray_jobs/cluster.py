@@ -1,14 +1,19 @@
 """Which machines there are, and how scenes share them."""
 
+import contextlib
 import logging
 import os
 import socket
-from collections.abc import Mapping
+import time
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import ray
 import torch
+from ray._private import ray_constants
 from ray._private.state import state
 from ray._private.utils import read_ray_address
 
@@ -20,6 +25,8 @@ ANYWHERE = ""
 """The name of the machine that stands for all."""
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 """Whether `ray job submit` started this process; its working folder is a temporary copy then."""
+ASK_SECONDS, FORGOTTEN_SECONDS = 60.0, 180.0
+"""How often the autoscaler is asked again for the same, and when it forgets what a job that was killed had asked for."""
 
 Node = Mapping[str, float]
 
@@ -30,22 +37,54 @@ class Cluster:
     Use it in a with statement: what it has connected or started ends with it.
     """
 
-    def __init__(self, address: str | None):
+    def __init__(self, address: str | None, gpu: bool = False):
+        """gpu: there are GPUs, or the autoscaler adds them when it is asked; UserError where neither can be."""
+        self.gpu = gpu
         self._ours = not ray.is_initialized()
+        self._asked: Sequence[Node] = ()
+        self._asked_at, self._name = 0.0, f"flexgs-{uuid.uuid4().hex}"
         if self._ours and (found := _find(address)):
             _init(found)
             print(f"Ray: the cluster at {found}", flush=True)
+        self._local = not ray.is_initialized()
+        if gpu and self._local and not torch.cuda.is_available():
+            raise UserError("--gpu: found none on this machine, expected --ray-address of a cluster that has or adds them")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.ask(())
         if self._ours:
             ray.shutdown()
 
     @property
     def has_gpu(self) -> bool:
-        return bool(ray.cluster_resources().get("GPU")) if ray.is_initialized() else torch.cuda.is_available()
+        return self.gpu or bool(ray.cluster_resources().get("GPU") if ray.is_initialized() else torch.cuda.is_available())
+
+    def ask(self, bundles: Sequence[Node]) -> None:
+        """Tell the autoscaler, if there is one, what is missing: resources that a machine must have, for each that waits.
+
+        Through Ray Train's own coordinator, which would replace what ray.autoscaler.sdk.request_resources is told.
+        """
+        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+
+        if self._local or not ray.is_initialized():  # which an interrupted batch has ended
+            return
+        if list(bundles) != list(self._asked) or (bundles and time.monotonic() - self._asked_at > ASK_SECONDS):
+            get_or_create_autoscaling_coordinator().request_resources.remote(
+                requester_id=self._name, resources=list(bundles), expire_after_s=FORGOTTEN_SECONDS)
+            self._asked, self._asked_at = bundles, time.monotonic()
+
+    def wait_for_gpus(self, enough: int, wanted: int | None = None) -> None:
+        """With --gpu, until there are enough; the autoscaler is asked for all that are wanted."""
+        said = -ASK_SECONDS
+        while self.gpu and (there := sum(node.get("GPU", 0) for node in self.nodes().values())) < enough:
+            self.ask([{"GPU": 1}] * (wanted or enough))
+            if time.monotonic() - said > ASK_SECONDS:
+                print(f"Ray: waits for the autoscaler: {there:.0f} GPUs, at least {enough} needed; see ray status", flush=True)
+                said = time.monotonic()
+            time.sleep(1.0)
 
     def nodes(self, workers: int | None = None) -> dict[str, Node]:
         """The resources of each machine that is alive and is to stay, by Ray's id.
@@ -55,11 +94,21 @@ class Cluster:
         if not ray.is_initialized():
             os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")  # nobody collects them here: it is up sooner without
             more = workers is not None and workers > (os.cpu_count() or 1)  # CPUs are only counted: two may share one
+            _listen_on_loopback()
             _init("local", num_cpus=workers if more else None, num_gpus=torch.cuda.device_count(),
                   object_store_memory=256 << 20)
+            with contextlib.suppress(OSError):  # the token, which Ray writes for everybody to read
+                (Path.home() / ".ray" / "auth_token").chmod(0o600)
             print("Ray: this machine", flush=True)
         leaving = state.get_draining_nodes()  # told so by the cloud, or by `ray drain-node`
         return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving}
+
+
+def _listen_on_loopback() -> None:
+    """Ray's processes on Linux too: its own way for laptops, read from the environment when Ray is imported. Without it they
+    listen on all interfaces, and only the token keeps others out."""
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
 
 
 def _init(address: str, **options: Any) -> None:
@@ -113,6 +162,10 @@ class Share:
                 for name, node in nodes.items()}
         return {ANYWHERE: sum(room.values())} if self.spread else room
 
+    def bundles(self, scenes: int) -> list[Node]:
+        """What so many scenes need at least."""
+        return [{"CPU": self.cpus, **({"GPU": 1} if self.gpu else {})}] * (scenes * self.sizes[0])
+
     def __str__(self) -> str:
         least, most = self.sizes[0], self.sizes[-1]
         workers = f"{least} worker{'s' * (least > 1)}" if least == most else f"{least} to {most} workers"
@@ -133,7 +186,8 @@ def share_out(nodes: Mapping[str, Node], scenes: int, workers: Workers | None = 
     asked = [size for size in range(least, most + 1) if not batch or batch % size == 0]
     if asked[0] > total:
         raise UserError(f"--workers {least}{f':{most}' * (most > least)}: found {total} {kind}s on {len(nodes)} "
-                        f"machine{'s' * (len(nodes) > 1)}, expected at most {total} or a larger cluster")
+                        f"machine{'s' * (len(nodes) > 1)}, expected at most {total} or a larger cluster"
+                        + ("; --gpu waits for those that an autoscaler adds" if not gpu else ""))
     sizes = tuple(size for size in asked if size <= max(asked[0], largest))
     wanted = total if gpu else min(total, scenes * sizes[-1]) // sizes[0] * sizes[0]
     cpus = max(1, int(sum(node.get("CPU", 0) for name, node in nodes.items() if devices[name])) // wanted)

@@ -88,7 +88,7 @@ def compare_all(options: CompareAll, args: Sequence[str]) -> int:
         make_folder(experiment)
         for capture in captures:
             locks.enter_context(only_one(experiment / capture.name))
-        with Cluster(options.ray_address) as cluster:
+        with Cluster(options.ray_address, options.gpu) as cluster:
             config = options.fitting(config, cluster, args)
             configs = {capture.name: options.of(capture, config, args) for capture in captures}
             commons = {name: [dataclasses.replace(own, seed=seed) for seed in options.seeds or (own.seed,)]

@@ -56,6 +56,8 @@ class Dataset:
     """Default: $MLFLOW_TRACKING_URI, else STORAGE/mlflow.db."""
     ray_address: str | None = None
     """host:port of a cluster, or local. Default: $RAY_ADDRESS, else the cluster of `ray start`, else this machine."""
+    gpu: bool = False
+    """Train on GPUs although none may be there yet: the cluster's autoscaler is asked for them."""
     config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
     """A config.json to start from instead of a preset."""
     config: AnyConfig = field(default_factory=Config)

@@ -52,19 +52,25 @@ def train_all(options: TrainAll, args: Sequence[str]) -> int:
         captures, store = options.captures(), options.store()
         wrong = unreadable({c: options.of(c, config, args) for c in captures},
                            {c.name for c in captures if (store / c.name).exists("results.json")})
-        with Cluster(options.ray_address) as cluster:
+        with Cluster(options.ray_address, options.gpu) as cluster:
             config = options.fitting(config, cluster, args)
             jobs = [SceneJob(capture, store / capture.name, options.of(capture, config, args),
                              max_failures=options.max_failures) for capture in captures if capture.name not in wrong]
             batch = Batch(store, options.tracking(), public(shlex.join(["python", "ray_jobs/train_all.py", *args])))
             jobs = [job for job in jobs if not batch.skip(job)]
             if jobs:
-                share = share_out(cluster.nodes(workers.least if workers else None), len(jobs), workers, config.batch)
+                least = workers.least if workers else 1
+                cluster.wait_for_gpus(least, least * len(jobs))
+                share = share_out(cluster.nodes(least), len(jobs), workers, config.batch)
                 print(f"{len(jobs)} scene{'s' * (len(jobs) > 1)}, {share}; runs go to {store.place()}", flush=True)
                 if not share.gpu:
                     wait_for_kernels()
-                batch.train([replace(job, cpus=share.cpus, gpu=share.gpu) for job in jobs], share.sizes,
-                            lambda: share.machines(cluster.nodes()))
+
+                def machines(waiting: int) -> Mapping[str, int]:
+                    cluster.ask(share.bundles(waiting))
+                    return share.machines(cluster.nodes())
+
+                batch.train([replace(job, cpus=share.cpus, gpu=share.gpu) for job in jobs], share.sizes, machines)
             batch.finish()
     return report(batch, [capture.name for capture in captures], wrong | batch.errors, args)
 

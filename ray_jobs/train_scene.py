@@ -245,6 +245,14 @@ def _use_interface() -> None:
         if any(address.address == here for address in addresses):
             for library in ("GLOO", "NCCL"):
                 os.environ.setdefault(f"{library}_SOCKET_IFNAME", name)
+    if here == "127.0.0.1":  # torch's store, where the workers meet, listens on all interfaces unless it is given a socket
+        sys.modules["torch.distributed.rendezvous"].TCPStore = _loopback_store  # type: ignore[attr-defined]
+
+
+def _loopback_store(*, is_master: bool, **options: Any) -> torch.distributed.TCPStore:
+    if is_master:
+        options["master_listen_fd"] = socket.create_server((options["host_name"], options["port"])).detach()
+    return torch.distributed.TCPStore(is_master=is_master, **options)
 
 
 def describe(error: BaseException) -> str:

@@ -170,7 +170,7 @@ def test_a_scene_whose_machine_has_gone_goes_on_on_another(tmp_path, monkeypatch
     monkeypatch.setattr(batch.time, "sleep", lambda seconds: machines.update(b=1))  # nothing ran: a machine comes
     scenes = batch.Batch(Store(tmp_path), Tracking(f"sqlite:///{tmp_path / 'mlflow.db'}", "test"), "the command")
     scenes.train([train_scene.SceneJob(tmp_path, Store(tmp_path) / name, Config()) for name in ("good", "bad")], (1, 2),
-                 lambda: dict(machines))
+                 lambda waiting: dict(machines))
     assert starts == [("good", "a", 1), ("good", "b", 1), ("bad", "b", 1)]
     assert set(scenes.results) == {"good"} and set(scenes.errors) == {"bad"}
 

@@ -9,6 +9,7 @@ docs/search.md says how to read them.
 """
 
 import json
+import math
 import os
 import re
 import shlex
@@ -78,7 +79,7 @@ class SearchScene(Dataset):
     early_stopping: bool = True
     """Stop the worse half of the trials after a quarter, and again after half of stage 2; pareto stops none."""
     max_concurrent: int | None = None
-    """Trials at a time; default: as many as there is room for."""
+    """Trials at a time; default: as many as there is room for. With --gpu, so many are waited for."""
     gpus_per_trial: float = 1.0
     """Where there are GPUs: several small trials share one with 0.5 or 0.25."""
     workers: int = 1
@@ -110,13 +111,14 @@ def search_scene(options: SearchScene, args: Sequence[str]) -> int:
         aside = next(path for i in range(1, 1000) if not (path := folder.with_name(f"{folder.name}-{i}")).exists())
         shutil.move(folder, aside)
         print(f"the earlier search is in {aside}", flush=True)
-    with warm_up.in_background() as wait_for_kernels, only_one(folder), Cluster(options.ray_address) as cluster:
+    with warm_up.in_background() as wait_for_kernels, only_one(folder), Cluster(options.ray_address, options.gpu) as cluster:
         config = options.fitting(config, cluster, args)
         if options.smoke:
             config, options.trials, options.confirm = _smaller(config), 2, 0
         search = Search(capture, folder, replace(config, evaluation=replace(config.evaluation, views="even")))
         _same_as_before(search, options.objective)
         scene = read_scene(capture, search.start)
+        cluster.wait_for_gpus(math.ceil(options.workers * options.gpus_per_trial * (options.max_concurrent or 1)))
         room, most = room_for_trial(cluster, options.workers, options.gpus_per_trial)
         if not room.gpus:
             wait_for_kernels()

@@ -1,11 +1,16 @@
 """Machines out of network namespaces: Ray clusters of several nodes on one Linux machine, each with an address of its own.
 
-Nothing outside of the namespaces is touched or reachable from them, and what runs there ends with them. Needs root.
+Nothing outside of the namespaces is touched (but /etc/netns, where their hosts files are) or reachable from them, and what runs
+there ends with them. Needs root.
+
+Two traps of real machines are set: /etc/hosts maps the machine's name to 127.0.1.1, as Debian does, and every machine has a
+second interface with the same address on all, as Docker makes one. Whoever tells others the address of either is not reached.
 """
 
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +22,7 @@ from typing import Self
 import psutil
 
 NETWORK = "10.77.0"
+TRAP = "172.17.0.1"
 RAY = Path(sys.executable).with_name("ray")
 ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 _UP = "Ray runtime started."
@@ -34,7 +40,9 @@ def unavailable() -> str | None:
 class Network:
     """Namespaces named after the machines, joined by a bridge that is in a namespace too."""
 
-    def __init__(self, machines: Sequence[str], prefix: str = "flexgs-"):
+    def __init__(self, machines: Sequence[str], prefix: str = "flexgs-", **environment: str):
+        """environment: what all that runs there has in it besides."""
+        self.environment = environment
         self.prefix, self.addresses = prefix, {name: f"{NETWORK}.{i}" for i, name in enumerate(machines, 1)}
         self.processes: list[psutil.Popen] = []
         self.temporary = tempfile.mkdtemp(prefix="fgs-")  # Ray's; short, as sockets are in it
@@ -49,6 +57,9 @@ class Network:
             _ip("-n", space, "link", "add", "eth0", "type", "veth", "peer", f"port{i}", "netns", switch)
             _ip("-n", space, "addr", "add", f"{address}/24", "dev", "eth0")
             _ip("-n", space, "link", "set", "eth0", "up")
+            _ip("-n", space, "link", "add", "docker0", "type", "bridge")
+            _ip("-n", space, "addr", "add", f"{TRAP}/16", "dev", "docker0")
+            _ip("-n", space, "link", "set", "docker0", "up")
             _ip("-n", switch, "link", "set", f"port{i}", "master", "bridge")
             _ip("-n", switch, "link", "set", f"port{i}", "up")
         return self
@@ -85,10 +96,13 @@ class Network:
         return node
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, **ENVIRONMENT, "RAY_TMPDIR": self.temporary}
+        return {**os.environ, **ENVIRONMENT, **self.environment, "RAY_TMPDIR": self.temporary}
 
     def _new(self, name: str) -> str:
         space = self.prefix + name
+        folder = Path("/etc/netns") / space
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {socket.gethostname()}\n")  # `ip netns exec` mounts it
         _ip("netns", "add", space)
         _ip("-n", space, "link", "set", "lo", "up")
         return space
@@ -96,6 +110,7 @@ class Network:
     def _delete(self) -> None:
         for name in ("switch", *self.addresses):
             subprocess.run(["ip", "netns", "del", self.prefix + name], capture_output=True, check=False)
+            shutil.rmtree(Path("/etc/netns") / (self.prefix + name), ignore_errors=True)
 
 
 def kill(process: psutil.Process) -> None:
