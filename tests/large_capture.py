@@ -1,4 +1,4 @@
-"""Peak memory and step time of a capture that is larger than its cache; run by hand: python tests/large_capture.py VIEWS STEPS."""
+"""Peak memory and step time of a capture larger than its cache; by hand: python tests/large_capture.py VIEWS STEPS."""
 
 import os
 import statistics
@@ -38,8 +38,8 @@ def main(views: int, steps: int, cache_mb: int = 256, width: int = 1600, height:
             if i % 2:
                 taken[bool((i // 2) % 2)].append(time.perf_counter() - before)
             peak = max(peak, process.memory_info().rss)
-        print(f"{len(scene.train)} views, cache {cache_mb} MB: {start / 1e6:.0f} MB before the first step, at most {peak / 1e6:.0f} MB; "
-              f"step {1e3 * statistics.median(taken[True]):.0f} ms with prefetch, "
+        print(f"{len(scene.train)} views, cache {cache_mb} MB: {start / 1e6:.0f} MB before the first step, "
+              f"at most {peak / 1e6:.0f} MB; step {1e3 * statistics.median(taken[True]):.0f} ms with prefetch, "
               f"{1e3 * statistics.median(taken[False]):.0f} ms without")
 
 
