@@ -48,6 +48,7 @@ class Train:
         from flexgs.distributed import Group
         from flexgs.evaluate.table import print_results
         from flexgs.run import LocalSession, finished, run
+        from flexgs.training.memory import expected_memory
 
         self.config.check()
         folder = self.output / self.scene.resolve().name
@@ -56,6 +57,7 @@ class Train:
             print(f"{folder}: already finished at {results['steps']} views; raise --steps to go on")
         else:
             scene = load_capture(self.scene, self.config)
+            print(f"{scene.name}: {expected_memory(scene, self.config)}")
             session = LocalSession(folder, Group(), functools.partial(_print_progress, scene.name))
             with only_one(folder):
                 results = run(self.config, scene, folder, Group(), session, pick_device(self.device))
@@ -330,7 +332,8 @@ def load_capture(path: Path, config: Config) -> "Scene":
     from flexgs.scene import load_scene
 
     data = config.data
-    return load_scene(path, factor=data.factor, test_every=data.test_every, masks=data.masks)
+    return load_scene(path, factor=data.factor, test_every=data.test_every, masks=data.masks,
+                      cache_bytes=data.cache_bytes)
 
 
 def pick_device(name: str) -> str:

@@ -26,6 +26,12 @@ class Data:
     """Every n-th view by sorted name is held out for evaluation."""
     masks: bool = True
     """Use masks/ beside images/ if it is there."""
+    cache_gb: float | None = None
+    """Memory for decoded images in each process; by default a quarter of what is free, at least 0.25 and at most 16."""
+
+    @property
+    def cache_bytes(self) -> int | None:
+        return None if self.cache_gb is None else int(self.cache_gb * 2**30)
 
 
 @dataclass
@@ -312,6 +318,8 @@ class Config:
                 value = getattr(value, part)
             if value is not None and value < 1:
                 raise UserError(f"--{option}: found {value}, expected at least 1")
+        if self.data.cache_gb is not None and not 0 <= self.data.cache_gb < math.inf:
+            raise UserError(f"--data.cache-gb: found {self.data.cache_gb}, expected 0 or more")
         if not self.gsnet.inputs or len(set(self.gsnet.inputs)) < len(self.gsnet.inputs):
             raise UserError(f"--gsnet.inputs: found {self.gsnet.inputs}, expected at least one, each once")
         if min(self.gsnet.temperature, self.gsnet.temperature_end) <= 0:
@@ -365,6 +373,8 @@ def check_same_method(theirs: Config, ours: Config, elastic: bool, folder: Path)
     Before stage 2 begins (elastic False) only the settings of stage 1 matter, so that many runs can start from one stage 1.
     """
     was, now = ({k: v for k, v in c.to_dict().items() if k not in _FREE} for c in (theirs, ours))
+    for c in (was, now):
+        c["data"] = {k: v for k, v in c["data"].items() if k != "cache_gb"}  # how it is held, not what is trained
     if not elastic:
         was, now = ({**{k: c[k] for k in ("seed", "background", "data", "base")},
                      "rates": {k: c["rates"][k] for k in BASE_RATES}} for c in (was, now))

@@ -11,19 +11,18 @@ from torch import Tensor
 
 from flexgs.camera import Camera
 from flexgs.errors import UserError
+from flexgs.scene.undistort import widest_pinhole
 
 if TYPE_CHECKING:
     import pycolmap
 
-# Every lens that can be trained on, by its COLMAP name, and whether it bends straight lines. A lens that pycolmap can
-# undistort becomes loadable by being added here.
+# Every lens that can be trained on, by its COLMAP name, and who chooses the pinhole camera that its images become: nobody
+# where lines are straight, "colmap" as image_undistorter does, or "flexgs" (undistort.py) where that would be too wide.
 LENSES = {
-    "SIMPLE_PINHOLE": False,
-    "PINHOLE": False,
-    "SIMPLE_RADIAL": True,
-    "RADIAL": True,
-    "OPENCV": True,
-    "FULL_OPENCV": True,
+    **dict.fromkeys(("SIMPLE_PINHOLE", "PINHOLE"), None),
+    **dict.fromkeys(("SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV", "SIMPLE_DIVISION", "DIVISION"), "colmap"),
+    **dict.fromkeys(("OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "THIN_PRISM_FISHEYE",
+                     "RAD_TAN_THIN_PRISM_FISHEYE", "SIMPLE_FISHEYE", "FISHEYE", "FOV", "EUCM"), "flexgs"),
 }
 
 
@@ -51,10 +50,17 @@ class Lens:
 
     @property
     def distorted(self) -> bool:
-        return LENSES[self.model] and not self.colmap().is_undistorted()
+        # pycolmap calls a fisheye lens without coefficients undistorted; it is no pinhole.
+        return self.wide or (LENSES[self.model] is not None and not self.colmap().is_undistorted())
+
+    @property
+    def wide(self) -> bool:
+        """Whether undistortion cuts the field of view."""
+        return LENSES[self.model] == "flexgs"
 
     def pinhole(self) -> "Lens":
-        """The PINHOLE lens that an image has after undistortion: as large as shows no blank pixel."""
+        """The PINHOLE lens that an image has after undistortion: as large as shows no blank pixel, and no wider than
+        undistort.MAX_FOV for a wide lens."""
         return _pinhole(self)
 
     def camera(self, viewmat: np.ndarray) -> Camera:
@@ -66,13 +72,16 @@ class Lens:
         """UserError naming file if the lens cannot be trained on or is nonsense."""
         if self.model not in LENSES:
             raise UserError(f"{file}: the camera model {self.model} is not supported; expected one of "
-                            f"{', '.join(LENSES)}: undistort the capture first (colmap image_undistorter)")
+                            f"{', '.join(LENSES)}: cut the images into pinhole views before COLMAP")
         K = self.colmap().calibration_matrix()
         if not (0 < self.width < 1 << 17 and 0 < self.height < 1 << 17 and np.isfinite(self.params).all()
                 and K[0, 0] > 0 and K[1, 1] > 0):
             raise UserError(f"{file}: found a {self.model} camera of {self.width}x{self.height} pixels with parameters "
                             f"{', '.join(f'{p:g}' for p in self.params)}; expected positive sizes and focal lengths: "
                             "the file is damaged, copy or compute it again")
+        if self.wide and not min(self.pinhole().width, self.pinhole().height) > 1:
+            raise UserError(f"{file}: found a {self.model} camera with parameters {', '.join(f'{p:g}' for p in self.params)}, "
+                            "which show no clear view around the optical axis; expected a calibrated lens: compute it again")
 
 
 def from_colmap(camera: "pycolmap.Camera") -> Lens:
@@ -87,6 +96,8 @@ def _pinhole(lens: Lens) -> Lens:
     if not lens.distorted:
         (fx, _, cx), (_, fy, cy), _ = lens.colmap().calibration_matrix().tolist()
         return Lens("PINHOLE", lens.width, lens.height, (fx, fy, cx, cy))
+    if lens.wide:
+        return Lens("PINHOLE", *widest_pinhole(lens.colmap()))
     return from_colmap(pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), lens.colmap()))
 
 

@@ -14,7 +14,8 @@ from flexgs.errors import UserError
 from flexgs.scene.capture import Capture, Frame, Points
 from flexgs.scene.colmap import PLACES, find_model, read_colmap
 from flexgs.scene.transforms import find_transforms, read_transforms
-from flexgs.scene.views import ImageCache, View, find_image, image_size
+from flexgs.scene.undistort import MAX_FOV
+from flexgs.scene.views import ImageCache, View, default_cache, find_image, image_size
 from flexgs.seeds import generator
 
 RANDOM_POINTS = 10_000
@@ -36,14 +37,14 @@ class Scene:
 
 
 def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: str | None = None, masks: bool = True,
-               seed: int = 0, cache_bytes: int = 4 << 30) -> Scene:
+               seed: int = 0, cache_bytes: int | None = None) -> Scene:
     """Read a capture: a COLMAP reconstruction or, if there is none, a transforms.json of nerfstudio or instant-ngp.
 
     factor: train at 1/factor of the size of images/: from the folder images_<factor> if there is one, else resized.
     test_every: every so many views, by name, starting with the first, is a test view; 0 for none.
     masks: read masks/ beside images/, where an image `a/b.jpg` has the mask `a/b.png` or `a/b.jpg.png`.
     seed: for the random points of a capture that has none.
-    cache_bytes: how much decoded images may take in memory.
+    cache_bytes: how much decoded images may take in memory; None: see views.default_cache.
 
     No image is decoded here, only its size is read. UserError, in one line, for whatever is wrong with the capture.
     """
@@ -58,7 +59,7 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
     frames, files, reduced = _locate(capture, frames, factor)
     resize = factor if not reduced else 1
 
-    cache = ImageCache(cache_bytes)
+    cache = ImageCache(default_cache() if cache_bytes is None else cache_bytes)
     views = []
     for frame, file in zip(frames, files, strict=True):
         lens = frame.lens.scaled(*_checked_size(file, frame, capture.file))
@@ -95,6 +96,7 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         "lenses": sorted({frame.lens.model for frame in frames}),
         "masks": sum(view.mask_path is not None for view in views),
         "points": len(points), "points_from": note, "digest": _digest(views), **capture.notes,
+        **({"max_fov": MAX_FOV} if any(view.lens.wide for view in views) else {}),
     }
     return Scene(name or root.resolve().name, root, train, test, points, extent, protocol)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from flexgs.errors import UserError
-from flexgs.scene.capture import Capture, Frame, Lens, Points
+from flexgs.scene.capture import LENSES, Capture, Frame, Lens, Points
 from flexgs.scene.ply import read_points
 from flexgs.scene.views import find_image, image_size
 
@@ -104,7 +104,10 @@ def _lens(values: dict, size: tuple[int, int] | None, where: str) -> Lens:
     named = str(values.get("camera_model") or "OPENCV")
     if values.get("is_fisheye"):
         named = "OPENCV_FISHEYE"
+    if named == "OPENCV_FISHEYE":  # nerfstudio's k1 to k4 are the coefficients of OpenCV, as COLMAP's
+        return Lens(named, int(w), int(h), (*pinhole, k1, k2, higher[0], higher[1]))
     if named not in ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "FULL_OPENCV"):
+        named = f"{named} of transforms.json" if named in LENSES else named
         return Lens(named, int(w), int(h), pinhole)  # refused by Lens.check, by its name
     if any(higher):
         return Lens("FULL_OPENCV", int(w), int(h), (*pinhole, k1, k2, p1, p2, *higher))

@@ -1,12 +1,16 @@
 """Views: a camera with its photograph, decoded when it is wanted; and the order in which views are drawn."""
 
+import contextlib
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from torch import Tensor
@@ -14,33 +18,60 @@ from torch import Tensor
 from flexgs.camera import Camera
 from flexgs.errors import UserError
 from flexgs.scene.capture import Lens
+from flexgs.scene.undistort import remap
 from flexgs.seeds import generator
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 
 
+def default_cache() -> int:
+    """Bytes for decoded images where nobody says: a quarter of the memory that is free now, shared by the workers of this
+    machine, and 256 MB to 16 GB. A limit of the process's control group counts as the memory of the machine."""
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # no such limit
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    workers = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))  # torchrun and Ray Train say so
+    return min(max(free // 4 // workers, 256 << 20), 16 << 30)
+
+
 class ImageCache:
-    """The most recently used arrays, as many as fit into limit bytes. Safe to share between threads."""
+    """The most recently used arrays, as many as fit into limit bytes. Safe to share between threads: who asks for an array
+    that another thread is making waits for it."""
 
     def __init__(self, limit: int):
         self.limit = limit
         self.bytes = 0
         self._held: OrderedDict[tuple, np.ndarray] = OrderedDict()
+        self._making: dict[tuple, Future[np.ndarray]] = {}
         self._lock = threading.Lock()
 
     def get(self, key: tuple, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """The array of this key, made by make() if it is not held. Two threads may make one array twice."""
+        """The array of this key, made by make() if it is not held."""
         with self._lock:
             if key in self._held:
                 self._held.move_to_end(key)
                 return self._held[key]
-        array = make()
+            other = self._making.get(key)
+            if other is None:
+                mine = self._making[key] = Future()
+        if other is not None:
+            return other.result()
+        try:
+            array = make()
+        except BaseException as e:
+            with self._lock:
+                del self._making[key]
+            mine.set_exception(e)
+            raise
         with self._lock:
-            if key not in self._held and array.nbytes <= self.limit:
+            del self._making[key]
+            if array.nbytes <= self.limit:
                 self._held[key] = array
                 self.bytes += array.nbytes
                 while self.bytes > self.limit:
                     self.bytes -= self._held.popitem(last=False)[1].nbytes
+        mine.set_result(array)
         return array
 
     def __reduce__(self):
@@ -72,6 +103,12 @@ class View:
             return None
         return torch.from_numpy(self.cache.get((self.mask_path, "mask"), self._mask))
 
+    def prefetch(self) -> None:
+        """Decode into the cache; meant for another thread. An error is that of image() or mask(), when they are called."""
+        if self.cache.limit >= 3 * self.camera.width * self.camera.height:
+            self.image()
+            self.mask()
+
     def _image(self) -> np.ndarray:
         image = _decode(self.path, "RGB")
         if image.size != (self.lens.width, self.lens.height):
@@ -87,7 +124,9 @@ class View:
 
     def _fit(self, pixels: np.ndarray, resample: Image.Resampling) -> np.ndarray:
         """pixels of the file -> pixels of the camera."""
-        if self.lens.distorted:
+        if self.lens.wide:
+            pixels = remap(pixels, self.lens, "nearest" if resample == Image.Resampling.NEAREST else "bilinear")
+        elif self.lens.distorted:
             pixels = _undistort(pixels, self.lens)
         size = (self.camera.width, self.camera.height)
         if size != (pixels.shape[1], pixels.shape[0]):
