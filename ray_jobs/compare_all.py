@@ -34,7 +34,7 @@ from flexgs.raster.cpu import pool
 from flexgs.tracking import Tracking
 from ray_jobs import warm_up
 from ray_jobs.cluster import Cluster
-from ray_jobs.dataset import Dataset, exit_code, unreadable
+from ray_jobs.dataset import Dataset, exit_code, read_all
 from ray_jobs.store import is_remote
 from ray_jobs.train_scene import describe, read_scene
 
@@ -83,7 +83,7 @@ def compare_all(options: CompareAll, args: Sequence[str]) -> int:
     config, experiment = options.checked(args), options.folder
     with warm_up.in_background() as wait_for_kernels, ExitStack() as locks:
         captures = options.captures()
-        errors: dict[str, Exception] = unreadable({capture: options.of(capture, config, args) for capture in captures})
+        _, errors = read_all({capture: options.of(capture, config, args) for capture in captures})
         captures = [capture for capture in captures if capture.name not in errors]
         make_folder(experiment)
         for capture in captures:

@@ -13,7 +13,7 @@ from flexgs.cli import AnyConfig, last_value
 from flexgs.config import Config
 from flexgs.errors import UserError
 from flexgs.files import make_folder
-from flexgs.scene import SYNTHETIC, ensure_synthetic, find_scenes
+from flexgs.scene import SYNTHETIC, Scene, ensure_synthetic, find_scenes
 from flexgs.scene.catalog import CATALOG, DATASETS, PROTOCOLS, find_dataset, say_absent
 from flexgs.tracking import Tracking, sqlite_uri
 from ray_jobs.cluster import IN_JOB, Cluster
@@ -131,20 +131,22 @@ def storage_folder(storage: str | None) -> Path:
     return folder.absolute()
 
 
-def unreadable(captures: Mapping[Path, Config], finished: Collection[str] = ()) -> dict[str, Exception]:
-    """What is wrong with captures that are not finished: better said now than when their turn comes. UserError if all are."""
+def read_all(captures: Mapping[Path, Config], finished: Collection[str] = ()) -> tuple[dict[str, Scene], dict[str, Exception]]:
+    """(the captures that are not finished, what is wrong with others): better said now than when their turn comes. UserError if
+    all are wrong."""
+    scenes: dict[str, Scene] = {}
     wrong: dict[str, Exception] = {}
     for capture, config in captures.items():
         if capture.name not in finished:
             try:
-                read_scene(capture, config)
+                scenes[capture.name] = read_scene(capture, config)
             except UserError as e:
                 wrong[capture.name] = e
     if wrong and len(wrong) == len(captures):
         raise UserError("; ".join(str(e) for e in wrong.values()))
     for name, error in wrong.items():
         print(f"{name}: left out: {error}", flush=True)
-    return wrong
+    return scenes, wrong
 
 
 def exit_code(errors: Mapping[str, Exception]) -> int:

@@ -19,10 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python itself
 from flexgs.cli import guard, parse
 from flexgs.evaluate.table import print_results
 from flexgs.tracking import public
+from flexgs.training.memory import expected_memory
 from ray_jobs import warm_up
 from ray_jobs.batch import Batch
 from ray_jobs.cluster import Cluster, Workers, share_out
-from ray_jobs.dataset import Dataset, exit_code, unreadable
+from ray_jobs.dataset import Dataset, exit_code, read_all
 from ray_jobs.train_scene import SceneJob
 
 
@@ -50,8 +51,8 @@ def train_all(options: TrainAll, args: Sequence[str]) -> int:
     workers = Workers.parse(options.workers, config.batch) if options.workers is not None else None
     with warm_up.in_background() as wait_for_kernels:
         captures, store = options.captures(), options.store()
-        wrong = unreadable({c: options.of(c, config, args) for c in captures},
-                           {c.name for c in captures if (store / c.name).exists("results.json")})
+        scenes, wrong = read_all({c: options.of(c, config, args) for c in captures},
+                                 {c.name for c in captures if (store / c.name).exists("results.json")})
         with Cluster(options.ray_address, options.gpu) as cluster:
             config = options.fitting(config, cluster, args)
             jobs = [SceneJob(capture, store / capture.name, options.of(capture, config, args),
@@ -63,6 +64,9 @@ def train_all(options: TrainAll, args: Sequence[str]) -> int:
                 cluster.wait_for_gpus(least, least * len(jobs))
                 share = share_out(cluster.nodes(least), len(jobs), workers, config.batch)
                 print(f"{len(jobs)} scene{'s' * (len(jobs) > 1)}, {share}; runs go to {store.place()}", flush=True)
+                for job in jobs:
+                    if job.name in scenes:  # not one that had finished, and is to go on
+                        print(f"{job.name}: {expected_memory(scenes[job.name], job.config)}", flush=True)
                 if not share.gpu:
                     wait_for_kernels()
 

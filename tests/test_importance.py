@@ -102,6 +102,7 @@ ORACLES: dict[str, Callable[[Splats, list[Camera]], np.ndarray]] = {
     "c3dgs": colour_sensitivity,
     "opacity": lambda s, c: sigmoid(s),
     "volume": lambda s, c: np.array(volumes(s)),
+    "footprint": lambda s, c: sigmoid(s) * np.array([math.exp((sum(a) - min(a)) / 4) for a in s.scales.tolist()]),
 }
 
 
@@ -113,7 +114,7 @@ def test_score_equals_its_definition(name):
     got = scores(name, Group())
     assert got.dtype == torch.float64
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6 * float(expected.max()))
-    assert name in ("opacity", "volume") or 0 < int((got == 0).sum()) < 20  # some are seen, some are not
+    assert name in ("opacity", "volume", "footprint") or 0 < int((got == 0).sum()) < 20  # some are seen, some are not
 
 
 def test_black_gaussians_count_for_the_colour_sensitivity():

@@ -31,6 +31,9 @@ class Lpips:
         a, b = (x.permute(2, 0, 1)[None].float() for x in (image, target))
         return float(self.net.to(image.device)(a, b, normalize=self.inputs == "[-1, 1]"))
 
+LEAST = 32
+"""Pixels that an image must have across and down: AlexNet leaves nothing of smaller ones."""
+
 
 def load(net: Literal["vgg", "alex"], weights: str | None = None, inputs: Range = "[-1, 1]") -> Lpips | str:
     """LPIPS with this backbone, or the reason why it cannot be had here.

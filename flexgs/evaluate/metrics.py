@@ -51,9 +51,11 @@ def evaluate(model: ElasticModel, scene: Scene, options: Evaluation, background:
     """
     group = group or Group()
     colour = torch.tensor(background, device=model.splats.means.device)
-    loaded = {net: lpips.load(net, options.lpips_weights, options.lpips_range) for net in options.lpips}
-    networks: dict[str, Lpips] = {net: network for net, network in loaded.items() if isinstance(network, Lpips)}
     test, table = chosen(scene.test, options.views), {}
+    smallest = min(min(view.camera.width, view.camera.height) for view in test)
+    loaded = {net: lpips.load(net, options.lpips_weights, options.lpips_range) if smallest >= lpips.LEAST else
+              f"its backbone needs images of {lpips.LEAST} pixels, found {smallest}" for net in options.lpips}
+    networks: dict[str, Lpips] = {net: network for net, network in loaded.items() if isinstance(network, Lpips)}
     for ratio in options.ratios:
         start = clock(colour.device)
         cut = model.cut(ratio)

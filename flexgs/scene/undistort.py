@@ -55,7 +55,7 @@ def _sees(camera: "pycolmap.Camera", x: float, y: float) -> bool:
     """Whether [-x, x] x [-y, y] at depth 1 falls into the image, and the lens does not fold there."""
     side = np.linspace(-1, 1, GRID)
     grid = np.stack([*np.meshgrid(x * side, y * side), np.ones((GRID, GRID))], -1)
-    at = camera.img_from_cam(grid.reshape(-1, 3)).reshape(GRID, GRID, 2)
+    at = np.asarray(camera.img_from_cam(grid.reshape(-1, 3))).reshape(GRID, GRID, 2)
     with np.errstate(invalid="ignore", over="ignore"):
         inside = ((at >= 0) & (at <= (camera.width, camera.height))).all()  # false for NaN: the lens does not see it
         across, down = np.diff(at, axis=1)[:-1], np.diff(at, axis=0)[:, :-1]
@@ -69,7 +69,7 @@ def remap(pixels: Array, lens: "Lens", mode: str) -> Array:
     return found[0].round_().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
-@lru_cache(1)  # the views of one camera follow each other; 16 bytes per pixel while it is made
+@lru_cache(4)  # 8 bytes per pixel each; captures have one camera, or few
 def _sources(lens: "Lens") -> Tensor:
     """[1, H, W, 2] where the centre of each pinhole pixel is in the photograph, whose sides are at -1 and 1."""
     pinhole, camera = lens.pinhole(), lens.colmap()
