@@ -124,6 +124,13 @@ def viewer(trained, capture, tmp_path_factory) -> Iterator[Viewer]:
     viewer.stop()
 
 
+def test_the_viewer_says_where_it_cannot_listen(trained, viewer):
+    taken = int(viewer.url.rstrip("/").rpartition(":")[2])
+    for host, port in (("203.0.113.1", 0), ("127.0.0.1", taken), ("127.0.0.1", 99999)):
+        with pytest.raises(UserError, match=f"--host {host} --port {port}: .*; choose another"):
+            Viewer({"a": open_model(trained)}, None, host, port, "cpu")
+
+
 def test_the_viewer_cuts_compares_and_measures(tab, viewer):
     tab.goto(viewer.url)
     tab.wait_for_selector("text=the nearest test view")

@@ -4,6 +4,7 @@ This machine renders, by the rasterizer that training uses, so it needs no GPU a
 small, and cuts as coarse, as keeps up; when they rest, the whole follows.
 """
 
+import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -54,6 +55,7 @@ class Viewer:
         self.rendering = threading.Lock()  # the rasterizer uses all cores
         self._cuts: OrderedDict[tuple[str, float], Splats] = OrderedDict()
         try:
+            socket.create_server((host, port)).close()  # viser hangs where it cannot listen
             self.server = viser.ViserServer(host, port, label="flexgs", verbose=False)
         except (OSError, OverflowError) as e:
             raise UserError(f"--host {host} --port {port}: {getattr(e, 'strerror', None) or e}; choose another") from None
