@@ -23,6 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    ray = {item.path for item in items if item.get_closest_marker("ray")}
+    for item in items:  # of two processes one does Ray's files, which take half of the time and all cores, one after another
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in ray else item.path.name))
+    items.sort(key=lambda item: item.path not in ray)
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="takes a minute: --slow runs it"))

@@ -18,7 +18,7 @@ from PIL import Image
 from flexgs.cli import parse
 from flexgs.config import Config
 from flexgs.errors import UserError
-from flexgs.scene.capture import LENSES, Lens
+from flexgs.scene.capture import Lens
 from flexgs.scene.synthetic import write_synthetic
 from flexgs.tracking import Tracking, read_jsonl
 from ray_jobs import batch, cluster, compare_all, dataset, schedule, train_all, train_scene
@@ -421,6 +421,7 @@ def shared(tmp_path_factory) -> Path:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_mip_nerf_360_as_released(ray_here, garden_and_bonsai, shared):
     """Each scene at its factor of the protocol; those that are not there are named with how to get them."""
     out = run_job(train_all, shared, "--dataset", "mipnerf360", "--data-root", str(garden_and_bonsai), "--protocol", "field")
@@ -436,6 +437,7 @@ def test_mip_nerf_360_as_released(ray_here, garden_and_bonsai, shared):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_tanks_and_temples_as_released(ray_here, capture, shared, tmp_path):
     """Only images and sparse/0; the cameras are calibrated for images twice as large."""
     truck = released(capture, tmp_path / "truck", calibrated=4)
@@ -448,12 +450,11 @@ def test_tanks_and_temples_as_released(ray_here, capture, shared, tmp_path):
 
 @pytest.mark.ray
 def test_zip_nerf_as_released(ray_here, shared, tmp_path):
-    """With fisheye lenses; undistorted, it is laid out as Mip-NeRF 360 is."""
-    model = "OPENCV_FISHEYE" if "OPENCV_FISHEYE" in LENSES else "OPENCV"  # the nearest that can be loaded
-    lens = Lens(model, 64, 48, (40.0, 40.0, 32.0, 24.0, 0.02, -0.01, 0.0, 0.0))
-    released(write_synthetic("studio", tmp_path / "small", views=12, lens=lens), tmp_path / "berlin-fisheye")
-    run_job(train_all, shared, "--dataset", "zipnerf-fisheye", "--data-root", str(tmp_path))
-    factor, width, resize = measured(shared / "flexgs-zipnerf-fisheye" / "berlin-fisheye")
+    """With fisheye lenses, and under the name of the undistorted release; that is laid out as Mip-NeRF 360 is."""
+    lens = Lens("OPENCV_FISHEYE", 64, 48, (40.0, 40.0, 32.0, 24.0, 0.02, -0.01, 0.0, 0.0))
+    released(write_synthetic("studio", tmp_path / "small", views=12, lens=lens), tmp_path / "berlin")
+    run_job(train_all, shared, "--dataset", "zipnerf", "--data-root", str(tmp_path))
+    factor, width, resize = measured(shared / "flexgs-zipnerf" / "berlin")
     assert (factor, resize) == (4, None) and 16 <= width <= 64  # as large as undistortion leaves the 32 pixels of images_4
 
 
