@@ -25,7 +25,7 @@ train: setup
 	$(VENV)/bin/python ray_jobs/train_all.py $(ARGS)
 
 test: setup
-	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 $(ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff check

@@ -22,11 +22,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests that take a minute each")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log) -> object:
+    """Whole files to each process, and Ray's to one of them: they take half of the time, and two at once all cores."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "ray" if "pytest.mark.ray" in (config.rootpath / path).read_text() else path
+
+    return Files(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    ray = {item.path for item in items if item.get_closest_marker("ray")}
-    for item in items:  # of two processes one does Ray's files, which take half of the time and all cores, one after another
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in ray else item.path.name))
-    items.sort(key=lambda item: item.path not in ray)
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="takes a minute: --slow runs it"))
