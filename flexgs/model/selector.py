@@ -149,7 +149,7 @@ def top(margin: Tensor, ratio: float, tau: float) -> Tensor:
     Our noise-free alternative to supplementary eq. 1-5: what is trained is what is deployed.
     """
     kept = torch.argsort(margin.detach(), descending=True, stable=True)[:count_at(ratio, len(margin))]
-    soft = torch.sigmoid((margin - margin[kept[-1]].detach()) / tau)
+    soft = torch.sigmoid((margin - margin.detach()[kept[-1:]]) / tau)
     return torch.zeros_like(margin).index_fill(0, kept, 1.0) + (soft - soft.detach())
 
 

@@ -63,9 +63,11 @@ def ssim_map(a: Tensor, b: Tensor) -> Tensor:
     taps = torch.exp(-0.5 * (taps / SSIM_SIGMA) ** 2)
     taps = taps / taps.sum()
     a, b = a.permute(2, 0, 1), b.permute(2, 0, 1)
-    fields = torch.stack([a, b, a * a + b * b, a * b]).flatten(0, 1)[:, None]
-    fields = torch.nn.functional.conv2d(fields, taps.view(1, 1, 1, -1), padding=(0, SSIM_TAPS // 2))
-    fields = torch.nn.functional.conv2d(fields, taps.view(1, 1, -1, 1), padding=(SSIM_TAPS // 2, 0))
+    fields = torch.stack([a, b, a * a + b * b, a * b]).flatten(0, 1)[None]
+    # One group per field: several times faster on a CPU, and not done by cuDNN, whose TF32 has too few digits for variances.
+    rows, columns = taps.view(1, 1, 1, -1).repeat(12, 1, 1, 1), taps.view(1, 1, -1, 1).repeat(12, 1, 1, 1)
+    fields = torch.nn.functional.conv2d(fields, rows, padding=(0, SSIM_TAPS // 2), groups=12)
+    fields = torch.nn.functional.conv2d(fields, columns, padding=(SSIM_TAPS // 2, 0), groups=12)
     mu_a, mu_b, squares, product = fields.view(4, *a.shape)
     means, cross = mu_a * mu_a + mu_b * mu_b, mu_a * mu_b
     top = (2 * cross + C1) * (2 * (product - cross) + C2)

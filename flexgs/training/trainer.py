@@ -25,7 +25,7 @@ from flexgs.seeds import generator
 from flexgs.splats import Splats
 from flexgs.training.checkpoint import load_checkpoint, save_checkpoint
 from flexgs.training.densify import Densifier, crosses, reorder
-from flexgs.training.gradients import first_not_finite, summed_gradients
+from flexgs.training.gradients import summed_gradients, totals
 from flexgs.training.losses import as_float, halved, photometric
 from flexgs.training.optim import Optimizer, splat_groups
 
@@ -118,11 +118,14 @@ class Trainer:
             total = [a.add_(b) for a, b in zip(total, view, strict=True)] if total else view
         names = [name for name, _ in self.optimizer.parameters()]
         sums = summed_gradients(dict(zip(["loss", *names], total, strict=True)), self.group, self.config.distributed)
-        if bad := first_not_finite(sums):  # all workers have the same sums, so all end here together
-            what = f"the loss is {float(sums['loss'])}" if bad == "loss" else f"the gradient of {bad} is not finite"
+        read = totals(sums)
+        # All workers have the same sums, so all end here together.
+        if bad := next((name for name, value in read.items() if not math.isfinite(value)), None):
+            what = f"the loss is {read['loss']}" if bad == "loss" else f"the gradient of {bad} is not finite"
             raise NonFiniteLossError(f"scene {self.scene.name}, step {before}: {what}; the last checkpoint is kept; "
                                      "lower the learning rates (--rates) and run again")
-        self._meter.add(float(sums.pop("loss")), self.batch)
+        self._meter.add(read["loss"], self.batch)
+        del sums["loss"]
         self.optimizer.step(list(sums.values()), self._progress(before))
         grow = self.stage == 1
         self.step = before + self.batch
@@ -196,7 +199,7 @@ class Trainer:
             return Selection(slice(0, count))
         assert self.rank is not None
         return self.gsnet.select(self.splats, ratio, self.rank, self._progress(position),
-                                 generator(self.config.seed, "gumbel", position, i))
+                                 generator(self.config.seed, "gumbel", position, i, device=self.device))
 
     def _ratio(self, position: int, i: int) -> float:
         """The ratio of the i-th elastic render of a view."""
