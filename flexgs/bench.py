@@ -138,7 +138,7 @@ def bench_raster(cases: tuple[RasterCase, ...] = CASES, *, threads: tuple[int, .
             splats = random_splats(case.count, sh_degree=sh_degree, points=cloud, size=spread).requires_grad_()
             camera = given.scaled(case.width, case.height) if given else front_camera(case.width, case.height)
             row: dict[str, float] = {"count": case.count, "width": case.width, "height": case.height}
-            args = render, splats, camera
+            args: tuple = (render, splats, camera)
             for n in threads:
                 set_num_threads(n)
                 clock = time.process_time if n == 1 else time.perf_counter

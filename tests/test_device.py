@@ -23,14 +23,15 @@ from flexgs.training.trainer import Trainer
 
 
 def render(splats: Splats, camera: Camera, *, background: Tensor | None = None, sh_degree: int | None = None,
-           mask: Tensor | None = None, contributions: bool = False) -> RenderOutput:  # fmt: skip
+           mask: Tensor | None = None, contributions: str | None = None) -> RenderOutput:  # fmt: skip
     """Stands in for the rasterizer of a GPU: no image, but a function of all that is given."""
     n, device = len(splats), splats.means.device
     means2d = splats.means @ (camera.K @ camera.viewmat[:3, :3])[:2].T
     values = torch.cat([means2d, *(t.reshape(n, -1) for _, t in splats.items())], 1).sum() + (0 if mask is None else mask.sum())
     image = values.expand(camera.height, camera.width, 3) + (0 if background is None else background)
     radii = torch.ones(n, 2, dtype=torch.int32, device=device)
-    return RenderOutput(image, image[..., 0], means2d, radii, torch.ones(n, 3, device=device) if contributions else None)
+    sums = torch.ones(n, 3 if contributions == "all" else 1, device=device)
+    return RenderOutput(image, image[..., 0], means2d, radii, sums if contributions else None)
 
 
 @pytest.fixture(autouse=True)

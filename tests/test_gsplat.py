@@ -143,11 +143,11 @@ def run(backend: Callable, splats: Splats, camera: Camera, degree: int) -> dict[
 
 
 def through_gsplat(splats: Splats, camera: Camera, background: Tensor, degree: int, mask: Tensor) -> tuple:
-    return render_cuda(splats, camera, background, degree, mask, True, CONFIG)
+    return render_cuda(splats, camera, background, degree, mask, "all", CONFIG)
 
 
 def on_the_cpu(splats: Splats, camera: Camera, background: Tensor, degree: int, mask: Tensor) -> tuple:
-    out = render(splats, camera, background=background, sh_degree=degree, mask=mask, contributions=True)
+    out = render(splats, camera, background=background, sh_degree=degree, mask=mask, contributions="all")
     return out.image, out.alpha, out.means2d, out.radii, out.contributions
 
 
@@ -163,9 +163,16 @@ def test_equals_the_cpu_backend(degree: int, size: tuple[int, int]) -> None:
         assert relative_l2(theirs[name][rows], values[rows]) < 1e-4, name
 
 
+def test_the_weights_alone() -> None:
+    splats, camera, black = random_splats(300), front_camera(50, 37), torch.zeros(3)
+    weights = render_cuda(splats, camera, black, 0, None, "weight", CONFIG)[-1]
+    assert torch.equal(weights, render_cuda(splats, camera, black, 0, None, "all", CONFIG)[-1][:, :1])
+    assert relative_l2(weights, render(splats, camera, contributions="weight").contributions) < 1e-4
+
+
 def test_nothing_in_sight() -> None:
     splats, camera = random_splats(20), front_camera(20, 18)
     splats.means[:, 2] = -5
     background = torch.tensor([0.1, 0.6, 0.3])
-    image, alpha, _, radii, sums = render_cuda(splats, camera, background, 0, None, True, CONFIG)
+    image, alpha, _, radii, sums = render_cuda(splats, camera, background, 0, None, "all", CONFIG)
     assert torch.equal(image, background.expand(18, 20, 3)) and not alpha.any() and not radii.any() and not sums.any()

@@ -69,7 +69,7 @@ def compare(splats: Splats, camera: Camera, *, sh_degree: int | None = None, mas
     splats = splats.clone().requires_grad_()
     mask = torch.rand(n, generator=torch.Generator().manual_seed(2)).requires_grad_() if masked else None
     background = torch.tensor([0.2, 0.5, 0.9], requires_grad=True)
-    out = render(splats, camera, background=background, mask=mask, sh_degree=sh_degree, contributions=True)
+    out = render(splats, camera, background=background, mask=mask, sh_degree=sh_degree, contributions="all")
     out.means2d.retain_grad()
     loss_of(out).backward()
 
@@ -145,7 +145,7 @@ def test_extreme_shapes_equal_the_oracle() -> None:
 def test_nothing_to_see(splats: Splats) -> None:
     background = torch.tensor([0.1, 0.2, 0.3])
     splats = splats.clone().requires_grad_()
-    out = render(splats, front_camera(33, 25), background=background, contributions=True)
+    out = render(splats, front_camera(33, 25), background=background, contributions="all")
     assert torch.equal(out.image, background.expand(25, 33, 3))
     assert not out.alpha.any() and not out.radii.any() and not out.contributions.any()
     loss_of(out).backward()
@@ -154,7 +154,7 @@ def test_nothing_to_see(splats: Splats) -> None:
 
 def gradients(splats: Splats, camera: Camera) -> list[Tensor]:
     splats = splats.clone().requires_grad_()
-    out = render(splats, camera, contributions=True)
+    out = render(splats, camera, contributions="all")
     loss_of(out).backward()
     return [out.image, out.alpha, out.contributions, *(t.grad for _, t in splats.items())]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from flexgs.camera import Camera
 from flexgs.distributed import Group
 from flexgs.errors import UserError
-from flexgs.raster import render
+from flexgs.raster import Contributions, render
 from flexgs.scene import View
 from flexgs.splats import Splats
 
@@ -26,7 +26,7 @@ def alpha_t(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
 
     Also EAGLES's influence (Girish et al. 2024) and Mini-Splatting's importance (Fang and Wang 2024).
     """
-    return contributions(splats, views, group)[:, 0]
+    return contributions(splats, views, group, "weight")[:, 0]
 
 
 def opacity_t(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
@@ -36,7 +36,7 @@ def opacity_t(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
 
 def flexgs(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
     """gamma(volume) * sum of alpha*T: FlexGS's paper, eq. 8-10, with LightGaussian's clamp instead of the misprinted max."""
-    return _gamma(volume(splats, views, group)) * contributions(splats, views, group)[:, 0]
+    return _gamma(volume(splats, views, group)) * contributions(splats, views, group, "weight")[:, 0]
 
 
 def lightgaussian(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
@@ -99,14 +99,14 @@ def score(name: str, splats: Splats, views: Sequence[View], group: Group) -> Ten
 
 
 @torch.no_grad()
-def contributions(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
-    """[N, 3] float64 sums over views and pixels: alpha*T, number of pixels reached, T in front."""
+def contributions(splats: Splats, views: Sequence[View], group: Group, which: Contributions = "all") -> Tensor:
+    """[N, 3] float64 sums over views and pixels: alpha*T, number of pixels reached, T in front; [N, 1] the first alone."""
     def sums(camera: Camera) -> Tensor:
-        out = render(splats, camera, contributions=True).contributions
+        out = render(splats, camera, contributions=which).contributions
         assert out is not None
         return out
 
-    return _sum_over_views(sums, (len(splats), 3), splats, views, group)
+    return _sum_over_views(sums, (len(splats), 3 if which == "all" else 1), splats, views, group)
 
 
 def _sum_over_views(of: Callable[[Camera], Tensor], shape: tuple[int, ...], splats: Splats, views: Sequence[View],

@@ -6,12 +6,15 @@ float64 oracle that the tests hold both against.
 
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from flexgs.camera import Camera
 from flexgs.splats import Splats
+
+Contributions = Literal["weight", "all"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class RenderOutput:
     radii: Tensor
     """[N, 2] int32 screen radii in pixels, 0 where the splat is not visible."""
     contributions: Tensor | None
-    """[N, 3] per splat over the pixels it reaches: sum of alpha*T, their number, sum of T. None unless asked for."""
+    """[N, 1 or 3] per splat over the pixels it reaches: sum of alpha*T; of all, also their number and the sum of T."""
 
 
 def render(
@@ -51,7 +54,7 @@ def render(
     background: Tensor | None = None,
     sh_degree: int | None = None,
     mask: Tensor | None = None,
-    contributions: bool = False,
+    contributions: Contributions | None = None,
     config: RasterConfig = RasterConfig(),
 ) -> RenderOutput:
     """Render splats from camera; differentiable in every tensor of splats and in mask.
@@ -61,7 +64,8 @@ def render(
         background: [3] colour behind the splats; None is black.
         sh_degree: use spherical harmonics up to this degree only (training raises it step by step); None uses all.
         mask: [N] factor on the activated opacity (FlexGS supplementary, eq. 8); None is one.
-        contributions: also return the per-splat sums that importance scores are made of.
+        contributions: also return the per-splat sums that importance scores are made of: the first, or all three. Only the
+            first is cheap on CUDA.
     """
     device = splats.means.device
     if background is None:

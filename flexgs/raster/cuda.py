@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flexgs.camera import Camera
 from flexgs.errors import MissingDependencyError
-from flexgs.raster import RasterConfig
+from flexgs.raster import Contributions, RasterConfig
 from flexgs.splats import Splats
 
 TILE = 16
@@ -19,7 +19,7 @@ FIXED = ("alpha_min", "alpha_max", "t_stop", "extent")  # compiled into gsplat
 
 
 def render_cuda(splats: Splats, camera: Camera, background: Tensor, sh_degree: int, mask: Tensor | None,
-                contributions: bool,
+                contributions: Contributions | None,
                 cfg: RasterConfig) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Image, alpha, means2d, radii, contributions; see render()."""
     try:
@@ -35,7 +35,7 @@ def render_cuda(splats: Splats, camera: Camera, background: Tensor, sh_degree: i
     opac = splats.opacities.sigmoid() if mask is None else splats.opacities.sigmoid() * mask
     if len(splats) == 0:  # gsplat divides by the number of splats
         image = background.expand(H, W, 3)
-        sums = means.new_zeros(0, 3) if contributions else None
+        sums = means.new_zeros(0, 3 if contributions == "all" else 1) if contributions else None
         return image, means.new_zeros(H, W), means.new_zeros(0, 2), means.new_zeros(0, 2, dtype=torch.int32), sums
 
     radii, means2d, depths, conics, _ = gsplat.fully_fused_projection(
@@ -57,24 +57,33 @@ def render_cuda(splats: Splats, camera: Camera, background: Tensor, sh_degree: i
     sums = None
     if contributions:
         flat = means2d.detach(), conics[0].detach(), opac.detach()
-        sums = _contributions(gsplat, *flat, W, H, offsets, flatten_ids)
+        sums = _weights(gsplat, *flat, W, H, offsets, flatten_ids)
+        if contributions == "all":
+            sums = torch.cat([sums, _hits(gsplat, *flat, W, H, offsets, flatten_ids)], 1)
     return image[0], alpha[0, ..., 0], means2d, radii[0], sums
 
 
-def _contributions(gsplat: Any, means2d: Tensor, conics: Tensor, opac: Tensor, W: int, H: int, offsets: Tensor,
-                   flatten_ids: Tensor) -> Tensor:  # fmt: skip
-    """[N, 3] sum of alpha * T, number of pixels, sum of T of each splat.
+def _weights(gsplat: Any, means2d: Tensor, conics: Tensor, opac: Tensor, W: int, H: int, offsets: Tensor,
+             flatten_ids: Tensor) -> Tensor:  # fmt: skip
+    """[N, 1] sum of alpha * T of each splat: the gradient of the summed image to its colour.
 
-    The first is the gradient of the summed image to the splat's colour, since image = sum of colour * alpha * T. The
-    others come from gsplat's lists of (splat, pixel) hits, one row of tiles at a time to bound memory. All batches of a
-    row go in one call: a second call would not know which pixels had ended in the first.
+    The image is the sum of colour * alpha * T.
     """
     with torch.enable_grad():
         weight = torch.zeros(len(opac), 1, device=opac.device, requires_grad=True)
         image, _ = gsplat.rasterize_to_pixels(
             means2d[None], conics[None], weight[None], opac[None], W, H, TILE, offsets, flatten_ids
         )
-        (first,) = torch.autograd.grad(image.sum(), weight)
+        return torch.autograd.grad(image.sum(), weight)[0]
+
+
+def _hits(gsplat: Any, means2d: Tensor, conics: Tensor, opac: Tensor, W: int, H: int, offsets: Tensor,
+          flatten_ids: Tensor) -> Tensor:  # fmt: skip
+    """[N, 2] number of pixels and sum of T of each splat, from gsplat's lists of (splat, pixel) hits.
+
+    One row of tiles at a time, to bound memory. All batches of a row go in one call: a second call would not know which
+    pixels had ended in the first.
+    """
     sums = torch.zeros(len(opac), 2, dtype=torch.float64, device=opac.device)
     starts = [*offsets[0, :, 0].tolist(), len(flatten_ids)]
     for row, (begin, end) in enumerate(pairwise(starts)):
@@ -92,7 +101,7 @@ def _contributions(gsplat: Any, means2d: Tensor, conics: Tensor, opac: Tensor, W
         centres = torch.stack([pixels % W, pixels // W], -1) + 0.5
         T = _transmittances(centres - shifted[ids], conics[ids], opac[ids], pixels, W * height)
         sums.index_add_(0, ids, torch.stack([torch.ones_like(T), T], -1))
-    return torch.cat([first, sums.float()], 1)
+    return sums.float()
 
 
 def _transmittances(d: Tensor, conics: Tensor, opac: Tensor, pixels: Tensor, size: int) -> Tensor:

@@ -30,7 +30,7 @@ def run(splats: Splats, device: str, sh_degree: int) -> tuple[RenderOutput, dict
     mask = mask.to(device).requires_grad_()
     background = torch.tensor([0.1, 0.6, 0.3], device=device)
     out = render(splats, front_camera(WIDTH, HEIGHT).to(device), background=background, mask=mask,
-                 sh_degree=sh_degree, contributions=True)  # fmt: skip
+                 sh_degree=sh_degree, contributions="all")  # fmt: skip
     out.means2d.retain_grad()
     ((out.image * cotangent.to(device)).sum() + out.alpha.sum()).backward()
     grads = {name: t.grad.cpu() for name, t in splats.items()}

@@ -14,7 +14,7 @@ from flexgs.raster.cpu.pool import run_ranges, run_strides
 from flexgs.splats import Splats
 
 if TYPE_CHECKING:
-    from flexgs.raster import RasterConfig
+    from flexgs.raster import Contributions, RasterConfig
 
 
 class View(NamedTuple):
@@ -183,7 +183,8 @@ class Rasterize(torch.autograd.Function):
 
 
 def render_cpu(splats: Splats, camera: Camera, background: Tensor, sh_degree: int, mask: Tensor | None,
-               contributions: bool, cfg: "RasterConfig") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+               contributions: "Contributions | None",
+               cfg: "RasterConfig") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Image, alpha, means2d, radii, contributions; see render()."""
     if splats.means.dtype != torch.float32:
         raise TypeError(f"the CPU rasterizer takes float32 splats, not {splats.means.dtype}")
@@ -193,6 +194,7 @@ def render_cpu(splats: Splats, camera: Camera, background: Tensor, sh_degree: in
     )
     colors = SphericalHarmonics.apply(splats.means, splats.sh0, splats.shN, sh_degree, radii, view)
     image, alpha, sums = Rasterize.apply(
-        means2d, conics, opac, colors, background, depths, radii, view, cfg, contributions
+        means2d, conics, opac, colors, background, depths, radii, view, cfg, contributions is not None
     )
-    return image, alpha, means2d, radii, sums if contributions else None
+    wanted = sums if contributions == "all" else sums[:, :1]
+    return image, alpha, means2d, radii, wanted if contributions else None
