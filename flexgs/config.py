@@ -112,6 +112,8 @@ class Ratios:
     """log_uniform, uniform: one elastic render per view and band, its ratio drawn within. Empty: no elastic render."""
     values: tuple[float, ...] = (0.01, 0.05, 0.10, 0.15)
     """random and round_robin: one elastic render per view at one of these."""
+    upper_every: int = 0
+    """log_uniform, uniform: every so many views one more render, above the bands and below the whole model; 0: never."""
     alternate: bool = False
     """Render the whole model at even views and the last band at odd ones, instead of both at each."""
     half_above: float | None = 64.0
@@ -119,8 +121,14 @@ class Ratios:
 
     @property
     def renders(self) -> int:
-        """Elastic renders per view."""
+        """Elastic renders per view, but for that of upper_every."""
         return len(self.bands) if self.sampling in ("log_uniform", "uniform") else 1
+
+    @property
+    def upper(self) -> bool:
+        """Whether upper_every asks for a render and the bands leave room for it."""
+        banded = self.sampling in ("log_uniform", "uniform") and len(self.bands) > 0
+        return self.upper_every > 0 and banded and self.bands[-1][1] < 1
 
 
 @dataclass
@@ -310,6 +318,8 @@ class Config:
         for low, high in self.ratios.bands:
             if not 0 < low < high <= 1:
                 raise UserError(f"--ratios.bands: found {low} {high}, expected 0 < low < high <= 1")
+        if self.ratios.upper_every < 0:
+            raise UserError(f"--ratios.upper-every: found {self.ratios.upper_every}, expected at least 0")
         positive = ("steps", "batch", "report_every", "checkpoint_every", "check_every",
                     "data.factor", "data.test_every", "base.max_splats", "base.grow_every", "gsnet.refresh")
         for option in positive:
@@ -414,10 +424,12 @@ def _read(kind: Any, value: Any, where: str) -> Any:
 
 def _default(config: Config) -> None:
     """Ours: sampled order, per-Gaussian deltas, three elastic renders per view."""
+    config.ratios.upper_every = 8
 
 
 def _fast(config: Config) -> None:
     """The default with the two costliest renders in turn: the whole model and the largest cut."""
+    _default(config)
     config.ratios.alternate = True
 
 
@@ -530,6 +542,7 @@ def _scratch(config: Config) -> None:
 
 def _smoke(config: Config) -> None:
     """Seconds on any machine, for tests."""
+    _default(config)
     config.steps, config.report_every, config.checkpoint_every, config.check_every = 200, 50, 100, 50
     config.base.max_splats, config.base.grow_every, config.base.sh_degree = 4_000, 40, 1
 

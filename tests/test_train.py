@@ -345,3 +345,21 @@ def test_presets_train_both_stages(preset, scene, config):
     trainer.fit(QUIET, forget)
     assert len(trainer.splats) == count_at(chosen.order.keep, len(base))
     assert not torch.isin(trainer.splats.sh0[:, 0], base.sh0[:, 0]).any()  # every one has moved
+
+
+@pytest.mark.parametrize(("preset", "whole"), [("default", 1), ("fast", 2)])
+def test_which_views_render_what(preset, whole, scene, config, monkeypatch) -> None:
+    config.ratios = Config.from_preset(preset).ratios
+    trainer = Trainer(config, scene)
+    trainer.fit(QUIET, forget, until=60)
+    seen: dict[str, set[int]] = {"whole": set(), "upper": set(), "small": set()}
+
+    def watched(splats, *args, **options):
+        e = len(splats) / len(trainer.splats)
+        seen["whole" if e == 1 else "upper" if e > 0.6 else "small"].add(trainer.step)
+        return render(splats, *args, **options)
+
+    monkeypatch.setattr("flexgs.training.trainer.render", watched)
+    while trainer.step < 76:
+        trainer.train_step()
+    assert seen == {"whole": set(range(60, 76, whole)), "upper": {64, 72}, "small": set(range(60, 76))}

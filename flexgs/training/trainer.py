@@ -158,6 +158,8 @@ class Trainer:
             total += loss.detach()
         for i in range(ratios.renders - (whole and ratios.alternate)):
             total += self._elastic_loss(position, i, camera, target, mask, 1 / (self.batch * ratios.renders))
+        if ratios.upper and position % ratios.upper_every == 0:
+            total += self._elastic_loss(position, ratios.renders, camera, target, mask, 1 / self.batch)
         return total
 
     def _elastic_loss(self, position: int, i: int, camera: Camera, target: Tensor, mask: Tensor | None,
@@ -209,7 +211,7 @@ class Trainer:
         u = float(torch.rand((), generator=generator(self.config.seed, "ratio", position, i), dtype=torch.float64))
         if r.sampling == "random":
             return r.values[int(u * len(r.values))]
-        low, high = r.bands[i]
+        low, high = r.bands[i] if i < r.renders else (r.bands[-1][1], 1.0)
         return low + (high - low) * u if r.sampling == "uniform" else low * (high / low) ** u
 
     def _sh_degree(self, position: int) -> int:
