@@ -17,9 +17,9 @@ class OfCaptures(Study):
 
     def captures(self) -> list[Path]:
         if self.scenes is None:
-            size = {"views": 10, "width": 64, "height": 48} if self.tiny else {}
-            folder = self.output / "captures" / ("tiny" if self.tiny else "usual") / "studio"
-            return [folder if folder.is_dir() else write_synthetic("studio", folder, **size)]
+            views, width, height = (10, 64, 48) if self.tiny else (48, 416, 312)
+            folder = self.output / "captures" / f"{width}x{height}" / "studio"
+            return [folder if folder.is_dir() else write_synthetic("studio", folder, views=views, width=width, height=height)]
         if not self.scenes.is_dir():
             raise UserError(f"--scenes {self.scenes}: no such folder; expected a folder of captures")
         found = {path.name: path for path in sorted(self.scenes.iterdir()) if path.is_dir()}

@@ -31,8 +31,8 @@ RASTER_BOUNDS = {"image max": 5e-3, "image mean": 1e-5, "alpha max": 5e-3, "radi
                  **dict.fromkeys(GRADIENTS, 1e-3)}
 """Largest and mean difference, share of the Gaussians that only one backend sees, and |a - b| / |b| of sums and gradients."""
 LOSS_BOUNDS = {"loss": 1e-5, "loss gradient": 1e-3, "ssim": 1e-5}
-"""Differences of the loss and of the metric, |a - b| / |b| of the gradient. float32 keeps them a hundred times smaller; a
-convolution in TensorFloat-32 does not."""
+"""Differences of the loss and of the metric, |a - b| / |b| of the gradient. On the CPU, flexgs's kernel and the convolutions of
+torch in float32 differ by 5e-7 and 4e-5; convolutions rounded to TensorFloat-32, which cuDNN may choose, by 6e-3 and 8e-2."""
 CAMERAS = 3
 
 
@@ -90,11 +90,11 @@ def exceeded(differences: Row) -> Row:
 def raster_differences(splats: Splats, camera: Camera, device: str, sh_degree: int | None = None) -> Row:
     """What RASTER_BOUNDS names, of the backend of device against the CPU's."""
     (a, grads_a), (b, grads_b) = (_rendered(splats, camera, d, sh_degree) for d in (device, "cpu"))
-    image = (a.image.cpu() - b.image).abs()
+    image, alpha = ((x.detach().cpu() - y.detach()).abs() for x, y in ((a.image, b.image), (a.alpha, b.alpha)))
     assert a.contributions is not None and b.contributions is not None
     return {
         "image max": float(image.max()), "image mean": float(image.mean()),
-        "alpha max": float((a.alpha.cpu() - b.alpha).abs().max()),
+        "alpha max": float(alpha.max()),
         "radii": float(((a.radii.cpu() > 0) != (b.radii > 0)).any(dim=1).float().mean()),
         **{name: relative_l2(a.contributions[:, i].cpu(), b.contributions[:, i]) for i, name in enumerate(SUMS)},
         **{name: relative_l2(grads_a[name], grads_b[name]) for name in GRADIENTS},
@@ -112,18 +112,18 @@ def _rendered(splats: Splats, camera: Camera, device: str, sh_degree: int | None
     out.means2d.retain_grad()
     ((out.image * cotangent.to(device)).sum() + out.alpha.sum()).backward()
     gradients = {**dict(splats.items()), "mask": mask, "means2d": out.means2d}
-    return out, {name: t.grad.cpu() for name, t in gradients.items()}
+    return out, {name: t.grad.cpu() for name, t in gradients.items() if t.grad is not None}
 
 
 def loss_differences(width: int, height: int, device: str) -> Row:
     """What LOSS_BOUNDS names, of a render, with its flat background, and the same with noise."""
     target = render(random_splats(500), front_camera(width, height)).image.clamp(0, 1)
-    noisy = target + 0.02 * torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
-    found = []
+    found, noisy = [], target + 0.02 * torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
     for d in (device, "cpu"):
         image = noisy.to(d).requires_grad_()
         loss = photometric(image, target.to(d))
         loss.backward()
-        found.append((loss.item(), image.grad.cpu(), float(ssim(noisy.to(d), target.to(d)))))
+        assert image.grad is not None
+        found.append((loss.item(), image.grad.cpu(), ssim(noisy.to(d), target.to(d)).item()))
     (loss_a, gradient_a, ssim_a), (loss_b, gradient_b, ssim_b) = found
     return {"loss": abs(loss_a - loss_b), "loss gradient": relative_l2(gradient_a, gradient_b), "ssim": abs(ssim_a - ssim_b)}

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -15,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from flexgs.cli import pick_device
-from flexgs.doctor import installed
+from flexgs.doctor import _said, installed
 from flexgs.errors import MissingDependencyError, UserError
 from flexgs.files import atomic_file, make_folder, write_json
 from flexgs.raster import clock
@@ -67,7 +66,7 @@ class Study:
             if part in self.rows:
                 continue
             start = time.monotonic()
-            if self.left < longest or self.left <= 0:
+            if self.left <= longest:
                 missing.append(part)
                 continue
             try:
@@ -105,9 +104,10 @@ class Study:
         rows = [{"case": part, **row} for part, rows in self.rows.items() for row in rows]
         columns = list(dict.fromkeys(key for row in rows for key in row))
         lines = [f"{about['study']}: {about['device']}, driver {about['driver']}, torch {about['torch']}, "
-                 f"CUDA {about['cuda']}, gsplat {about['gsplat']}, commit {about['git_sha']}", "",
-                 "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|",
-                 *("| " + " | ".join(text(row.get(column)) for column in columns) + " |" for row in rows)]
+                 f"CUDA {about['cuda']}, gsplat {about['gsplat']}, commit {about['git_sha']}"]
+        if rows:
+            lines += ["", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|",
+                      *("| " + " | ".join(text(row.get(column)) for column in columns) + " |" for row in rows)]
         if missing:
             lines += ["", f"Missing, out of time; the same command goes on: {'; '.join(missing)}"]
         return "\n".join(lines) + "\n"
@@ -118,8 +118,7 @@ def hardware(device: str) -> Row:
     name, driver = f"CPU ({platform.machine()})", None
     if device != "cpu":
         name = torch.cuda.get_device_name()
-        driver = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True,
-                                text=True, check=True).stdout.split()[0]
+        driver = _said(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]).partition("\n")[0] or None
     return {"device": name, "driver": driver, "torch": torch.__version__, "cuda": torch.version.cuda,
             "gsplat": installed("gsplat"), "python": platform.python_version()}
 
