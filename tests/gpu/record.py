@@ -61,27 +61,22 @@ class Study:
         about = {"study": name, **hardware(self.device), "git_sha": git_sha(),
                  "settings": json.loads(json.dumps(settings, default=str))}
         self.rows = kept(self.output / f"{name}.json", about)
-        missing, longest = [], 0.0
-        for part, measure in self.parts():
-            if part in self.rows:
+        parts, longest = dict(self.parts()), 0.0
+        for part, measure in parts.items():
+            if part in self.rows or self.left <= longest:
                 continue
             start = time.monotonic()
-            if self.left <= longest:
-                missing.append(part)
-                continue
             try:
                 self.rows[part] = list(measure())
             except torch.OutOfMemoryError:
                 self.rows[part] = [{"remark": "out of GPU memory"}]
             except OutOfTimeError:
-                missing.append(part)
                 continue
             seconds = time.monotonic() - start
             longest = 0.0 if self.stops_itself else max(longest, seconds)
             print(f"{name}: {part}: {seconds:.0f} s", file=sys.stderr, flush=True)
-            self.write(about, [])
-        self.write(about, missing)
-        print(self.page(about, missing))
+            self.write(about, parts)
+        print(self.write(about, parts))
         return int(any(row.get("pass") is False for rows in self.rows.values() for row in rows))
 
     stops_itself: ClassVar[bool] = False
@@ -92,25 +87,24 @@ class Study:
         """Seconds."""
         return 60 * self.minutes - (time.monotonic() - self.began)
 
-    def write(self, about: Row, missing: list[str]) -> None:
+    def write(self, about: Row, parts: Iterable[str]) -> str:
+        """Write what is there and what is missing; returns it as Markdown."""
         name, date = about["study"], datetime.now(UTC).isoformat(timespec="seconds")
-        rows = [{"case": part, **row} for part, rows in self.rows.items() for row in rows]
-        write_json(make_folder(self.output) / f"{name}.json", {**about, "date": date, "missing": missing, "rows": rows})
-        with atomic_file(self.output / f"{name}.md") as out:
-            out.write_text(self.page(about, missing))
-
-    def page(self, about: Row, missing: list[str]) -> str:
-        """The table in Markdown, what it was measured on above it."""
-        rows = [{"case": part, **row} for part, rows in self.rows.items() for row in rows]
+        missing = [part for part in parts if part not in self.rows]
+        rows = [{"case": part, **row} for part in parts for row in self.rows.get(part, [])]
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        lines = [f"{about['study']}: {about['device']}, driver {about['driver']}, torch {about['torch']}, "
-                 f"CUDA {about['cuda']}, gsplat {about['gsplat']}, commit {about['git_sha']}"]
+        lines = [f"{name}: {about['device']}, driver {about['driver']}, torch {about['torch']}, CUDA {about['cuda']}, "
+                 f"gsplat {about['gsplat']}, commit {about['git_sha']}, {date}"]
         if rows:
             lines += ["", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|",
                       *("| " + " | ".join(text(row.get(column)) for column in columns) + " |" for row in rows)]
         if missing:
             lines += ["", f"Missing, out of time; the same command goes on: {'; '.join(missing)}"]
-        return "\n".join(lines) + "\n"
+        page = "\n".join(lines) + "\n"
+        write_json(make_folder(self.output) / f"{name}.json", {**about, "date": date, "missing": missing, "rows": rows})
+        with atomic_file(self.output / f"{name}.md") as out:
+            out.write_text(page)
+        return page
 
 
 def hardware(device: str) -> Row:

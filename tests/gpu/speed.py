@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import torch
 
-from flexgs.raster import clock
+from flexgs.raster import clock, render
 from flexgs.training import trainer as module
 from flexgs.training.trainer import Trainer
 from tests.gpu.record import Part, Row, Study
@@ -40,6 +40,7 @@ class Speed(Study):
             yield f"{count:,} Gaussians", partial(self.compared, count)
         for count in self.sizes:
             yield f"{count:,} Gaussians, default in pieces", partial(self.in_pieces, count)
+            yield f"{count:,} Gaussians, one image", partial(self.one_image, count)
 
     def compared(self, count: int) -> Iterator[Row]:
         scene, device = scene_of(self.image), torch.device(self.device)
@@ -77,6 +78,18 @@ class Speed(Study):
                 found[name].append(value)
         for name, values in found.items():
             yield {"step": name, "ms": 1e3 * statistics.median(values)}
+
+    @torch.no_grad()
+    def one_image(self, count: int) -> list[Row]:
+        """Forward only. The contributions are what importance costs per view: once, and for GsNet every 1000 views."""
+        device, times = torch.device(self.device), defaultdict(list)
+        splats, camera = start(count).to(device), scene_of(self.image).train[0].camera.to(device)
+        for _ in range(self.repeats + 1):
+            for name, contributions in {"render": False, "render, with contributions": True}.items():
+                begun = clock(device)
+                render(splats, camera, contributions=contributions)
+                times[name].append(clock(device) - begun)
+        return [{"step": name, "ms": 1e3 * statistics.median(values[1:])} for name, values in times.items()]
 
 
 @contextmanager
