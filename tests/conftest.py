@@ -5,10 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 
 from flexgs.config import Config
 from flexgs.scene import load_scene
@@ -97,6 +95,9 @@ def real_scenes() -> Path:
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
     """A bucket of an S3 server on loopback: its URI, with {} for the path in it."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
