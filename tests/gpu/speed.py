@@ -34,7 +34,7 @@ class Speed(Study):
     repeats: int = 7
     """Rounds of 8 steps of each method; medians are told."""
 
-    TINY: ClassVar[Row] = {"sizes": (500,), "image": (64, 48), "repeats": 2}
+    TINY: ClassVar[Row] = {"sizes": (500,), "image": (64, 48), "repeats": 1}
 
     def parts(self) -> Iterable[Part]:
         for count in self.sizes:
