@@ -42,7 +42,8 @@ def test_a_study_goes_on_where_its_minutes_ended(tmp_path, capsys):
     assert found["missing"] == [] and cases(found) == nothing["missing"]
     ms = {row["step"]: row.get("ms") for row in found["rows"]}
     assert all(ms[name] > 0 for name in ("plain", "default", "fast", "paper", "whole render", "elastic renders", "loss",
-                                         "backward", "Adam", "all", "render", "render, with sums of alpha T", "render, with all contributions"))
+                                         "backward", "Adam", "all", "render", "render, with sums of alpha T",
+                                         "render, with all contributions"))
     if "CPU" in found["device"]:
         assert ms["gsplat"] is None and "needs a GPU" in found["rows"][0]["remark"]
     assert run("speed", tmp_path)["rows"] == found["rows"]  # kept, to the last digit
