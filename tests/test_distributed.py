@@ -1,5 +1,6 @@
 """Two real gloo workers against one."""
 
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from flexgs.training.gradients import summed_gradients
 from flexgs.training.trainer import NonFiniteLossError, Trainer
 from tests.conftest import random_splats
 
+# Workers are forked from a server that has imported what takes them seconds each; the last comes with torch's optimizers.
+multiprocessing.set_forkserver_preload([__name__, "flexgs.raster.cpu.warmup", "flexgs.training.cpu_ssim", "torch._dynamo"])
+
 
 def _worker(rank: int, world: int, port: int, work, arguments) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
@@ -35,7 +39,7 @@ def _worker(rank: int, world: int, port: int, work, arguments) -> None:
 
 def spawn(world: int, work, *arguments) -> None:
     port = 20000 + os.getpid() % 20000
-    mp.spawn(_worker, (world, port, work, arguments), nprocs=world, join=True)
+    mp.start_processes(_worker, (world, port, work, arguments), nprocs=world, start_method="forkserver")
 
 
 def _train(group: Group, capture, config: Config, out) -> None:
