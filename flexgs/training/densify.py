@@ -72,7 +72,7 @@ class Densifier:
     def _reset_opacities(self, splats: Splats, optimizer: Optimizer) -> None:
         """Opacities to at most 0.01 and their moments to zero."""
         splats.opacities.data.clamp_(max=math.log(0.01 / 0.99))
-        state = optimizer.adam.state[splats.opacities]
+        state = optimizer.state[splats.opacities]
         state["exp_avg"].zero_()
         state["exp_avg_sq"].zero_()
 
