@@ -164,7 +164,8 @@ def test_a_full_disk_loses_nothing(capture, small_disk, tmp_path, capsys):
 
 def test_killed_at_any_moment_and_started_again(capture, tmp_path):
     """SIGKILL in stage 1 and again in stage 2; the model and its figures are those of an uninterrupted run, bit for bit."""
-    command = [sys.executable, "-m", "flexgs", "train", str(capture), *SMALL, "--steps", "400", "--checkpoint-every", "20"]
+    command = [sys.executable, "-m", "flexgs", "train", str(capture), *SMALL, "--steps", "400", "--checkpoint-every", "20",
+               "--evaluation.lpips"]
 
     def start(folder: str) -> subprocess.Popen:
         return subprocess.Popen([*command, "--output", str(tmp_path / folder)], stdout=subprocess.DEVNULL,

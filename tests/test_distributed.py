@@ -22,8 +22,9 @@ from flexgs.training.gradients import summed_gradients
 from flexgs.training.trainer import NonFiniteLossError, Trainer
 from tests.conftest import random_splats
 
-# Workers are forked from a server that has imported what takes them seconds each; the last comes with torch's optimizers.
-multiprocessing.set_forkserver_preload([__name__, "flexgs.raster.cpu.warmup", "flexgs.training.cpu_ssim", "torch._dynamo"])
+# Workers are forked from a server that has imported what takes them seconds each; the last is what torch.testing imports.
+multiprocessing.set_forkserver_preload([__name__, "flexgs.raster.cpu.warmup", "flexgs.training.cpu_ssim",
+                                        "torch.distributed.tensor"])
 
 
 def _worker(rank: int, world: int, port: int, work, arguments) -> None:

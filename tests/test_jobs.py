@@ -27,7 +27,7 @@ from ray_jobs import batch, cluster, compare_all, dataset, schedule, train_all, 
 from ray_jobs.store import Store
 
 TINY = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "600", "--base.grow-every", "20",
-        "--report-every", "20", "--checkpoint-every", "40", "--evaluation.ratios", "0.05", "1"]
+        "--report-every", "20", "--checkpoint-every", "40", "--evaluation.ratios", "0.05", "1", "--evaluation.lpips"]
 LONG = ["--steps", "1600", "--checkpoint-every", "800", "--workers", "1:2"]
 
 
@@ -346,7 +346,8 @@ def test_methods_are_compared_over_captures(two_scenes, capture, tmp_path):
 
 # ---------------------------------------------------------------------- datasets as they are released
 
-SIZES = ("--preset", "smoke", "--steps", "40", "--base.max-splats", "600", "--evaluation.ratios", "0.05", "1")
+SIZES = ("--preset", "smoke", "--steps", "40", "--base.max-splats", "600", "--evaluation.ratios", "0.05", "1",
+         "--evaluation.lpips")
 
 
 def released(capture: Path, folder: Path, calibrated: int = 2) -> Path:

@@ -28,7 +28,7 @@ from tuning.trial import NUMBER, Record, Search, begun, run_trial
 
 ELASTIC = [name for name, preset in PRESETS.items() if name not in ("plain", "lightgs", "c3dgs", "eagles", "scratch")]
 TINY = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "400", "--base.grow-every", "20",
-        "--evaluation.ratios", "0.05", "1", "--ray-address", "local"]
+        "--evaluation.ratios", "0.05", "1", "--evaluation.lpips", "--ray-address", "local"]
 
 
 @pytest.mark.parametrize("size", [False, True])
