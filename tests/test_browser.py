@@ -36,7 +36,7 @@ def browser():
 
 @pytest.fixture
 def tab(browser):
-    tab = browser.new_page(viewport={"width": 640, "height": 400})
+    tab = browser.new_page(viewport={"width": 480, "height": 300})
     tab.set_default_timeout(60_000)
     tab.errors = []
     tab.on("pageerror", lambda error: tab.errors.append(str(error)))
@@ -55,9 +55,9 @@ def page(trained, tmp_path_factory) -> Path:
 
 
 def picture(tab, differs_from: np.ndarray | None = None) -> np.ndarray:
-    """The left half of the window above the panel, once it shows something new: software draws it, which takes a while."""
+    """The left of the window, which no panel covers, once it shows something new: software draws it, which takes a while."""
     for _ in range(60):
-        seen = np.asarray(Image.open(io.BytesIO(tab.screenshot())).convert("RGB"), float)[:300, :320]
+        seen = np.asarray(Image.open(io.BytesIO(tab.screenshot())).convert("RGB"), float)[:225, :200]
         if seen.std() > 5 and (differs_from is None or np.abs(seen - differs_from).mean() > 1):
             return seen
         tab.wait_for_timeout(500)

@@ -161,7 +161,7 @@ def test_a_scene_whose_machine_has_gone_goes_on_on_another(tmp_path, monkeypatch
         starts.append((job.name, job.machine, job.workers))
         if job.machine == "a":
             del machines["a"]
-            for _ in range(100):
+            for _ in range(1000):
                 if (job.folder / train_scene.STOP).exists():
                     return None
                 threading.Event().wait(0.1)  # not time.sleep, which brings the other machine

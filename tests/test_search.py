@@ -219,6 +219,7 @@ def test_killed_and_started_again_a_search_goes_on(capture, tmp_path):
 
     first = start(capture.parent, tmp_path, "--trials", "3", "--confirm", "0", "--max-concurrent", "1")
     wait_for(first, lambda: any(r.status == "finished" for r in records().values()))
+    wait_for(first, lambda: any(folder.glob("trials/*/mlflow.json")))  # else MLflow may have a run that no folder knows of
     first.send_signal(signal.SIGKILL)
     first.wait()
     before = {file: file.stat().st_mtime_ns for file in folder.glob("trials/*/trial.json")
