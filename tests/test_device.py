@@ -40,8 +40,6 @@ def meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(importance, "render", render)
     monkeypatch.setattr(module, "totals", lambda named: dict.fromkeys(named, 0.0))
     monkeypatch.setattr(module, "generator", lambda *key, device="cpu": seeds.generator(*key))  # there is none of this device
-    adam = torch.optim.Adam
-    monkeypatch.setattr(torch.optim, "Adam", lambda *a, fused, **k: adam(*a, foreach=False, **k))
     # How many Gaussians GsNet draws is the one size that depends on values; here it takes all.
     with torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True):
         yield

@@ -6,6 +6,7 @@ and features.N.bias: vgg16_features_f16.pth and alexnet_features_f16.pth. The li
 
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 from flexgs.errors import UserError
 
 WEIGHTS_VARIABLE = "FLEXGS_LPIPS_WEIGHTS"
+CURE = "Give a folder of weights: evaluation.lpips_weights"
 FILES = {"vgg": "vgg16_features_f16.pth", "alex": "alexnet_features_f16.pth"}
 Range = Literal["[-1, 1]", "[0, 1]"]
+LEAST = 32
+"""Pixels that an image must have across and down: AlexNet leaves nothing of smaller ones."""
 
 
 class Lpips:
@@ -31,9 +35,6 @@ class Lpips:
         a, b = (x.permute(2, 0, 1)[None].float() for x in (image, target))
         return float(self.net.to(image.device)(a, b, normalize=self.inputs == "[-1, 1]"))
 
-LEAST = 32
-"""Pixels that an image must have across and down: AlexNet leaves nothing of smaller ones."""
-
 
 def load(net: Literal["vgg", "alex"], weights: str | None = None, inputs: Range = "[-1, 1]") -> Lpips | str:
     """LPIPS with this backbone, or the reason why it cannot be had here.
@@ -42,9 +43,11 @@ def load(net: Literal["vgg", "alex"], weights: str | None = None, inputs: Range 
     inputs: the range that the network is given. [-1, 1] is what LPIPS was made for; FlexGS's figures come from [0, 1].
     UserError if weights is given and does not hold what it should.
     """
+    folder = weights or os.environ.get(WEIGHTS_VARIABLE)
+    if not folder and find_spec("torchvision") is None:
+        return f"its backbone cannot be had: torchvision is not installed. {CURE}"
     from torchmetrics.functional.image import lpips as module  # a second to import
 
-    folder = weights or os.environ.get(WEIGHTS_VARIABLE)
     original = module._get_tv_model_features
     if folder:
         features = _features(net, Path(folder) / FILES[net])
@@ -52,7 +55,7 @@ def load(net: Literal["vgg", "alex"], weights: str | None = None, inputs: Range 
     try:
         return Lpips(module._NoTrainLpips(net=net), inputs)
     except (ImportError, RuntimeError, OSError) as e:
-        return f"its backbone cannot be had: {str(e).splitlines()[0]} Give a folder of weights: evaluation.lpips_weights"
+        return f"its backbone cannot be had: {str(e).splitlines()[0]} {CURE}"
     finally:
         module._get_tv_model_features = original
 
