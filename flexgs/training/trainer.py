@@ -156,10 +156,11 @@ class Trainer:
             loss = photometric(out.image, target, l1=weights.full_l1, ssim=weights.full_ssim, mask=mask) / self.batch
             loss.backward()
             total += loss.detach()
-        for i in range(ratios.renders - (whole and ratios.alternate)):
-            total += self._elastic_loss(position, i, camera, target, mask, 1 / (self.batch * ratios.renders))
+        cuts = [*range(ratios.renders - (whole and ratios.alternate))]
         if ratios.upper and position % ratios.upper_every == 0:
-            total += self._elastic_loss(position, ratios.renders, camera, target, mask, 1 / self.batch)
+            cuts.append(ratios.renders)
+        for i in cuts:
+            total += self._elastic_loss(position, i, camera, target, mask, 1 / (self.batch * ratios.renders))
         return total
 
     def _elastic_loss(self, position: int, i: int, camera: Camera, target: Tensor, mask: Tensor | None,
