@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -290,17 +291,25 @@ def last_value(flag: str, args: Sequence[str]) -> str | None:
     return values[-1] if values else None
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what schedulers send to end a run."""
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
 def guard(main: Callable[[], int | None]) -> int:
     """Run main; the exit code: what it returns or 0, 2 with one line for a user's mistake, 1 with one line where memory or disk
-    ran out, 130 for Ctrl-C."""
+    ran out, 130 for Ctrl-C, 143 for SIGTERM."""
     try:
         return main() or 0
     except UserError as e:
         print(f"flexgs: {e}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
         print("flexgs: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
+        return 143 if isinstance(e, Terminated) else 130
     except BrokenPipeError:  # the reader, such as head, has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as e:
@@ -324,6 +333,7 @@ def main() -> None:
         for name, command in COMMANDS.items():
             print(f"  {name:8} {(command.__doc__ or '').splitlines()[0]}", file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else 2)
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(guard(lambda: parse(COMMANDS[args[0]], args[1:], f"flexgs {args[0]}")()))
 
 

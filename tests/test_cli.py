@@ -162,6 +162,18 @@ def test_a_full_disk_loses_nothing(capture, small_disk, tmp_path, capsys):
     assert steps == [20, 40, 60, 80]
 
 
+def test_a_scheduler_ends_a_run(capture, tmp_path):
+    """SIGTERM: one line, no stack trace, and the code that shells know."""
+    process = subprocess.Popen([sys.executable, "-m", "flexgs", "train", str(capture), *SMALL, "--steps", "100000",
+                                "--output", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()  # it trains
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert errors == "flexgs: interrupted; the same command continues from the last checkpoint\n"
+
+
 def test_killed_at_any_moment_and_started_again(capture, tmp_path):
     """SIGKILL in stage 1 and again in stage 2; the model and its figures are those of an uninterrupted run, bit for bit."""
     command = [sys.executable, "-m", "flexgs", "train", str(capture), *SMALL, "--steps", "400", "--checkpoint-every", "20",

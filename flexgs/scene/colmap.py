@@ -5,11 +5,14 @@ an allocation without bound. So binary files are walked first, header by header,
 """
 
 import mmap
+import signal
 import struct
+import threading
 import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -30,13 +33,21 @@ def find_model(root: Path) -> Path | None:
     return None
 
 
+def library() -> ModuleType:
+    """pycolmap. Its import would answer SIGTERM, by which schedulers end a run, with a stack trace; here that stays as it was."""
+    import pycolmap
+
+    if threading.current_thread() is threading.main_thread():  # no other may say what a signal does
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
+    return pycolmap
+
+
 def read_colmap(model: Path, images: Path) -> Capture:
     """The reconstruction in the folder model of the photographs in the folder images.
 
     UserError if a file is absent, truncated or damaged, or a camera model is not supported.
     """
-    import pycolmap
-
+    pycolmap = library()
     suffix = _suffix(model)
     if suffix == ".bin":
         for part in (*PARTS, "rigs", "frames"):
@@ -172,8 +183,7 @@ _RECORDS: dict[str, Callable[[_Bytes], None]] = {
 
 @cache
 def _parameter_count(model: int) -> int | None:
-    import pycolmap
-
+    pycolmap = library()
     try:
         return len(pycolmap.Camera.create_from_model_id(1, pycolmap.CameraModelId(model), 1.0, 1, 1).params)
     except (ValueError, IndexError):

@@ -16,6 +16,7 @@ from PIL import Image
 
 from flexgs.errors import UserError
 from flexgs.scene.capture import Lens
+from flexgs.scene.colmap import library
 
 if TYPE_CHECKING:
     from flexgs.scene.tracer import Tracer
@@ -130,8 +131,7 @@ def _seen(tracer: "Tracer", lens: Lens, viewmat: Array, image: Array, count: int
 
 
 def _write_model(model: Path, lens: Lens, poses: list[Array], points: list[tuple[Array, Array]]) -> None:
-    import pycolmap
-
+    pycolmap = library()
     found = pycolmap.Reconstruction()
     camera = lens.colmap()
     camera.camera_id = 1
