@@ -34,7 +34,7 @@ def find_model(root: Path) -> Path | None:
 
 
 def library() -> ModuleType:
-    """pycolmap. Its import would answer SIGTERM, by which schedulers end a run, with a stack trace; here that stays as it was."""
+    """pycolmap. Its import makes SIGTERM, by which schedulers end a run, print a stack trace; that is undone here."""
     import pycolmap
 
     if threading.current_thread() is threading.main_thread():  # no other may say what a signal does
