@@ -149,6 +149,7 @@ def test_run_folder_holds_what_it_promises(scene, config, tmp_path):
     assert lines == [20, 40, 60, 80, 100, 120]
     assert [json.loads(x)["step"] for x in (folder / "metrics.jsonl").read_text().splitlines()] == lines
     assert results == json.loads((folder / "results.json").read_text())
+    assert results["protocol"].items() >= scene.protocol.items()  # how it was measured hides nothing of what was
     assert finished(folder, config) == results
     assert Config.load(folder / "config.json") == config
     n = results["splats"]

@@ -75,7 +75,7 @@ def evaluate(model: ElasticModel, scene: Scene, options: Evaluation, background:
         }
     return {"ratios": table, "protocol": {
         "test_views": len(test), "of_the_test_views": options.views, "background": list(background),
-        "images": "float, clamped to [0, 1]",
+        "pixels": "float, clamped to [0, 1]",
         "ssim": "11x11 Gaussian window, sigma 1.5, zero padding", "mb": FORMATS[options.format].about,
         "device": str(model.splats.means.device),
         **{f"lpips_{net}": f"inputs in {options.lpips_range}" if net in networks else f"not computed, because {loaded[net]}"
