@@ -16,7 +16,9 @@ from flexgs.errors import UserError
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside path that takes its place when the block ends well."""
+    """A temporary path beside path that takes its place when the block ends well. UserError if path is a folder."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; expected the name of a file")
     temporary = _beside(path)
     try:
         yield temporary

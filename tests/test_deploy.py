@@ -82,10 +82,10 @@ def test_levels_of_detail(trained, tmp_path, capsys):
 
 @pytest.mark.skipif(not shutil.which("npx"), reason="Node.js is not installed")
 def test_streamed_levels(trained, tmp_path, capsys):
-    if flexgs("cut", trained, "--lod", "10", "5", "-o", tmp_path / "lod" / "lod-meta.json") == 2:
+    if flexgs("cut", trained, "--lod", "10", "5", "-o", tmp_path / "streamed" / "lod-meta.json") == 2:
         pytest.skip(f"splat-transform cannot be had here: {capsys.readouterr().err}")
-    about = json.loads((tmp_path / "lod" / "lod-meta.json").read_text())
-    assert about["lodLevels"] == 2 and all((tmp_path / "lod" / name).is_file() for name in about["filenames"])
+    about = json.loads((tmp_path / "streamed" / "lod-meta.json").read_text())
+    assert about["lodLevels"] == 2 and all((tmp_path / "streamed" / name).is_file() for name in about["filenames"])
 
 
 def test_paths(trained, scene):
@@ -119,6 +119,14 @@ def test_cameras_of_a_model_that_has_none():
     assert np.linalg.norm(target - [10, -4, 3]) < 0.5 and np.linalg.norm(eye - target) > 1 and up[1] < -0.9
 
 
+def test_levels_replace_no_folder(trained, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("precious")
+    for output in (tmp_path, tmp_path / "lod-meta.json"):
+        assert flexgs("cut", trained, "--lod", "100", "50", "-o", output) == 2
+        assert f"{tmp_path} is there already" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"] and (tmp_path / "mine.txt").read_text() == "precious"
+
+
 def test_look_at():
     camera = look_at(torch.tensor([1.0, 2, 3]), torch.tensor([1.0, 2, 8]), torch.tensor([0.0, -1, 0]), 64, 48, 90.0)
     torch.testing.assert_close(camera.center, torch.tensor([1.0, 2, 3]))
@@ -141,6 +149,7 @@ def test_render(trained, tmp_path, capsys):
     assert count_frames_and_secs(tmp_path / "x.mp4")[0] == 5
     for wrong, message in ((["-o", tmp_path / "x.avi"], "expected a name that ends in .mp4"),
                            (["-o", tmp_path / "y.mp4", "--size", "63", "48"], "width and height even"),
+                           (["-o", tmp_path / "y.mp4", "--ratio", "2"], "expected a ratio above 0"),
                            (["-o", tmp_path / "y.mp4", "--frames", "0"], "at least 1")):
         assert flexgs("render", trained, *wrong) == 2
         assert message in capsys.readouterr().err
@@ -161,12 +170,16 @@ def test_info(trained, tmp_path, capsys):
         assert str(wrong) in capsys.readouterr().err
 
 
-def test_what_cut_asks_for(trained, tmp_path, capsys):
+def test_what_cut_asks_for(trained, tmp_path, tmp_path_factory, capsys):
+    folder = tmp_path_factory.mktemp("a") / "folder.ply"
+    folder.mkdir()
     for wrong, message in ((["--budget", "5%"], "neither --output nor --html"),
                            (["-o", tmp_path / "x.ply"], "either --budget or --lod"),
                            (["--budget", "5%", "--lod", "50", "-o", tmp_path / "x"], "either --budget or --lod"),
                            (["--budget", "5%", "-o", tmp_path / "x.obj"], "expected a name that ends in"),
                            (["--budget", "5%", "-o", tmp_path / "x.vq.npz"], "--scene"),
+                           (["--html", tmp_path / "x.html", "--budget", "5%"], "without --output"),
+                           (["--budget", "5%", "-o", folder], "is a folder"),
                            (["--html", tmp_path / "x.htm"], "expected a name that ends in .html")):
         assert flexgs("cut", trained, *wrong) == 2
         assert message in capsys.readouterr().err

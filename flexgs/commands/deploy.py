@@ -33,7 +33,7 @@ class Cut:
     budget: str | None = None
     """5%, 0.05, 500k, 20MB (of the format of -o), 16ms (per frame, on this machine), or a device such as quest."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """NAME.ply, .compressed.ply, .spz, .sog, .splat or .glb. With --lod a folder for PLY files, or FOLDER/lod-meta.json."""
+    """NAME.ply, .compressed.ply, .spz, .sog, .splat or .glb. With --lod a new FOLDER for PLY files, or FOLDER/lod-meta.json."""
     lod: tuple[float, ...] = ()
     """Percentages, such as 100 50 25 12.5: a set of levels of detail, as PLY files or as streamed SOG (needs Node.js)."""
     html: Path | None = None
@@ -52,8 +52,10 @@ class Cut:
 
         if not self.html and not self.output:
             raise UserError("cut: found neither --output nor --html; expected -o NAME.ply, for instance")
-        if bool(self.lod) == bool(self.budget) and self.output:
+        if self.output and bool(self.lod) == bool(self.budget):
             raise UserError("cut: expected either --budget or --lod with --output")
+        if not self.output and (self.lod or self.budget):
+            raise UserError("cut: found --budget or --lod without --output; --html has stages of its own")
         scene = _capture(self.scene, self.source)
         model = open_model(self.source, scene)
         if self.html:
@@ -186,8 +188,10 @@ class Render:
     """NAME.mp4, NAME.gif or NAME.png (the first frame)."""
     path: Literal["orbit", "views"] = "orbit"
     """orbit: an ellipse through where the cameras stood; views: from training view to training view."""
-    budget: Annotated[str, tyro.conf.arg(aliases=["--ratio"])] = "1.0"
-    """0.05, 5%, 500k, 20MB, or a device such as quest."""
+    ratio: float = 1.0
+    """What is kept, above 0 and at most 1."""
+    budget: str | None = None
+    """In place of a ratio: 5%, 500k, 20MB, or a device such as quest."""
     frames: int = 120
     fps: int = 30
     size: tuple[int, int] = (1280, 720)
@@ -204,7 +208,7 @@ class Render:
             raise UserError(f"render: found {self.frames} frames, {self.fps} fps, {self.size[0]}x{self.size[1]} pixels; "
                             "expected at least 1, 1 and 16x16, width and height even")
         model = open_model(self.source)
-        cut = model.cut(self.budget)
+        cut = model.cut(self.budget or self.ratio)
         cameras = PATHS[self.path](_cameras(model), self.frames, *self.size)
         write_video(cut.to(pick_device(self.device)), cameras, self.output, self.fps, model.config.background)
         print(f"{self.output}: {len(cut):,} of {len(model):,} Gaussians, {self.output.stat().st_size / 1e6:.2f} MB")

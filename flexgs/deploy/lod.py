@@ -25,23 +25,28 @@ class Cuttable(Protocol):
 
 def write_lod(model: Cuttable, output: Path, percentages: Sequence[float]) -> str:
     """Cuts of falling size: lod0.ply, lod1.ply, ... into the folder output, or into the folder of output, a lod-meta.json, as
-    PlayCanvas's streamed SOG, which splat-transform makes. A sentence about them."""
+    PlayCanvas's streamed SOG, which splat-transform makes. A sentence about them.
+
+    UserError if the folder is there: all that is in it would be replaced.
+    """
     if any(not 0 < p <= 100 for p in percentages) or list(percentages) != sorted(set(percentages), reverse=True):
         found = " ".join(f"{p:g}" for p in percentages)
         raise UserError(f"--lod: found {found}, expected falling percentages such as 100 50 25 12.5")
     if output.suffix and output.name != META:
         raise UserError(f"--output {output}: expected a folder, or FOLDER/{META} for streamed SOG")
+    streamed = output.name == META
+    target = output.parent if streamed else output
+    if target.exists():
+        raise UserError(f"--output {output}: {target.absolute()} is there already; expected a new folder, or remove it")
     levels = [model.cut(p / 100) for p in percentages]
-    with tempfile.TemporaryDirectory() as temporary:
-        streamed = output.name == META
-        with atomic_folder(output.parent if streamed else output) as folder:
-            plain = [(Path(temporary) if streamed else folder) / f"lod{i}.ply" for i in range(len(levels))]
-            for level, path in zip(levels, plain, strict=True):
-                write_ply(level, path)
-            if streamed:
-                tagged = [part for i, path in enumerate(plain) for part in (path, "--tag-lod", str(i))]
-                splat_transform(tagged, folder / META)
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    with tempfile.TemporaryDirectory() as temporary, atomic_folder(target) as folder:
+        plain = [(Path(temporary) if streamed else folder) / f"lod{i}.ply" for i in range(len(levels))]
+        for level, path in zip(levels, plain, strict=True):
+            write_ply(level, path)
+        if streamed:
+            tagged = [part for i, path in enumerate(plain) for part in (path, "--tag-lod", str(i))]
+            splat_transform(tagged, folder / META)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     counts = ", ".join(f"{len(level):,}" for level in levels)
     return (f"{output}: levels of {counts} Gaussians, {size / 1e6:.2f} MB; the whole as PLY "
             f"{ply_bytes(len(model), model.sh_degree) / 1e6:.2f} MB")
