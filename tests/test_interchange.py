@@ -1,7 +1,9 @@
 """Formats that others define: what comes back, what they lose, broken files, and files that strangers made."""
 
+import json
 import random
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,23 @@ def test_files_of_something_else(tmp_path, name):
         assert "\n" not in str(e.value)
     with pytest.raises(UserError, match="no such file"):
         FORMATS[name].read(tmp_path / f"none{FORMATS[name].suffix}")
+
+
+def test_gltf_of_something_else(tmp_path):
+    gaussians = {"attributes": {"POSITION": 0}, "extensions": {"KHR_gaussian_splatting": {}}}
+
+    def one(accessor: dict, view: object = {}) -> dict:
+        return {"meshes": [{"primitives": [gaussians]}], "bufferViews": [view],
+                "accessors": [{"bufferView": 0, "componentType": 5126, **accessor}]}
+
+    path = tmp_path / "x.glb"
+    for about in ({"meshes": []}, [], {"meshes": [{"primitives": [{"attributes": {}}]}]}, one({"count": 10**30}),
+                  one({"count": 1}, [1]), one({"count": "a"}), one({"count": -5})):
+        text = json.dumps(about).encode()
+        path.write_bytes(struct.pack("<4sIII4s", b"glTF", 2, 0, len(text), b"JSON") + text + struct.pack("<I4s", 60, b"BIN\0")
+                         + bytes(60))
+        with pytest.raises(UserError, match=r"x\.glb: "):
+            gltf.read(path)
 
 
 def test_huge_counts_allocate_nothing(tmp_path):

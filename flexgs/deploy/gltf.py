@@ -1,6 +1,7 @@
 """glTF binary files with the extension KHR_gaussian_splatting, as splat-transform writes them."""
 
 import json
+import shutil
 import struct
 import tempfile
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from flexgs.deploy.export import checked, write_ply
 from flexgs.errors import UserError
+from flexgs.files import atomic_file
 from flexgs.splats import Splats
 
 PREFIX = "KHR_gaussian_splatting:"
@@ -21,9 +23,11 @@ def write(splats: Splats, path: Path) -> None:
     from flexgs.deploy.interchange import splat_transform
 
     with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder) / "cut.ply"
+        plain, made = Path(folder) / "cut.ply", Path(folder) / "cut.glb"
         write_ply(splats, plain)
-        splat_transform([plain], path)
+        splat_transform([plain], made)
+        with atomic_file(path) as out:
+            shutil.copy(made, out)
 
 
 def read(path: Path) -> Splats:
@@ -32,7 +36,7 @@ def read(path: Path) -> Splats:
         return checked(_read(path.read_bytes()), path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (ValueError, KeyError, IndexError, TypeError, struct.error, RecursionError) as e:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError, struct.error) as e:
         raise UserError(f"{path}: not a readable .glb file of Gaussians ({e or type(e).__name__}); export it again") from None
 
 
@@ -43,8 +47,11 @@ def _read(raw: bytes) -> Splats:
         raise ValueError("its head is not that of glTF 2")
     start = _HEAD.size + _CHUNK.size
     about, body = json.loads(raw[start:start + length]), memoryview(raw)[start + length + _CHUNK.size:]
-    attributes = next(p["attributes"] for mesh in about["meshes"] for p in mesh["primitives"]
-                      if "KHR_gaussian_splatting" in p["extensions"])
+    found = [p["attributes"] for mesh in about["meshes"] for p in mesh["primitives"]
+             if "KHR_gaussian_splatting" in p.get("extensions", ())]
+    if not found:
+        raise ValueError("it holds no Gaussians")
+    attributes = found[0]
 
     def column(name: str, width: int) -> torch.Tensor:
         accessor = about["accessors"][attributes[name]]
