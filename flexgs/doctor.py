@@ -104,8 +104,8 @@ def torch_build() -> str:
 
     torch_cuda, gsplat = torch.version.cuda, installed("gsplat")
     nvcc = Path(cpp_extension.CUDA_HOME or "/usr/local/cuda") / "bin" / "nvcc"
-    said = _said([str(nvcc), "--version"]) if nvcc.is_file() else ""
-    release = re.search(r"release (\d+\.\d+)", said)
+    printed = said([str(nvcc), "--version"]) if nvcc.is_file() else ""
+    release = re.search(r"release (\d+\.\d+)", printed)
     compiler = release[1] if release else None
     extensions = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
     compiled = any(Path(extensions).glob("**/gsplat_cuda.so"))
@@ -137,7 +137,7 @@ def gpu() -> str:
     if torch.cuda.is_available():
         found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         return ", ".join(f"{gpu.name} {gpu.total_memory / 1e9:.0f} GB" for gpu in found)
-    driver = _said(["nvidia-smi", "-L"]).splitlines() if shutil.which("nvidia-smi") else []
+    driver = said(["nvidia-smi", "-L"]).splitlines() if shutil.which("nvidia-smi") else []
     if driver:
         return f"none for torch, although the driver has {len(driver)}: install a torch for CUDA to train on {driver[0][:60]}"
     return "none"
@@ -302,7 +302,7 @@ def _writable(folder: Path) -> Path:
         raise Wrong(f"{folder.absolute()} cannot be written ({e.strerror})", "choose another with --storage") from None
 
 
-def _said(command: Sequence[str]) -> str:
+def said(command: Sequence[str]) -> str:
     """What a program prints; nothing if it fails or takes long."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout

@@ -1,7 +1,8 @@
 """A training step keeps to its device and does not wait for it.
 
-torch's meta device has shapes and no values: an operation that mixes it with the CPU's tensors fails there as it does on a GPU,
-and so does reading a value, for which a GPU would have to finish first. What a step may read, once, is `totals`.
+torch's meta device has shapes and no values: most operations that mix it with the CPU's tensors fail there as on a GPU (sums,
+products by element, concatenation; not matrix products), and so does reading a value, for which a GPU would have to finish
+first. What a step may read, once, is `totals`.
 """
 
 import math
@@ -56,7 +57,7 @@ def test_step(preset: str, scene) -> None:
     assert {t.device.type for t in trainer._tensors().values()} == {"meta"}
 
 
-def test_a_tensor_of_the_cpu_is_found(scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tensor_of_the_cpu_is_found(scene) -> None:
     trainer = Trainer(Config.from_preset("plain", steps=6), scene, device="meta")
     trainer.background = torch.zeros(3)
     with pytest.raises(RuntimeError, match="device"):

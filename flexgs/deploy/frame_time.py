@@ -47,7 +47,7 @@ class Profile:
 
     @staticmethod
     def load(path: Path) -> "Profile":
-        """What save() wrote, or anybody's JSON with as many of gaussians as of ms, both rising."""
+        """What save() wrote, or anybody's JSON with rising gaussians and as many of ms."""
         try:
             about = json.loads(path.read_text())
             gaussians, ms = (tuple(float(v) for v in about[key]) for key in ("gaussians", "ms"))

@@ -80,7 +80,7 @@ def volume(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
 def footprint(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
     """opacity * area^0.25, an area being the product of the two larger standard deviations: for splats without their views.
 
-    Our own. Of the scores that need no views it came nearest to those that do, on two captures (docs/formats.md).
+    Our own. Of the scores that need no views it came nearest to those that do, on two captures (docs/deploy.md).
     """
     area = splats.scales.double().sort(dim=1).values[:, 1:].sum(dim=1).exp()
     return torch.sigmoid(splats.opacities).double() * area**0.25

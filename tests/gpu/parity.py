@@ -32,8 +32,8 @@ RASTER_BOUNDS = {"image max": 5e-3, "image mean": 1e-5, "alpha max": 5e-3, "radi
 """Largest and mean difference, share of the Gaussians that only one backend sees, and |a - b| / |b| of sums and gradients."""
 LOSS_BOUNDS = {"loss": 1e-5, "loss gradient": 1e-3, "ssim": 1e-5}
 """Differences of the loss and of the metric, |a - b| / |b| of the gradient. On the CPU, flexgs's kernel and the convolutions of
-torch in float32 differ by 5e-7 and 4e-5; convolutions rounded to TensorFloat-32, which cuDNN may choose, by 6e-3 and 8e-2,
-which is why they are grouped: torch does those itself."""
+torch in float32 differ by 5e-7 and 4e-5; convolutions rounded to TensorFloat-32 (imitated once), which cuDNN may choose, by
+6e-3 and 8e-2, which is why they are grouped: torch does those itself."""
 CAMERAS = 3
 
 

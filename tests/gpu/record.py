@@ -5,6 +5,7 @@ import json
 import platform
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from flexgs.cli import pick_device
-from flexgs.doctor import _said, installed
+from flexgs.doctor import installed, said
 from flexgs.errors import MissingDependencyError, UserError
 from flexgs.files import atomic_file, make_folder, write_json
 from flexgs.raster import clock
@@ -30,7 +31,7 @@ class OutOfTimeError(Exception):
 
 
 @dataclass
-class Study:
+class Study(ABC):
     """The options that all studies share, and where their rows go: OUTPUT/<study>.json and .md."""
 
     tiny: bool = False
@@ -42,8 +43,9 @@ class Study:
     TINY: ClassVar[Row] = {}
     """The defaults under --tiny."""
 
+    @abstractmethod
     def parts(self) -> Iterable[Part]:
-        raise NotImplementedError
+        """In the order in which they are measured."""
 
     def run(self) -> int:
         """Measure what is missing, write, print the table; 1 if a row does not pass, else 0."""
@@ -112,7 +114,7 @@ def hardware(device: str) -> Row:
     name, driver = f"CPU ({platform.machine()})", None
     if device != "cpu":
         name = torch.cuda.get_device_name()
-        driver = _said(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]).partition("\n")[0] or None
+        driver = said(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]).partition("\n")[0] or None
     return {"device": name, "driver": driver, "torch": torch.__version__, "cuda": torch.version.cuda,
             "gsplat": installed("gsplat"), "python": platform.python_version()}
 
