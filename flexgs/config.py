@@ -6,14 +6,13 @@ Lengths are counted in *views*: training images rendered and compared, over all 
 
 import dataclasses
 import itertools
-import json
 import math
-import typing
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from flexgs.errors import UserError
+from flexgs.inputs import read_json, typed
 
 
 @dataclass
@@ -355,14 +354,11 @@ class Config:
     @staticmethod
     def from_dict(values: dict[str, Any], source: str = "config") -> "Config":
         """The reverse of to_dict; UserError names a key that is unknown or a value of the wrong type."""
-        return _read(Config, values, source).check()
+        return typed(Config, values, source).check()
 
     @staticmethod
     def load(path: Path) -> "Config":
-        try:
-            return Config.from_dict(json.loads(path.read_text()), str(path))
-        except (OSError, json.JSONDecodeError) as e:
-            raise UserError(f"{path}: not a readable JSON configuration ({e})") from None
+        return Config.from_dict(read_json(path), str(path))
 
 
 def check_ratio(ratio: float, option: str = "ratio") -> float:
@@ -395,31 +391,6 @@ def check_same_method(theirs: Config, ours: Config, elastic: bool, folder: Path)
 
 _FREE = ("steps", "preset", "batch", "report_every", "checkpoint_every", "check_every", "distributed", "evaluation")
 BASE_RATES = ("means", "quats", "scales", "opacities", "sh0", "shN")
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """JSON value -> the annotated type, for the few kinds of annotation that Config uses."""
-    if is_dataclass(kind):
-        known = typing.get_type_hints(kind)
-        if not isinstance(value, dict) or set(value) - {f.name for f in fields(kind)}:
-            unknown = sorted(set(value) - set(known)) if isinstance(value, dict) else value
-            raise UserError(f"{where}: unknown setting {unknown}, expected some of {', '.join(known)}")
-        return typing.cast(Any, kind)(**{k: _read(known[k], v, f"{where}: {k}") for k, v in value.items()})
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple and isinstance(value, list | tuple):
-        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
-        if len(kinds) == len(value):
-            return tuple(_read(k, v, where) for k, v in zip(kinds, value, strict=True))
-    elif origin is typing.Literal:
-        if value in args:
-            return value
-    elif type(None) in args:
-        return None if value is None else _read(args[0], value, where)
-    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-        return value
-    raise UserError(f"{where}: found {value!r}, expected {kind if origin else kind.__name__}")
 
 
 def _default(config: Config) -> None:

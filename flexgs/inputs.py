@@ -1,0 +1,164 @@
+"""The door for everything that comes from outside: files, JSON and tensors, checked before anything is made of them.
+
+Whatever is wrong with them is a UserError of one line that names the file, what was found and what was expected.
+"""
+
+import json
+import stat
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flexgs.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor  # a second to import, which most readers of JSON need not
+
+MOST_JSON = 256 << 20
+"""Bytes of a JSON file: the cameras of 100,000 photographs are a fifth of it."""
+MOST_DEPTH = 32
+"""Lists and objects within each other."""
+MOST_DIGITS = 18
+"""Digits of an integer, so that it fits into 64 bits."""
+
+Layout = Mapping[str, tuple[str, tuple[str | int, ...]]]
+"""name -> dtype and shape. A dimension is a number, or a name that stands for one number wherever it occurs."""
+
+
+def regular_file(path: Path | str, expected: str = "a file") -> Path:
+    """path itself if it is a file, or a link to one. UserError for what is not there and for folders, devices and pipes,
+    which hang or never end when they are read."""
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file, expected {expected}") from None
+    except (OSError, ValueError) as e:  # ValueError: a null character in the name
+        raise UserError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e}), expected {expected}") from None
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path}: {'is a folder' if stat.S_ISDIR(mode) else 'is not a regular file'}, expected {expected}")
+    return path
+
+
+def read_bytes(path: Path | str, most: int, expected: str = "a file") -> bytes:
+    """What the file holds; UserError if that is more than `most` bytes."""
+    path = regular_file(path, expected)
+    try:
+        if (size := path.stat().st_size) > most:
+            raise UserError(f"{path}: found {size:,} bytes, expected at most {most:,} in {expected}")
+        return path.read_bytes()
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror or e}), expected {expected}") from None
+
+
+def read_json(path: Path | str, kind: Any = dict, advice: str = "it is damaged, write or export it again") -> Any:
+    """The JSON value in a file, of an annotated type (see typed); what to do about a bad one is said by advice."""
+    return typed(kind, parse_json(read_bytes(path, MOST_JSON, "a JSON file"), str(path), advice), str(path))
+
+
+def parse_json(raw: bytes, where: str, advice: str = "it is damaged, write or export it again") -> Any:
+    """JSON in UTF-8, of finite numbers and of bounded depth; UserError names `where`."""
+    try:
+        value = json.loads(raw.decode("utf-8-sig"), parse_int=_integer, parse_float=_finite, parse_constant=_finite)
+        _check_depth(value)
+        return value
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: found bytes that are not UTF-8, expected JSON; {advice}") from None
+    except (ValueError, RecursionError) as e:
+        reason = "too many brackets within each other" if isinstance(e, RecursionError) else e
+        raise UserError(f"{where}: not valid JSON ({reason}); {advice}") from None
+
+
+def _integer(digits: str) -> int:
+    if len(digits.lstrip("-")) > MOST_DIGITS:
+        raise ValueError(f"an integer of {len(digits.lstrip('-'))} digits")
+    return int(digits)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value - value != 0:
+        raise ValueError(f"the number {text[:40]}, which is not finite")
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        level = [inner for outer in level if isinstance(outer, dict | list)
+                 for inner in (outer.values() if isinstance(outer, dict) else outer) if isinstance(inner, dict | list)]
+        if not level:
+            return
+    raise RecursionError
+
+
+def typed(kind: Any, value: Any, where: str) -> Any:
+    """A JSON value as an annotated type: a dataclass, tuple, list, dict, Literal, optional or plain type; UserError names
+    `where` and the key. A float may be written as an integer; a number is no truth value; dataclasses know all their keys."""
+    if kind is Any:
+        return value
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if is_dataclass(kind):
+        known = typing.get_type_hints(kind)
+        if not isinstance(value, dict) or set(value) - {f.name for f in fields(kind)}:
+            unknown = sorted(set(value) - set(known)) if isinstance(value, dict) else value
+            raise UserError(f"{where}: unknown setting {shown(unknown)}, expected some of {', '.join(known)}")
+        needed = (f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING)
+        if missing := next((name for name in needed if name not in value), None):
+            raise UserError(f"{where}: found no {missing}, expected {', '.join(known)}")
+        return typing.cast(Any, kind)(**{k: typed(known[k], v, f"{where}: {k}") for k, v in value.items()})
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        if len(kinds) == len(value):
+            return tuple(typed(k, v, where) for k, v in zip(kinds, value, strict=True))
+    elif origin is list and isinstance(value, list):
+        return [typed(args[0], v, f"{where}: entry {i}") for i, v in enumerate(value)]
+    elif origin is dict and isinstance(value, dict):
+        return {k: typed(args[1], v, f"{where}: {shown(k)}") for k, v in value.items()}
+    elif origin is typing.Literal:
+        if not isinstance(value, list | dict) and value in args:
+            return value
+    elif type(None) in args:
+        return None if value is None else typed(args[0], value, where)
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif not origin and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    raise UserError(f"{where}: found {shown(value)}, expected {kind if origin or type(None) in args else kind.__name__}")
+
+
+def shown(value: Any) -> str:
+    """A value from outside as a message may quote it: short, on one line."""
+    text = repr(value)
+    return f"{text[:57]}..." if len(text) > 60 else text
+
+
+def check_tensors(tensors: "Mapping[str, Tensor]", layout: Layout, where: str, numbers: dict[str, int] | None = None) -> None:
+    """UserError unless tensors are those of layout, by name, dtype ("float32") and shape, and every number is finite.
+
+    Kernels do not look at sizes again: a tensor of fewer rows would be read beyond its end. numbers: what named dimensions
+    are known to be; those that are not are filled in.
+    """
+    import torch
+
+    numbers = {} if numbers is None else numbers
+
+    def fits(size: int, dimension: str | int) -> bool:
+        return size == (numbers.setdefault(dimension, size) if isinstance(dimension, str) else dimension)
+
+    if missing := sorted(set(layout) - set(tensors)):
+        raise UserError(f"{where}: found no {shown(missing[0])}, expected {', '.join(layout)}; the file is of something else "
+                        "or damaged")
+    if unknown := sorted(set(tensors) - set(layout)):
+        raise UserError(f"{where}: found {shown(unknown[0])}, expected nothing but {', '.join(layout)}; the file is of "
+                        "something else or damaged")
+    for name, (dtype, shape) in layout.items():
+        t = tensors[name]
+        if t.dtype != getattr(torch, dtype) or t.ndim != len(shape) or not all(map(fits, t.shape, shape)):
+            wanted = [numbers.get(d, d) if isinstance(d, str) else d for d in shape]
+            raise UserError(f"{where}: found {name} of {str(t.dtype).removeprefix('torch.')} {list(t.shape)}, expected {dtype} "
+                            f"{wanted}; the file is damaged")
+        if t.is_floating_point() and not bool(torch.isfinite(t).all()):
+            raise UserError(f"{where}: found NaN or infinite numbers in {name}, expected finite ones; the file is damaged")
