@@ -5,6 +5,7 @@ Lengths are counted in *views*: training images rendered and compared, over all 
 """
 
 import dataclasses
+import difflib
 import itertools
 import math
 from collections.abc import Iterator
@@ -291,7 +292,7 @@ class Config:
     """A run. `Config.from_preset("paper")` gives a named one."""
 
     preset: str = "default"
-    """The preset this one started from; a label only."""
+    """The preset to start from; other flags change it."""
     seed: Annotated[int, Range(0, 10**18 - 1)] = 0
     steps: Views = 30_000
     """Training views in all, stage 1 and stage 2; raising it continues a finished run."""
@@ -326,7 +327,9 @@ class Config:
     def from_preset(name: str, **settings: Any) -> "Config":
         """One of PRESETS by name; settings replace top-level fields, for instance steps=7000."""
         if name not in PRESETS:
-            raise UserError(f"--preset {name}: unknown; expected one of {', '.join(PRESETS)}")
+            near = difflib.get_close_matches(name, PRESETS)
+            raise UserError(f"--preset {name}: unknown; {f'did you mean {near[0]}? ' if near else ''}expected one of "
+                            f"{', '.join(PRESETS)}")
         config = Config(preset=name)
         PRESETS[name](config)
         return dataclasses.replace(config, **settings)

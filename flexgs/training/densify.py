@@ -68,8 +68,8 @@ class Densifier:
         if prune_large:
             remove |= size > o.prune_scale * self.extent
         if bool((remove & ~split).all()):
-            raise UserError(f"view {step}: every Gaussian is fainter than --base.prune-opacity {o.prune_opacity:g} or larger than "
-                            f"--base.prune-scale {o.prune_scale:g}, and none is left; lower the first or raise the second")
+            raise UserError(f"view {step}: every Gaussian is fainter than --base.prune-opacity {o.prune_opacity:g} or larger "
+                            f"than --base.prune-scale {o.prune_scale:g}, and none is left; lower the first or raise the second")
         new = cat([splats.detach()[clone & ~remove], halves(splats.detach()[split], generator(self.seed, "split", step))])
         return _replace(splats, optimizer, ~remove, new)
 
