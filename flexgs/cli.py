@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -297,7 +298,8 @@ def fill(kind: type[T], args: Sequence[str], prog: str, start: Any = tyro.MISSIN
         body = itertools.dropwhile(_is_rule, lines)
         what = " ".join(itertools.takewhile(lambda line: not _is_rule(line), body))
         advice = complaint.getvalue().partition("Perhaps you meant:")[2]
-        near = dict.fromkeys(word for word in advice.split() if word.startswith("--") and word.lstrip("-") != "help")
+        near = dict.fromkeys(word for word in advice.split()
+                             if re.fullmatch("--[a-zA-Z][-.a-zA-Z0-9]*", word) and word != "--help")
         guess = f"did you mean {' or '.join(near)}? " if near else ""
         raise UserError(f"{what}; {guess}{prog} --help has all") from None
 

@@ -59,11 +59,13 @@ def _words(entries: typing.Iterable[list[str] | None]) -> list[str]:
 
 
 def _number(limits: Range, kind: type, rng: random.Random) -> str:
-    """An end, next to an end, outside, or inside, there on a logarithmic scale."""
+    """An end, next to an end, or inside, there on a logarithmic scale; one in twenty lies outside."""
     low, high = limits.low, limits.high
     small = max(low, high * 1e-9)
     inside = math.exp(rng.uniform(math.log(small), math.log(high)))
-    value = rng.choice([low, high, low + (1 if kind is int else 1e-9 * high), inside, inside, inside, math.nan, -1.0, 2 * high])
+    value = rng.choice([low, high, low + (1 if kind is int else 1e-9 * high), inside, inside, inside])
+    if rng.random() < 0.05:
+        value = rng.choice([math.nan, -1.0, 2 * high])
     if kind is float:
         return repr(float(value))
     return "nan" if math.isnan(value) else str(int(value))
