@@ -81,7 +81,7 @@ class Base:
     max_splats: Annotated[int, Range(1, 10**8)] = 3_000_000
     """Densification stops at this many; the largest gradients go first."""
     prune_opacity: Share = 0.005
-    prune_scale: Size = 0.1
+    prune_scale: Annotated[float, Range(0, 1e6, "(]")] = 0.1
     """After the first opacity reset, Gaussians larger than this share of the extent are removed."""
     l1: Weight = 0.8
     ssim: Weight = 0.2
