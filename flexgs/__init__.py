@@ -7,6 +7,7 @@
     flexgs.load("runs/flexgs/berlin").cut(0.05)
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,22 @@ if TYPE_CHECKING:
 __all__ = ["Config", "UserError", "load", "load_scene", "render", "save", "train"]
 
 
-def train(scene: "Scene", config: Config, device: str = "cpu") -> "ElasticModel":
-    """Train without a run folder: nothing is written or printed."""
+def train(scene: "Scene", config: Config, device: str = "auto",
+          progress: Callable[[str], None] | None = print) -> "ElasticModel":
+    """Train without a run folder: nothing is written.
+
+    device: cpu, cuda, or auto, which is cuda where there is one; on the CPU torch then uses one thread, as the rasterizer has
+    its own. progress takes a line of text every config.report_every views; None is silent.
+    """
+    from flexgs.cli import pick_device, progress_line
     from flexgs.deploy.export import read_ply
     from flexgs.training.trainer import Trainer
 
-    trainer = Trainer(config.check(), scene, device=device, base=read_ply(config.base.ply) if config.base.ply else None)
-    trainer.fit(lambda step, metrics: None, lambda step, write: None)
+    config.check()
+    base = read_ply(config.base.ply) if config.base.ply else None
+    trainer = Trainer(config, scene, device=pick_device(device), base=base)
+    trainer.fit(lambda step, metrics: progress(progress_line(scene.name, step, metrics)) if progress else None,
+                lambda step, write: None)
     return trainer.model()
 
 

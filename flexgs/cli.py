@@ -2,25 +2,30 @@
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import io
 import itertools
 import json
 import os
+import re
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import tyro
 
 from flexgs.commands.data import Data
 from flexgs.commands.deploy import Cut, Info, Pack, Render, Serve, View
-from flexgs.config import METHODS, Config, Distributed, Evaluation, check_ratio
+from flexgs.config import METHODS, PRESETS, Config, Distributed, Evaluation, check_ratio
 from flexgs.errors import UserError, cure
 from flexgs.files import make_folder, only_one
+from flexgs.sizes import fitting
 
 if TYPE_CHECKING:
     from flexgs.scene import Scene
@@ -29,6 +34,8 @@ T = TypeVar("T")
 AnyConfig = Annotated[Config, tyro.conf.arg(name="")]  # its settings are flags of their own: --steps, --field.resolution
 
 ConfigFile = Annotated[Path | None, tyro.conf.arg(name="config")]
+Typed = tyro.conf.Suppress[frozenset[str]]
+"""The flags that the user has typed, which parse() fills in: what is chosen wins over what suits the machine."""
 
 
 @dataclass
@@ -44,6 +51,7 @@ class Train:
     config_file: ConfigFile = None
     """A config.json to start from instead of a preset."""
     config: AnyConfig = field(default_factory=Config)
+    typed: Typed = frozenset()
 
     def __call__(self) -> None:
         from flexgs.distributed import Group
@@ -51,19 +59,20 @@ class Train:
         from flexgs.run import LocalSession, finished, run
         from flexgs.training.memory import expected_memory
 
-        self.config.check()
+        device = pick_device(self.device)
+        self.config = fitting(self.config.check(), device != "cpu", self.typed)
         folder = self.output / self.scene.resolve().name
         results = finished(folder, self.config)
         if results:
-            print(f"{folder}: already finished at {results['steps']} views; raise --steps to go on")
+            print(f"{shlex.quote(str(folder))}: already finished at {results['steps']} views; raise --steps to go on")
         else:
             scene = load_capture(self.scene, self.config)
             print(f"{scene.name}: {expected_memory(scene, self.config)}")
             session = LocalSession(folder, Group(), functools.partial(_print_progress, scene.name))
             with only_one(folder):
-                results = run(self.config, scene, folder, Group(), session, pick_device(self.device))
+                results = run(self.config, scene, folder, Group(), session, device)
         print_results([results])
-        print(f"model, cuts and renders: {folder}")
+        print(where_to_go(folder, self.scene))
 
 
 @dataclass
@@ -99,7 +108,9 @@ class Compare:
     """Default: $MLFLOW_TRACKING_URI, else OUTPUT/mlflow.db."""
     device: str = "auto"
     config_file: ConfigFile = None
+    """A config.json to start from instead of a preset."""
     config: AnyConfig = field(default_factory=Config)
+    typed: Typed = frozenset()
 
     def __call__(self) -> None:
         from flexgs import compare
@@ -115,10 +126,12 @@ class Compare:
             print_table(quality_sheet(published(self.published), title, more_digits=1).rich())
             return
         self.config.evaluation.ratios = self.ratios or self.config.evaluation.ratios
-        scene = load_capture(self.scene, self.config.check())
+        device = pick_device(self.device)
+        self.config = fitting(self.config.check(), device != "cpu", self.typed)
+        scene = load_capture(self.scene, self.config)
         name = self.published or (scene.name if scene.name in SCENES else None)
         beside = published(name) if name else None
-        folder, device = make_folder(self.output / scene.name), pick_device(self.device)
+        folder = make_folder(self.output / scene.name)
         commons = [dataclasses.replace(self.config, seed=seed) for seed in self.seeds or (self.config.seed,)]
         cells = [cell for common in commons for cell in compare.cells(self.methods, common, folder)]
         with only_one(folder):
@@ -133,7 +146,7 @@ class Compare:
         uri = self.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(self.output / "mlflow.db")
         tracking = Tracking(uri, "flexgs-compare", self.output / "mlartifacts")
         page = compare.track(scene.name, rows, self.config, folder, tracking)
-        print(f"tables and figure: {folder}\nMLflow: {page}")
+        print(f"tables and figure: {shlex.quote(str(folder))}\nMLflow: {page}")
 
 
 @dataclass
@@ -260,16 +273,23 @@ def parse(command: type[T], args: Sequence[str], prog: str) -> T:
             raise UserError("--config and --preset: expected one of them; both are a set of settings to start from")
         config = Config.load(Path(file)) if file else Config.from_preset(preset or "default")
         given = {f.name: _default_of(f) for f in dataclasses.fields(command)}  # type: ignore[arg-type]
-        start = command(**{**given, "config": config})
+        start = command(**{**given, "config": config} | ({"typed": flags_in(args)} if "typed" in given else {}))
+        return fill(command, args, prog, start, f"{command.__doc__}\n\nPresets:\n{presets()}")
     return fill(command, args, prog, start)
 
 
-def fill(kind: type[T], args: Sequence[str], prog: str, start: Any = tyro.MISSING_NONPROP) -> T:
+def presets() -> str:
+    """A line for each preset: what it is."""
+    return "\n".join(f"  {name:10} {' '.join((f.__doc__ or '').split())}" for name, f in PRESETS.items())
+
+
+def fill(kind: type[T], args: Sequence[str], prog: str, start: Any = tyro.MISSING_NONPROP,
+         description: str | None = None) -> T:
     """A dataclass from flags, on top of start. UserError, in one line, for flags and values that it does not take."""
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, args=list(args), prog=prog, description=kind.__doc__, default=start)
+        with contextlib.redirect_stderr(complaint), READABLE:
+            return tyro.cli(kind, args=list(args), prog=prog, description=description or kind.__doc__, default=start)
     except SystemExit as e:
         if not e.code:
             raise
@@ -277,11 +297,41 @@ def fill(kind: type[T], args: Sequence[str], prog: str, start: Any = tyro.MISSIN
         lines = [text for line in complaint.getvalue().splitlines()[1:] if (text := line.strip("│╭╮╰╯ "))]
         body = itertools.dropwhile(_is_rule, lines)
         what = " ".join(itertools.takewhile(lambda line: not _is_rule(line), body))
-        raise UserError(f"{what}; see --help") from None
+        advice = complaint.getvalue().partition("Perhaps you meant:")[2]
+        near = dict.fromkeys(word for word in advice.split()
+                             if re.fullmatch("--[a-zA-Z][-.a-zA-Z0-9]*", word) and word != "--help")
+        guess = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UserError(f"{what}; {guess}{prog} --help has all") from None
 
 
 def _is_rule(line: str) -> bool:
     return set(line) <= set("─-")
+
+
+READABLE = tyro.constructors.ConstructorRegistry()
+"""How the help writes what may be None: FLOAT|None."""
+
+
+@READABLE.primitive_rule
+def _optional(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    kinds = get_args(info.type)
+    if len(kinds) != 2 or type(None) not in kinds:
+        return None
+    kind = next(k for k in kinds if k is not type(None))
+    spec = tyro.constructors.ConstructorRegistry.get_primitive_spec(
+        tyro.constructors.PrimitiveTypeInfo.make(kind, info.markers))
+    if not isinstance(spec, tyro.constructors.PrimitiveConstructorSpec) or spec.choices:
+        return None
+    return dataclasses.replace(
+        spec, metavar=f"{spec.metavar}|None",
+        instance_from_str=lambda words: None if words == ["None"] else spec.instance_from_str(words),
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value))
+
+
+def flags_in(args: Sequence[str]) -> frozenset[str]:
+    """The flags among the words of a command line, with - between their words."""
+    return frozenset(a.split("=", 1)[0].replace("_", "-") for a in args if a.startswith("--"))
 
 
 def last_value(flag: str, args: Sequence[str]) -> str | None:
@@ -327,14 +377,36 @@ def _one_line(error: Exception) -> str:
 
 def main() -> None:
     args = sys.argv[1:]
-    if not args or args[0] not in COMMANDS:
-        asked = args and args[0] in ("-h", "--help")
-        print("usage: flexgs COMMAND ... (flexgs COMMAND --help)\n", file=sys.stdout if asked else sys.stderr)
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: flexgs COMMAND ... (flexgs COMMAND --help; flexgs --version)\n")
         for name, command in COMMANDS.items():
-            print(f"  {name:8} {(command.__doc__ or '').splitlines()[0]}", file=sys.stdout if asked else sys.stderr)
-        sys.exit(0 if asked else 2)
+            print(f"  {name:8} {(command.__doc__ or '').splitlines()[0]}")
+        sys.exit(0)
+    if args[0] == "--version":
+        print(f"flexgs {version('flexgs')}")
+        sys.exit(0)
+    if args[0] not in COMMANDS:
+        sys.exit(guard(functools.partial(_unknown, args[0])))
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(guard(lambda: parse(COMMANDS[args[0]], args[1:], f"flexgs {args[0]}")()))
+
+
+def _unknown(command: str) -> None:
+    raise UserError(f"{command}: no such command, {nearest(command, COMMANDS)}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What to say of a word that is not known: the nearest ones, or all."""
+    near = difflib.get_close_matches(word, list(known))
+    return f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(known)}"
+
+
+def where_to_go(folder: Path, capture: Path) -> str:
+    """Where a trained run is, and what to do with it, to be copied into a shell."""
+    run, scene = shlex.quote(str(folder)), shlex.quote(str(capture))
+    ply = shlex.quote(f"{folder.name}.ply")
+    return (f"model, cuts and renders: {run}\nnext:\n  flexgs view {run}\n  flexgs cut {run} --budget 20MB -o {ply}\n"
+            f"  flexgs eval {run} --scene {scene} --ratios 0.02 0.07 0.3")
 
 
 def load_capture(path: Path, config: Config) -> "Scene":
@@ -365,7 +437,7 @@ def progress_line(scene: str, step: int, m: dict[str, Any]) -> str:
     """One line a person can follow."""
     eta = m["eta_seconds"]
     return (f"{scene:14} stage {m['stage']}  {step:>6}/{m['steps']}  {m['views_per_second']:6.1f} it/s  "
-            f"ETA {int(eta // 60):3}:{int(eta % 60):02}  {m['splats']:>9,} Gaussians  PSNR {m['psnr']:5.2f}  "
+            f"ETA {int(eta // 60):3}:{int(eta % 60):02}  {m['splats']:>9,} Gaussians  {m['psnr']:5.2f} dB on a training view  "
             f"{m['memory_mb'] / 1000:.1f} GB")
 
 

@@ -5,27 +5,52 @@ Lengths are counted in *views*: training images rendered and compared, over all 
 """
 
 import dataclasses
+import difflib
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from flexgs.errors import UserError
-from flexgs.inputs import read_json, typed
+from flexgs.inputs import Range, read_json, typed
+
+Ratio = Annotated[float, Range(1e-6, 1)]
+"""A share of the Gaussians: of the largest models that there are, a millionth is a handful."""
+Share = Annotated[float, Range(0, 1)]
+Views = Annotated[int, Range(1, 10**9)]
+"""A number of training views; a thousand million take years."""
+Weight = Annotated[float, Range(0, 1000)]
+"""Of a term of the loss. Adam takes out what all have in common; beyond this, float32 has no digits left for the others."""
+Rate = Annotated[float, Range(0, 0.1)]
+"""Of Adam: about how far a parameter moves in a step. Log-scales and logits that move by more overflow within some hundred."""
+Factor = Annotated[float, Range(0, 100)]
+Size = Annotated[float, Range(0, 1e6)]
+"""A length in units of the scene's extent, or a gradient: at the upper end, no Gaussian is as large."""
+Cells = Annotated[int, Range(3, 4096)]
+"""Of a grid along one axis; its smoothness is a second difference, which takes three."""
+Temperature = Annotated[float, Range(1e-3, 1000)]
+"""Of a softmax: logits are divided by it."""
+
+MOST_CELLS = 2**26
+"""Numbers in the planes of the field, ten times those of the paper: with their gradient and moments they take 1 GB."""
+Score = Literal["alpha_t", "opacity_t", "flexgs", "lightgaussian", "c3dgs", "eagles", "opacity", "volume", "footprint"]
+Input = Literal["means", "quats", "scales", "opacities", "importance"]
+Head = Literal["means", "scales", "quats", "opacities", "sh0"]
 
 
 @dataclass
 class Data:
     """How the capture is read."""
 
-    factor: int = 4
+    factor: Annotated[int, Range(1, 64)] = 4
     """Downscaling: the folder images_N if there is one, else images resized."""
-    test_every: int = 8
+    test_every: Annotated[int, Range(1, 10**6)] = 8
     """Every n-th view by sorted name is held out for evaluation."""
     masks: bool = True
     """Use masks/ beside images/ if it is there."""
-    cache_gb: float | None = None
+    cache_gb: Annotated[float, Range(0, 1e6)] | None = None
     """Memory for decoded images in each process; by default a quarter of what is free, at least 0.25 and at most 16."""
 
     @property
@@ -39,29 +64,29 @@ class Base:
 
     ply: str | None = None
     """Make the Gaussians of this PLY elastic instead: there is no stage 1, and stage 2 leaves them as they are."""
-    share: float = 0.5
+    share: Annotated[float, Range(0, 1, "(]")] = 0.5
     """Stage 1's share of all views."""
-    sh_degree: int = 3
+    sh_degree: Annotated[int, Range(0, 3)] = 3
     """Degree of the spherical harmonics; the active degree rises to it over the first fifth of stage 1."""
-    grow_from: float = 0.03
+    grow_from: Share = 0.03
     """Densification starts after this share of stage 1 ..."""
-    grow_until: float = 0.8
+    grow_until: Share = 0.8
     """... and ends after this one."""
-    grow_every: int = 100
+    grow_every: Views = 100
     """Views between two densifications."""
-    grow_gradient: float = 2e-4
+    grow_gradient: Size = 2e-4
     """Mean gradient of the screen position (normalised device units) above which a Gaussian is cloned or split."""
-    split_scale: float = 0.01
+    split_scale: Size = 0.01
     """Larger than this share of the scene's extent: split; smaller: clone."""
-    max_splats: int = 3_000_000
+    max_splats: Annotated[int, Range(1, 10**8)] = 3_000_000
     """Densification stops at this many; the largest gradients go first."""
-    prune_opacity: float = 0.005
-    prune_scale: float = 0.1
+    prune_opacity: Share = 0.005
+    prune_scale: Annotated[float, Range(0, 1e6, "(]")] = 0.1
     """After the first opacity reset, Gaussians larger than this share of the extent are removed."""
-    l1: float = 0.8
-    ssim: float = 0.2
+    l1: Weight = 0.8
+    ssim: Weight = 0.2
     """Weights of L1 and of 1 - SSIM."""
-    reset_every: float = 0.4
+    reset_every: Annotated[float, Range(0, 1000, "(]")] = 0.4
     """Opacities are reset to at most 0.01 each time this share of stage 1 has passed, while growing."""
 
 
@@ -69,22 +94,22 @@ class Base:
 class Rates:
     """Adam's learning rates; those marked (E) are multiplied by the scene's extent."""
 
-    means: float = 1.6e-4
+    means: Rate = 1.6e-4
     """(E) decays to a hundredth over each stage."""
-    quats: float = 1e-3
-    scales: float = 5e-3
-    opacities: float = 0.05
-    sh0: float = 2.5e-3
-    shN: float = 1.25e-4
-    shN_factor: float = 4.0
+    quats: Rate = 1e-3
+    scales: Rate = 5e-3
+    opacities: Rate = 0.05
+    sh0: Rate = 2.5e-3
+    shN: Rate = 1.25e-4
+    shN_factor: Factor = 4.0
     """Factor on the rate of shN in stage 2, where one set of coefficients serves all ratios."""
-    delta_means: float = 3.0
+    delta_means: Factor = 3.0
     """Factor on the rate of means for the per-ratio deltas of the means; other deltas use the rates above."""
-    selector: float = 8e-4
+    selector: Rate = 8e-4
     """GsNet; decays to a tenth over stage 2."""
-    field: float = 8e-4
+    field: Rate = 8e-4
     """Trunk and heads of the field; decays to a tenth over stage 2."""
-    planes: float = 8e-3
+    planes: Rate = 8e-3
     """Planes of the field; decays to a tenth over stage 2."""
     restart: bool = False
     """Forget Adam's moments of the Gaussians when stage 2 begins."""
@@ -94,11 +119,11 @@ class Rates:
 class Loss:
     """Weights of stage 2's photometric terms: L1 and 1 - SSIM of the full and the elastic renders."""
 
-    full_l1: float = 0.8
-    full_ssim: float = 0.2
-    elastic_l1: float = 0.4
-    elastic_ssim: float = 0.1
-    elastic_fade: float = 0.0
+    full_l1: Weight = 0.8
+    full_ssim: Weight = 0.2
+    elastic_l1: Weight = 0.4
+    elastic_ssim: Weight = 0.1
+    elastic_fade: Factor = 0.0
     """p: an elastic render at ratio e moves the Gaussians shared by all ratios with e^p times its gradient."""
 
 
@@ -107,15 +132,15 @@ class Ratios:
     """Which ratios stage 2 trains at."""
 
     sampling: Literal["log_uniform", "uniform", "random", "round_robin"] = "log_uniform"
-    bands: tuple[tuple[float, float], ...] = ((0.008, 0.035), (0.035, 0.14), (0.14, 0.6))
+    bands: Annotated[tuple[tuple[Ratio, Ratio], ...], Range(0, 16)] = ((0.008, 0.035), (0.035, 0.14), (0.14, 0.6))
     """log_uniform, uniform: one elastic render per view and band, its ratio drawn within. Empty: no elastic render."""
-    values: tuple[float, ...] = (0.01, 0.05, 0.10, 0.15)
+    values: Annotated[tuple[Ratio, ...], Range(1, 1000)] = (0.01, 0.05, 0.10, 0.15)
     """random and round_robin: one elastic render per view at one of these."""
-    upper_every: int = 0
+    upper_every: Annotated[int, Range(0, 10**9)] = 0
     """log_uniform, uniform: every so many views one more render, above the bands and below the whole model; 0: never."""
     alternate: bool = False
     """Render the whole model at even views and the last band at odd ones, instead of both at each."""
-    half_above: float | None = 64.0
+    half_above: Annotated[float, Range(0, 1e9)] | None = 64.0
     """Elastic renders in which each Gaussian has more pixels than this to itself are half as wide and high; None: never."""
 
     @property
@@ -137,11 +162,11 @@ class Order:
     kind: Literal["sampled", "importance", "opacity", "gsnet"] = "sampled"
     """sampled: weighted sampling without replacement, the score as weight; importance: by descending score; both as of the
     beginning of stage 2. opacity: by descending opacity, as training changes it; gsnet: learned."""
-    score: str = "alpha_t"
-    """A name of model/importance.py."""
-    temperature: float = 1.0
+    score: Score = "alpha_t"
+    """What a Gaussian is worth; model/importance.py says how each is computed."""
+    temperature: Factor = 1.0
     """sampled: scale of the Gumbel noise on log score; 0 is the plain order by importance."""
-    keep: float = 1.0
+    keep: Ratio = 1.0
     """Keep only this share of the Gaussians in stage 2, the first of the order: prune and fine-tune."""
 
     @property
@@ -156,7 +181,7 @@ class GsNet:
 
     shape: Literal["paper", "code"] = "paper"
     """paper: two branches (all inputs, ratio) of width 64; code: a branch of 32 per input and one for the ratio."""
-    inputs: tuple[Literal["means", "quats", "scales", "opacities", "importance"], ...] = ("means", "quats", "scales")
+    inputs: Annotated[tuple[Input, ...], Range(1, 5)] = ("means", "quats", "scales")
     """What it sees of a Gaussian; importance: the normal quantile of its place by global importance."""
     normalise: bool = True
     """Means to the box of the scene, log-scales to their median, q and -q the same; False: world units, scales, raw q."""
@@ -164,15 +189,15 @@ class GsNet:
     """Training draws its selection with Gumbel noise; False: it takes the floor(eN) of the largest margins."""
     order_noise: bool = False
     """One seeded draw of the noise goes into the final order; False: the order is that of the margins."""
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     """Of the Gumbel-softmax, at the start of stage 2."""
-    temperature_end: float = 1.0
+    temperature_end: Temperature = 1.0
     """At its end; exponential in between."""
-    gi_weight: float = 1.0
+    gi_weight: Weight = 1.0
     """Of the loss that pulls the mask towards the global-importance mask."""
-    sparsity_weight: float = 0.01
+    sparsity_weight: Weight = 0.01
     """Of the loss that pulls the number of selected Gaussians towards e N; without noise the number is exact."""
-    refresh: int = 1000
+    refresh: Views = 1000
     """Views between two computations of global importance."""
     detach: bool = True
     """Keep gradients of the mask from reaching means, quats and scales through the selector's inputs."""
@@ -189,11 +214,11 @@ class Transform:
 class Deltas:
     """Per-Gaussian changes at knots of log e, linear in between, none at e = 1."""
 
-    knots: tuple[float, ...] = (0.01, 0.032, 0.1, 0.32, 0.5)
-    rows: tuple[float, ...] | None = None
+    knots: Annotated[tuple[Ratio, ...], Range(1, 64)] = (0.01, 0.032, 0.1, 0.32, 0.5)
+    rows: tuple[Ratio, ...] | None = None
     """Knot j holds the first floor(rows_j N) Gaussians only; None: as many as a cut at the knot has. One knot with more rows
     than that, for instance knots 0.01 and rows 0.32, is rank 1: one change per Gaussian, times log e."""
-    merge: float = 0.1
+    merge: Share = 0.1
     """Knots up to this ratio start from Gaussians merged with the dropped ones nearest to them; 0: from no change."""
 
 
@@ -201,9 +226,9 @@ class Deltas:
 class Field:
     """The spatial-ratio neural field of FlexGS: six feature planes per level and a multi-head predictor."""
 
-    resolution: tuple[int, int, int, int] = (64, 64, 64, 100)
-    """Of x, y, z and e at level 1."""
-    levels: tuple[int, ...] = (1, 2, 4)
+    resolution: tuple[Cells, Cells, Cells, Cells] = (64, 64, 64, 100)
+    """Of x, y, z and e at level 1; all planes together may have MOST_CELLS numbers."""
+    levels: Annotated[tuple[Annotated[int, Range(1, 64)], ...], Range(1, 8)] = (1, 2, 4)
     """Factors on the resolution of x, y, z."""
     box: Literal["means", "points"] = "means"
     """means: 1st to 99th percentile of the means when stage 2 begins; points: all points of the capture."""
@@ -211,29 +236,35 @@ class Field:
     """linear: e itself is the coordinate, (0, 1] of [-1, 1]; log: log e, [0.005, 1] onto [-1, 1]."""
     gate: bool = False
     """Fade the changes out towards e = 1, with the factor log e / log 0.005."""
-    channels: int = 16
-    width: int = 64
+    channels: Annotated[int, Range(1, 256)] = 16
+    width: Annotated[int, Range(1, 1024)] = 64
     """Hidden features of the predictor."""
-    heads: tuple[Literal["means", "scales", "quats", "opacities", "sh0"], ...] = ("means", "scales", "quats")
+    heads: Annotated[tuple[Head, ...], Range(1, 5)] = ("means", "scales", "quats")
     zero_init: bool = True
     """Start from a field that changes nothing; False: from random heads."""
     scale_change: Literal["log", "activated"] = "log"
     """Changes are added to the log-scales, or to the scales themselves."""
-    ratio_smoothness: float = 1e-3
+    ratio_smoothness: Weight = 1e-3
     """Weight of the squared second difference along e."""
-    ratio_l1: float = 1e-4
+    ratio_l1: Weight = 1e-4
     """Weight of |plane - 1| of the ratio planes."""
-    space_smoothness: float = 2e-4
+    space_smoothness: Weight = 2e-4
     """Weight of the squared second differences of the spatial planes."""
     smooth_both: bool = True
     """... along both of their axes; False: along the second one only."""
+
+    @property
+    def cells(self) -> int:
+        """Numbers in all planes."""
+        levels = [(*(level * n for n in self.resolution[:3]), self.resolution[3]) for level in self.levels]
+        return self.channels * sum(a * b for sizes in levels for a, b in itertools.combinations(sizes, 2))
 
 
 @dataclass
 class Evaluation:
     """What is measured on the test views."""
 
-    ratios: tuple[float, ...] = (0.01, 0.05, 0.10, 0.15, 0.5, 1.0)
+    ratios: Annotated[tuple[Ratio, ...], Range(1, 1000)] = (0.01, 0.05, 0.10, 0.15, 0.5, 1.0)
     format: Literal["ply", "compressed_ply", "spz", "sog", "splat", "gltf", "vq", "latents"] = "ply"
     """What the cuts are stored as: quality is measured after reading the file back, and its bytes are counted."""
     lpips: tuple[Literal["vgg", "alex"], ...] = ("vgg", "alex")
@@ -261,18 +292,18 @@ class Config:
     """A run. `Config.from_preset("paper")` gives a named one."""
 
     preset: str = "default"
-    """The preset this one started from; a label only."""
-    seed: int = 0
-    steps: int = 30_000
+    """The preset to start from; other flags change it."""
+    seed: Annotated[int, Range(0, 10**18 - 1)] = 0
+    steps: Views = 30_000
     """Training views in all, stage 1 and stage 2; raising it continues a finished run."""
-    batch: int | None = None
+    batch: Annotated[int, Range(1, 1024)] | None = None
     """Views per optimizer step over all workers; None: one per worker."""
-    background: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    report_every: int = 200
+    background: tuple[Share, Share, Share] = (0.0, 0.0, 0.0)
+    report_every: Views = 200
     """Views between two progress lines."""
-    checkpoint_every: int = 2000
+    checkpoint_every: Views = 2000
     """Views between two checkpoints."""
-    check_every: int = 500
+    check_every: Views = 500
     """Views between two comparisons of the workers' replicas."""
     data: Data = dataclasses.field(default_factory=Data)
     base: Base = dataclasses.field(default_factory=Base)
@@ -296,44 +327,32 @@ class Config:
     def from_preset(name: str, **settings: Any) -> "Config":
         """One of PRESETS by name; settings replace top-level fields, for instance steps=7000."""
         if name not in PRESETS:
-            raise UserError(f"--preset {name}: unknown; expected one of {', '.join(PRESETS)}")
+            near = difflib.get_close_matches(name, PRESETS)
+            raise UserError(f"--preset {name}: unknown; {f'did you mean {near[0]}? ' if near else ''}expected one of "
+                            f"{', '.join(PRESETS)}")
         config = Config(preset=name)
         PRESETS[name](config)
         return dataclasses.replace(config, **settings)
 
     def check(self) -> "Config":
-        """Raise UserError for values that no run can use."""
-        shares = {"evaluation.ratios": self.evaluation.ratios, "ratios.values": self.ratios.values,
-                  "deltas.knots": self.deltas.knots, "deltas.rows": self.deltas.rows or (), "order.keep": (self.order.keep,)}
-        for option, ratios in shares.items():
-            for ratio in ratios:
-                check_ratio(ratio, f"--{option}")
+        """Raise UserError for values that no run can use: outside of their ranges, which stand at the settings, or at odds with
+        each other, which is tested here."""
+        for flag, kind, value in settings(self):
+            typed(kind, value, flag)
         for option, rising in {"knots": self.deltas.knots, "rows": self.deltas.rows or ()}.items():
             if any(a >= b for a, b in itertools.pairwise(rising)):
                 raise UserError(f"--deltas.{option}: found {rising}, expected rising ratios")
-        if self.deltas.rows and len(self.deltas.rows) != len(self.deltas.knots):
+        if self.deltas.rows is not None and len(self.deltas.rows) != len(self.deltas.knots):
             raise UserError(f"--deltas.rows: found {len(self.deltas.rows)}, expected one for each of the "
                             f"{len(self.deltas.knots)} knots")
         for low, high in self.ratios.bands:
-            if not 0 < low < high <= 1:
+            if low >= high:
                 raise UserError(f"--ratios.bands: found {low} {high}, expected 0 < low < high <= 1")
-        if self.ratios.upper_every < 0:
-            raise UserError(f"--ratios.upper-every: found {self.ratios.upper_every}, expected at least 0")
-        positive = ("steps", "batch", "report_every", "checkpoint_every", "check_every",
-                    "data.factor", "data.test_every", "base.max_splats", "base.grow_every", "gsnet.refresh")
-        for option in positive:
-            value: Any = self
-            for part in option.split("."):
-                value = getattr(value, part)
-            if value is not None and value < 1:
-                raise UserError(f"--{option}: found {value}, expected at least 1")
-        if self.data.cache_gb is not None and not 0 <= self.data.cache_gb < math.inf:
-            raise UserError(f"--data.cache-gb: found {self.data.cache_gb}, expected 0 or more")
-        if not self.gsnet.inputs or len(set(self.gsnet.inputs)) < len(self.gsnet.inputs):
-            raise UserError(f"--gsnet.inputs: found {self.gsnet.inputs}, expected at least one, each once")
-        if min(self.gsnet.temperature, self.gsnet.temperature_end) <= 0:
-            raise UserError(f"--gsnet.temperature: found {self.gsnet.temperature} to {self.gsnet.temperature_end}, "
-                            "expected above 0")
+        if len(set(self.gsnet.inputs)) < len(self.gsnet.inputs):
+            raise UserError(f"--gsnet.inputs: found {self.gsnet.inputs}, expected each once")
+        if self.field.cells > MOST_CELLS:
+            raise UserError(f"--field.resolution, --field.levels, --field.channels: found {self.field.cells:,} numbers in the "
+                            f"planes, expected at most {MOST_CELLS:,}")
         if not self.order.fixed and self.transform.kind == "deltas":
             raise UserError(f"--transform.kind deltas: needs a fixed order, found --order.kind {self.order.kind}; "
                             "expected field or none")
@@ -342,10 +361,6 @@ class Config:
                             "at the end only; expected --order.kind importance or sampled")
         if self.base.ply and self.transform.kind == "none":
             raise UserError("--transform.kind none: with --base.ply there is nothing to train; expected deltas or field")
-        if not 0 <= self.base.sh_degree <= 3:
-            raise UserError(f"--base.sh-degree: found {self.base.sh_degree}, expected 0 to 3")
-        if not 0 < self.base.share <= 1:
-            raise UserError(f"--base.share: found {self.base.share}, expected above 0 and at most 1")
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -359,6 +374,14 @@ class Config:
     @staticmethod
     def load(path: Path) -> "Config":
         return Config.from_dict(read_json(path), str(path))
+
+
+def settings(tree: Any, prefix: str = "--") -> Iterator[tuple[str, Any, Any]]:
+    """(flag, annotated type, value) of every setting of a tree of dataclasses: --rates.delta-means and so on."""
+    kinds = get_type_hints(type(tree), include_extras=True)
+    for f in dataclasses.fields(tree):
+        flag, value = f"{prefix}{f.name.replace('_', '-')}", getattr(tree, f.name)
+        yield from settings(value, f"{flag}.") if dataclasses.is_dataclass(value) else [(flag, kinds[f.name], value)]
 
 
 def check_ratio(ratio: float, option: str = "ratio") -> float:

@@ -7,9 +7,9 @@ import json
 import stat
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from flexgs.errors import UserError
 
@@ -25,6 +25,25 @@ MOST_DIGITS = 18
 
 Layout = Mapping[str, tuple[str, tuple[str | int, ...]]]
 """name -> dtype and shape. A dimension is a number, or a name that stands for one number wherever it occurs."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which numbers a field takes, or how many entries: `steps: Annotated[int, Range(1, 10**9)]`. NaN is in no range."""
+
+    low: float
+    high: float
+    ends: str = "[]"
+    """A round bracket, as in "(]", leaves that end out."""
+
+    def __contains__(self, value: float) -> bool:
+        return (self.low < value if self.ends[0] == "(" else self.low <= value) and (
+            value < self.high if self.ends[1] == ")" else value <= self.high)
+
+    def __str__(self) -> str:
+        low, high = (f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (self.low, self.high))
+        least, most = "above" if self.ends[0] == "(" else "at least", "below" if self.ends[1] == ")" else "at most"
+        return f"{low} to {high}" if self.ends == "[]" else f"{least} {low} and {most} {high}"
 
 
 def regular_file(path: Path | str, expected: str = "a file") -> Path:
@@ -95,13 +114,21 @@ def _check_depth(value: Any) -> None:
 
 
 def typed(kind: Any, value: Any, where: str) -> Any:
-    """A JSON value as an annotated type: a dataclass, tuple, list, dict, Literal, optional or plain type; UserError names
-    `where` and the key. A float may be written as an integer; a number is no truth value; dataclasses know all their keys."""
+    """A JSON value as an annotated type: a dataclass, tuple, list, dict, Literal, optional or plain type, Annotated with a
+    Range or not; UserError names `where` and the key. A float may be written as an integer; a number is no truth value;
+    dataclasses know all their keys."""
     if kind is Any:
         return value
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        value = typed(args[0], value, where)
+        for limits in args[1:]:
+            number, entries = (len(value), " entries") if isinstance(value, tuple) else (value, "")
+            if isinstance(limits, Range) and number not in limits:
+                raise UserError(f"{where}: found {shown(number)}{entries}, expected {limits}{entries}")
+        return value
     if is_dataclass(kind):
-        known = typing.get_type_hints(kind)
+        known = typing.get_type_hints(kind, include_extras=True)
         if not isinstance(value, dict) or set(value) - {f.name for f in fields(kind)}:
             unknown = sorted(set(value) - set(known)) if isinstance(value, dict) else value
             raise UserError(f"{where}: unknown setting {shown(unknown)}, expected some of {', '.join(known)}")
@@ -126,7 +153,23 @@ def typed(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     elif not origin and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    raise UserError(f"{where}: found {shown(value)}, expected {kind if origin or type(None) in args else kind.__name__}")
+    raise UserError(f"{where}: found {shown(value)}, expected {_words(kind)}")
+
+
+def _words(kind: Any) -> str:
+    """A type as a message names it."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return _words(args[0])
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin is tuple and args[-1] is not Ellipsis:
+        return f"{len(args)} values ({', '.join(map(_words, args))})"
+    if origin in (tuple, list):
+        return f"any number of ({_words(args[0])})"
+    if type(None) in args:
+        return f"{_words(args[0])} or null"
+    return getattr(kind, "__name__", str(kind))
 
 
 def shown(value: Any) -> str:

@@ -5,16 +5,17 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import tyro
 
-from flexgs.cli import AnyConfig, last_value
+from flexgs.cli import AnyConfig, flags_in, last_value
 from flexgs.config import Config
 from flexgs.errors import UserError
 from flexgs.files import make_folder
 from flexgs.scene import SYNTHETIC, Scene, ensure_synthetic, find_scenes
 from flexgs.scene.catalog import CATALOG, DATASETS, PROTOCOLS, find_dataset, say_absent
+from flexgs.sizes import DEMO, LAPTOP, fitting
 from flexgs.tracking import Tracking, sqlite_uri
 from ray_jobs.cluster import IN_JOB, Cluster
 from ray_jobs.store import Store, is_remote
@@ -22,17 +23,6 @@ from ray_jobs.train_scene import read_scene
 
 HOME = Path("~/flexgs-runs")
 """Of runs that have no other: those of submitted jobs, and copies of an object store."""
-
-
-class Size(NamedTuple):
-    """The most that a scene gets where there is no GPU, unless the user chooses: minutes on a laptop."""
-
-    steps: int
-    splats: int
-
-
-LAPTOP = Size(steps=6000, splats=30_000)
-DEMO = Size(steps=4000, splats=20_000)
 
 
 @dataclass
@@ -112,7 +102,7 @@ class Dataset:
 
     def fitting(self, config: Config, cluster: Cluster, args: Sequence[str]) -> Config:
         """The settings at a size for what the cluster has."""
-        return config if cluster.has_gpu else laptop_size(config, LAPTOP if self.data_root or self.dataset else DEMO, args)
+        return fitting(config, cluster.has_gpu, flags_in(args), LAPTOP if self.data_root or self.dataset else DEMO)
 
     def of(self, capture: Path, config: Config, args: Sequence[str]) -> Config:
         """The settings for one capture: with --dataset at its factor of the protocol, unless the user has chosen one."""
@@ -155,18 +145,3 @@ def exit_code(errors: Mapping[str, Exception]) -> int:
     for name, error in errors.items():
         print(f"flexgs: {name} failed: {error}", file=sys.stderr)
     return 0 if not errors else 2 if all(isinstance(e, UserError) for e in errors.values()) else 1
-
-
-def laptop_size(config: Config, size: Size, args: Sequence[str]) -> Config:
-    """The config cut down to size, except for what the user has chosen; says so."""
-    if last_value("--config", args) is not None:
-        return config
-    steps = min(config.steps, size.steps) if last_value("--steps", args) is None else config.steps
-    splats = config.base.max_splats
-    if last_value("--base.max-splats", args) is None:
-        splats = min(splats, size.splats)
-    smaller = replace(config, steps=steps, base=replace(config.base, max_splats=splats))
-    if smaller != config:
-        print(f"no GPU: laptop size, {steps:,} views and at most {splats:,} Gaussians per scene; "
-              "--steps and --base.max-splats change that", flush=True)
-    return smaller

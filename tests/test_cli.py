@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from flexgs import cli
+from flexgs.config import PRESETS
 
 SMALL = ["--preset", "smoke", "--steps", "40", "--data.factor", "1", "--base.max-splats", "800", "--report-every", "20"]
 
@@ -58,6 +59,45 @@ def test_settings_are_flags(capture):
     assert command.config.gsnet.shape == "code" and command.config.loss.elastic_ssim == 0
 
 
+@pytest.mark.parametrize(("words", "said"), [
+    (["trian", "x"], "trian: no such command, did you mean train?"),
+    (["train", "x", "--stepz", "7"], "--stepz, 7; did you mean --steps?"),
+    (["train", "x", "--preset", "papr"], "--preset papr: unknown; did you mean paper?"),
+    (["train", "x", "--device", "cpu", "--rates.means", "nan"], "--rates.means: found nan, expected 0 to 0.1"),
+])
+def test_what_is_not_known_is_named_with_what_is_near(words, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["flexgs", *words])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert said in line_of(capsys)
+
+
+def test_help_can_be_read_alone(monkeypatch, capsys):
+    def output(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["flexgs", *words])
+        with pytest.raises(SystemExit, match="0"):
+            cli.main()
+        return capsys.readouterr().out
+
+    assert all(f"  {name} " in output() for name in cli.COMMANDS)
+    assert output("--version").startswith("flexgs ")
+    text = output("train", "--help")
+    assert "{None}" not in text and all(f"  {name} " in text for name in PRESETS)
+
+
+def test_without_a_gpu_a_run_is_small_and_says_so(capture, tmp_path, capsys):
+    """What the user typed is not touched; paths are printed so that they can be copied."""
+    out = tmp_path / "my runs"
+    assert flexgs("train", capture, "--output", out, "--device", "cpu", *SMALL, "--steps", "20", "--base.max-splats", "40000",
+                  "--evaluation.lpips") == 0
+    said = capsys.readouterr().out
+    assert "no GPU" not in said and f"flexgs cut '{out}/studio' --budget" in said and "training view" in said
+    command = cli.parse(cli.Train, [str(capture), "--steps", "31000", "--device", "cpu"], "flexgs train")
+    small = cli.fitting(command.config, False, command.typed)
+    assert (small.steps, small.base.max_splats) == (31_000, 30_000)
+    assert "no GPU: laptop size, 31,000 views and at most 30,000 Gaussians" in capsys.readouterr().out
+
+
 def broken(capture: Path, folder: Path, name: str, size: int | None) -> Path:
     """A copy of the capture with one file truncated to size bytes, or removed."""
     shutil.copytree(capture, folder)
@@ -96,7 +136,7 @@ def test_bad_captures(capture, tmp_path, capsys):
     (["--evaluation.ratios", "0.1", "1.5"], "evaluation.ratios: found 1.5"),
     (["--steps", "0"], "--steps: found 0"),
     (["--preset", "nonsense"], "--preset nonsense"),
-    (["--order.score", "beauty"], "--order.score beauty"),
+    (["--order.score", "beauty"], "'beauty' for argument '--order.score'"),
     (["--device", "cuda:7"], "--device cuda:7"),
     (["--stepz", "7"], "--stepz"),
     (["--steps", "many"], "many"),

@@ -2,14 +2,19 @@
 
 import itertools
 import json
+import math
 import re
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from flexgs import cli
-from flexgs.config import METHODS, PRESETS, Config, check_ratio, count_at
+from flexgs.config import METHODS, PRESETS, Config, Score, check_ratio, count_at, settings
 from flexgs.errors import UserError
+from flexgs.inputs import Range
+from flexgs.model.importance import SCORES
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -43,6 +48,44 @@ def test_unknown_preset_and_setting_are_named():
 def test_impossible_values_are_refused(values):
     with pytest.raises(UserError, match="expected"):
         Config.from_dict(values)
+
+
+def kinds_in(kind) -> Iterator[tuple]:
+    """(plain type, range or None) of a setting and of what is in it."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        yield args[0], args[1]
+        if typing.get_origin(args[0]) is tuple:
+            yield from kinds_in(typing.get_args(args[0])[0])
+    elif origin is tuple or type(None) in args:
+        for inner in args:
+            yield from kinds_in(inner)
+    else:
+        yield kind, None
+
+
+def test_every_number_has_a_range():
+    """Also one that is added later, and those in tuples."""
+    without = [flag for flag, kind, _ in settings(Config()) for plain, limits in kinds_in(kind)
+               if plain in (int, float) and not isinstance(limits, Range)]
+    assert not without
+
+
+@pytest.mark.parametrize(("part", "name", "value"), [
+    ("rates", "means", math.nan), ("rates", "delta_means", math.inf), ("field", "width", 0), ("field", "channels", -1),
+    ("field", "resolution", (4000, 4000, 4000, 4000)), ("field", "levels", ()), ("base", "prune_scale", math.nan),
+    ("deltas", "knots", ()), ("base", "max_splats", 10**12), ("gsnet", "temperature", 1e-300), ("base", "grow_every", 2.5),
+    ("evaluation", "ratios", (0.1, math.nan)), ("order", "score", "beauty"), ("ratios", "values", ())])
+def test_a_setting_outside_is_refused_by_its_flag(part, name, value):
+    config = Config()
+    setattr(getattr(config, part), name, value)
+    with pytest.raises(UserError, match=rf"^--{part}\.{name.replace('_', '-')}\S* .*found .*expected") as e:
+        config.check()
+    assert "\n" not in str(e.value)
+
+
+def test_scores_are_those_that_are_computed():
+    assert set(typing.get_args(Score)) == set(SCORES)
 
 
 def test_every_preset_but_the_untrained_ones_renders_cuts():

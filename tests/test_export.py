@@ -1,5 +1,6 @@
 """PLY files, budgets, atomic writes."""
 
+import math
 import re
 
 import numpy as np
@@ -74,10 +75,16 @@ def test_budgets():
         k = resolve(size, n, 3).gaussians
         limit = float(size[:-2]) * {"MB": 1e6, "kB": 1e3}[size[-2:]]
         assert ply_bytes(k, 3) <= limit < ply_bytes(k + 2, 3)
+    for everything in (1, 1.0, "1", "1.0", "100%"):  # one meaning, however it is written
+        assert resolve(everything, n, 3) == (n, 1)
+    assert resolve("1 Gaussian", n, 3).gaussians == 1
+    assert resolve(20_000, n, 3) == resolve("20000", n, 3) == resolve(20_000.0, n, 3)  # a table of numbers makes floats of all
+    assert resolve(1e-6, n, 3).gaussians == 1
     assert parse("16ms") == (16, "ms") and parse("2 MB") == (2e6, "bytes")
 
 
-@pytest.mark.parametrize("budget", ["", "many", "-5%", "0%", "101%", "0.0", "5 parsecs", "1kB", "0k", "0ms", "16ms", 1.5])
+@pytest.mark.parametrize("budget", ["", "many", "-5%", "0%", "101%", "0.0", "5 parsecs", "1kB", "0k", "0ms", "16ms", 1.5, "1.5",
+                                    0, "0", -1, math.nan, math.inf, "0 Gaussians"])
 def test_bad_budgets(budget):
     with pytest.raises(UserError):
         resolve(budget, 1000, 3)

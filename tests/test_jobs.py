@@ -15,13 +15,14 @@ import pytest
 import ray
 from PIL import Image
 
-from flexgs.cli import parse
+from flexgs.cli import flags_in, parse
 from flexgs.config import Config
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.run import LocalSession, run
 from flexgs.scene.capture import Lens
 from flexgs.scene.synthetic import write_synthetic
+from flexgs.sizes import Size, fitting
 from flexgs.tracking import Tracking, read_jsonl
 from ray_jobs import batch, cluster, compare_all, dataset, schedule, train_all, train_scene
 from ray_jobs.store import Store
@@ -86,13 +87,15 @@ def test_settings_come_from_flags_a_preset_or_a_file(tmp_path):
 
 
 def test_laptop_size_leaves_what_the_user_chose(capsys):
-    config, size = Config(), dataset.Size(steps=400, splats=3000)
-    small = dataset.laptop_size(config, size, [])
+    config, size = Config(), Size(steps=400, splats=3000)
+    small = fitting(config, False, set(), size)
     assert (small.steps, small.base.max_splats) == (400, 3000) and "no GPU" in capsys.readouterr().out
-    assert dataset.laptop_size(config, size, ["--steps", "30000"]).steps == config.steps
-    assert dataset.laptop_size(config, size, ["--base.max-splats=9"]).base.max_splats == config.base.max_splats
-    assert dataset.laptop_size(config, size, ["--config", "x.json"]) == config
-    assert dataset.laptop_size(Config(steps=10), size, []).steps == 10
+    assert fitting(config, False, flags_in(["--steps", "30000"]), size).steps == config.steps
+    assert fitting(config, False, flags_in(["--base.max_splats=9"]), size).base.max_splats == config.base.max_splats
+    assert fitting(config, False, flags_in(["--config", "x.json"]), size) == config == fitting(config, True, set(), size)
+    capsys.readouterr()
+    assert fitting(Config(steps=10), False, {"--base.max-splats"}, size).steps == 10
+    assert not capsys.readouterr().out  # nothing was changed
 
 
 def test_a_relative_storage_is_refused_in_a_submitted_job(monkeypatch):

@@ -38,13 +38,29 @@ def test_lpips(net):
 
 
 def test_wrong_weights_are_a_user_error(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match=r"expected vgg16-397923af\.pth or"):
         lpips.load("vgg", str(tmp_path))
-    (tmp_path / lpips.FILES["vgg"]).write_bytes(b"not a state dictionary")
+    (tmp_path / lpips.FILES["vgg"][0]).write_bytes(b"not a state dictionary")
     with pytest.raises(UserError, match="not the weights of the vgg backbone"):
         lpips.load("vgg", str(tmp_path))
-    torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / lpips.FILES["alex"])
-    with pytest.raises(UserError, match="not the weights of the alex backbone"):
+    torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / lpips.FILES["alex"][0])
+    with pytest.raises(UserError, match=r"alexnet.*found no 'features"):
+        lpips.load("alex", str(tmp_path))
+
+
+def test_torchvisions_own_file_is_read(tmp_path):
+    """Whole models in the old format of torch.save, as torchvision has them: with the classifier, which LPIPS does not use."""
+    plans = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
+    state = {f"features.{i}.{name}": torch.randn(shape if name == "weight" else shape[:1])
+             for i, shape in plans.items() for name in ("weight", "bias")}
+    path = tmp_path / "alexnet-owt-7be5be79.pth"
+    torch.save({**state, "classifier.1.weight": torch.zeros(3, 3)}, path, _use_new_zipfile_serialization=False)
+    net = lpips.load("alex", str(tmp_path))
+    image = torch.rand(64, 64, 3)
+    assert isinstance(net, lpips.Lpips) and net(image, image) == 0 < net(image, 1 - image)
+    state["features.0.bias"][0] = float("nan")
+    torch.save(state, path)
+    with pytest.raises(UserError, match=r"NaN or infinite numbers in features\.0\.bias"):
         lpips.load("alex", str(tmp_path))
 
 

@@ -171,11 +171,11 @@ def test_why_a_trial_fails_is_written_down(capture, config, tmp_path):
     search = Search(capture, tmp_path, config)
     own = Own(config)
     space(own, config)
-    with pytest.raises(UserError, match="the loss is nan"):
+    with pytest.raises(UserError, match=r"rates\.sh0: found nan"):
         _direct({**own.params, NUMBER: 3}, search, Room(0.0))
     (failed,) = search.records()
-    assert failed.status == "failed" and "the loss is nan" in str(failed.error) and failed.number == 3
-    with pytest.raises(UserError, match="the loss is nan"), _noted(search, own.params, 9):
+    assert failed.status == "failed" and "rates.sh0: found nan" in str(failed.error) and failed.number == 3
+    with pytest.raises(UserError, match=r"rates\.sh0: found nan"), _noted(search, own.params, 9):
         raise AssertionError("it is not tried again")
 
 

@@ -149,7 +149,8 @@ def _importances(search: Search, objective: str, records: Sequence[Record]) -> s
     if len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) < 4:
         return ""
     target = (lambda trial: trial.values[0]) if objective == PARETO else None
-    found = optuna.importance.get_param_importances(study, target=target)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)  # named, as Optuna's default changes between its versions
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator, target=target)
     return ("Share of the variance that each setting explains, by Optuna's fANOVA (with few trials a hint): "
             + ", ".join(f"{name} {share:.2f}" for name, share in found.items() if share >= 0.01) + ".")
 

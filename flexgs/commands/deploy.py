@@ -1,6 +1,7 @@
 """The commands of who has a model: flexgs cut | pack | serve | view | render | info."""
 
 import json
+import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from flexgs.config import Config, count_at
+from flexgs.config import Config, check_ratio, count_at
 from flexgs.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class Cut:
     source: Source
     """Run folder, .fgs file or http(s) URL, or a file of splats."""
     budget: str | None = None
-    """5%, 0.05, 500k, 20MB (of the format of -o), 16ms (per frame, on this machine), or a device such as quest."""
+    """5%, 0.05, 500k, 20MB (of the format of -o), 16ms (per frame, on this machine), or a device such as quest. A number
+    up to 1 is a share, of which 1 is all; a larger one is a number of Gaussians."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """NAME.ply, .compressed.ply, .spz, .sog, .splat or .glb. With --lod a new FOLDER for PLY files, or FOLDER/lod-meta.json."""
     lod: tuple[float, ...] = ()
@@ -75,22 +77,22 @@ class Cut:
         chosen, views, n = FORMATS[name], scene.train if scene else [], len(model)
         amount, unit = parse(budget)
         if unit == "ms":
-            budget = str(self._profile(model).most(amount))
+            budget = f"{self._profile(model).most(amount)} Gaussians"
         elif unit == "bytes" and name != "ply":
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / output.name
 
                 def size(count: int) -> int:
-                    chosen.write(model.cut(str(count)), path, views)
+                    chosen.write(model.cut(f"{count} Gaussians"), path, views)
                     return path.stat().st_size
 
                 count = largest(n, amount, size)
             if not count:
                 raise UserError(f"budget {budget!r}: not enough for one Gaussian as {name}")
-            budget = str(count)
+            budget = f"{count} Gaussians"
         cut = model.cut(budget)
         chosen.write(cut, output, views)
-        line = f"{output}: {len(cut):,} of {n:,} Gaussians, {output.stat().st_size / 1e6:.2f} MB"
+        line = f"{shlex.quote(str(output))}: {len(cut):,} of {n:,} Gaussians, {output.stat().st_size / 1e6:.2f} MB"
         if isinstance(model, Progressive):
             line += f"; {model.offset / 1e6:.2f} MB were read"
         print(line)
@@ -133,7 +135,7 @@ class Pack:
             sent, count = packed.load(ratio), count_at(ratio, n)
             print(f"up to {100 * ratio:5.4g} %  {count:>11,} Gaussians  {sent / 1e6:9.2f} MB  as PLY "
                   f"{ply_bytes(count, degree) / 1e6:9.2f} MB")
-        print(f"{self.output}: {sent / ply_bytes(n, degree):.2f} of the whole PLY, which is not elastic")
+        print(f"{shlex.quote(str(self.output))}: {sent / ply_bytes(n, degree):.2f} of the whole PLY, which is not elastic")
 
 
 @dataclass
@@ -188,10 +190,10 @@ class Render:
     """NAME.mp4, NAME.gif or NAME.png (the first frame)."""
     path: Literal["orbit", "views"] = "orbit"
     """orbit: an ellipse through where the cameras stood; views: from training view to training view."""
-    ratio: float = 1.0
-    """What is kept, above 0 and at most 1."""
+    ratio: float | None = None
+    """What is kept, above 0 and at most 1. Default: all."""
     budget: str | None = None
-    """In place of a ratio: 5%, 500k, 20MB, or a device such as quest."""
+    """In place of a ratio: 5%, 0.05, 500k, 20MB, or a device such as quest, as in `flexgs cut`."""
     frames: int = 120
     fps: int = 30
     size: tuple[int, int] = (1280, 720)
@@ -207,11 +209,15 @@ class Render:
         if self.frames < 1 or self.fps < 1 or min(self.size) < 16 or self.size[0] % 2 or self.size[1] % 2:
             raise UserError(f"render: found {self.frames} frames, {self.fps} fps, {self.size[0]}x{self.size[1]} pixels; "
                             "expected at least 1, 1 and 16x16, width and height even")
+        if self.budget is not None and self.ratio is not None:
+            raise UserError(f"render: found --ratio {self.ratio:g} and --budget {self.budget}, expected one of them")
+        ratio = 1.0 if self.ratio is None else check_ratio(self.ratio, "--ratio")
         model = open_model(self.source)
-        cut = model.cut(self.budget or self.ratio)
+        cut = model.cut(ratio if self.budget is None else self.budget)
         cameras = PATHS[self.path](_cameras(model), self.frames, *self.size)
         write_video(cut.to(pick_device(self.device)), cameras, self.output, self.fps, model.config.background)
-        print(f"{self.output}: {len(cut):,} of {len(model):,} Gaussians, {self.output.stat().st_size / 1e6:.2f} MB")
+        print(f"{shlex.quote(str(self.output))}: {len(cut):,} of {len(model):,} Gaussians, "
+              f"{self.output.stat().st_size / 1e6:.2f} MB")
 
 
 @dataclass
@@ -277,4 +283,4 @@ def _loss(cut: "Splats", stored: "Splats", model: "ElasticModel | Progressive", 
         return f"{was - now:.2f} dB of {was:.2f} on the test views"
     cameras = orbit(_cameras(model), 4, 320, 240)
     same = statistics.fmean(psnr(image(stored, c), image(cut, c)) for c in cameras)
-    return f"its renders are {same:.1f} dB from those of the cut"
+    return f"its renders have a PSNR of {same:.1f} dB against those of the cut; the higher the closer, 50 dB is not to be seen"

@@ -11,7 +11,7 @@ from flexgs.errors import UserError
 DEVICES = {"quest": 500_000, "visionpro": 750_000, "android": 1_000_000, "iphone": 1_500_000, "desktop": 2_500_000}
 """Gaussians that the web renderer Spark draws at most on each kind of device (its documented defaults, version 2.2)."""
 
-_UNITS = {"": 1, "k": 1e3, "m": 1e6, "kb": 1e3, "mb": 1e6, "gb": 1e9, "ms": 1}
+_UNITS = {"": 1, "gaussian": 1, "gaussians": 1, "k": 1e3, "m": 1e6, "kb": 1e3, "mb": 1e6, "gb": 1e9, "ms": 1}
 
 
 class Budget(NamedTuple):
@@ -28,24 +28,25 @@ class Share(NamedTuple):
 
 
 def parse(budget: str | float) -> Budget:
-    """A float is a ratio in (0, 1]; a string is a percentage ("5%"), a ratio with a decimal point ("0.05"), a number of
-    Gaussians ("500k", "1.2M", "20000"), a file size ("20MB"), a frame time ("16ms"), or a name in DEVICES."""
+    """A number up to 1 is a ratio, a whole number above 1 is that many Gaussians, and both may be text: "0.05", "1", "20000".
+    Text may also be a percentage ("5%"), Gaussians in words ("500k", "1.2M", "1 Gaussian"), a file size ("20MB"), a frame time
+    ("16ms"), or a name in DEVICES."""
     if not isinstance(budget, str):
-        return Budget(check_ratio(float(budget)), "ratio")
+        budget = repr(float(budget)) if isinstance(budget, float) else str(budget)
     text = budget.strip().lower()
     if text in DEVICES:
         return Budget(DEVICES[text], "count")
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(%|[a-z]*)", text)
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*(%|[a-z]*)", text)
     if not match or (match[2] != "%" and match[2] not in _UNITS):
         raise UserError(f"budget {budget!r}: expected something like 5%, 0.05, 500k, 20MB or 16ms, or a device: "
                         f"{', '.join(DEVICES)}")
     value, unit = float(match[1]), match[2]
     if unit == "%":
         return Budget(check_ratio(value / 100), "ratio")
-    if not unit and "." in match[1]:
-        return Budget(check_ratio(value), "ratio")
+    if not unit and (value <= 1 or value % 1):
+        return Budget(check_ratio(value, f"budget {budget}"), "ratio")
     amount = value * _UNITS[unit]
-    if amount <= 0 or (unit in ("", "k", "m") and amount < 1):
+    if amount <= 0 or (unit in ("gaussian", "gaussians", "k", "m") and amount < 1):
         raise UserError(f"budget {budget!r}: not enough for one Gaussian")
     return Budget(amount, "ms" if unit == "ms" else "bytes" if unit.endswith("b") else "count")
 

@@ -1,7 +1,9 @@
 """LPIPS (Zhang et al. 2018) through torchmetrics; backbones from torchvision or, where nothing may be downloaded, a folder.
 
-The folder holds the convolution layers of torchvision's ImageNet models as state dictionaries with the keys features.N.weight
-and features.N.bias: vgg16_features_f16.pth and alexnet_features_f16.pth. The linear heads come with torchmetrics.
+The folder holds torchvision's own files, vgg16-397923af.pth and alexnet-owt-7be5be79.pth, or their convolution layers alone,
+vgg16_features_f16.pth and alexnet_features_f16.pth: state dictionaries with the keys features.N.weight and features.N.bias;
+other keys are passed over. They are read with torch.load(weights_only=True), which makes tensors and plain containers and runs
+nothing that a file names; names, shapes and numbers are then checked. The linear heads come with torchmetrics.
 """
 
 import os
@@ -14,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from flexgs.errors import UserError
+from flexgs.inputs import check_tensors, regular_file
 
 WEIGHTS_VARIABLE = "FLEXGS_LPIPS_WEIGHTS"
 CURE = "Give a folder of weights: evaluation.lpips_weights"
-FILES = {"vgg": "vgg16_features_f16.pth", "alex": "alexnet_features_f16.pth"}
+FILES = {"vgg": ("vgg16-397923af.pth", "vgg16_features_f16.pth"),
+         "alex": ("alexnet-owt-7be5be79.pth", "alexnet_features_f16.pth")}
 Range = Literal["[-1, 1]", "[0, 1]"]
 LEAST = 32
 """Pixels that an image must have across and down: AlexNet leaves nothing of smaller ones."""
@@ -50,7 +54,7 @@ def load(net: Literal["vgg", "alex"], weights: str | None = None, inputs: Range 
 
     original = module._get_tv_model_features
     if folder:
-        features = _features(net, Path(folder) / FILES[net])
+        features = _features(net, _file(net, Path(folder)))
         module._get_tv_model_features = lambda *_: features  # torchmetrics would ask torchvision, which may not be there
     try:
         return Lpips(module._NoTrainLpips(net=net), inputs)
@@ -58,6 +62,14 @@ def load(net: Literal["vgg", "alex"], weights: str | None = None, inputs: Range 
         return f"its backbone cannot be had: {str(e).splitlines()[0]} {CURE}"
     finally:
         module._get_tv_model_features = original
+
+
+def _file(net: str, folder: Path) -> Path:
+    """The file of the backbone in the folder."""
+    for name in FILES[net]:
+        if (folder / name).exists():
+            return regular_file(folder / name)
+    raise UserError(f"{folder}: found no LPIPS backbone {net}, expected {' or '.join(FILES[net])} in this folder")
 
 
 def _features(net: str, path: Path) -> nn.Sequential:
@@ -72,11 +84,12 @@ def _features(net: str, path: Path) -> nn.Sequential:
     layers = nn.Sequential(*(nn.Conv2d(*layer) if isinstance(layer, tuple) else layer() for layer in plans[net]))
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        layers.load_state_dict({k.removeprefix("features."): v.float() for k, v in state.items()})
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected the LPIPS backbone {FILES[net]} in this folder") from None
+        found = {k: v.float() for k, v in state.items() if k.startswith("features.")}
     except Exception as e:  # torch.load raises many kinds for broken files
-        raise UserError(f"{path}: not the weights of the {net} backbone ({str(e).splitlines()[0]})") from None
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise UserError(f"{path}: not the weights of the {net} backbone ({reason})") from None
+    check_tensors(found, {f"features.{k}": ("float32", tuple(v.shape)) for k, v in layers.state_dict().items()}, str(path))
+    layers.load_state_dict({k.removeprefix("features."): v for k, v in found.items()})
     return layers
 
 

@@ -56,7 +56,7 @@ class Deltas(Transform):
         if after == 0:
             return [Term(0, counts[0], 0, 1.0)]
         left, right = self.knots[after - 1], 1.0 if after == len(counts) else self.knots[after]
-        weight = math.log(ratio / left) / math.log(right / left)
+        weight = math.log(ratio / left) / math.log(right / left) if left < right else 1.0  # a knot at 1: no change there
         lower = Term(starts[after - 1], counts[after - 1], 0, 1 - weight)
         if after == len(counts):
             return [lower]

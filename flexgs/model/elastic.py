@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from flexgs.camera import Camera
-from flexgs.config import Config, count_at
+from flexgs.config import Config
 from flexgs.errors import UserError
 from flexgs.files import write_json
 from flexgs.model.transform import Transform, make_transform
@@ -39,17 +39,14 @@ class ElasticModel:
         return self.splats.sh_degree
 
     def cut(self, budget: str | float) -> Splats:
-        """Plain Gaussians for a budget: a ratio in (0, 1] or "5%", "500k", "20MB" (see deploy/budget.py).
+        """Plain Gaussians for a budget: a ratio up to 1, of which 1 is all, or "5%", "500k", "20MB" (see deploy/budget.py).
 
         Deterministic, nested and of exact count; the transform is baked in. At ratio 1 it is the base model.
         """
-        n = len(self)
-        if isinstance(budget, str):
-            from flexgs.deploy.budget import resolve  # the one look ahead: only deploy knows the size of files
+        from flexgs.deploy.budget import resolve  # the one look ahead: only deploy knows the size of files
 
-            kept, ratio = resolve(budget, n, self.sh_degree)
-        else:
-            kept, ratio = count_at(budget, n), float(budget)
+        n = len(self)
+        kept, ratio = resolve(budget, n, self.sh_degree)
         return self.transform(self.splats[:kept], ratio).detach() if kept < n else self.splats.detach()
 
     def save(self, folder: Path) -> None:

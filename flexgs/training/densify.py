@@ -12,6 +12,7 @@ from torch import Tensor
 from flexgs.camera import Camera
 from flexgs.config import Base
 from flexgs.distributed import Group
+from flexgs.errors import UserError
 from flexgs.raster import RenderOutput
 from flexgs.seeds import generator
 from flexgs.splats import Splats, cat
@@ -66,6 +67,9 @@ class Densifier:
         remove = split | (torch.sigmoid(splats.opacities) < o.prune_opacity)
         if prune_large:
             remove |= size > o.prune_scale * self.extent
+        if bool((remove & ~split).all()):
+            raise UserError(f"view {step}: every Gaussian is fainter than --base.prune-opacity {o.prune_opacity:g} or larger "
+                            f"than --base.prune-scale {o.prune_scale:g}, and none is left; lower the first or raise the second")
         new = cat([splats.detach()[clone & ~remove], halves(splats.detach()[split], generator(self.seed, "split", step))])
         return _replace(splats, optimizer, ~remove, new)
 
