@@ -115,7 +115,7 @@ def test_versions_that_do_not_fit(versions, expected):
 def test_weights_that_are_not_there(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FLEXGS_LPIPS_WEIGHTS", str(tmp_path))
     code, lines = examine(tmp_path, capsys)
-    assert code == 1 and "vgg16_features_f16.pth: no such file" in lines["lpips"] and "unset it" in lines["lpips"]
+    assert code == 1 and "vgg16_features_f16.pth in this folder" in lines["lpips"] and "unset it" in lines["lpips"]
 
 
 @pytest.mark.ray
