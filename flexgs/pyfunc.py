@@ -7,10 +7,12 @@
 Without a path the file itself comes back, in the column ply: nothing is left lying about, and it works from another machine
 (`mlflow models serve`), where a path of the server's means nothing.
 
-MLflow keeps a copy of this file and of the package beside the model and runs it on loading ("models from code"); the weights
-are safetensors and JSON. Nothing is pickled, and flexgs need not be installed where the model is loaded.
+MLflow keeps a copy of this file and of the package's modules beside the model and runs it on loading ("models from code"); the
+weights are safetensors and JSON. Nothing is pickled, and flexgs need not be installed where the model is loaded. Compiled
+files, backups of an editor and other leftovers in the folders of the package and of the model are not kept.
 """
 
+import shutil
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +29,8 @@ from flexgs.deploy.export import write_ply
 from flexgs.errors import UserError
 from flexgs.model.elastic import ElasticModel
 
+MODEL = ("model.safetensors", "model.json")
+"""The files that ElasticModel.save writes."""
 NEEDS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "plyfile", "filelock")
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(AnyType(), "budget"), ColSpec(DataType.string, "path", required=False)]),
@@ -38,7 +42,7 @@ class Cutter(PythonModel):
     """Cuts the model that it was logged with."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        self.model = ElasticModel.load(Path(context.artifacts["model"]))
+        self.model = ElasticModel.load(Path(context.artifacts["model.json"]).parent)
 
     def predict(self, context: PythonModelContext | None, model_input: pd.DataFrame,
                 params: dict[str, Any] | None = None) -> pd.DataFrame:
@@ -63,10 +67,20 @@ class Cutter(PythonModel):
 def save(model: Path, folder: Path, about: Model | None = None) -> None:
     """Write the MLflow model of what ElasticModel.save has put into the folder model."""
     here = Path(__file__)
-    mlflow.pyfunc.save_model(
-        folder, mlflow_model=about, python_model=str(here), code_paths=[str(here.parent)], artifacts={"model": str(model)},
-        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in NEEDS],
-        signature=SIGNATURE, input_example=pd.DataFrame({"budget": ["5%"]}))
+    with tempfile.TemporaryDirectory() as temporary:
+        package = shutil.copytree(here.parent, Path(temporary) / "flexgs", ignore=_no_modules)
+        mlflow.pyfunc.save_model(
+            folder, mlflow_model=about, python_model=str(here), code_paths=[str(package)],
+            artifacts={name: str(model / name) for name in MODEL},
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in NEEDS],
+            signature=SIGNATURE, input_example=pd.DataFrame({"budget": ["5%"]}))
+
+
+def _no_modules(folder: str, names: list[str]) -> list[str]:
+    """Those of the names in a folder of a package that Python would not import as a module or package of it."""
+    modules = {name for name in names if name.removesuffix(".py").isidentifier()
+               and (name.endswith(".py") or Path(folder, name, "__init__.py").is_file())}
+    return [name for name in names if name not in modules]
 
 
 mlflow.models.set_model(Cutter())

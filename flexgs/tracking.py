@@ -202,8 +202,8 @@ class Run:
         for name in ("results.json", "config.json"):
             if (folder / name).is_file():
                 client.log_artifact(run_id, str(folder / name))
-        for part in ("renders", "cuts"):
-            for file in sorted((folder / part).glob("*")):
+        for part, ours in (("renders", "[!.]*.png"), ("cuts", "[!.]*.ply")):
+            for file in sorted((folder / part).glob(ours)):
                 if part == "renders" or file.stat().st_size <= CUT_BYTES:
                     client.log_artifact(run_id, str(file), part)
         client.set_tag(run_id, "mlflow.note.content", notes.scene(results, folder))

@@ -83,13 +83,12 @@ def random_splats(n: int, sh_degree: int = 1, seed: int = 0) -> Splats:
                   sh0=torch.randn(n, 3, generator=g), shN=torch.randn(n, (sh_degree + 1) ** 2 - 1, 3, generator=g) * 0.1)
 
 
-@pytest.fixture(scope="session")
-def real_scenes() -> Path:
-    """The folder of real captures; tests that need it skip where it is absent."""
-    folder = Path(os.environ.get("FLEXGS_SCENES", Path(__file__).parents[2] / "shared" / "scenes"))
-    if not folder.is_dir():
-        pytest.skip(f"no real captures: {folder} does not exist (set FLEXGS_SCENES)")
-    return folder
+def shared(name: str) -> Path:
+    """A file or folder of real data, in $FLEXGS_SHARED or in `shared` beside the checkout; the test is skipped without it."""
+    path = Path(os.environ.get("FLEXGS_SHARED", Path(__file__).resolve().parents[2] / "shared"), name)
+    if not path.exists():
+        pytest.skip(f"no real data: {path} does not exist (FLEXGS_SHARED names another folder)")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,10 @@ import json
 import random
 import shutil
 import struct
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_splats
+from conftest import random_splats, shared
 
 from flexgs.deploy import gltf, interchange
 from flexgs.deploy.export import read_ply, to_ply, write_ply
@@ -22,7 +21,6 @@ from flexgs.raster.reference import rotations
 from flexgs.splats import Splats
 from tests.test_cli import flexgs
 
-PLANT = Path(__file__).resolve().parents[2] / "shared" / "samples" / "plant.splat"
 EXACT = {"means": 1e-6, "scales": 1e-5, "opacities": 1e-3, "sh0": 1e-6, "shN": 1e-6}
 # the largest error of each attribute that the bits of a format leave, for 300 Gaussians of random_splats (3 units wide)
 BITS = {
@@ -191,9 +189,8 @@ def test_a_strangers_file_is_cut_by_what_is_seen(trained, capture, scene, tmp_pa
     assert len(interchange.read(tmp_path / "b.spz", "spz")) == 100
 
 
-@pytest.mark.skipif(not PLANT.exists(), reason="needs the shared samples")
 def test_a_real_splat_file(tmp_path):
-    model = open_model(PLANT)
+    model = open_model(shared("samples/plant.splat"))
     assert len(model) == 113_648 and model.sh_degree == 0
     assert len(model.cut("quest")) == len(model)
     write_ply(model.cut(0.1), tmp_path / "x.ply")

@@ -1,11 +1,9 @@
 """PSNR, LPIPS and what the protocol says of them."""
 
-import os
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_splats
+from conftest import random_splats, shared
 
 from flexgs import config as cfg
 from flexgs.config import Config, Evaluation
@@ -15,26 +13,23 @@ from flexgs.evaluate.metrics import evaluate, psnr
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.transform import Transform
 
-WEIGHTS = Path(os.environ.get(lpips.WEIGHTS_VARIABLE, Path(__file__).parents[2] / "shared" / "weights"))
-needs_weights = pytest.mark.skipif(not WEIGHTS.is_dir(), reason=f"no LPIPS backbones: {WEIGHTS} does not exist")
-
 
 def test_psnr_of_a_known_error():
     image = torch.full((8, 8, 3), 0.5)
     assert psnr(image, image + 0.1) == pytest.approx(20.0, abs=1e-4)
 
 
-@needs_weights
 @pytest.mark.parametrize("net", ["vgg", "alex"])
 def test_lpips(net):
     """Zero for equal images, larger for a larger change, not the same in the two input ranges."""
-    measure = lpips.load(net, str(WEIGHTS))
+    weights = str(shared("weights"))
+    measure = lpips.load(net, weights)
     g = torch.Generator().manual_seed(0)
     image = torch.rand(64, 64, 3, generator=g)
     noise = torch.randn(64, 64, 3, generator=g)
     small, large = (measure((image + s * noise).clamp(0, 1), image) for s in (0.05, 0.3))
     assert measure(image, image) == 0 < small < large
-    assert lpips.load(net, str(WEIGHTS), "[0, 1]")((image + 0.3 * noise).clamp(0, 1), image) != large
+    assert lpips.load(net, weights, "[0, 1]")((image + 0.3 * noise).clamp(0, 1), image) != large
 
 
 def test_wrong_weights_are_a_user_error(tmp_path):

@@ -1,6 +1,7 @@
 """Models in MLflow: cut in another process, which version is the best, and nothing twice."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flexgs import notes
+from flexgs import notes, pyfunc
 from flexgs.deploy.export import ply_bytes, write_ply
 from flexgs.errors import UserError
 from flexgs.evaluate.table import psnr_auc
@@ -63,6 +64,10 @@ def test_a_logged_model_is_cut_in_a_fresh_process(model, uri, tmp_path):
     model.save(tmp_path / "run" / "model")
     tracking, run = started(uri, tmp_path)
     run.log_results(results(20.0), tmp_path / "run")
+    kept = {f.name for f in (tmp_path / "artifacts").rglob("*") if f.is_file()}  # before Python compiles it where it is loaded
+    assert {"model.safetensors", "model.json", "pyfunc.py", "MLmodel"} <= kept
+    assert not {Path(name).suffix for name in kept} & {".pkl", ".pickle", ".pt", ".pyc"}
+
     done = subprocess.run([sys.executable, "-c", LOAD_AND_CUT, tracking.uri, str(tmp_path)], cwd=tmp_path, text=True,
                           capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -76,9 +81,25 @@ def test_a_logged_model_is_cut_in_a_fresh_process(model, uri, tmp_path):
     assert said["written"]["bytes"] == [ply_bytes(n, model.splats.sh_degree) for n in counts]
     assert said["same"] and said["ply"] == [True, True] and "code" in said["flexgs"]
 
-    kept = [f for f in (tmp_path / "artifacts").rglob("*") if f.is_file()]
-    assert not [f for f in kept if f.suffix in (".pkl", ".pickle", ".pt", ".pyc")]
-    assert {"model.safetensors", "model.json", "pyfunc.py", "MLmodel"} <= {f.name for f in kept}
+
+def test_leftovers_are_not_logged(model, tmp_path, monkeypatch):
+    """What lies about in the folders of the sources and of the model does not change what is logged: not by a file."""
+    package = Path(pyfunc.__file__).parent
+    clean = shutil.copytree(package, tmp_path / "flexgs", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(pyfunc, "__file__", str(clean / "pyfunc.py"))
+    (tmp_path / "model").mkdir()
+    model.save(tmp_path / "model")
+    for left in ("splats.pyc", "model/__pycache__/field.cpython-311.pyc", "raster/cpu/__pycache__/kernels.nbi", "splats.py~",
+                 "._splats.py", ".splats.py.swp", "#splats.py#", "splats.py.orig", "model/.DS_Store", "TAGS",
+                 ".ipynb_checkpoints/splats.py", "deploy/web/node_modules/x.py", "../model/.DS_Store", "../model/model.json~"):
+        (clean / left).parent.mkdir(parents=True, exist_ok=True)
+        (clean / left).write_bytes(b"left")
+    (clean / ".#splats.py").symlink_to("user@host.1:2")  # a lock of Emacs, which leads nowhere
+    pyfunc.save(tmp_path / "model", tmp_path / "logged")
+    logged = {str(f.relative_to(tmp_path / "logged")) for f in (tmp_path / "logged").rglob("*") if f.is_file()}
+    modules = {f"code/flexgs/{module.relative_to(package)}" for module in package.rglob("[!.]*.py")}
+    assert {name for name in logged if name.startswith("code/")} == modules
+    assert {name for name in logged if name.startswith("artifacts/")} == {f"artifacts/{name}" for name in pyfunc.MODEL}
 
 
 def test_only_a_better_version_takes_the_alias(model, uri, tmp_path):

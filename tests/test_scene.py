@@ -13,6 +13,7 @@ import numpy as np
 import pycolmap
 import pytest
 import torch
+from conftest import shared
 from PIL import Image
 
 from flexgs.errors import UserError
@@ -627,8 +628,8 @@ def test_initial_splats():
     ("fox", 1, 50, 15191, (536, 960)), ("fox", 4, 50, 15191, (134, 240)),
     ("kitchen25", 1, 24, 2645, (776, 512)), ("kitchen25", 2, 24, 2645, (388, 256)),
 ])
-def test_real_captures(real_scenes, name, factor, views, points, size):
-    scene = load_scene(real_scenes / name, factor=factor)
+def test_real_captures(name, factor, views, points, size):
+    scene = load_scene(shared("scenes") / name, factor=factor)
     assert len(scene.train) + len(scene.test) == views and len(scene.test) == -(-views // 8)
     assert len(scene.points) == points and (scene.protocol["width"], scene.protocol["height"]) == size
     assert scene.train[0].image().shape == (size[1], size[0], 3)
