@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import urlsplit
 
 import tyro
 
@@ -61,7 +62,7 @@ class Cut:
         scene = _capture(self.scene, self.source)
         model = open_model(self.source, scene)
         if self.html:
-            print(write_page(model, self.html, Path(self.source.rstrip("/")).stem))
+            print(write_page(model, self.html, Path(urlsplit(self.source).path.rstrip("/")).stem))
         if self.output and self.lod:
             print(write_lod(model, self.output, self.lod))
         elif self.output:
@@ -148,11 +149,13 @@ class Serve:
     folder: tyro.conf.Positional[Path]
     host: str = "127.0.0.1"
     port: int = 8000
+    allow_host: tuple[str, ...] = ()
+    """Further names that it answers to, such as a proxy's: what a browser asks for otherwise is refused."""
 
     def __call__(self) -> None:
         from flexgs.deploy.serve import serve
 
-        serve(self.folder, self.host, self.port)
+        serve(self.folder, self.host, self.port, self.allow_host)
 
 
 @dataclass
@@ -168,16 +171,20 @@ class View:
     host: str = "127.0.0.1"
     """Who may connect; over SSH keep this and forward the port: ssh -L 8080:127.0.0.1:8080 MACHINE."""
     port: int = 8080
+    allow_host: tuple[str, ...] = ()
+    """Further names that it answers to, such as a proxy's: what a browser asks for otherwise is refused."""
     device: str = "auto"
 
     def __call__(self) -> None:
         from flexgs.cli import pick_device
         from flexgs.deploy.source import open_model
         from flexgs.deploy.viewer import view
+        from flexgs.urls import public
 
         scene = _capture(self.scene or _recorded_capture(self.source), self.source)
         names = [self.source, *([self.other] if self.other else [])]
-        view({name: open_model(name, scene) for name in names}, scene, self.host, self.port, pick_device(self.device))
+        view({public(name): open_model(name, scene) for name in names}, scene, self.host, self.port, pick_device(self.device),
+             self.allow_host)
 
 
 @dataclass

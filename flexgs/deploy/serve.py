@@ -1,47 +1,78 @@
 """A folder over HTTP, with ranges."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from flexgs.deploy.progressive import write
+from flexgs.deploy.visitors import Visitors, url
 from flexgs.errors import UserError
 from flexgs.model.elastic import ElasticModel
 
 
-def application(folder: Path) -> web.Application:
-    """The files below folder and lists of them; nothing above it, no links out of it.
+def application(folder: Path, visitors: Visitors) -> web.Application:
+    """The files below folder and lists of them; nothing above it, and no links out of it.
 
     Of a run only what it is cut from and its cuts: model.fgs, which is packed if it is not there or older than the model, and
     cuts/. Its settings and checkpoints name paths of this machine.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    app, model = web.Application(), folder / "model" / "model.safetensors"
-    if not model.is_file():
+    folder = folder.resolve()
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if why := visitors.refusal(request.headers.getall("Host", []), request.headers.getall("Origin", [])):
+            return web.Response(status=403, text=why)
+        try:
+            return await handler(request)
+        except (ValueError, OSError) as e:  # of paths that cannot be: too long, with a null character
+            if isinstance(e, ConnectionError):
+                raise
+            return web.Response(status=404, text="no such file\n")
+
+    app = web.Application(middlewares=[guard])
+    model, packed, cuts = folder / "model", folder / "model.fgs", folder / "cuts"
+    if not (model / "model.safetensors").is_file():
         app.add_routes([web.static("/", folder, show_index=True)])
         return app
-    packed = folder / "model.fgs"
-    if not packed.exists() or packed.stat().st_mtime < model.stat().st_mtime:
-        write(ElasticModel.load(folder), packed)
+    for part in (model, *model.iterdir()):
+        if not _is_inside(part, folder):
+            raise UserError(f"{part}: leads out of {folder}, which is all that is served; put the file itself there")
+    if not _is_inside(packed, folder) or not packed.exists() or packed.stat().st_mtime < (model / "model.safetensors").stat().st_mtime:
+        write(ElasticModel.load(folder), packed)  # takes the place of a link, and leaves what it leads to alone
 
     async def send(request: web.Request) -> web.StreamResponse:
+        if not _is_inside(packed, folder):
+            raise web.HTTPNotFound
         return web.FileResponse(packed)
 
     async def index(request: web.Request) -> web.StreamResponse:
         return web.Response(text='<a href="model.fgs">model.fgs</a> <a href="cuts/">cuts</a>', content_type="text/html")
 
     app.add_routes([web.get("/", index), web.get("/model.fgs", send)])
-    if (folder / "cuts").is_dir():
-        app.add_routes([web.static("/cuts", folder / "cuts", show_index=True)])
+    if cuts.is_dir() and _is_inside(cuts, folder):
+        app.add_routes([web.static("/cuts", cuts, show_index=True)])
     return app
 
 
-def serve(folder: Path, host: str, port: int) -> None:
-    """Until Ctrl-C; UserError if there is no such host or port, or it is taken."""
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether path, with all links followed, is a part of folder, which has none."""
     try:
-        asyncio.run(_run(application(folder), host, port))
+        return path.resolve().is_relative_to(folder)
+    except (OSError, RuntimeError):  # links in a circle
+        return False
+
+
+def serve(folder: Path, host: str, port: int, names: Sequence[str] = ()) -> None:
+    """Until Ctrl-C; UserError if there is no such host or port, or it is taken. names: see Visitors."""
+    if not host:
+        raise UserError("--host: found nothing, expected a name or address of this machine, or 0.0.0.0 for all that it has")
+    try:
+        asyncio.run(_run(application(folder, Visitors(host, names)), host, port))
     except (OSError, OverflowError) as e:
         raise UserError(f"--host {host} --port {port}: {getattr(e, 'strerror', None) or e}; choose another") from None
 
@@ -52,7 +83,7 @@ async def _run(app: web.Application, host: str, port: int) -> None:
     try:
         site = web.TCPSite(runner, host, port)
         await site.start()
-        print(f"http://{host}:{port}/ (Ctrl-C ends it)", flush=True)
+        print(f"{url(host, runner.addresses[0][1])} (Ctrl-C ends it)", flush=True)
         await asyncio.Event().wait()
     finally:
         await runner.cleanup()
