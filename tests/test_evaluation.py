@@ -1,0 +1,123 @@
+"""Evaluation of a masked scene on a coloured background, recomputed with numpy; and which views it uses for what."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.signal import convolve2d
+from tiny import tiny_config, tiny_scene, tiny_splats
+
+from flexgs.config import Evaluation
+from flexgs.deploy import formats
+from flexgs.evaluate import lpips, metrics
+from flexgs.evaluate.metrics import evaluate
+from flexgs.evaluate.table import mean_ratios, psnr_auc
+from flexgs.model.elastic import ElasticModel
+from flexgs.model.transform import Transform
+from flexgs.raster.reference import render_reference, to_float64
+
+WHITE = (1.0, 1.0, 1.0)
+
+
+def model() -> ElasticModel:
+    splats = tiny_splats(40)
+    splats.sh0 *= 3  # colours beyond 1, which are clamped
+    return ElasticModel(splats, Transform(), tiny_config("plain"))
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> float:
+    g = np.exp(-np.arange(-5, 6) ** 2 / 4.5)
+    window, values = np.outer(g, g) / g.sum() ** 2, []
+    for x, y in zip(a.transpose(2, 0, 1), b.transpose(2, 0, 1), strict=True):
+        mx, my, xx, yy, xy = (convolve2d(t, window, mode="same") for t in (x, y, x * x, y * y, x * y))
+        values.append((2 * mx * my + 1e-4) * (2 * (xy - mx * my) + 9e-4)
+                      / ((mx**2 + my**2 + 1e-4) * (xx - mx**2 + yy - my**2 + 9e-4)))
+    return float(np.mean(values))
+
+
+def by_hand(splats, views, background) -> tuple[float, float, float]:
+    """PSNR, SSIM, and how much of the images is beyond 1."""
+    psnrs, ssims, beyond = [], [], 0.0
+    for view in views:
+        image = render_reference(to_float64(splats), view.camera, background=torch.tensor(background).double()).image
+        image, target = image.detach().numpy(), view.image().numpy() / 255
+        beyond += float((image > 1.05).mean())
+        image = image.clip(0, 1)
+        if view.mask() is not None:
+            image = np.where(view.mask().numpy()[..., None], image, target)
+        psnrs.append(10 * np.log10(1 / np.mean((image - target) ** 2)))
+        ssims.append(ssim(image, target))
+    return float(np.mean(psnrs)), float(np.mean(ssims)), beyond
+
+
+@pytest.mark.parametrize("background", [WHITE, (0.1, 0.8, 0.3)])
+def test_a_masked_scene_on_a_background(background):
+    scene, whole = tiny_scene(test=4), model()
+    measured = evaluate(whole, scene, Evaluation((0.26, 1.0), lpips=()), background)
+    assert measured["protocol"]["background"] == list(background)
+    for name, kept in (("0.26", 10), ("1", 40)):
+        row = measured["ratios"][name]
+        psnr, similarity, beyond = by_hand(whole.splats[:kept], scene.test, background)
+        assert beyond > 0  # else the clamp would not show
+        assert row["psnr"] == pytest.approx(psnr, abs=2e-3) and row["ssim"] == pytest.approx(similarity, abs=2e-4)
+        assert row["splats"] == kept
+        floats = 3 + 3 + 3 + 24 + 1 + 3 + 4  # place, normal, colour, harmonics, opacity, scales, rotation
+        assert 4 * floats * kept < row["mb"] * 1e6 < 4 * floats * kept + 4000  # and a header of text
+        assert row["lpips_vgg"] is None and row["ms"] > 0 and row["cut_seconds"] >= 0
+
+
+@pytest.mark.parametrize(("which", "chosen"), [("all", [0, 1, 2, 3, 4]), ("even", [0, 2, 4]), ("odd", [1, 3])])
+def test_which_test_views(which, chosen):
+    scene, whole = tiny_scene(test=5), model()
+    measured = evaluate(whole, scene, Evaluation((1.0,), views=which, lpips=()), WHITE)
+    assert measured["protocol"]["test_views"] == len(chosen) and measured["protocol"]["of_the_test_views"] == which
+    assert measured["ratios"]["1"]["psnr"] == pytest.approx(
+        by_hand(whole.splats, [scene.test[i] for i in chosen], WHITE)[0], abs=2e-3)
+
+
+def test_encoders_see_training_views_only(monkeypatch):
+    given = []
+
+    def watched(cut, name, views):
+        given.append([view.name for view in views])
+        return formats.as_stored(cut, name, views)
+
+    monkeypatch.setattr(metrics, "as_stored", watched)
+    scene = tiny_scene()
+    evaluate(model(), scene, Evaluation((0.5,), lpips=()), WHITE)
+    assert given == [[view.name for view in scene.train]]
+
+
+@pytest.mark.parametrize(("inputs", "expected"), [("[-1, 1]", True), ("[0, 1]", False)])
+def test_the_range_that_lpips_is_given(inputs, expected):
+    """torchmetrics' network takes [-1, 1], or with normalize=True [0, 1], which it maps to that."""
+    seen = []
+
+    class Network(torch.nn.Module):
+        def forward(self, a, b, normalize):
+            seen.append((a.shape, normalize))
+            return torch.tensor(0.25)
+
+    measure = lpips.Lpips(Network(), inputs)
+    assert measure(torch.rand(32, 40, 3), torch.rand(32, 40, 3)) == 0.25
+    assert seen == [((1, 3, 32, 40), expected)]
+
+
+def test_images_that_are_too_small_have_no_lpips(monkeypatch):
+    monkeypatch.setattr(lpips, "load", lambda *_: pytest.fail("its backbone takes no such images"))
+    measured = evaluate(model(), tiny_scene(), Evaluation((1.0,)), WHITE)
+    assert "needs images of 32 pixels, found 12" in measured["protocol"]["lpips_vgg"]
+
+
+def test_the_area_under_psnr_is_over_log_ratio():
+    """From 1 to 10 % 20 to 24 dB, from 10 to 100 % 24 to 30: (22 + 27) / 2."""
+    rows = {"1": {"psnr": 30.0}, "0.01": {"psnr": 20.0}, "0.1": {"psnr": 24.0}}
+    assert psnr_auc(rows) == pytest.approx((22 + 27) / 2)
+    assert psnr_auc({"0.1": {"psnr": 24.0}}) == 24
+    assert mean_ratios([{"ratios": rows}, {"ratios": {"0.1": {"psnr": 20.0}}}]) == {"0.1": {"psnr": 22.0}}
+
+
+def test_results_are_json():
+    measured = evaluate(model(), tiny_scene(), Evaluation((0.5,), lpips=()), WHITE)
+    assert json.loads(json.dumps(measured)) == measured

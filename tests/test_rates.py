@@ -1,0 +1,157 @@
+"""How fast each parameter learns, at every moment of both stages, in every preset; and what else depends on the moment.
+
+The numbers are written here by hand from docs/method.md, "Learning rates". What is measured is how far Adam moves a parameter.
+"""
+
+import math
+
+import pytest
+import torch
+from tiny import EXTENT, begun, tiny_config, tiny_scene, tiny_splats
+
+from flexgs.config import PRESETS, Rates
+from flexgs.raster import render
+from flexgs.training import trainer as module
+from flexgs.training.optim import Optimizer, splat_groups
+from flexgs.training.trainer import Trainer
+
+BATCH = 4
+E = EXTENT
+GAUSSIANS = {"splats.means": (1.6e-4 * E, 100), "splats.quats": (1e-3, 1), "splats.scales": (5e-3, 1),
+             "splats.opacities": (0.05, 1), "splats.sh0": (2.5e-3, 1)}
+"""Rate at the start of a stage, and what it is divided by at its end."""
+STAGE_1 = {**GAUSSIANS, "splats.shN": (1.25e-4, 1)}
+STAGE_2 = {**GAUSSIANS, "splats.shN": (1.25e-4, 1)}
+QUICK_HARMONICS = {**GAUSSIANS, "splats.shN": (5e-4, 1)}
+DELTAS = {"transform.means": (4.8e-4 * E, 100), "transform.quats": (1e-3, 1), "transform.scales": (5e-3, 1),
+          "transform.opacities": (0.05, 1), "transform.sh0": (2.5e-3, 1)}
+FLEXGS = {"selector": (8e-4, 10), "transform.network": (8e-4, 10), "transform.planes": (8e-3, 10)}
+MENDED = {"selector": (4e-3, 10), "transform.network": (4e-3, 10), "transform.planes": (4e-2, 10)}
+SECOND = {
+    "default": QUICK_HARMONICS | DELTAS, "fast": QUICK_HARMONICS | DELTAS, "smoke": QUICK_HARMONICS | DELTAS,
+    "paper": STAGE_2 | FLEXGS, "official": STAGE_2 | FLEXGS, "mended": STAGE_2 | MENDED,
+    "plain": STAGE_2, "lightgs": STAGE_2, "c3dgs": STAGE_2, "eagles": STAGE_2, "matryoshka": STAGE_2, "scratch": STAGE_2}
+
+
+def moved(optimizer: Optimizer, progress: float) -> dict[str, float]:
+    """By group: how far a first step moves parameters that are 0, whose gradient is 1."""
+    optimizer.state.clear()
+    for _, p in optimizer.parameters():
+        p.data.zero_()
+    optimizer.step([torch.ones_like(p) for _, p in optimizer.parameters()], progress)
+    found: dict[str, set[float]] = {}
+    for name, p in optimizer.parameters():
+        group = ".".join(word for word in name.split(".") if not word.isdigit())
+        found.setdefault(group, set()).update((-p.detach()).flatten().tolist()[:1])
+    assert all(len(values) == 1 for values in found.values()), found
+    return {name: values.pop() for name, values in found.items()}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_group_at_the_start_the_middle_and_the_end(preset):
+    config = tiny_config(preset)
+    config.batch = BATCH
+    trainer = begun(Trainer(config, tiny_scene()), tiny_splats())
+    for stage, table in ((1, STAGE_1), (2, SECOND[preset])):
+        if stage == 2:
+            trainer.model()  # begins it
+        for progress in (0.0, 0.5, 1.0):
+            expected = {name: lr / end**progress * 2 for name, (lr, end) in table.items()}  # 2 = sqrt(batch)
+            assert moved(trainer.optimizer, progress) == pytest.approx(expected, rel=1e-4), (stage, progress)
+
+
+def test_a_step_knows_how_far_its_stage_is(monkeypatch):
+    """Each stage counts from its own beginning; the decaying rates and the temperature follow."""
+    config = tiny_config("plain", steps=40)
+    config.base.share, config.batch = 0.25, 2
+    trainer, seen = begun(Trainer(config, tiny_scene()), tiny_splats()), []
+
+    class Watched(Optimizer):
+        def step(self, gradients, progress):
+            seen.append(progress)
+            super().step(gradients, progress)
+
+    monkeypatch.setattr(module, "Optimizer", Watched)
+    trainer.optimizer.__class__ = Watched
+    while trainer.step < 40:
+        trainer.train_step()
+    assert seen == pytest.approx([*(i / 10 for i in range(0, 10, 2)), *(i / 30 for i in range(0, 30, 2))])
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_adam_of_a_batch(batch):
+    """Two steps by the formulas of Kingma and Ba 2015, with the constants for batches; also where epsilon decides."""
+    splats = tiny_splats(20, 1).map(torch.zeros_like).requires_grad_()
+    optimizer = Optimizer(splat_groups(splats, Rates(), 2.0), batch)
+    b1, b2, eps, m, v, x = 0.9**batch, 0.999**batch, 1e-15 / math.sqrt(batch), 0.0, 0.0, 0.0
+    for t, g in enumerate((3e-15, -1e-15, 2e-15), 1):
+        optimizer.step([torch.full_like(p, g) for _, p in optimizer.parameters()], 0.25)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        x -= 5e-3 * math.sqrt(batch) * (m / (1 - b1**t)) / (math.sqrt(v / (1 - b2**t)) + eps)
+    assert splats.scales.detach().flatten().tolist() == pytest.approx([x] * 60, rel=1e-4)
+    means = x / 5e-3 * 1.6e-4 * 2.0 * 0.01**0.25
+    assert splats.means.detach().flatten().tolist() == pytest.approx([means] * 60, rel=1e-4)
+
+
+def test_harmonics_join_one_by_one_in_the_first_fifth_of_stage_1(monkeypatch):
+    config = tiny_config(steps=600)
+    config.base.sh_degree, config.base.grow_from = 3, 2.0
+    trainer, degrees = Trainer(config, tiny_scene()), {}
+
+    def watched(*args, **options):
+        degrees[trainer.step] = options.get("sh_degree")
+        return render(*args, **options)
+
+    monkeypatch.setattr(module, "render", watched)
+    for position in (0, 19, 20, 39, 40, 59, 60, 299):  # 300 views: the fifth is 60
+        trainer.step = position
+        trainer.train_step()
+    assert degrees == {0: 0, 19: 0, 20: 1, 39: 1, 40: 2, 59: 2, 60: 3, 299: 3}
+
+
+def test_global_importance_is_computed_again_every_so_many_views():
+    config = tiny_config("paper", steps=400)
+    config.batch, config.gsnet.refresh = 2, 10
+    trainer = begun(Trainer(config, tiny_scene()), tiny_splats())
+    trainer.step = trainer.base_steps
+    trainer.train_step()
+    changed = []
+    while trainer.step < 222:
+        before = trainer.rank.clone()
+        trainer.splats.opacities.data.copy_(torch.randn(40, generator=torch.Generator().manual_seed(trainer.step)))
+        scores, at = trainer._scores(), trainer.step
+        trainer.train_step()
+        if not torch.equal(trainer.rank, before):
+            changed.append(at)
+            assert trainer.rank.tolist() == scores.argsort(descending=True).argsort().tolist()  # 0: the most important
+    assert changed == [210, 220]
+
+
+def test_the_rest_of_a_run_is_estimated_from_its_rate():
+    config = tiny_config(steps=400)
+    trainer = Trainer(config, tiny_scene())
+    trainer.step = 100
+    trainer._meter.add(0.5, 30)
+    trainer._meter.add(0.25, 30)
+    trainer._meter.start -= 2.0
+    found = trainer.metrics()
+    assert found["loss"] == 0.375 and found["views_per_second"] == pytest.approx(30, rel=0.05)
+    assert found["eta_seconds"] == pytest.approx(300 / found["views_per_second"])
+    assert (found["stage"], found["steps"], found["splats"], found["workers"]) == (1, 400, 40, 1)
+    trainer._meter.add(1.0, 5)
+    assert trainer.metrics()["loss"] == 1.0  # since it was last asked
+    for step, stage in ((200, 1), (201, 2)):  # a step is of the stage of the view that it ended with
+        trainer.step = step
+        assert trainer.metrics()["stage"] == stage
+
+
+def test_the_sign_of_life_is_one_training_view_on_the_background():
+    config = tiny_config()
+    config.background = (1.0, 0.9, 0.8)
+    trainer = begun(Trainer(config, tiny_scene()), tiny_splats())
+    for step in (3, 7):
+        trainer.step = step
+        view = trainer.scene.train[step % 5]
+        image = render(trainer.splats.detach(), view.camera, background=torch.tensor(config.background)).image
+        error = (image.clamp(0, 1) - view.image() / 255).double().square().mean()
+        assert trainer.metrics()["psnr"] == pytest.approx(-10 * math.log10(error), abs=1e-3)
