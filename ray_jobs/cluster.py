@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import shlex
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -96,7 +98,7 @@ class Cluster:
             more = workers is not None and workers > (os.cpu_count() or 1)  # CPUs are only counted: two may share one
             _listen_on_loopback()
             _init("local", num_cpus=workers if more else None, num_gpus=torch.cuda.device_count(),
-                  object_store_memory=256 << 20)
+                  object_store_memory=256 << 20, runtime_env=this_python())
             with contextlib.suppress(OSError):  # the token, which Ray writes for everybody to read
                 (Path.home() / ".ray" / "auth_token").chmod(0o600)
             print("Ray: this machine", flush=True)
@@ -109,6 +111,13 @@ def _listen_on_loopback() -> None:
     listen on all interfaces, and only the token keeps others out."""
     ray_constants.ENABLE_RAY_CLUSTER = False
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+
+
+def this_python() -> dict[str, str]:
+    """The runtime_env with which a Ray on this machine starts its workers: Ray gives the path of Python to a shell as it is,
+    which takes a blank in it for its end. Empty where the path needs no quotes."""
+    quoted = shlex.quote(sys.executable)
+    return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
 def _init(address: str, **options: Any) -> None:

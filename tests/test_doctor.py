@@ -15,6 +15,7 @@ import ray
 import flexgs
 from flexgs import cli, doctor
 from flexgs.tracking import Tracking, sqlite_uri
+from ray_jobs.cluster import this_python
 
 CLEAN = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "NUMBA_CACHE_DIR", "FLEXGS_LPIPS_WEIGHTS")
 
@@ -121,7 +122,8 @@ def test_weights_that_are_not_there(tmp_path, capsys, monkeypatch):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_cluster_that_answers_and_one_that_refuses(tmp_path, capsys, monkeypatch):
-    ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20,
+             runtime_env=this_python())
     try:
         address = ray.get_runtime_context().gcs_address
         code, lines = examine(tmp_path, capsys, "--ray-address", address)

@@ -25,6 +25,7 @@ from flexgs.scene.synthetic import write_synthetic
 from flexgs.sizes import Size, fitting
 from flexgs.tracking import Tracking, read_jsonl
 from ray_jobs import batch, cluster, compare_all, dataset, schedule, train_all, train_scene
+from ray_jobs.cluster import this_python
 from ray_jobs.store import Store
 
 TINY = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "600", "--base.grow-every", "20",
@@ -190,7 +191,8 @@ def ray_here(s3):
     quick = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
              "RAY_TRAIN_METRICS_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ.update(quick)
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20,
+             runtime_env=this_python())
     yield
     ray.shutdown()
     for name in quick:

@@ -42,7 +42,8 @@ def application(folder: Path, visitors: Visitors) -> web.Application:
     for part in (model, *model.iterdir()):
         if not _is_inside(part, folder):
             raise UserError(f"{part}: leads out of {folder}, which is all that is served; put the file itself there")
-    if not _is_inside(packed, folder) or not packed.exists() or packed.stat().st_mtime < (model / "model.safetensors").stat().st_mtime:
+    made_from = model / "model.safetensors"
+    if not _is_inside(packed, folder) or not packed.exists() or packed.stat().st_mtime < made_from.stat().st_mtime:
         write(ElasticModel.load(folder), packed)  # takes the place of a link, and leaves what it leads to alone
 
     async def send(request: web.Request) -> web.StreamResponse:
