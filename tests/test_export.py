@@ -140,3 +140,44 @@ def test_a_ply_without_numbers_is_a_user_error(splats, tmp_path):
     write_ply(splats, tmp_path / "nan.ply")
     with pytest.raises(UserError, match="NaN or infinite scales"):
         read_ply(tmp_path / "nan.ply")
+
+
+def heads(raw: bytes, n: int):
+    """(what is done to the head, the same Gaussians under such a head)."""
+    head, body = raw.split(b"end_header\n", 1)
+    rows = np.frombuffer(body, "<f4").reshape(n, -1)
+    yield "comment", raw.replace(b"\nelement", "\ncomment C:\\写真\n\nobj_info x\nelement".encode(), 1)
+    yield "latin", raw.replace(b"\nelement", b"\ncomment M\xfcller\nelement", 1)
+    yield "crlf", head.replace(b"\n", b"\r\n") + b"end_header\r\n" + body
+    two = head.replace(b"element vertex", b"element camera 2\nproperty uchar id\nelement vertex")
+    yield "before", two + b"end_header\n\1\2" + body
+    yield "big", head.replace(b"little", b"big") + b"end_header\n" + rows.astype(">f4").tobytes()
+    yield "double", head.replace(b"float", b"double") + b"end_header\n" + rows.astype("<f8").tobytes()
+    yield "text", (head.replace(b"binary_little_endian", b"ascii") + b"end_header\n\n"
+                   + "\n\n".join(" ".join(f"{v:.9g}" for v in row) for row in rows).encode())
+    yield "from one", re.sub(rb"f_rest_(\d+)", lambda m: b"f_rest_%d" % (int(m[1]) + 1), head) + b"end_header\n" + body
+
+
+def test_heads_of_other_programs(tmp_path):
+    splats = random_splats(20)
+    write_ply(splats, tmp_path / "x.ply")
+    expected = read_ply(tmp_path / "x.ply")
+    for title, raw in heads((tmp_path / "x.ply").read_bytes(), 20):
+        (tmp_path / "y.ply").write_bytes(raw)
+        found = read_ply(tmp_path / "y.ply")
+        assert all(torch.equal(t, getattr(found, name)) for name, t in expected.items()), title
+
+
+def test_heads_that_promise_what_is_not_there(tmp_path):
+    """Nothing of that size is taken; gaps, lists and values beyond float32 are no Gaussians."""
+    write_ply(random_splats(20), tmp_path / "x.ply")
+    raw, path = (tmp_path / "x.ply").read_bytes(), tmp_path / "y.ply"
+    for old, new, words in (
+            (b"vertex 20", b"vertex 1000000000000", "found 2,719 bytes, expected 104,000,000,000,639"),
+            (b"vertex 20", b"vertex -1", "line 3"), (b"f_rest_7\n", b"f_rest_77\n", "gaps"),
+            (b"float x\n", b"list uchar int x\n", "found lists"), (b"float", b"quad", "line 4"),
+            (b"element vertex", b"element point", "found the elements 'point'")):
+        path.write_bytes(raw.replace(old, new, 1))
+        with pytest.raises(UserError, match=words) as error:
+            read_ply(path)
+        assert "\n" not in str(error.value)

@@ -1,14 +1,16 @@
 """Splats to and from the PLY file that every 3DGS viewer opens."""
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
-from plyfile import PlyData, PlyElement
+from plyfile import PlyData, PlyElement  # for writing
 
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
+from flexgs.ply import read_element
 from flexgs.splats import Splats
 
 MOST_LOGIT = 16.0
@@ -51,26 +53,26 @@ def _ply(splats: Splats) -> PlyData:
 
 
 def read_ply(path: Path | str) -> Splats:
-    """The Gaussians of a 3DGS PLY, of spherical-harmonics degree 0 to 3. An opacity of 0 or 1, of infinite logit, is brought
-    down to what the rasterizer can tell from it."""
-    try:
-        vertex = PlyData.read(str(path))["vertex"].data
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except Exception as e:  # plyfile raises many kinds for broken files
-        raise UserError(f"{path}: not a readable PLY file ({e})") from None
-    names = set(vertex.dtype.names)
-    rest = sum(name.startswith("f_rest_") for name in names)
-    if rest not in (0, 9, 24, 45) or (missing := set(ply_properties(0)) - {"nx", "ny", "nz"} - names):
-        found = f"{rest} f_rest properties" if rest not in (0, 9, 24, 45) else f"no property {sorted(missing)[0]}"
+    """The Gaussians of a 3DGS PLY, of spherical-harmonics degree 0 to 3; harmonics may be counted from 0 or from 1.
+
+    An opacity of 0 or 1, of infinite logit, is brought down to what the rasterizer can tell from it.
+    """
+    vertex = read_element(path, "vertex")
+    names = set(vertex.dtype.names or ())
+    rest = sorted((name for name in names if re.fullmatch(r"f_rest_\d{1,3}", name)), key=lambda name: int(name[7:]))
+    if len(rest) not in (0, 9, 24, 45) or (missing := set(ply_properties(0)) - {"nx", "ny", "nz"} - names):
+        found = f"{len(rest)} f_rest properties" if len(rest) not in (0, 9, 24, 45) else f"no property {sorted(missing)[0]}"
         raise UserError(f"{path}: not a 3DGS PLY: found {found}, expected x y z f_dc_* f_rest_* opacity scale_* rot_*")
+    if rest and (numbers := [int(name[7:]) for name in rest]) != list(range(numbers[0], numbers[0] + len(rest))):
+        raise UserError(f"{path}: not a 3DGS PLY: found f_rest properties with gaps, expected {len(rest)} in a row")
 
     def column(*wanted: str) -> torch.Tensor:
         if not wanted:
             return torch.zeros(len(vertex), 0)
-        return torch.from_numpy(np.stack([np.asarray(vertex[w], np.float32) for w in wanted], axis=1))
+        with np.errstate(over="ignore"):  # doubles beyond float32 become infinite, which checked() refuses
+            return torch.from_numpy(np.stack([np.asarray(vertex[w], np.float32) for w in wanted], axis=1))
 
-    shN = column(*(f"f_rest_{i}" for i in range(rest))).reshape(len(vertex), 3, rest // 3).transpose(1, 2).contiguous()
+    shN = column(*rest).reshape(len(vertex), 3, len(rest) // 3).transpose(1, 2).contiguous()
     splats = Splats(means=column("x", "y", "z"), quats=column(*(f"rot_{i}" for i in range(4))),
                     scales=column(*(f"scale_{i}" for i in range(3))),
                     opacities=column("opacity")[:, 0].clamp(-MOST_LOGIT, MOST_LOGIT),
