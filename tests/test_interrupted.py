@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.fs as pafs
-import pytest
 from tiny import begun, tiny_config, tiny_scene, tiny_splats
 
 from flexgs.distributed import Group

@@ -108,7 +108,8 @@ def margins(trainer: Trainer, net, splats: Splats, rank: Tensor, ratio: float) -
     return linear(torch.cat([*hidden, e], dim=1), net.last.weight, net.last.bias)
 
 
-def selected(trainer: Trainer, net, splats: Splats, ratio: float, position: int, i: int) -> tuple[Tensor, Tensor | None, Tensor]:
+def selected(trainer: Trainer, net, splats: Splats, ratio: float, position: int,
+             i: int) -> tuple[Tensor, Tensor | None, Tensor]:
     """Rows, the factor on their opacities, and the selector's own loss."""
     config, k, none = trainer.config, max(1, math.floor(ratio * N + 1e-9)), torch.zeros((), dtype=torch.float64)
     if config.order.kind == "opacity":
