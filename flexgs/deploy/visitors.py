@@ -24,7 +24,7 @@ class Visitors:
     def refusal(self, hosts: Sequence[str], origins: Sequence[str]) -> str | None:
         """Why a request with these headers gets no answer, in a line; None if it does. Programs such as curl send no Origin."""
         name = _name(hosts[0]) if len(hosts) == 1 else None
-        if name is None or not (name in self.names or self.any_address and _address(name)):
+        if name is None or not (name in self.names or (self.any_address and _address(name))):
             return f"this server is not called {name or 'so'}: --allow-host NAME lets it answer to a name\n"
         if any(urlsplit(origin).netloc.lower() != hosts[0].lower() for origin in origins):
             return "a page of another server may not ask this one\n"
