@@ -22,7 +22,8 @@ from typing import Any
 
 from flexgs.cli import guard, parse
 from flexgs.errors import UserError
-from flexgs.tracking import Tracking, public, sqlite_uri
+from flexgs.tracking import SERVER, Tracking, sqlite_uri
+from flexgs.urls import public
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 HOST = "flexgs.localhost"
@@ -86,7 +87,7 @@ def server(uri: str) -> Iterator[str]:
             [Path(sys.executable).with_name("mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
              "--backend-store-uri", uri, "--allowed-hosts", f"{HOST}:{port},127.0.0.1:{port}",
              "--cors-allowed-origins", f"http://{HOST}:{port}"], stdout=log, stderr=log, start_new_session=True,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+            env={**os.environ, **SERVER})
         try:
             _wait(f"http://127.0.0.1:{port}/health", process)
             yield f"http://{HOST}:{port}"

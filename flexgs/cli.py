@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import tyro
 
+from flexgs import telemetry
 from flexgs.commands.data import Data
 from flexgs.commands.deploy import Cut, Info, Pack, Render, Serve, View
 from flexgs.config import METHODS, PRESETS, Config, Distributed, Evaluation, check_ratio
 from flexgs.errors import UserError, cure
 from flexgs.files import make_folder, only_one
 from flexgs.sizes import fitting
+from flexgs.urls import first_line, public
 
 if TYPE_CHECKING:
     from flexgs.scene import Scene
@@ -352,10 +354,11 @@ def _terminate(*_: object) -> None:
 def guard(main: Callable[[], int | None]) -> int:
     """Run main; the exit code: what it returns or 0, 2 with one line for a user's mistake, 1 with one line where memory or disk
     ran out, 130 for Ctrl-C, 143 for SIGTERM."""
+    telemetry.turn_off()
     try:
         return main() or 0
     except UserError as e:
-        print(f"flexgs: {e}", file=sys.stderr)
+        print(f"flexgs: {public(str(e))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as e:
         print("flexgs: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
@@ -366,13 +369,9 @@ def guard(main: Callable[[], int | None]) -> int:
         if not (advice := cure(e)):
             raise
         print(f"flexgs: {advice}, and give the same command again: training continues from its last checkpoint "
-              f"({_one_line(e)})", file=sys.stderr)
+              f"({first_line(e)})", file=sys.stderr)
         return 1
     return 0
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def main() -> None:

@@ -4,12 +4,10 @@ A check returns what it found, and raises Wrong for what would stop a training. 
 """
 
 import importlib.util
-import json
 import os
 import platform
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +20,9 @@ from urllib.parse import unquote
 
 import psutil
 
+from flexgs import telemetry
 from flexgs.errors import UserError
+from flexgs.urls import first_line, public
 
 SECONDS = 30.0
 """How long a check may take."""
@@ -52,8 +52,6 @@ class Places:
 
 def examine(places: Places) -> int:
     """Print a line per check; 1 if something would stop a training, or something that was named is not as it should be."""
-    from flexgs.tracking import public
-
     checks: dict[str, Callable[[], str]] = {
         "python": python, "torch": torch_build, "gpu": gpu, "backend": backend, "kernels": kernels, "threads": threads,
         "ray": lambda: ray_cluster(places.ray_address), "mlflow": lambda: mlflow_server(places.mlflow_uri, places.storage),
@@ -62,12 +60,11 @@ def examine(places: Places) -> int:
     for name, check in checks.items():
         try:
             mark, line = "ok", _in_time(check)
-        except Wrong as e:
+        except (Wrong, UserError) as e:
             mark, line, broken = "WRONG", str(e), 1
         except Exception as e:
-            text = str(e).strip().splitlines() or [type(e).__name__]
-            mark, line, broken = "WRONG", f"{type(e).__name__}: {text[0][:200]}", 1
-        print(f"{mark:5}  {name:8}  {public(line)}", flush=True)
+            mark, line, broken = "WRONG", f"{type(e).__name__}: {first_line(e)}", 1
+        print(f"{mark:5}  {name:8}  {public(' '.join(line.splitlines()))}", flush=True)
     return broken
 
 
@@ -136,11 +133,12 @@ def gpu() -> str:
 
     if torch.cuda.is_available():
         found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        return ", ".join(f"{gpu.name} {gpu.total_memory / 1e9:.0f} GB" for gpu in found)
+        names = ", ".join(f"{gpu.name} {gpu.total_memory / 1e9:.0f} GB" for gpu in found)
+        return f"{len(found)} visible to torch: {names}"
     driver = said(["nvidia-smi", "-L"]).splitlines() if shutil.which("nvidia-smi") else []
     if driver:
         return f"none for torch, although the driver has {len(driver)}: install a torch for CUDA to train on {driver[0][:60]}"
-    return "none"
+    return "none visible to torch"
 
 
 def backend() -> str:
@@ -173,43 +171,24 @@ def threads() -> str:
     from flexgs.raster.cpu.pool import get_num_threads
 
     free = psutil.virtual_memory().available
-    return f"{get_num_threads()} of {os.cpu_count()} cores for the rasterizer on the CPU, {free / 1e9:.1f} GB of memory free"
+    return f"{get_num_threads()} of {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores for the rasterizer on the CPU, {free / 1e9:.1f} GB of memory free"
 
 
 def ray_cluster(address: str | None) -> str:
-    """In another process: a Ray that does not answer cannot be given up in this one."""
-    named = address or os.environ.get("RAY_ADDRESS")
-    if not named or named == "local":
-        return f"{version('ray')}; no cluster named: jobs use the one of `ray start`, else start Ray on this machine"
-    if named.startswith("http"):
-        raise Wrong(f"{named} is where jobs are submitted", "expected host:port of Ray itself, usually port 6379")
-    ask = ("import json, sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR', configure_logging=False);"
-           "print(json.dumps([ray.cluster_resources(), len([n for n in ray.nodes() if n['Alive']])]))")
-    try:
-        host, _, port = named.removeprefix("ray://").rpartition(":")
-        if named != "auto":
-            socket.create_connection((host, int(port)), timeout=5).close()
-        done = subprocess.run([sys.executable, "-c", ask, named], capture_output=True, text=True, timeout=SECONDS - 8,
-                              check=False)
-    except (OSError, ValueError, subprocess.TimeoutExpired) as e:
-        reason = "it took too long" if isinstance(e, subprocess.TimeoutExpired) else e
-        raise Wrong(f"{named} does not answer ({reason})", "start it, or correct --ray-address or RAY_ADDRESS") from None
-    if done.returncode:
-        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "")[:200]
-        token = "Authentication" in done.stderr or "UNAUTHENTICATED" in done.stderr
-        hint = "set RAY_AUTH_MODE=token and give it the cluster's token" if token else "is it of the same version?"
-        raise Wrong(f"{named}: {reason}", hint)
-    resources, nodes = json.loads(done.stdout.splitlines()[-1])
-    return (f"{version('ray')}; {named} has {nodes} machine{'s' * (nodes > 1)}, {resources.get('CPU', 0):.0f} CPUs and "
-            f"{resources.get('GPU', 0):.0f} GPUs")
+    from flexgs.ray_address import find
+
+    if (found := find(address)) is None:
+        return f"{version('ray')}; no cluster named: jobs start Ray on this machine"
+    return (f"{version('ray')}; {found.address} has {found.machines} machine{'s' * (found.machines > 1)}, {found.cpus:.0f} CPUs "
+            f"and {found.gpus:.0f} GPUs")
 
 
 def mlflow_server(uri: str | None, storage: Path) -> str:
     """Writes a run with a file and deletes it; a database that is not there yet is not made."""
     from flexgs.tracking import sqlite_uri
 
-    for key, value in {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-                       "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}.items():
+    telemetry.turn_off()
+    for key, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}.items():
         os.environ.setdefault(key, value)
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(storage / "mlflow.db")
     if uri.startswith("sqlite:///") and not (database := Path(unquote(uri.removeprefix("sqlite:///")))).exists():
@@ -232,8 +211,7 @@ def mlflow_server(uri: str | None, storage: Path) -> str:
         finally:
             client.delete_run(run)
     except Exception as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
-        raise Wrong(f"{uri} cannot be written ({reason})", cure) from None
+        raise Wrong(f"{uri} cannot be written ({first_line(e)})", cure) from None
     return f"{version('mlflow')}; {uri}, written to"
 
 

@@ -20,7 +20,6 @@ import json
 import logging
 import math
 import os
-import re
 import shlex
 import sys
 import tempfile
@@ -30,10 +29,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlencode
 
-from flexgs import notes
+from flexgs import notes, telemetry
 from flexgs.config import Evaluation
 from flexgs.evaluate.table import psnr_auc
 from flexgs.files import write_json
+from flexgs.urls import first_line, public
 
 log = logging.getLogger("flexgs.tracking")
 
@@ -41,6 +41,8 @@ CUT_BYTES = 50_000_000
 """Cuts larger than this are not copied to MLflow; they are in the run folder anyway."""
 MODEL_BYTES = 500_000_000
 """Likewise models: MLflow gets a copy per training, and copies it twice. A tag says where the model is."""
+SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **telemetry.MLFLOW}
+"""The environment of MLflow's server."""
 RETRY_SECONDS = 60.0
 """How long an MLflow that failed is left alone."""
 _BATCH = 900  # MLflow takes at most 1000 metrics and 100 parameters in a call
@@ -98,7 +100,7 @@ class Tracking:
     def warn(self, error: Exception) -> None:
         (log.debug if self._warned else log.warning)(
             "MLflow at %s: %s; the training is not affected, metrics.jsonl and results.json have every figure",
-            public(self.uri), public(_one_line(error)))
+            public(self.uri), first_line(error))
         self._warned = True
 
     def run(self, folder: Path, name: str, *, kind: str, parent: "Run | None" = None,
@@ -117,11 +119,12 @@ class Tracking:
         if self.id is None:
             return ""
         page = self.page([run._id for run in compared if run._id])
-        if not self.uri.startswith("sqlite:"):
+        if self.uri.startswith(("http://", "https://")):
             return f"{public(self.uri).rstrip('/')}/{page}"
         mlflow = shlex.quote(str(Path(sys.executable).with_name("mlflow")))
-        return (f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {mlflow} server --host 127.0.0.1 --port 5000 "
-                f"--backend-store-uri {shlex.quote(self.uri)}\n  and open http://127.0.0.1:5000/{page}")
+        settings = " ".join(f"{name}={value}" for name, value in SERVER.items())
+        return (f"{settings} {mlflow} server --host 127.0.0.1 --port 5000 --allowed-hosts 127.0.0.1:5000,localhost:5000 "
+                f"--backend-store-uri {shlex.quote(public(self.uri))}\n  and open http://127.0.0.1:5000/{page}")
 
 
 class Run:
@@ -162,7 +165,7 @@ class Run:
     @_tolerant
     def describe(self, text: str) -> None:
         """Show the Markdown text as the description of the run."""
-        self.tracking.client.set_tag(self.id, "mlflow.note.content", text)
+        self.tracking.client.set_tag(self.id, "mlflow.note.content", public(text))
 
     @_tolerant
     def log_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -251,7 +254,7 @@ class Run:
         if self._monitor is not None:
             self._monitor.finish()
         if error is not None:
-            client.set_tag(self.id, "error", error[:5000])
+            client.set_tag(self.id, "error", public(error)[:5000])
         elif "error" in client.get_run(self.id).data.tags:
             client.delete_tag(self.id, "error")
         client.set_terminated(self.id, status)
@@ -307,13 +310,13 @@ class Run:
         client = self.tracking.client
         run_id = client.create_run(self.tracking.id, run_name=self.name, tags=self._all_tags()).info.run_id
         write_json(self.folder / "mlflow.json", {"run_id": run_id})
-        params = [Param(key, str(value)[:6000]) for key, value in self.params.items()]
+        params = [Param(key, public(str(value))[:6000]) for key, value in self.params.items()]
         for i in range(0, len(params), 100):
             client.log_batch(run_id, params=params[i:i + 100])
         return run_id
 
     def _all_tags(self) -> dict[str, str]:
-        tags = {key: str(value) for key, value in self.tags.items() if value is not None}
+        tags = {key: public(str(value)) for key, value in self.tags.items() if value is not None}
         if self.parent is not None:
             tags["mlflow.parentRunId"] = self.parent.id
         return tags
@@ -348,18 +351,14 @@ def sqlite_uri(database: Path) -> str:
     return f"sqlite:///{str(database.absolute()).replace('%', '%25')}"
 
 
-def public(uri: str) -> str:
-    """The URI without the user and password that it may hold."""
-    return re.sub(r"//[^/@]*@", "//", uri)
-
-
 _METRIC_NAMES = {"lpips_vgg": "lpips", "lpips_alex": "lpips_alex"}
 
 
 def _open(uri: str, name: str, artifacts: Path | None) -> tuple[Any, str]:
     """A client of the store at uri, and the id of the experiment, created if need be."""
-    for key, value in {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-                       "MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    telemetry.turn_off()
+    for key, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+                       "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
                        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}.items():
         os.environ.setdefault(key, value)
     import mlflow
@@ -441,7 +440,3 @@ def _digest(value: object) -> str:
 def _ms(when: float | None) -> int:
     """MLflow's time, for seconds since 1970, or for now."""
     return int(1000 * (time.time() if when is None else when))
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -11,8 +11,7 @@ from urllib.parse import unquote
 
 HIDDEN = "***"
 
-_SECRET = (r"pass(?:word|wd|phrase|code)?|pwd|secret|token|credentials?|signature|api_?-?key|access_?-?key(?:_?-?id)?|"
-           r"private_?-?key")
+_SECRET = r"password|passwd|passphrase|passcode|pwd|secret|token|credential|signature|(?:api|access|private)[_-]?key"
 _NAME = rf"[\w.-]*(?:{_SECRET})[\w.-]*"
 """What an option, a variable or a key is named that holds a secret."""
 _IN_QUERY = r"[\w.%-]*(?:pass|pwd|secret|token|key|cred|sig|auth|user|uid|login|session|connect|jwt|sas)[\w.%-]*"
@@ -25,8 +24,7 @@ _RULES = [(re.compile(pattern, re.IGNORECASE), by) for pattern, by in (
     (rf"([?&#;]{_IN_QUERY}=)[^&#\s'\"<>]+", rf"\g<1>{HIDDEN}"),  # of a query or a fragment
     (r"(?<=[?&]|#)([\w.-]+=)[^&#\s'\"<>]*@", r"\1"),  # endpoint_override=user:password@host
     (r"(//[^\s'\"<>]*#)(?=[^/\s'\"<>])(?![\w.%-]+=)[^\s'\"<>]+", rf"\g<1>{HIDDEN}"),  # a fragment that is no page of MLflow
-    # password=..., AWS_SECRET_ACCESS_KEY=...
-    (rf"(?<![\w?&#;.-])((?:--)?{_NAME}=)('[^']*'|\"[^\"]*\"|[^\s&,;)}}'\"]+)", rf"\g<1>{HIDDEN}"),
+    (rf"(?<![\w?&#;.-])((?:--)?{_NAME}=)('[^']*'|\"[^\"]*\"|[^\s&,;)}}'\"]+)", rf"\g<1>{HIDDEN}"),  # password=...
     (rf"(--{_NAME}\s+)('[^']*'|\"[^\"]*\"|[^\s-]\S*)", rf"\g<1>{HIDDEN}"),  # --password ...
     (rf"(['\"]{_NAME}['\"]\s*:\s*)('[^']*'|\"[^\"]*\"|[^\s,}}]+)", rf"\g<1>{HIDDEN}"),  # {"password": "..."}
     (r"\b(authorization:?\s*|)(bearer|basic)\s+[\w.~+/=-]{8,}", rf"\1\2 {HIDDEN}"))]
@@ -77,3 +75,8 @@ def _encoded(word: re.Match[str]) -> str:
         if (shown := _plain(text)) != text:
             return shown
     return word[0]
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without secrets, cut to a line that can be printed within another."""
+    return (public(str(error)).strip().splitlines() or [type(error).__name__])[0][:200]

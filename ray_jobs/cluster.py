@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import shlex
-import socket
 import sys
 import time
 import uuid
@@ -17,9 +16,10 @@ import ray
 import torch
 from ray._private import ray_constants
 from ray._private.state import state
-from ray._private.utils import read_ray_address
 
+from flexgs import telemetry
 from flexgs.errors import UserError
+from flexgs.ray_address import find
 
 MAX_WORKERS = 8
 """The most GPUs that a scene gets unless the user asks for more: the batch grows with them."""
@@ -45,9 +45,9 @@ class Cluster:
         self._ours = not ray.is_initialized()
         self._asked: Sequence[Node] = ()
         self._asked_at, self._name = 0.0, f"flexgs-{uuid.uuid4().hex}"
-        if self._ours and (found := _find(address)):
-            _init(found)
-            print(f"Ray: the cluster at {found}", flush=True)
+        if self._ours and (found := find(address)):
+            _init(found.address)
+            print(f"Ray: the cluster at {found.address}", flush=True)
         self._local = not ray.is_initialized()
         if gpu and self._local and not torch.cuda.is_available():
             raise UserError("--gpu: found none on this machine, expected --ray-address of a cluster that has or adds them")
@@ -121,7 +121,7 @@ def this_python() -> dict[str, str]:
 
 
 def _init(address: str, **options: Any) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    telemetry.turn_off()
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process per scene; Cluster.nodes() sees it as well
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # each checkpoint waits for the next poll
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # the machine is there, and has room: or it has gone
@@ -211,26 +211,3 @@ def share_out(nodes: Mapping[str, Node], scenes: int, workers: Workers | None = 
         raise UserError(f"found room for {sum(room.values())} workers of one CPU and one GPU, {max(room.values())} on the "
                         f"largest machine, expected {sizes[0]}")
     return share
-
-
-def _find(address: str | None) -> str | None:
-    """host:port of a cluster that answers, None for this machine. (Ray tries for minutes to reach one that has gone, and its
-    own "auto" joins any cluster that runs here, another script's too.)"""
-    sources = {"--ray-address": address, "RAY_ADDRESS": os.environ.get("RAY_ADDRESS"), "ray start": read_ray_address()}
-    for source, value in sources.items():
-        if value == "local":
-            return None
-        if not value or value == "auto":
-            continue
-        host, _, port = value.rpartition(":")
-        try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-            return value
-        except (OSError, ValueError) as e:
-            if source != "ray start":
-                raise UserError(f"{source} {value}: no Ray cluster answers ({e}); expected host:port of one that runs, "
-                                "or local") from None
-            print(f"Ray: the cluster that was started here at {value} has gone", flush=True)
-    if address == "auto":
-        raise UserError("--ray-address auto: found no cluster started here; run ray start, or use local")
-    return None

@@ -14,6 +14,7 @@ import pyarrow.fs as pafs
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
 from flexgs.training.checkpoint import latest_checkpoint
+from flexgs.urls import first_line, public
 
 DESCRIPTION = "state.json"
 """Of the two files of a checkpoint the one that is pushed last: where it is, the other is whole."""
@@ -41,8 +42,7 @@ class Store:
                 out.write(b"flexgs")
             files.delete_file(probe)
         except (OSError, ValueError) as e:
-            reason = str(e).splitlines()[0][:300]
-            raise UserError(f"--storage {uri.partition('?')[0]}: cannot be written ({reason}); expected a bucket that exists, "
+            raise UserError(f"--storage {public(uri).partition('?')[0]}: cannot be written ({first_line(e)}); expected a bucket that exists, "
                             "and keys for it in the environment") from None
         return Store(folder, files, root.rstrip("/"))
 

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python itself
 
 from flexgs.cli import guard, parse
 from flexgs.evaluate.table import print_results
-from flexgs.tracking import public
 from flexgs.training.memory import expected_memory
+from flexgs.urls import public
 from ray_jobs import warm_up
 from ray_jobs.batch import Batch
 from ray_jobs.cluster import Cluster, Workers, share_out
@@ -88,7 +88,7 @@ def report(batch: Batch, scenes: Sequence[str], errors: Mapping[str, Exception],
         print(f"MLflow: {page}")
     if errors:
         print(f"{len(errors)} of {len(scenes)} scenes failed: {', '.join(errors)}. To continue them:\n"
-              f"python ray_jobs/train_all.py {shlex.join(args)}")
+              f"{public(shlex.join(['python', 'ray_jobs/train_all.py', *args]))}")
     return exit_code(errors)
 
 

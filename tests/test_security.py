@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flexgs.tracking import public
+from flexgs.urls import public
 
 TOP = Path(__file__).parent.parent
 SMALL = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "600", "--report-every", "20",

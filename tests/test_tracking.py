@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flexgs.config import Config
-from flexgs.tracking import Tracking, flatten, public, ratio_name, read_jsonl, sqlite_uri
+from flexgs.tracking import Tracking, flatten, ratio_name, read_jsonl, sqlite_uri
 
 RESULTS = {"scene": "fox", "preset": "smoke", "steps": 200, "train_seconds": 3.5, "seconds": 4.0, "ratios": {
     "0.005": {"psnr": 15.0, "ssim": 0.4, "lpips_vgg": None, "splats": 5, "mb": 0.1, "ms": 1.0},
@@ -31,9 +31,8 @@ def test_ratio_names_have_two_decimals_or_more():
         "ratio_0.005", "ratio_0.05", "ratio_0.10", "ratio_0.125", "ratio_0.50", "ratio_1.00"]
 
 
-def test_flatten_and_public():
+def test_flatten():
     assert flatten({"a": 1, "b": {"c": {"d": (2, 3)}}}) == {"a": 1, "b.c.d": (2, 3)}
-    assert public("http://me:secret@host:5000/x") == "http://host:5000/x"
 
 
 def test_half_a_line_is_left_for_later(tmp_path):

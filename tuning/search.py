@@ -43,7 +43,8 @@ from flexgs.evaluate.table import print_table
 from flexgs.files import make_folder, only_one, write_json
 from flexgs.scene import SYNTHETIC, Scene
 from flexgs.scene.catalog import how_to_get
-from flexgs.tracking import public, ratio_name
+from flexgs.tracking import ratio_name
+from flexgs.urls import public
 from ray_jobs import warm_up
 from ray_jobs.cluster import Cluster
 from ray_jobs.dataset import Dataset

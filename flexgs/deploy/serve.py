@@ -36,14 +36,14 @@ def application(folder: Path, visitors: Visitors) -> web.Application:
 
     app = web.Application(middlewares=[guard])
     model, packed, cuts = folder / "model", folder / "model.fgs", folder / "cuts"
-    if not (model / "model.safetensors").is_file():
+    weights = model / "model.safetensors"
+    if not weights.is_file():
         app.add_routes([web.static("/", folder, show_index=True)])
         return app
     for part in (model, *model.iterdir()):
         if not _is_inside(part, folder):
             raise UserError(f"{part}: leads out of {folder}, which is all that is served; put the file itself there")
-    made_from = model / "model.safetensors"
-    if not _is_inside(packed, folder) or not packed.exists() or packed.stat().st_mtime < made_from.stat().st_mtime:
+    if not _is_inside(packed, folder) or not packed.exists() or packed.stat().st_mtime < weights.stat().st_mtime:
         write(ElasticModel.load(folder), packed)  # takes the place of a link, and leaves what it leads to alone
 
     async def send(request: web.Request) -> web.StreamResponse:

@@ -4,10 +4,9 @@ This machine renders, by the rasterizer that training uses, so it needs no GPU a
 small, and cuts as coarse, as keeps up; when they rest, the whole follows.
 """
 
-import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from flexgs.config import count_at
 from flexgs.deploy.export import ply_bytes
 from flexgs.deploy.path import around, start
 from flexgs.deploy.progressive import Progressive
+from flexgs.deploy.visitors import Visitors, url
 from flexgs.errors import MissingDependencyError, UserError
 from flexgs.evaluate.metrics import psnr
 from flexgs.model.elastic import ElasticModel
@@ -30,11 +30,14 @@ from flexgs.splats import Splats
 Model = ElasticModel | Progressive
 DRAFT_MS, SMALLEST, WIDEST = 60.0, 0.3, 1280
 NOTHING, PHOTOGRAPH = "the same", "photograph"
+LEAST, STEPS = 0.1, (1, 5, 15, 50, 100)
+"""Percent: the least that can be chosen, and what buttons choose."""
 
 
-def view(models: Mapping[str, Model], scene: Scene | None, host: str, port: int, device: str) -> None:
-    """Serve until Ctrl-C."""
-    viewer = Viewer(models, scene, host, port, device)
+def view(models: Mapping[str, Model], scene: Scene | None, host: str, port: int, device: str,
+         names: Sequence[str] = ()) -> None:
+    """Serve until Ctrl-C. names: see Visitors."""
+    viewer = Viewer(models, scene, host, port, device, names)
     print(f"{viewer.url} (Ctrl-C ends it)", flush=True)
     try:
         threading.Event().wait()
@@ -45,21 +48,18 @@ def view(models: Mapping[str, Model], scene: Scene | None, host: str, port: int,
 class Viewer:
     """A server at url; every browser that connects has a camera and a panel of its own."""
 
-    def __init__(self, models: Mapping[str, Model], scene: Scene | None, host: str, port: int, device: str):
+    def __init__(self, models: Mapping[str, Model], scene: Scene | None, host: str, port: int, device: str,
+                 names: Sequence[str] = ()):
         try:
-            import viser
+            from flexgs.deploy import viser_server
         except ImportError:
             raise MissingDependencyError("viser", "view", "flexgs view") from None
         self.models, self.scene, self.device = models, scene, device
         self.test = list(scene.test) if scene else []
         self.rendering = threading.Lock()  # the rasterizer uses all cores
         self._cuts: OrderedDict[tuple[str, float], Splats] = OrderedDict()
-        try:
-            socket.create_server((host, port)).close()  # viser hangs where it cannot listen
-            self.server = viser.ViserServer(host, port, label="flexgs", verbose=False)
-        except (OSError, OverflowError) as e:
-            raise UserError(f"--host {host} --port {port}: {getattr(e, 'strerror', None) or e}; choose another") from None
-        self.url = f"http://{host}:{self.server.get_port()}/"
+        self.server = viser_server.start(host, port, Visitors(host, names))
+        self.url = url(host, self.server.get_port())
         first = next(iter(models.values()))
         cameras = first.cameras or ([view.camera for view in scene.train] if scene else around(first.cut(1.0)))
         initial, (position, target, up) = self.server.initial_camera, start(cameras)
@@ -106,8 +106,9 @@ class Session:
         self.changed, self.gone = threading.Event(), False
         self.scale, self.share = 0.5, 1.0  # of the window's size, and of what is kept, in images while somebody moves
         gui, names = client.gui, list(viewer.models)
-        self.kept = gui.add_slider("log10 of % kept", min=-1.0, max=2.0, step=0.01, initial_value=2.0,
-                                   marks=((-1, "0.1%"), (0, "1%"), (1, "10%"), (2, "100%")))
+        self.kept = gui.add_slider("% kept", min=LEAST, max=100.0, step=0.1, initial_value=100.0)
+        steps = gui.add_button_group("", [f"{step} %" for step in STEPS])
+        steps.on_click(lambda _: setattr(self.kept, "value", float(steps.value.removesuffix(" %"))))
         halves = [NOTHING, *([PHOTOGRAPH] if viewer.test else []), *names[1:]]
         self.right = gui.add_dropdown("right half", halves, initial_value=halves[-1] if names[1:] else NOTHING)
         self.text = gui.add_markdown("")
@@ -141,12 +142,14 @@ class Session:
 
     @property
     def percent(self) -> float:
-        return float(10**self.kept.value)
+        """What is kept; a browser may send any number."""
+        value = float(self.kept.value)
+        return min(max(value, LEAST), 100.0) if np.isfinite(value) else 100.0
 
     def camera(self, scale: float) -> Camera:
         """Where the browser looks from, at scale times its size."""
         seen = self.client.camera
-        aspect = seen.aspect or 4 / 3
+        aspect = float(np.clip(seen.aspect or 4 / 3, 0.2, 5))
         width = max(16, int(min(seen.image_width or 640, WIDEST) * scale))
         height = max(16, int(width / aspect))
         w, x, y, z = seen.wxyz
@@ -182,7 +185,7 @@ class Session:
             target = torch.from_numpy(np.array(photograph)) / 255
         with viewer.rendering:
             image, self.ms = viewer.image(first, percent, camera)
-            if right not in (NOTHING, PHOTOGRAPH):
+            if right in viewer.models:
                 target = viewer.image(right, percent, camera)[0]
         if target is not None:
             middle = camera.width // 2

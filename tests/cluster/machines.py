@@ -24,7 +24,8 @@ import psutil
 NETWORK = "10.77.0"
 TRAP = "172.17.0.1"
 RAY = Path(sys.executable).with_name("ray")
-ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+               "MLFLOW_DISABLE_TELEMETRY": "true"}
 _UP = "Ray runtime started."
 
 

@@ -26,7 +26,8 @@ def main() -> int:
     mutants = [m for m in mutants if options.only in m.name or options.only in m.file]
     for m in mutants:
         if (times := (ROOT / m.file).read_text().count(m.old)) != 1:
-            print(f"{m.name}: found its text {times} times in {m.file}, expected it once: change tests/mutation", file=sys.stderr)
+            print(f"{m.name}: found its text {times} times in {m.file}, expected it once: change tests/mutation",
+                  file=sys.stderr)
             return 2
     with tempfile.TemporaryDirectory(prefix="flexgs-mutation-") as folder:
         copy = Path(folder) / ROOT.name

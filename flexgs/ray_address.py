@@ -1,0 +1,88 @@
+"""Whether a Ray cluster is at an address, found out in seconds.
+
+It is asked in another process: ray.init tries for minutes to reach what has gone or is something else, and cannot be given up.
+"""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from flexgs.errors import UserError
+from flexgs.urls import public
+
+SECONDS = 20.0
+"""How long a cluster may take to answer."""
+EXPECTED = "expected host:port of Ray itself, usually port 6379, or local; start it, or correct --ray-address or RAY_ADDRESS"
+_ASK = """
+import json, sys, ray
+ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR", configure_logging=False)
+resources = ray.cluster_resources()
+print(json.dumps([len([n for n in ray.nodes() if n["Alive"]]), resources.get("CPU", 0), resources.get("GPU", 0)]))
+"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A cluster, and what it has."""
+
+    address: str
+    """host:port."""
+    machines: int
+    cpus: float
+    gpus: float
+
+
+def find(address: str | None) -> Found | None:
+    """The cluster at address, else the one of $RAY_ADDRESS or of `ray start`; None for this machine, where none was named.
+
+    UserError, after seconds, if the one that was named does not answer. (Ray's own "auto" joins any cluster that runs here,
+    another script's too.)
+    """
+    from ray._private.utils import read_ray_address
+
+    source, named = ("--ray-address", address) if address else ("RAY_ADDRESS", os.environ.get("RAY_ADDRESS"))
+    if named == "local":
+        return None
+    if named and named != "auto":
+        return _reach(named, source)
+    if started := read_ray_address():
+        try:
+            return _reach(started, "ray start")
+        except UserError:
+            print(f"Ray: the cluster that was started here at {started} has gone", flush=True)
+    if named:
+        raise UserError(f"{source} auto: found no cluster started here; run ray start, or use local")
+    return None
+
+
+def _reach(address: str, source: str) -> Found:
+    """The cluster at host:port. UserError, after SECONDS at most, if none answers; source: what named the address."""
+    named = f"{source} {public(address)}"
+    if address.startswith(("http://", "https://")):
+        raise UserError(f"{named}: is where jobs are submitted, not Ray itself; {EXPECTED}")
+    if address.startswith("ray://"):
+        raise UserError(f"{named}: is the port of Ray's client, through which nothing is trained; {EXPECTED}")
+    parts = re.fullmatch(r"\[?([^\s/@\[\]]+?)\]?:(\d{1,5})", address)
+    if not parts or not 0 < int(parts[2]) < 65536:
+        raise UserError(f"{named}: is not host:port; {EXPECTED}")
+    try:
+        socket.create_connection((parts[1], int(parts[2])), timeout=5).close()
+    except (OSError, ValueError) as e:
+        raise UserError(f"{named}: no Ray cluster answers ({getattr(e, 'strerror', None) or e}); {EXPECTED}") from None
+    # Within a job, Ray would set up the environment of the job once more.
+    env = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")}
+    try:
+        done = subprocess.run([sys.executable, "-c", _ASK, address], capture_output=True, text=True, errors="replace",
+                              timeout=SECONDS, check=False, env=env)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{named}: something answers there, but not as Ray does within {SECONDS:.0f} s; {EXPECTED}") from None
+    if done.returncode:
+        reason = public(next((line for line in reversed(done.stderr.splitlines()) if line.strip()), ""))[:200]
+        token = "Authentication" in done.stderr or "UNAUTHENTICATED" in done.stderr
+        raise UserError(f"{named}: {reason}; " + ("set RAY_AUTH_MODE=token and give it the cluster's token" if token else
+                                                 f"is it of the same version? {EXPECTED}"))
+    return Found(address, *json.loads(done.stdout.splitlines()[-1]))
