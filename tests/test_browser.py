@@ -139,7 +139,7 @@ def test_the_viewer_cuts_compares_and_measures(tab, viewer):
     assert re.search(r"PSNR [\d.]+ dB and [\d.]+ dB at \d+\.png", text)
     whole = picture(tab)
     slider = tab.locator("input:visible").first
-    slider.fill("0")
+    slider.fill("1")
     slider.press("Enter")
     tab.wait_for_selector("text=8 Gaussians, 1 %")
     one = picture(tab, differs_from=whole)

@@ -48,7 +48,7 @@ def test_wrong_places_are_named_with_a_cure(tmp_path, capsys):
                           "--mlflow-uri", "http://127.0.0.1:9", "--ray-address", "127.0.0.1:9")
     assert code == 1
     assert [name for name, line in lines.items() if line.startswith("WRONG ")] == ["ray", "mlflow", "disk", "captures"]
-    assert "127.0.0.1:9 does not answer" in lines["ray"] and "correct --ray-address" in lines["ray"]
+    assert "127.0.0.1:9: no Ray cluster answers" in lines["ray"] and "correct --ray-address" in lines["ray"]
     assert "http://127.0.0.1:9 cannot be written" in lines["mlflow"] and "MLFLOW_TRACKING_URI" in lines["mlflow"]
     assert f"{tmp_path}/file/runs cannot be written" in lines["disk"] and "--storage" in lines["disk"]
     assert "no capture here" in lines["captures"] and "--data-root" in lines["captures"]
