@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from flexgs import telemetry
 from flexgs.commands.data import Data
 from flexgs.commands.deploy import Cut, Info, Pack, Render, Serve, View
-from flexgs import telemetry
 from flexgs.config import METHODS, Config, Distributed, Evaluation, check_ratio
 from flexgs.errors import UserError, cure
 from flexgs.files import make_folder, only_one

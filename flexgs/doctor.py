@@ -171,7 +171,8 @@ def threads() -> str:
     from flexgs.raster.cpu.pool import get_num_threads
 
     free = psutil.virtual_memory().available
-    return f"{get_num_threads()} of {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores for the rasterizer on the CPU, {free / 1e9:.1f} GB of memory free"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # those that it may use
+    return f"{get_num_threads()} of {cores} cores for the rasterizer on the CPU, {free / 1e9:.1f} GB of memory free"
 
 
 def ray_cluster(address: str | None) -> str:
@@ -179,8 +180,8 @@ def ray_cluster(address: str | None) -> str:
 
     if (found := find(address)) is None:
         return f"{version('ray')}; no cluster named: jobs start Ray on this machine"
-    return (f"{version('ray')}; {found.address} has {found.machines} machine{'s' * (found.machines > 1)}, {found.cpus:.0f} CPUs "
-            f"and {found.gpus:.0f} GPUs")
+    machines = f"{found.machines} machine{'s' * (found.machines > 1)}"
+    return f"{version('ray')}; {found.address} has {machines}, {found.cpus:.0f} CPUs and {found.gpus:.0f} GPUs"
 
 
 def mlflow_server(uri: str | None, storage: Path) -> str:
