@@ -171,7 +171,7 @@ def threads() -> str:
     from flexgs.raster.cpu.pool import get_num_threads
 
     free = psutil.virtual_memory().available
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # those that it may use
     return f"{get_num_threads()} of {cores} cores for the rasterizer on the CPU, {free / 1e9:.1f} GB of memory free"
 
 
@@ -245,7 +245,7 @@ def lpips() -> str:
     if folder := os.environ.get(WEIGHTS_VARIABLE):
         try:
             for net in ("vgg", "alex"):
-                if any((Path(folder) / name).exists() for name in FILES[net]) or net == "vgg":
+                if (Path(folder) / FILES[net]).exists() or net == "vgg":
                     load(net, folder)  # type: ignore[arg-type]
         except UserError as e:
             raise Wrong(str(e), f"correct {WEIGHTS_VARIABLE}, or unset it: LPIPS is then left out") from None

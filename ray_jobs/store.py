@@ -42,8 +42,8 @@ class Store:
                 out.write(b"flexgs")
             files.delete_file(probe)
         except (OSError, ValueError) as e:
-            raise UserError(f"--storage {public(uri).partition('?')[0]}: cannot be written ({first_line(e)}); expected a bucket "
-                            "that exists, and keys for it in the environment") from None
+            raise UserError(f"--storage {public(uri).partition('?')[0]}: cannot be written ({first_line(e)}); "
+                            "expected a bucket that exists, and keys for it in the environment") from None
         return Store(folder, files, root.rstrip("/"))
 
     @property

@@ -138,11 +138,19 @@ def test_the_viewer_cuts_compares_and_measures(tab, viewer):
     assert "800 Gaussians, 100 %" in text and "80 Gaussians, 100 %" in text and "ms per frame" in text
     assert re.search(r"PSNR [\d.]+ dB and [\d.]+ dB at \d+\.png", text)
     whole = picture(tab)
-    slider = tab.locator("input:visible").first
-    slider.fill("1")
-    slider.press("Enter")
+    kept = tab.locator("input:visible").first
+    kept.fill("5")  # percent, as its label says
+    kept.press("Enter")
+    tab.wait_for_selector("text=40 Gaussians, 5 %")
+    tab.get_by_text("1 %", exact=True).click()
     tab.wait_for_selector("text=8 Gaussians, 1 %")
     one = picture(tab, differs_from=whole)
+    for typed, shown in (("5000", "800 Gaussians, 100 %"), ("-3", "1 Gaussians, 0.1 %")):
+        kept.fill(typed)
+        kept.press("Enter")
+        tab.wait_for_selector(f"text={shown}")
+    tab.get_by_text("1 %", exact=True).click()
+    tab.wait_for_selector("text=8 Gaussians, 1 %")
     tab.get_by_text("next", exact=True).click()
     picture(tab, differs_from=one)
     assert not tab.errors

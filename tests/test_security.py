@@ -1,16 +1,34 @@
 """What docs/security.md says: who listens where, and where no secret goes."""
 
+import asyncio
 import os
+import re
+import shutil
+import socket
 import stat
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
+from aiohttp import web
+from websockets.sync.client import connect
 
+from flexgs import ray_address, telemetry
+from flexgs.cli import Doctor, guard, parse
+from flexgs.commands.deploy import Info
+from flexgs.deploy.serve import application
+from flexgs.deploy.source import open_model
+from flexgs.deploy.viewer import Viewer
+from flexgs.deploy.visitors import Visitors
+from flexgs.errors import UserError
+from flexgs.tracking import Tracking, sqlite_uri
 from flexgs.urls import public
 
 TOP = Path(__file__).parent.parent
@@ -79,10 +97,226 @@ def test_a_training_on_a_laptop_listens_on_loopback_alone(capture, tmp_path):
     assert any(name.startswith("ray::") for name in found) and {name.split()[-1] for name in found} == {"127.0.0.1"}, found
 
 
-@pytest.mark.parametrize(("uri", "shown"), [
-    ("https://me:secret@mlflow.example/x", "https://mlflow.example/x"),
-    ("postgresql://me:secret@db/mlflow: no such host", "postgresql://db/mlflow: no such host"),
-    ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
+@pytest.fixture
+def folder(trained, tmp_path) -> Path:
+    """Somebody's run, whose parts lead out of it, beside what nobody is to see."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "private.txt").write_text("private")
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    return run
+
+
+def ask(port: int, path: str, *headers: str, method: str = "GET", host: str = "127.0.0.1") -> tuple[int, bytes]:
+    """The status and all that comes back, byte for byte as asked."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {host}:{port}", "Connection: close", *headers]
+        connection.sendall("".join(f"{line}\r\n" for line in [*lines, ""]).encode())
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    return int(answer.split()[1]), answer
+
+
+@contextmanager
+def served(folder: Path, *names: str) -> Iterator[int]:
+    """The port at which application() answers while the block runs."""
+    loop = asyncio.new_event_loop()
+    runner = web.AppRunner(application(folder, Visitors("127.0.0.1", names)), access_log=None)
+
+    async def begin() -> None:
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+
+    loop.run_until_complete(begin())
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield runner.addresses[0][1]
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(20)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(20)
+        loop.close()
+
+
+def test_nothing_outside_of_a_run_is_sent(folder, tmp_path):
+    secret, outside = tmp_path / "outside" / "private.txt", tmp_path / "outside"
+    shutil.rmtree(folder / "cuts")
+    (folder / "cuts").symlink_to(outside)
+    (folder / "model.fgs").symlink_to(secret)
+    with served(folder) as port:
+        for path in ("/cuts/", "/cuts", "/cuts/private.txt", "/config.json", "/cuts/../config.json"):
+            assert ask(port, path)[0] == 404, path
+        status, packed = ask(port, "/model.fgs", "Range: bytes=0-5")
+        assert status == 206 and packed.endswith(b"FLEXGS")
+        (folder / "model.fgs").unlink()
+        (folder / "model.fgs").symlink_to(secret)  # while it is served
+        assert ask(port, "/model.fgs")[0] == 404
+    assert secret.read_text() == "private"
+    shutil.move(folder / "model", outside / "model")
+    (folder / "model").symlink_to(outside / "model")
+    with pytest.raises(UserError, match="leads out of"):
+        application(folder, Visitors("127.0.0.1"))
+
+
+def test_nothing_outside_of_a_folder_is_sent(tmp_path, caplog):
+    top = tmp_path / "top"
+    top.mkdir()
+    (tmp_path / "private.txt").write_text("private")
+    (top / "a.txt").write_text("public")
+    (top / "same.txt").symlink_to("a.txt")
+    (top / "out.txt").symlink_to(tmp_path / "private.txt")
+    (top / "out").symlink_to("/etc")
+    (top / "circle").symlink_to("circle")
+    with served(top) as port:
+        assert ask(port, "/same.txt")[1].endswith(b"public")
+        for path in ("/out.txt", "/out/", "/out/hostname", "/circle", "/../private.txt", "/%2e%2e/private.txt", "/..%2fprivate.txt",
+                     "/out%2fhostname", "/a%00.txt", f"/{'x' * 5000}", f"/{'x/' * 2000}", "//etc/hostname"):
+            status, answer = ask(port, path)
+            assert status in (400, 403, 404) and b"private" not in answer, path
+        assert ask(port, "/a.txt", method="HEAD")[0] == 200 and ask(port, "/a.txt", method="DELETE")[0] == 405
+        assert ask(port, "/a.txt", "Range: bytes=900-")[0] == 416
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(("bound", "host", "origin", "answered"), [
+    ("127.0.0.1", "127.0.0.1:80", None, True), ("127.0.0.1", "localhost:9000", None, True), ("::1", "[::1]:80", None, True),
+    ("127.0.0.1", "evil.example:80", None, False), ("127.0.0.1", "127.0.0.1.evil.example", None, False),
+    ("127.0.0.1", "localhost.", None, False), ("127.0.0.1", "", None, False), ("127.0.0.1", "[", None, False),
+    ("127.0.0.1", "me@evil.example", None, False), ("127.0.0.1", "10.0.0.7", None, False),
+    ("0.0.0.0", "10.0.0.7:80", None, True), ("0.0.0.0", "evil.example", None, False), ("::", "[fd00::1]:80", None, True),
+    ("lab", "LAB:80", None, True), ("lab", "proxy.example", None, True), ("lab", "localhost", None, False),
+    ("127.0.0.1", "localhost:80", "http://localhost:80", True), ("127.0.0.1", "localhost:80", "http://localhost:81", False),
+    ("127.0.0.1", "localhost:80", "http://evil.example", False), ("127.0.0.1", "localhost:80", "null", False),
+    ("127.0.0.1", "localhost:80", "http://[", False),
 ])
-def test_what_is_shown_of_an_address_has_no_password(uri, shown):
-    assert public(uri) == shown
+def test_who_is_answered(bound, host, origin, answered):
+    refusal = Visitors(bound, ["proxy.example"]).refusal([host], [origin] if origin else [])
+    assert (refusal is None) == answered and (answered or refusal.count("\n") == 1)
+    assert Visitors(bound).refusal([host, host], []) and Visitors(bound).refusal([], [])
+
+
+def test_serve_asks_who_is_there(folder):
+    with served(folder, "proxy.example") as port:
+        assert ask(port, "/", host="proxy.example")[0] == 200
+        assert ask(port, "/", host="evil.example")[0] == 403
+        assert ask(port, "/", "Origin: http://evil.example")[0] == 403
+
+
+def test_the_viewer_asks_who_is_there(trained, caplog):
+    """If this fails with another version of viser, it starts its server in another way: flexgs/deploy/viser_server.py."""
+    viser = pytest.importorskip("viser", reason="viser is not installed")
+    viewer = Viewer({"a": open_model(trained)}, None, "127.0.0.1", 0, "cpu")
+    socket_headers = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13",
+                      "Sec-WebSocket-Key: MDAwMDAwMDAwMDAwMDAwMA==", f"Sec-WebSocket-Protocol: viser-v{viser.__version__}")
+    try:
+        port = viewer.server.get_port()
+        assert ask(port, "/")[0] == 200 and ask(port, "/", host="evil.example")[0] == 403
+        for path in ("/../x", "/%00", f"/{'x' * 5000}"):
+            assert ask(port, path)[0] == 404
+        for headers in (("Origin: http://evil.example",), ("Origin: null",), (f"Origin: http://localhost:{port}",)):
+            assert ask(port, "/", *socket_headers, *headers)[0] == 403
+        assert ask(port, "/", *socket_headers, host="evil.example")[0] == 403
+        with connect(f"ws://127.0.0.1:{port}", origin=f"http://127.0.0.1:{port}", subprotocols=[f"viser-v{viser.__version__}"]):
+            pass
+        assert viewer.server.request_share_url() is None  # which any browser may ask for
+    finally:
+        viewer.stop()
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(("text", "shown"), [
+    ("https://me:hush@mlflow.example/x", "https://mlflow.example/x"),
+    ("postgresql://me:hush@db/mlflow: no such host", "postgresql://db/mlflow: no such host"),
+    ("postgresql://me:hu@sh@db/x", "postgresql://db/x"),
+    ("postgresql://me:hu/sh@db/x", "postgresql://db/x"),
+    ("postgresql://me:hu?s#h@db/x", "postgresql://db/x"),
+    ("--mlflow-uri 'postgresql://me:hu sh@db/x' --steps 4", "--mlflow-uri 'postgresql://db/x' --steps 4"),
+    ("redis://:hush@h/0 and https://hush@h/x", "redis://h/0 and https://h/x"),
+    ("could not parse 'postgresql://me:hush", "could not parse 'postgresql://me"),
+    ("http://me:12/hush@h", "http://h"),
+    ("p+q://db/x?user=hush&password=hush&a=1", "p+q://db/x?user=***&password=***&a=1"),
+    ("https://h/x#access_token=hush", "https://h/x#access_token=***"),
+    ("https://h/x#hush", "https://h/x#***"),
+    ("https://h/x?X-Amz-Signature=hush&sig=hush", "https://h/x?X-Amz-Signature=***&sig=***"),
+    ("s3://b/x?access_key=hush&endpoint_override=me:hush@h:9000&scheme=http",
+     "s3://b/x?access_key=***&endpoint_override=h:9000&scheme=http"),
+    ("mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3Dhush", "mssql+pyodbc:///?odbc_connect=***"),
+    ("s3://b?endpoint_override=http%3A%2F%2Fme%3Ahush%40h", "s3://b?endpoint_override=http://h"),
+    ("connection failed: host=db password=hush", "connection failed: host=db password=***"),
+    ("AWS_SECRET_ACCESS_KEY=hush python x --token hush", "AWS_SECRET_ACCESS_KEY=*** python x --token ***"),
+    ("Authorization: Bearer hushhush", "Authorization: Bearer ***"),
+    ("{'password': 'hush'}", "{'password': ***}"),
+    *((same, same) for same in (
+        "sqlite:////data/mlflow.db", "file:///tmp/x@y/z", "http://127.0.0.1:5000/x@y", "http://[::1]:5000/x", "databricks://profile",
+        "http://127.0.0.1:5000 cannot be written (mail a@b)", "runs//a:b/c.ply", "sqlite:////data/a%20b.db",
+        "http://mlflow:5000/#/experiments/1", "s3://b/x?endpoint_override=127.0.0.1:9000&scheme=http", "https://h/a/@b/c")),
+])
+def test_what_is_shown_of_a_text_has_no_secret(text, shown):
+    assert public(text) == shown
+
+
+SECRETS = ("http://me:hu@sh@127.0.0.1:9/x?token=hush", "postgresql://me:hu/sh@127.0.0.1:9/x", "nothing+p://db/x?user=hush&password=hush",
+           "mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3Dhush")
+
+
+@pytest.mark.parametrize("uri", SECRETS)
+def test_no_password_is_printed(uri, tmp_path, capfd, caplog, monkeypatch):
+    """By doctor, by the warnings of a training that MLflow does not answer, and by a command that goes wrong."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    guard(lambda: parse(Doctor, ["--storage", str(tmp_path), "--mlflow-uri", uri, "--ray-address", uri], "doctor")())
+    run = Tracking(uri, "flexgs-test").run(tmp_path / "fox", "fox", kind="scene")
+    run.start()
+    assert guard(lambda: parse(Info, [uri], "info")()) == 2
+    printed = "".join(capfd.readouterr()) + caplog.text
+    assert "mlflow" in printed and not re.search("hush|hu@sh|hu/sh", printed), printed
+
+
+def test_no_password_is_kept_by_mlflow(tmp_path):
+    secret = f"train --storage '{SECRETS[1]}' {SECRETS[2]}"
+    run = Tracking(sqlite_uri(tmp_path / "mlflow.db"), "flexgs-test").run(
+        tmp_path / "fox", "fox", kind="scene", tags={"command": secret}, params={"where": secret})
+    run.start()
+    run.describe(secret)
+    assert run.finish("FAILED", secret)
+    assert b"train --storage" in (kept := (tmp_path / "mlflow.db").read_bytes()) and not re.search(b"hush|hu/sh", kept)
+
+
+def test_nobody_is_told(monkeypatch):
+    """As MLflow and Ray themselves read their settings; all that is shipped starts them so."""
+    from mlflow.telemetry import utils
+    from ray._common.usage import usage_lib
+
+    for name in telemetry.OFF:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(utils, "_IS_IN_CI_ENV_OR_TESTING", False)
+    assert not utils.is_telemetry_disabled()
+    assert guard(lambda: 0) == 0
+    assert utils.is_telemetry_disabled() and not usage_lib.usage_stats_enabled()
+    for name in telemetry.OFF:
+        monkeypatch.delenv(name)
+    files = {path: path.read_text() for path in (TOP / "cluster").rglob("*") if path.is_file()}
+    for path, text in files.items():
+        if path.suffix != ".md" and "mlflow server" in text:
+            assert "MLFLOW_DISABLE_TELEMETRY" in text, path
+        for start in re.findall(r"ray start(?:.*\n?.*)", text if path.suffix != ".md" else ""):
+            assert "--disable-usage-stats" in start, path
+    tracking = Tracking("sqlite:////x.db", "e")
+    tracking.id = "1"
+    assert "MLFLOW_DISABLE_TELEMETRY=true" in tracking.how_to_open() and "--allowed-hosts" in tracking.how_to_open()
+
+
+@pytest.mark.parametrize("address", ["garbage", "localhost", "http://127.0.0.1:8265", "ray://127.0.0.1:10001", "127.0.0.1:9",
+                                     "127.0.0.1:0", "127.0.0.1:99999", "me:hush@127.0.0.1:9", "auto", "[::1:9", "nothing here:1"])
+def test_what_is_no_ray_cluster_is_refused_at_once(address, monkeypatch, tmp_path):
+    monkeypatch.setattr("ray._private.utils.read_ray_address", lambda: None)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match="^RAY_ADDRESS .*expected host:port|run ray start") as refused:
+        ray_address.find(None)
+    assert "\n" not in str(refused.value) and "hush" not in str(refused.value)
+
+
+def test_what_answers_and_is_not_ray_is_given_up(monkeypatch):
+    monkeypatch.setattr(ray_address, "SECONDS", 4.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with pytest.raises(UserError, match="something answers there, but not as Ray does"):
+            ray_address.find(f"127.0.0.1:{silent.getsockname()[1]}")
