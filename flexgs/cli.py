@@ -343,7 +343,7 @@ def load_capture(path: Path, config: Config) -> "Scene":
 
     data = config.data
     return load_scene(path, factor=data.factor, test_every=data.test_every, masks=data.masks,
-                      cache_bytes=data.cache_bytes)
+                      cache_bytes=data.cache_bytes, model=data.model)
 
 
 def pick_device(name: str) -> str:
