@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +59,7 @@ class Train:
             print(f"{folder}: already finished at {results['steps']} views; raise --steps to go on")
         else:
             scene = load_capture(self.scene, self.config)
-            print(f"{scene.name}: {expected_memory(scene, self.config)}")
+            print(f"{scene.summary()}\n{scene.name}: {expected_memory(scene, self.config)}")
             session = LocalSession(folder, Group(), functools.partial(_print_progress, scene.name))
             with only_one(folder):
                 results = run(self.config, scene, folder, Group(), session, pick_device(self.device))
@@ -116,6 +117,7 @@ class Compare:
             return
         self.config.evaluation.ratios = self.ratios or self.config.evaluation.ratios
         scene = load_capture(self.scene, self.config.check())
+        print(scene.summary(), flush=True)
         name = self.published or (scene.name if scene.name in SCENES else None)
         beside = published(name) if name else None
         folder, device = make_folder(self.output / scene.name), pick_device(self.device)
@@ -299,9 +301,14 @@ def _terminate(*_: object) -> None:
     raise Terminated
 
 
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"flexgs: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 def guard(main: Callable[[], int | None]) -> int:
-    """Run main; the exit code: what it returns or 0, 2 with one line for a user's mistake, 1 with one line where memory or disk
-    ran out, 130 for Ctrl-C, 143 for SIGTERM."""
+    """Run main, whose warnings are a line each; the exit code: what it returns or 0, 2 with one line for a user's mistake, 1
+    with one line where memory or disk ran out, 130 for Ctrl-C, 143 for SIGTERM."""
+    warnings.showwarning = _warn
     try:
         return main() or 0
     except UserError as e:

@@ -17,7 +17,8 @@ from flexgs.scene.undistort import widest_pinhole
 if TYPE_CHECKING:
     import pycolmap
 
-# Every lens that can be trained on, by its COLMAP name (POLYNOMIAL is of transforms.json alone), and who chooses the pinhole camera that its images become: nobody
+# Every lens that can be trained on, by its COLMAP name (POLYNOMIAL is of transforms.json alone), and who chooses the pinhole
+# camera that its images become: nobody
 # where lines are straight, "colmap" as image_undistorter does, or "flexgs" (undistort.py) where that would be too wide.
 LENSES = {
     **dict.fromkeys(("SIMPLE_PINHOLE", "PINHOLE"), None),
@@ -101,7 +102,7 @@ def _pinhole(lens: Lens) -> Lens:
         return Lens("PINHOLE", lens.width, lens.height, (fx, fy, cx, cy))
     if lens.wide:
         return Lens("PINHOLE", *widest_pinhole(lens.colmap()))
-    return from_colmap(pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), lens.colmap()))
+    return from_colmap(pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), lens.colmap()))  # type: ignore[arg-type]
 
 
 @dataclass(eq=False)

@@ -245,9 +245,9 @@ def _settle_poses(found: _Model, model: Path, suffix: str, doubts: list[str]) ->
     if differ:
         other, _ = _contradicted(found, framed)
         if seen == 0 or len(wrong) == len(other):
-            raise UserError(f"{model}: {images} and {stale} give different poses to {len(differ)} of {len(found.images)} images, "
-                            f"for instance {shown(differ[0].name)}, and no observation tells which are right; one of them is "
-                            f"older than the other: delete {stale} if {images} is the newer, or export the model again")
+            raise UserError(f"{model}: {images} and {stale} give different poses to {len(differ)} of {len(found.images)} "
+                            f"images, for instance {shown(differ[0].name)}, and no observation tells which are right; one of "
+                            f"them is older than the other: delete {stale} if {images} is the newer, or export the model again")
         good, bad = (images, stale) if len(wrong) < len(other) else (stale, images)
         doubts.append(f"{model}: {bad} give other poses than {good} to {len(differ)} of {len(found.images)} images and do not "
                       f"fit the points that these observe, so they are stale; those of {good} are used")
@@ -258,7 +258,7 @@ def _settle_poses(found: _Model, model: Path, suffix: str, doubts: list[str]) ->
         pixels = max(wrong.values())
         doubts.append(f"{model}: the poses of {len(wrong)} of {seen} images do not fit the points that they observe, by up to "
                       f"{pixels:.0f} pixels, for instance {shown(max(wrong, key=lambda name: wrong[name]))}: {images}, "
-                      f"cameras{suffix} and points3D{suffix} are of different states of the reconstruction, export them together")
+                      f"cameras{suffix} and points3D{suffix} are of different states of the reconstruction: export them anew")
 
 
 def _same(a: Array, b: Array) -> bool:
@@ -298,7 +298,8 @@ class _Bytes:
     def __init__(self, file: Path):
         self.file, self.at = file, 0
         with file.open("rb") as f:
-            self.data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if file.stat().st_size else b""  # b"" cannot be mapped
+            empty = not file.stat().st_size  # cannot be mapped
+            self.data = b"" if empty else mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
 
     def _next(self, count: int) -> int:
         start, self.at = self.at, self.at + count
@@ -320,8 +321,8 @@ class _Bytes:
         """As many as the head says, of at least so many bytes each."""
         count = self.take(_U64)[0]
         if count * least > len(self.data) - self.at:
-            raise UserError(f"{self.file}: found {len(self.data)} bytes, expected at least {self.at + count * least} for {count} "
-                            "records: the file is truncated or damaged, copy or export it again")
+            raise UserError(f"{self.file}: found {len(self.data)} bytes, expected at least {self.at + count * least} for "
+                            f"{count} records: the file is truncated or damaged, copy or export it again")
         return range(count)
 
     def string(self) -> str:
@@ -438,13 +439,13 @@ class _Text(_Reader):
             words = line.split()
             if _is_observations(words):
                 if not found or len(found[-1].seen):
-                    raise UserError(f"{where}: found observations (X Y POINT3D_ID ...), expected an image (IMAGE_ID QW QX QY QZ TX "
-                                    "TY TZ CAMERA_ID NAME): a line is missing, export the model again")
+                    raise UserError(f"{where}: found observations (X Y POINT3D_ID ...), expected an image (IMAGE_ID QW QX QY "
+                                    "QZ TX TY TZ CAMERA_ID NAME): a line is missing, export the model again")
                 with _Fields(where, "X Y POINT3D_ID ..."):
                     found[-1] = found[-1]._replace(xy=np.array([words[0::3], words[1::3]], float).T,
                                                    seen=np.array([_signed(word) for word in words[2::3]], np.int64))
                 continue
-            with _Fields(where, "an image (IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME) or its observations (X Y POINT3D_ID ...)"):
+            with _Fields(where, "an image (IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME) or its observations (X Y POINT3D_ID)"):
                 number, *pose, camera, name = line.split(maxsplit=9)
                 if len(pose) != 7:
                     raise ValueError
@@ -489,7 +490,7 @@ class _Text(_Reader):
     def frames(self) -> list[tuple[int, Array, list[tuple[int, int, int]]]]:
         found = []
         for where, line in self._lines("frames", [], lambda: None):
-            with _Fields(where, "FRAME_ID RIG_ID QW QX QY QZ TX TY TZ NUM_DATA_IDS and that many of SENSOR_TYPE SENSOR_ID DATA_ID"):
+            with _Fields(where, "FRAME_ID RIG_ID QW QX QY QZ TX TY TZ NUM_DATA_IDS and its SENSOR_TYPE SENSOR_ID DATA_ID"):
                 _, rig, *pose = line.split()[:9]
                 count, *words = line.split()[9:]
                 if len(words) != 3 * int(count):
@@ -526,12 +527,12 @@ class _Fields:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, ValueError | IndexError | KeyError | OverflowError):
-            raise UserError(f"{self.where}: found something else, expected {self.expected}: the file is damaged, copy or export "
-                            "it again") from None
+            raise UserError(f"{self.where}: found something else, expected {self.expected}: the file is damaged, copy or "
+                            "export it again") from None
 
 
 def _is_observations(words: list[str]) -> bool:
-    """Whether a line of images.txt holds X Y POINT3D_ID, again and again, and not an image, whose name is hardly ever a number."""
+    """Whether a line of images.txt holds X Y POINT3D_ID, again and again; it is no image, whose name is hardly a number."""
     try:
         return len(words) % 3 == 0 and all(_signed(word) >= -1 for word in words[2::3]) and bool([*map(float, words)])
     except (ValueError, OverflowError):

@@ -9,7 +9,6 @@ import base64
 import binascii
 import hashlib
 import http.client
-import json
 import os
 import re
 import shutil
@@ -29,6 +28,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from flexgs.errors import UserError
 from flexgs.files import make_folder, only_one, write_json
+from flexgs.inputs import read_json
 from flexgs.scene.catalog import Archive, Known, is_capture
 from flexgs.scene.colmap import find_models
 
@@ -225,8 +225,8 @@ def _version(response: Any, start: int) -> Version:
 
 def _read(file: Path) -> Version | None:
     try:
-        return Version(**json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):
+        return read_json(file, Version)
+    except UserError:  # not there or damaged: the download begins again
         return None
 
 

@@ -42,13 +42,15 @@ class Scene:
     def summary(self) -> str:
         """One line by which a person can check what was read."""
         p = self.protocol
-        split = "as the capture says" if p["split"] == "files" else f"every {p['test_every']}. by name" if p["test_every"] else "none"
+        by_name = f"every {p['test_every']}th by name" if p["test_every"] else "none"
+        split = "as the capture says" if p["split"] == "files" else by_name
         size = f"{p['width']}x{p['height']} pixels" + ("" if p["one_size"] else " most often")
         model = f", sub-model {p['model']}" if p["model"] else ""
-        left = f", {p['posed'] - p['train_views'] - p['test_views']} left out" if p["posed"] > p["train_views"] + p["test_views"] else ""
+        unused = p["posed"] - p["train_views"] - p["test_views"]
+        left = f", {unused} left out" if unused else ""
         return (f"{self.name}: {p['photographs']} photographs, {p['posed']} with a pose, {p['train_views']} to train on, "
-                f"{p['test_views']} to test on ({split}){left}, {p['masks']} masks; {' '.join(p['lenses'])}, {p['images']}/ at factor "
-                f"{p['factor']}, {size}; {p['format']}{model}, {p['points']:,} points"
+                f"{p['test_views']} to test on ({split}){left}, {p['masks']} masks; {' '.join(p['lenses'])}, {p['images']}/ at "
+                f"factor {p['factor']}, {size}; {p['format']}{model}, {p['points']:,} points"
                 f"{' at random' if p['points_from'] == 'random' else ''}, extent {self.extent:.4g}")
 
 
@@ -130,7 +132,7 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
 
 
 def read_capture(root: Path, model: str | None = None) -> Capture:
-    """The capture in the folder root, in whichever format it is. UserError if there is none, or no COLMAP model of that name."""
+    """The capture in the folder root, in whichever format it is. UserError if there is none, or no COLMAP model so named."""
     if not root.is_dir():
         raise UserError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}; expected the folder of a capture")
     if models := find_models(root):
@@ -170,8 +172,8 @@ def _locate(capture: Capture, frames: list[Frame], factor: int, doubts: list[str
             if frame.split in ("test", "val"):  # what is held out once is never trained on
                 first.split = frame.split
     if again:
-        doubts.append(f"{capture.file}: names {len(again)} photographs more than once, for instance {again[0]}; their first pose "
-                      "is used")
+        doubts.append(f"{capture.file}: names {len(again)} photographs more than once, for instance {again[0]}; their first "
+                      "pose is used")
     return list(kept.values()), list(kept), reduced
 
 
@@ -179,7 +181,8 @@ def _count(capture: Capture, frames: list[Frame], files: list[Path], doubts: lis
     """How many photographs there are in the folders of these frames; a doubt says how many of them have no pose."""
     posed: dict[Path, set[str]] = {}
     for frame, file in zip(frames, files, strict=True):
-        posed.setdefault(frame.folder, set()).update({plain(stem(frame.file)), plain(stem(file.name)) if "/" not in frame.file else ""})
+        here = Path(frame.file).with_name(file.name)  # as it is called there, and as the capture calls it
+        posed.setdefault(frame.folder, set()).update({plain(stem(frame.file)), plain(stem(here.as_posix()))})
     unposed = []
     for folder, names in posed.items():
         for inner, folders, found in os.walk(folder, followlinks=False):
@@ -190,8 +193,8 @@ def _count(capture: Capture, frames: list[Frame], files: list[Path], doubts: lis
                         if is_photograph(name) and plain(stem((place / name).as_posix())) not in names]
     total = len(frames) + len(unposed)
     if unposed:
-        doubts.append(f"{capture.file}: {len(frames)} of {total} photographs have a pose; {len(unposed)} have none and are left "
-                      f"out, for instance {min(unposed)}")
+        doubts.append(f"{capture.file}: {len(frames)} of {total} photographs have a pose; {len(unposed)} have none and are "
+                      f"left out, for instance {min(unposed)}")
     return total
 
 
@@ -203,8 +206,8 @@ def _checked_head(file: Path, frame: Frame, source: Path) -> Head:
     slack = 2 + 0.005 * max(width, height)
     if abs(height - lens.height * width / lens.width) > slack or abs(width - lens.width * height / lens.height) > slack:
         turned = " (its EXIF orientation is not applied)" if head.turned else ""
-        raise UserError(f"{file}: found {width}x{height} pixels{turned}, but {source} has a camera of {lens.width}x{lens.height} "
-                        "for it, another aspect ratio: use the images that the cameras were computed from")
+        raise UserError(f"{file}: found {width}x{height} pixels{turned}, but {source} has a camera of "
+                        f"{lens.width}x{lens.height} for it, another aspect ratio: use the images that the cameras were computed from")
     return head
 
 
@@ -230,7 +233,8 @@ def _split(root: Path, views: list[View], said: list[str | None] | None, test_ev
     for part in ("val", "none"):
         if parts[part] and not parts["test"]:
             parts["test"] = parts.pop(part)
-            doubts.append(f"{root}: the capture names no view to test on; the {len(parts['test'])} that {others[part]} are tested on")
+            doubts.append(f"{root}: the capture names no view to test on; the {len(parts['test'])} that {others[part]} are "
+                          "tested on")
     for part in ("val", "none"):
         if some := parts.get(part):
             doubts.append(f"{root}: {len(some)} photographs {others[part]} and are neither trained nor tested on, for instance "

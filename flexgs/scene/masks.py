@@ -43,23 +43,23 @@ class Masks:
         width, height = image_size(mask)
         slack = 2 + 0.005 * max(width, height)
         if abs(width * head.height / head.width - height) > slack:
-            raise UserError(f"{mask}: found {width}x{height} pixels for a photograph of {head.width}x{head.height}, another aspect "
-                            "ratio: expected the mask of this photograph")
+            raise UserError(f"{mask}: found {width}x{height} pixels for a photograph of {head.width}x{head.height}, another "
+                            "aspect ratio: expected the mask of this photograph")
         return mask
 
     def doubts(self) -> list[str]:
         """What is not used, a line each."""
         said = []
         if self.absent:
-            said.append(f"{self.absent[0]}: {len(self.absent)} masks that the capture names are not there, this one for instance; "
-                        "these photographs count as a whole")
+            said.append(f"{self.absent[0]}: {len(self.absent)} masks that the capture names are not there, this one for "
+                        "instance; these photographs count as a whole")
         for folder, index in filter(None, self.folders.values()):
             if left := sorted(set(index.values()) - self.used):
-                said.append(f"{folder}: {len(left)} of {len(set(index.values()))} masks fit no photograph and are not used, for "
-                            f"instance {left[0].name}; expected the name of the photograph, or that and _mask")
+                said.append(f"{folder}: {len(left)} of {len(set(index.values()))} masks fit no photograph and are not used, "
+                            f"for instance {left[0].name}; expected the name of the photograph, or that and _mask")
         if self.used and len(self.without) > len(self.absent):
-            said.append(f"{self.without[0]}: {len(self.without)} photographs have no mask, this one for instance, and count as a "
-                        "whole")
+            said.append(f"{self.without[0]}: {len(self.without)} photographs have no mask, this one for instance, and count as "
+                        "a whole")
         return said
 
 

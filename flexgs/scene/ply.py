@@ -1,6 +1,7 @@
 """The points of a PLY file, as nerfstudio and photogrammetry programs write them beside their cameras."""
 
 import mmap
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,16 +25,17 @@ Array = np.ndarray
 
 class _Element(NamedTuple):
     name: str
-    count: int
+    rows: int
     fields: list[tuple[str, str]]
     """(name, type); the type of a list is ""."""
 
 
-def read_points(file: Path) -> tuple[Array, Array, list[str]]:
-    """(xyz float64 [M, 3], rgb uint8 [M, 3], what had to be assumed, a line each) of the vertices of a PLY file.
+def read_points(file: Path, doubts: list[str] | None = None) -> tuple[Array, Array]:
+    """(xyz float64 [M, 3], rgb uint8 [M, 3]) of the vertices of a PLY file.
 
-    Colours are those of COLOURS or HARMONICS: bytes as they are, integers of 16 bits as 0 to 65535, and floats as 0 to 1, or to 255
-    if any is above 1; grey if there are none. Points whose position is no number are left out.
+    Colours are those of COLOURS or HARMONICS: bytes as they are, integers of 16 bits as 0 to 65535, and floats as 0 to 1, or to
+    255 if any is above 1; grey if there are none. Points whose position is no number are left out.
+    doubts: where to put what had to be assumed, a line each; without it, each is a warning.
     UserError if the file is absent, no regular file, not such a PLY or shorter than its head says.
     """
     regular_file(file, "the point cloud that transforms.json names; or delete ply_file_path to start from random points")
@@ -46,13 +48,18 @@ def read_points(file: Path) -> tuple[Array, Array, list[str]]:
     except (ValueError, KeyError, IndexError, TypeError, OverflowError) as e:
         raise UserError(f"{file}: damaged, or not a PLY file of points with x, y, z ({e}): export it again, or delete "
                         "ply_file_path from transforms.json to start from random points") from e
-    doubts: list[str] = []
+    said: list[str] = []
     xyz = np.stack([rows[axis] for axis in "xyz"], 1).astype(np.float64)
-    rgb = _colours(file, rows, doubts)
+    rgb = _colours(file, rows, said)
     finite = np.isfinite(xyz).all(1)
     if not finite.all():
-        doubts.append(f"{file}: {np.sum(~finite)} of {len(xyz)} points have a position that is no number and are left out")
-    return xyz[finite], rgb[finite], doubts
+        said.append(f"{file}: {np.sum(~finite)} of {len(xyz)} points have a position that is no number and are left out")
+    if doubts is None:
+        for line in said:
+            warnings.warn(line, stacklevel=2)
+    else:
+        doubts += said
+    return xyz[finite], rgb[finite]
 
 
 def _vertices(data: mmap.mmap | bytes) -> Array:
@@ -73,24 +80,24 @@ def _vertices(data: mmap.mmap | bytes) -> Array:
     kind = np.dtype([(name, order + form) for name, form in element.fields])
     if not order:
         lines = [line for line in data[at:].decode("ascii").splitlines() if line.strip()]
-        start = sum(e.count for e in before)
-        rows = [tuple(map(float, line.split())) for line in lines[start:start + element.count]]
-        if len(rows) < element.count or any(len(row) != len(names) for row in rows):
-            raise ValueError(f"{len(rows)} whole lines of {element.count} points")
+        start = sum(e.rows for e in before)
+        rows = [tuple(map(float, line.split())) for line in lines[start:start + element.rows]]
+        if len(rows) < element.rows or any(len(row) != len(names) for row in rows):
+            raise ValueError(f"{len(rows)} whole lines of {element.rows} points")
         table = np.array(rows, np.float64).reshape(-1, len(names))
         found = np.empty(len(table), kind)
         for i, (name, form) in enumerate(element.fields):
-            if form[0] in "iu" and len(table) and not (np.iinfo(form).min <= table[:, i].min() <= table[:, i].max() <= np.iinfo(form).max):
+            if form[0] in "iu" and not ((np.iinfo(form).min <= table[:, i]) & (table[:, i] <= np.iinfo(form).max)).all():
                 raise ValueError(f"a {name} that its type does not hold")
             found[name] = table[:, i]
         return found
     for e in before:
-        if e.count and "" in (form for _, form in e.fields):
+        if e.rows and "" in (form for _, form in e.fields):
             raise ValueError(f"lists before the vertices, in the element {shown(e.name)}")
-        at += e.count * sum(np.dtype(form).itemsize for _, form in e.fields if form)
-    if element.count * kind.itemsize > len(data) - at:
-        raise ValueError(f"{max(len(data) - at, 0):,} bytes for {element.count:,} points of {kind.itemsize}")
-    return np.frombuffer(data, kind, element.count, at)
+        at += e.rows * sum(np.dtype(form).itemsize for _, form in e.fields if form)
+    if element.rows * kind.itemsize > len(data) - at:
+        raise ValueError(f"{max(len(data) - at, 0):,} bytes for {element.rows:,} points of {kind.itemsize}")
+    return np.frombuffer(data, kind, element.rows, at)
 
 
 def _head(data: mmap.mmap | bytes) -> tuple[str, list[_Element], int]:
@@ -141,11 +148,12 @@ def _colours(file: Path, rows: Array, doubts: list[str]) -> Array:
         values = 255 * (0.5 + SH_C0 * np.stack([rows[names[name]] for name in HARMONICS], 1).astype(np.float64))
         values = np.clip(values, 0, 255)
     else:
-        doubts.append(f"{file}: has no colours (red, green, blue), so grey points are assumed; it has {', '.join(names.values())}")
+        doubts.append(f"{file}: has no colours (red, green, blue), so grey points are assumed; it has "
+                      f"{', '.join(names.values())}")
         return np.full((len(rows), 3), GREY, np.uint8)
-    wrong = ~((values > -1) & (values < 256)).all(1)  # true for NaN
+    wrong = ~np.all((values > -1) & (values < 256), axis=1)  # true for NaN
     if wrong.any():
-        doubts.append(f"{file}: {wrong.sum()} of {len(rows)} points have colours that are none of 0 to 255, 0 to 65535 or 0 to 1, "
-                      "so grey is assumed for them")
+        doubts.append(f"{file}: {wrong.sum()} of {len(rows)} points have colours that are none of 0 to 255, 0 to 65535 or 0 to "
+                      "1, so grey is assumed for them")
     values = np.where(wrong[:, None], GREY, values)
     return np.clip(values.round(), 0, 255).astype(np.uint8)

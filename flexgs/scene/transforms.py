@@ -39,7 +39,8 @@ def read_transforms(root: Path, files: list[Path]) -> Capture:
     UserError if a file is not such JSON, has a bad pose or a lens that is not supported.
     """
     frames: list[Frame] = []
-    points, doubts, notes = None, [], _Notes()
+    doubts: list[str] = []
+    points, notes = None, _Notes()
     for file in files:
         data = _load(file)
         places = _Places(root)
@@ -56,16 +57,16 @@ def read_transforms(root: Path, files: list[Path]) -> Capture:
             if named is not None and not isinstance(named, str):
                 raise UserError(f"{where}: found mask_path = {shown(named)}, expected a path")
             mask = places.find(named) if named else None
-            frames.append(Frame(path.name, path.parent, path.name, lens, _viewmat(entry, where), splits[i] if splits else None, mask))
+            split = splits[i] if splits else None
+            frames.append(Frame(path.name, path.parent, path.name, lens, _viewmat(entry, where), split, mask))
         if places.moved:
-            doubts.append(f"{file}: names {places.moved} files by paths of another machine, for instance {shown(places.example)}; "
-                          "those of the same names in this folder are used")
+            doubts.append(f"{file}: names {places.moved} files by paths of another machine, for instance "
+                          f"{shown(places.example)}; those of the same names in this folder are used")
         cloud = data.get("ply_file_path")
         if cloud is not None:
             if not isinstance(cloud, str):
                 raise UserError(f"{file}: found ply_file_path = {shown(cloud)}, expected a path")
-            xyz, rgb, assumed = read_points(places.find(cloud))
-            doubts += assumed
+            xyz, rgb = read_points(places.find(cloud), doubts)
             points = Points(torch.from_numpy(xyz), torch.from_numpy(rgb))
     if len(files) == 1 and files[0].stem.endswith("_train"):
         doubts.append(f"{files[0]}: there is no transforms_test.json or transforms_val.json beside it, so every so many of its "
@@ -89,8 +90,8 @@ def _path(file: Path, i: int, entry: Any, places: "_Places") -> Path:
 
 
 class _Places:
-    """Where the files are that transforms.json names: as it says, with the slashes of Windows, or, of a path of another machine,
-    at the longest end of it that is there."""
+    """Where the files are that transforms.json names: as it says, with the slashes of Windows, or, of a path of another
+    machine, at the longest end of it that is there."""
 
     def __init__(self, root: Path):
         self.root, self.moved, self.example = root, 0, ""
@@ -154,8 +155,8 @@ def _splits(file: Path, data: dict, names: list[str], doubts: list[str]) -> list
             doubts.append(f"{file}: {len(lost)} of {len(listed)} names in {split}_filenames are of no frame, for instance "
                           f"{shown(lost[0])}")
         if many := [name for name, hit in zip(listed, hits, strict=True) if len(hit) > 1]:
-            doubts.append(f"{file}: {len(many)} names in {split}_filenames fit several frames each, for instance {shown(many[0])}; "
-                          "all of these are taken")
+            doubts.append(f"{file}: {len(many)} names in {split}_filenames fit several frames each, for instance "
+                          f"{shown(many[0])}; all of these are taken")
         members[split] = set[int]().union(*hits)
     if both := members.get("train", set()) & (members.get("val", set()) | members.get("test", set())):
         doubts.append(f"{file}: {len(both)} frames are in train_filenames and held out by another list, for instance "
@@ -217,7 +218,7 @@ def _lens(values: dict, sizes: dict[str, tuple[int, int]] | None, where: str, no
     size = (sizes.get(values["file_path"]) or next(iter(sizes.values()))) if sizes else (0, 0)
     w, h = number("w") or size[0], number("h") or size[1]
     if not (0 < w < 1 << 17 and 0 < h < 1 << 17 and w == int(w) and h == int(h)):
-        raise UserError(f"{where}: found an image of w = {w:g} and h = {h:g}, expected positive sizes and focal lengths, in pixels")
+        raise UserError(f"{where}: found an image of w = {w:g} and h = {h:g}, expected positive sizes and focal lengths")
 
     def focal(key: str, angle: str, length: float) -> float | None:
         value, radians = number(key), number(angle)
@@ -237,8 +238,8 @@ def _lens(values: dict, sizes: dict[str, tuple[int, int]] | None, where: str, no
     named = "OPENCV_FISHEYE" if fisheye else named.upper()
     if "b1" in values or "b2" in values:  # Metashape's frame camera: fx = f + b1, and p1 and p2 are those of OpenCV, exchanged
         if number("b2"):
-            raise UserError(f"{where}: found a skew of b2 = {number('b2'):g}, which no supported camera has; expected 0: calibrate "
-                            "without it, or undistort the photographs in Metashape")
+            raise UserError(f"{where}: found a skew of b2 = {number('b2'):g}, which no supported camera has; expected 0: "
+                            "calibrate without it, or undistort the photographs in Metashape")
         if named != "OPENCV_FISHEYE":
             fx, p1, p2 = fx + (number("b1") or 0.0), p2, p1
             if p1 or p2:
@@ -260,7 +261,7 @@ def _lens(values: dict, sizes: dict[str, tuple[int, int]] | None, where: str, no
         notes.add("k3 and k4 are taken as the factors of r^6 and r^8 of a polynomial, as nerfstudio and Metashape use them; "
                   "OpenCV's rational model is camera_model FULL_OPENCV", where)
     if not ("b1" in values or "b2" in values) and (k3 or k4) and (p1 or p2) and named != "FULL_OPENCV":
-        notes.add("p1 and p2 are taken in OpenCV's order; Metashape's are exchanged: exchange them if they come from there", where)
+        notes.add("p1 and p2 are taken in OpenCV's order; Metashape's are exchanged: swap them if they come from there", where)
     if k4:
         return Lens(POLYNOMIAL, int(w), int(h), (*pinhole, k1, k2, p1, p2, k3, k4))
     if k3:  # the rational model without a denominator
@@ -283,8 +284,8 @@ def _viewmat(entry: dict, where: str) -> np.ndarray:
         raise UserError(f"{where}: the left 3x3 part of transform_matrix is not a rotation; expected camera to world "
                         "without scale")
     if len(pose) == 4 and np.abs(pose[3] - (0, 0, 0, 1)).max() > 1e-6:
-        raise UserError(f"{where}: the last row of transform_matrix is {shown(pose[3].tolist())}, expected 0 0 0 1: the matrix may be "
-                        "transposed")
+        raise UserError(f"{where}: the last row of transform_matrix is {shown(pose[3].tolist())}, expected 0 0 0 1: the matrix "
+                        "may be transposed")
     U, _, Vt = np.linalg.svd(R)  # digits are lost in JSON: the nearest exact rotation
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = U @ Vt, t

@@ -145,8 +145,8 @@ class View:
 
 
 def find_image(path: Path) -> Path | None:
-    """The image at path, or the one beside it whose name differs in its suffix alone (left out, or jpg beside png), in upper and
-    lower case, in the composition of its letters (macOS), in blanks at its end, or in URL escapes; None if there is none."""
+    """The image at path, or the one beside it whose name differs in its suffix alone (left out, or jpg beside png), in upper
+    and lower case, in the composition of its letters (macOS), in blanks at its end, or in URL escapes; None if there is none."""
     if path.is_file():
         return path
     bases = (path.with_suffix("") if path.suffix in SUFFIXES else path, path)
@@ -156,9 +156,10 @@ def find_image(path: Path) -> Path | None:
         names = _listing(path.parent, path.parent.stat().st_mtime_ns)
         for wanted in (path.name, urllib.parse.unquote(path.name)):
             for key in (plain(wanted), plain(stem(wanted))):
-                if len(same := names.get(key, ())) == 1:  # of several it is not known which
+                if len(same := names.get(key, [])) == 1:  # of several it is not known which
                     return path.parent / same[0]
-    return find_image(unquoted) if "%" in str(path.parent) and (unquoted := Path(urllib.parse.unquote(str(path)))) != path else None
+    unquoted = Path(urllib.parse.unquote(str(path)))
+    return find_image(unquoted) if unquoted.parent != path.parent else None
 
 
 @lru_cache(64)
@@ -173,7 +174,7 @@ def _listing(folder: Path, mtime: int) -> dict[str, list[str]]:
 
 
 def plain(name: str) -> str:
-    """A name as file systems and programs that change it would agree on: composed letters, lower case, no blanks at its ends."""
+    """A name as file systems and programs that change it agree on: composed letters, lower case, no blanks at its ends."""
     return unicodedata.normalize("NFC", name).strip().lower()
 
 
@@ -202,7 +203,7 @@ class Head(NamedTuple):
 def read_head(path: Path) -> Head:
     """UserError if the file is no image, of a kind that cannot be trained on, or ends before its end."""
     with _open(path) as image:
-        deep = "16" in image.mode or any("16" in str(tile[3]) for tile in image.tile)
+        deep = "16" in image.mode or any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
         if image.mode in ("I", "F") or (image.mode.startswith("I;") and not deep):
             raise UserError(f"{path}: found pixels of mode {image.mode}, expected 8 or 16 bits per channel: convert the image")
         turned = ("exif" in image.info or image.format == "TIFF") and image.getexif().get(ORIENTATION, 1) != 1
@@ -213,7 +214,8 @@ def read_head(path: Path) -> Head:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) by the head of the file; the EXIF orientation does not count, as in COLMAP."""
-    return read_head(path)[:2]
+    head = read_head(path)
+    return head.width, head.height
 
 
 def _tail(path: Path) -> bytes:
@@ -252,8 +254,8 @@ def _decode(path: Path) -> Image.Image:
 
 
 def _kept(path: Path) -> np.ndarray:
-    """bool [h, w] of a mask: true where any channel is above 0 and the mask is not transparent. In JPEG, which blurs edges, what
-    is above half counts."""
+    """bool [h, w] of a mask: true where any channel is above 0 and the mask is not transparent. In JPEG, which blurs edges,
+    what is above half counts."""
     with _open(path) as image:
         _load(image, path)
         least = 127 if image.format == "JPEG" else 0
@@ -267,7 +269,7 @@ def _undistort(pixels: np.ndarray, lens: Lens) -> np.ndarray:
     import pycolmap
 
     bitmap, _ = pycolmap.undistort_image(pycolmap.UndistortCameraOptions(), pycolmap.Bitmap.from_array(pixels),
-                                         lens.colmap())
+                                         lens.colmap())  # type: ignore[arg-type]
     return bitmap.to_array()
 
 
