@@ -12,6 +12,7 @@ import re
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -69,7 +70,7 @@ class Train:
             print(f"{shlex.quote(str(folder))}: already finished at {results['steps']} views; raise --steps to go on")
         else:
             scene = load_capture(self.scene, self.config)
-            print(f"{scene.name}: {expected_memory(scene, self.config)}")
+            print(f"{scene.summary()}\n{scene.name}: {expected_memory(scene, self.config)}")
             session = LocalSession(folder, Group(), functools.partial(_print_progress, scene.name))
             with only_one(folder):
                 results = run(self.config, scene, folder, Group(), session, device)
@@ -131,6 +132,7 @@ class Compare:
         device = pick_device(self.device)
         self.config = fitting(self.config.check(), device != "cpu", self.typed)
         scene = load_capture(self.scene, self.config)
+        print(scene.summary(), flush=True)
         name = self.published or (scene.name if scene.name in SCENES else None)
         beside = published(name) if name else None
         folder = make_folder(self.output / scene.name)
@@ -351,10 +353,15 @@ def _terminate(*_: object) -> None:
     raise Terminated
 
 
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"flexgs: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 def guard(main: Callable[[], int | None]) -> int:
-    """Run main; the exit code: what it returns or 0, 2 with one line for a user's mistake, 1 with one line where memory or disk
-    ran out, 130 for Ctrl-C, 143 for SIGTERM."""
+    """Run main, whose warnings are a line each; the exit code: what it returns or 0, 2 with one line for a user's mistake, 1
+    with one line where memory or disk ran out, 130 for Ctrl-C, 143 for SIGTERM."""
     telemetry.turn_off()
+    warnings.showwarning = _warn
     try:
         return main() or 0
     except UserError as e:
@@ -414,7 +421,7 @@ def load_capture(path: Path, config: Config) -> "Scene":
 
     data = config.data
     return load_scene(path, factor=data.factor, test_every=data.test_every, masks=data.masks,
-                      cache_bytes=data.cache_bytes)
+                      cache_bytes=data.cache_bytes, model=data.model)
 
 
 def pick_device(name: str) -> str:

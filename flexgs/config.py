@@ -50,6 +50,8 @@ class Data:
     """Every n-th view by sorted name is held out for evaluation."""
     masks: bool = True
     """Use masks/ beside images/ if it is there."""
+    model: str | None = None
+    """Which of several COLMAP models, such as 1 for sparse/1; by default the one of the most photographs."""
     cache_gb: Annotated[float, Range(0, 1e6)] | None = None
     """Memory for decoded images in each process; by default a quarter of what is free, at least 0.25 and at most 16."""
 

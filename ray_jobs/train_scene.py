@@ -95,7 +95,7 @@ def read_scene(capture: Path, config: Config) -> Scene:
     """The capture as config wants it read."""
     data = config.data
     return load_scene(capture, name=capture.name, factor=data.factor, test_every=data.test_every, masks=data.masks,
-                      seed=config.seed, cache_bytes=data.cache_bytes)
+                      seed=config.seed, cache_bytes=data.cache_bytes, model=data.model)
 
 
 def train_scene(job: SceneJob) -> dict[str, Any] | None:

@@ -67,9 +67,12 @@ class DataGet:
 
 @dataclass
 class DataCheck:
-    """Say what captures hold, and whether they are whole: the images of every size, the cameras, and as many as released."""
+    """Say what captures hold, what is doubtful, and whether they are whole: the images of every size, the cameras, and as many
+    as released."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
+    model: str | None = None
+    """Which of several COLMAP models, such as 1 for sparse/1."""
 
     def __call__(self) -> None:
         from flexgs.scene.check import check_capture
@@ -78,10 +81,11 @@ class DataCheck:
             raise UserError("data check: found no folder, expected captures")
         broken = []
         for folder in self.folders:
-            holds, wrong = check_capture(folder)
-            print("\n".join(f"{folder}: {line}" if not line.startswith(str(folder)) else line
-                            for line in ([holds] if holds else []) + (wrong or ["whole"])))
-            broken += [str(folder)] if wrong else []
+            found = check_capture(folder, self.model)
+            lines = [found.holds] if found.holds else []
+            lines += [f"doubt: {doubt}" for doubt in found.doubts] + (found.wrong or ["whole"])
+            print("\n".join(line if line.startswith(str(folder)) else f"{folder}: {line}" for line in lines))
+            broken += [str(folder)] if found.wrong else []
         if broken:
             raise UserError(f"data check: {', '.join(broken)} {'is' if len(broken) == 1 else 'are'} not whole")
 

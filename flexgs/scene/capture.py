@@ -11,31 +11,36 @@ from torch import Tensor
 
 from flexgs.camera import Camera
 from flexgs.errors import UserError
+from flexgs.scene.polynomial import POLYNOMIAL, Polynomial
 from flexgs.scene.undistort import widest_pinhole
 
 if TYPE_CHECKING:
     import pycolmap
 
-# Every lens that can be trained on, by its COLMAP name, and who chooses the pinhole camera that its images become: nobody
+# Every lens that can be trained on, by its COLMAP name (POLYNOMIAL is of transforms.json alone), and who chooses the pinhole
+# camera that its images become: nobody
 # where lines are straight, "colmap" as image_undistorter does, or "flexgs" (undistort.py) where that would be too wide.
 LENSES = {
     **dict.fromkeys(("SIMPLE_PINHOLE", "PINHOLE"), None),
     **dict.fromkeys(("SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV", "SIMPLE_DIVISION", "DIVISION"), "colmap"),
     **dict.fromkeys(("OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "THIN_PRISM_FISHEYE",
-                     "RAD_TAN_THIN_PRISM_FISHEYE", "SIMPLE_FISHEYE", "FISHEYE", "FOV", "EUCM"), "flexgs"),
+                     "RAD_TAN_THIN_PRISM_FISHEYE", "SIMPLE_FISHEYE", "FISHEYE", "FOV", "EUCM", POLYNOMIAL), "flexgs"),
 }
 
 
 @dataclass(frozen=True)
 class Lens:
-    """Intrinsics of one camera as a COLMAP model: hashable, picklable, in pixels of a width x height image."""
+    """Intrinsics of one camera as a COLMAP model or POLYNOMIAL: hashable, picklable, in pixels of a width x height image."""
 
     model: str
     width: int
     height: int
     params: tuple[float, ...]
 
-    def colmap(self) -> "pycolmap.Camera":
+    def colmap(self) -> "pycolmap.Camera | Polynomial":
+        """What projects points through this lens."""
+        if self.model == POLYNOMIAL:
+            return Polynomial(self.width, self.height, self.params)
         import pycolmap
 
         return pycolmap.Camera(model=self.model, width=self.width, height=self.height, params=self.params)
@@ -73,9 +78,8 @@ class Lens:
         if self.model not in LENSES:
             raise UserError(f"{file}: the camera model {self.model} is not supported; expected one of "
                             f"{', '.join(LENSES)}: cut the images into pinhole views before COLMAP")
-        K = self.colmap().calibration_matrix()
-        if not (0 < self.width < 1 << 17 and 0 < self.height < 1 << 17 and np.isfinite(self.params).all()
-                and K[0, 0] > 0 and K[1, 1] > 0):
+        sane = 0 < self.width < 1 << 17 and 0 < self.height < 1 << 17 and np.abs(self.params).max() < 1e12  # false for NaN
+        if not (sane and (np.diag(self.colmap().calibration_matrix()) > 0).all()):
             raise UserError(f"{file}: found a {self.model} camera of {self.width}x{self.height} pixels with parameters "
                             f"{', '.join(f'{p:g}' for p in self.params)}; expected positive sizes and focal lengths: "
                             "the file is damaged, copy or compute it again")
@@ -84,7 +88,7 @@ class Lens:
                             "which show no clear view around the optical axis; expected a calibrated lens: compute it again")
 
 
-def from_colmap(camera: "pycolmap.Camera") -> Lens:
+def from_colmap(camera: "pycolmap.Camera | Polynomial") -> Lens:
     """The lens of a COLMAP camera of any model."""
     return Lens(camera.model_name, camera.width, camera.height, tuple(float(p) for p in camera.params))
 
@@ -98,7 +102,7 @@ def _pinhole(lens: Lens) -> Lens:
         return Lens("PINHOLE", lens.width, lens.height, (fx, fy, cx, cy))
     if lens.wide:
         return Lens("PINHOLE", *widest_pinhole(lens.colmap()))
-    return from_colmap(pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), lens.colmap()))
+    return from_colmap(pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), lens.colmap()))  # type: ignore[arg-type]
 
 
 @dataclass(eq=False)
@@ -106,7 +110,7 @@ class Points:
     """The sparse points of a capture."""
 
     xyz: Tensor
-    """[M, 3] float32, world units."""
+    """[M, 3], world units: float64 as a reader finds them, float32 in a scene."""
     rgb: Tensor
     """[M, 3] uint8."""
 
@@ -128,7 +132,7 @@ class Frame:
     viewmat: np.ndarray
     """[4, 4] float64, world to camera, OpenCV axes."""
     split: str | None = None
-    """"train" or "test" where the capture itself says so."""
+    """"train", "test", "val" or "none" (in no list) where the capture itself says so."""
     mask: Path | None = None
     """The mask where the capture itself names one."""
 
@@ -143,5 +147,7 @@ class Capture:
     """The file or folder to name when the cameras are wrong."""
     frames: list[Frame]
     points: Points | None
-    notes: dict = field(default_factory=dict)
-    """What belongs into the protocol besides (JSON values)."""
+    model: str | None = None
+    """The sub-model of a COLMAP reconstruction, by its path in the capture."""
+    doubts: list[str] = field(default_factory=list)
+    """What was read in one of several ways, left out or contradicts itself: a line each, for the user."""

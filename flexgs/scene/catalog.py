@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flexgs.errors import UserError
-from flexgs.scene.colmap import find_model
+from flexgs.scene.colmap import find_models
 from flexgs.scene.transforms import find_transforms
 
 
@@ -182,4 +182,4 @@ def find_scenes(data_root: str | Path, names: list[str] | None = None) -> list[P
 
 def is_capture(path: Path) -> bool:
     """Whether the folder looks like something that load_scene reads; hidden folders do not."""
-    return path.is_dir() and not path.name.startswith(".") and bool(find_model(path) or find_transforms(path))
+    return path.is_dir() and not path.name.startswith(".") and bool(find_models(path) or find_transforms(path))

@@ -1,6 +1,8 @@
 """Is a capture whole: every photograph, at every size that there is, and as many as the catalogue says."""
 
+import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 from flexgs.errors import UserError
 from flexgs.scene.capture import Capture
@@ -9,19 +11,38 @@ from flexgs.scene.load import load_scene, read_capture
 from flexgs.scene.views import find_image, image_size
 
 
-def check_capture(folder: Path) -> tuple[str, list[str]]:
-    """(what it holds, what is wrong with it), each a line. Of images only the heads are read."""
+class Checked(NamedTuple):
+    """What a capture holds, what is doubtful about it and what is wrong with it, each a line."""
+
+    holds: str
+    doubts: list[str]
+    wrong: list[str]
+
+
+def check_capture(folder: Path, model: str | None = None) -> Checked:
+    """Of images only the heads are read. model: as of load_scene."""
     try:
-        capture = read_capture(folder)
+        capture = read_capture(folder, model)
     except UserError as e:
-        return "", [str(e)]
+        return Checked("", [], [str(e)])
     if not capture.frames:
-        return "", [f"{capture.file}: found no image with a camera"]
-    factors = _factors(capture)
-    wrong = [line for factor in factors for line in _images(folder, capture, factor)]
+        return Checked("", [], [f"{capture.file}: found no image with a camera"])
+    factors, holds, doubts = _factors(capture), "", list(capture.doubts)
+    wrong = []
+    for factor in factors:
+        broken = _images(capture, factor)
+        if not broken:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # they are in Scene.doubts
+                    scene = load_scene(folder, factor=factor, model=model)
+                holds, doubts = holds or scene.summary(), [*dict.fromkeys([*doubts, *scene.doubts])]
+            except UserError as e:
+                broken = [str(e)]
+        wrong += [line for line in broken if line not in wrong]
     lenses = sorted({frame.lens.model for frame in capture.frames})
-    points = f"{len(capture.points):,} points" if capture.points else "no points"
-    holds = f"{len(capture.frames)} images, {', '.join(lenses)}, {points}, factors {' '.join(map(str, factors))}"
+    holds = holds or f"{len(capture.frames)} images with a pose, {', '.join(lenses)}"
+    holds += f"; factors {' '.join(map(str, factors))}"
     if known := CATALOG.get(folder.resolve().name):
         dataset = DATASETS[known.dataset]
         holds = f"{known.name} of {dataset.title}: {holds}"
@@ -31,17 +52,17 @@ def check_capture(folder: Path) -> tuple[str, list[str]]:
             wrong.append(f"found cameras {', '.join(lenses)}, but the released capture has {dataset.camera}")
         if absent := [f"images_{factor}/" for factor in dataset.smaller if factor not in factors]:
             wrong.append(f"found no {', '.join(absent)}, which the released capture has")
-    return holds, wrong
+    return Checked(holds, doubts, wrong)
 
 
 def _factors(capture: Capture) -> list[int]:
     """1, and those of which there are reduced images."""
     frame = capture.frames[0]
     ends = [path.name.removeprefix(f"{frame.folder.name}_") for path in frame.folder.parent.glob(f"{frame.folder.name}_*")]
-    return sorted({1} | {int(end) for end in ends if end.isdigit() and int(end) > 1})
+    return sorted({1} | {int(end) for end in ends if end.isdecimal() and int(end) > 1})
 
 
-def _images(folder: Path, capture: Capture, factor: int) -> list[str]:
+def _images(capture: Capture, factor: int) -> list[str]:
     """What is wrong with the images of one factor."""
     absent, broken = [], []
     for frame in capture.frames:
@@ -57,10 +78,4 @@ def _images(folder: Path, capture: Capture, factor: int) -> list[str]:
             broken.append(str(e))
     n = len(capture.frames)
     wrong = [f"{len(absent)} of {n} images are not there, for instance {absent[0]}"] if absent else []
-    wrong += [f"{len(broken)} of {n} images are not what they should be, for instance {broken[0]}"] if broken else []
-    if not wrong:
-        try:
-            load_scene(folder, factor=factor)
-        except UserError as e:
-            wrong.append(str(e))
-    return wrong
+    return wrong + ([f"{len(broken)} of {n} images are not what they should be, for instance {broken[0]}"] if broken else [])

@@ -1,36 +1,49 @@
-"""COLMAP reconstructions, binary or text, read by pycolmap.
+"""COLMAP reconstructions, binary or text.
 
-pycolmap trusts the sizes written in a binary file: a truncated one gives garbage poses without a word, or is answered by
-an allocation without bound. So binary files are walked first, header by header, and must hold what they promise.
+Both are read here and not by pycolmap, which trusts the sizes that a binary file promises, reads every second line of a
+text file whatever it holds, and takes the poses of frames.bin however old it is.
 """
 
 import mmap
+import re
 import signal
 import struct
 import threading
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from flexgs.errors import UserError
-from flexgs.scene.capture import Capture, Frame, Points, from_colmap
+from flexgs.inputs import regular_file, shown
+from flexgs.scene.capture import Capture, Frame, Lens, Points
+from flexgs.scene.views import find_image
 
-PLACES = ("sparse/0", "sparse", "colmap/sparse/0")
+PLACES = ("sparse", "colmap/sparse")
 PARTS = ("cameras", "images", "points3D")
+SUFFIXES = (".bin", ".txt")
 MAX_NAME = 4096
+SAMPLE = 200
+"""Observations of an image that its pose is checked against."""
+
+Array = np.ndarray
 
 
-def find_model(root: Path) -> Path | None:
-    """The first of PLACES under root that holds any file of a reconstruction, or None."""
+def find_models(root: Path) -> list[Path]:
+    """The folders that hold any file of a reconstruction: those in sparse/ by number or name, then sparse/ itself; or else
+    the same of colmap/sparse/."""
     for place in PLACES:
-        if any((root / place / f"{part}{suffix}").is_file() for part in PARTS for suffix in (".bin", ".txt")):
-            return root / place
-    return None
+        folder = root / place
+        inner = [p for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
+        inner.sort(key=lambda p: (not p.name.isdigit(), int(p.name) if p.name.isdecimal() else 0, p.name))
+        if found := [p for p in (*inner, folder) if any((p / f"{part}{end}").is_file() for part in PARTS for end in SUFFIXES)]:
+            return found
+    return []
 
 
 def library() -> ModuleType:
@@ -42,163 +55,493 @@ def library() -> ModuleType:
     return pycolmap
 
 
-def read_colmap(model: Path, images: Path) -> Capture:
-    """The reconstruction in the folder model of the photographs in the folder images.
+def read_colmap(root: Path, models: list[Path], images: Path, wanted: str | None = None) -> Capture:
+    """The reconstruction of the photographs in the folder images: of several models the one named wanted (the last part of
+    its path, or its path from root), or else the one that gives the most photographs a pose.
 
-    UserError if a file is absent, truncated or damaged, or a camera model is not supported.
+    UserError if there is no such model, a file is absent, truncated or damaged, or a camera model is not supported.
     """
-    pycolmap = library()
+    doubts: list[str] = []
+    model = _choose(root, models, images, wanted, doubts)
     suffix = _suffix(model)
-    if suffix == ".bin":
-        for part in (*PARTS, "rigs", "frames"):
-            if (file := model / f"{part}.bin").exists():
-                check_binary(file)
-    try:
-        found = pycolmap.Reconstruction(str(model))
-        posed = [image for image in found.images.values() if image.has_pose]
-        ids = {image.camera_id for image in posed}
-        lenses = {i: from_colmap(camera) for i, camera in found.cameras.items() if i in ids}
-        viewmats = [np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]]) for image in posed]
-    except (ValueError, IndexError, KeyError, RuntimeError, MemoryError) as e:
-        raise UserError(f"{model}: the COLMAP files do not fit together or are damaged ({_first_line(e)}); expected the "
-                        f"cameras{suffix}, images{suffix} and points3D{suffix} of one reconstruction: copy or export them "
-                        "again") from e
-    for lens in lenses.values():
-        lens.check(model / f"cameras{suffix}")
-    frames = []
-    for image, viewmat in zip(posed, viewmats, strict=True):
-        if not np.isfinite(viewmat).all():
-            raise UserError(f"{model / f'images{suffix}'}: the pose of {image.name} is not a number: the file is damaged, "
-                            "copy or export it again")
-        frames.append(Frame(image.name, images, image.name, lenses[image.camera_id], viewmat))
-    points = _points(found)
-    if suffix == ".txt":
-        _warn_if_short(model / "points3D.txt", len(points))
-    return Capture("colmap", model / f"cameras{suffix}", frames, points if len(points) else None)
+    found = (_Binary if suffix == ".bin" else _Text)(model).read(doubts)
+    cameras, file = model / f"cameras{suffix}", model / f"images{suffix}"
+    for image in found.images:
+        if image.camera not in found.cameras:
+            raise UserError(f"{file}: the image {shown(image.name)} names camera {image.camera}, which {cameras.name} does not "
+                            "have: the files are of different reconstructions, copy or export them again")
+    for camera in sorted({image.camera for image in found.images}):
+        found.cameras[camera].check(cameras)
+    _settle_poses(found, model, suffix, doubts)
+    frames = [Frame(image.name, images, image.name, found.cameras[image.camera], image.pose) for image in found.images]
+    xyz, finite = found.xyz, np.isfinite(found.xyz).all(1)
+    if not finite.all():
+        doubts.append(f"{model / f'points3D{suffix}'}: {np.sum(~finite)} of {len(xyz)} points have a position that is no "
+                      "number and are left out")
+    points = Points(torch.from_numpy(xyz[finite]), torch.from_numpy(found.rgb[finite])) if finite.any() else None
+    return Capture("colmap", cameras, frames, points, model=str(model.relative_to(root)), doubts=doubts)
+
+
+def _choose(root: Path, models: list[Path], images: Path, wanted: str | None, doubts: list[str]) -> Path:
+    names = [str(model.relative_to(root)) for model in models]
+    if wanted is not None:
+        for model, name in zip(models, names, strict=True):
+            if Path(wanted) in (Path(name), Path(model.name)):
+                return model
+        raise UserError(f"{root}: found no sub-model {wanted!r} (--data.model), expected one of {', '.join(names)}")
+    if len(models) == 1:
+        return models[0]
+    counts: dict[Path, int] = {}
+    for model in models:
+        try:
+            suffix = _suffix(model)
+            named = (_Binary if suffix == ".bin" else _Text)(model).names()
+        except UserError as e:
+            doubts.append(f"{e}; this sub-model is not looked at further")
+            continue
+        counts[model] = sum(find_image(images / name) is not None for name in named) or -bool(named)
+    if not counts:
+        raise UserError(doubts[0])
+    best = max(counts, key=lambda model: counts[model])  # the first of equals
+    others = ", ".join(f"{model.relative_to(root)} has {max(n, 0)}" for model, n in counts.items() if model != best)
+    if others:
+        doubts.append(f"{root}: of {len(models)} sub-models {best.relative_to(root)} is used, whose poses are those of "
+                      f"{max(counts[best], 0)} photographs ({others}); --data.model chooses another")
+    return best
 
 
 def _suffix(model: Path) -> str:
     """Which kind of file the folder holds completely, ".bin" before ".txt"."""
-    for suffix in (".bin", ".txt"):
+    for suffix in SUFFIXES:
         if all((model / f"{part}{suffix}").is_file() for part in PARTS):
             return suffix
-    found = sorted(p.name for p in model.iterdir() if p.suffix in (".bin", ".txt"))
+    found = sorted(p.name for p in model.iterdir() if p.suffix in SUFFIXES)
     raise UserError(f"{model}: found only {', '.join(found)}; expected cameras, images and points3D, "
                     "all as .bin or all as .txt: copy the missing files from the COLMAP run")
 
 
-def _points(found) -> Points:
-    ids = sorted(found.points3D.keys())  # the order in memory differs from one file format to the other
-    points = [found.points3D[i] for i in ids]
-    xyz = np.array([p.xyz for p in points], np.float32).reshape(-1, 3)
-    rgb = np.array([p.color for p in points], np.uint8).reshape(-1, 3)
-    finite = np.isfinite(xyz).all(1)
-    return Points(torch.from_numpy(xyz[finite]), torch.from_numpy(rgb[finite]))
+# -- what both kinds of file hold ---------------------------------------------------------------------------------------
+
+class _Image(NamedTuple):
+    id: int
+    pose: Array
+    """[4, 4], world to camera."""
+    camera: int
+    name: str
+    xy: Array
+    """[n, 2], pixels of the observations."""
+    seen: Array
+    """[n] int64, the id of the point that is observed; negative for none."""
 
 
-def _warn_if_short(file: Path, count: int) -> None:
-    """Text cut at the end of a line is valid text; COLMAP's comment on top says how much there was."""
-    with file.open(errors="replace") as lines:
-        for line in lines:
-            if not line.startswith("#"):
-                return
-            promised = line.partition("Number of points:")[2].partition(",")[0].strip()
-            if promised.isdigit() and int(promised) > count:
-                warnings.warn(f"{file}: its head promises {promised} points, found {count}; is the file complete?",
-                              stacklevel=4)
-                return
+@dataclass
+class _Model:
+    cameras: dict[int, Lens]
+    images: list[_Image]
+    ids: Array
+    """[M] int64, ascending."""
+    xyz: Array
+    """[M, 3] float64."""
+    rgb: Array
+    """[M, 3] uint8."""
+    sensors: dict[tuple[int, int, int], Array] = field(default_factory=dict)
+    """(rig, kind, sensor) -> [4, 4], rig to sensor."""
+    frames: list[tuple[int, Array, list[tuple[int, int, int]]]] = field(default_factory=list)
+    """(rig, [4, 4] world to rig, its images as (kind, sensor, image id))."""
+
+    def poses_of_frames(self) -> dict[int, Array]:
+        """image id -> [4, 4] world to camera, as rigs and frames have it."""
+        return {image: self.sensors[rig, kind, sensor] @ pose for rig, pose, data in self.frames
+                for kind, sensor, image in data if kind == CAMERA and (rig, kind, sensor) in self.sensors}
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+CAMERA = 0
+"""The kind of sensor that takes photographs."""
+KINDS = {"CAMERA": CAMERA, "IMU": 1}
 
 
-# -- the guard --------------------------------------------------------------------------------------------------------
+class _Reader:
+    """The files of one model in one of the two kinds."""
+
+    suffix: str
+
+    def __init__(self, model: Path):
+        self.model = model
+
+    def file(self, part: str) -> Path:
+        return regular_file(self.model / f"{part}{self.suffix}", "a file of a COLMAP reconstruction")
+
+    def names(self) -> list[str]:
+        return [image.name for image in self.images([])]
+
+    def read(self, doubts: list[str]) -> _Model:
+        ids, xyz, rgb = self.points(doubts)
+        order = np.argsort(ids, kind="stable")
+        found = _Model(self.cameras(doubts), self.images(doubts), ids[order], xyz[order], rgb[order])
+        if all((self.model / f"{part}{self.suffix}").is_file() for part in ("rigs", "frames")):
+            found.sensors, found.frames = self.rigs(), self.frames()
+        return found
+
+    def cameras(self, doubts: list[str]) -> dict[int, Lens]:
+        raise NotImplementedError
+
+    def images(self, doubts: list[str]) -> list[_Image]:
+        raise NotImplementedError
+
+    def points(self, doubts: list[str]) -> tuple[Array, Array, Array]:
+        """(ids [M] int64, positions [M, 3] float64, colours [M, 3] uint8)."""
+        raise NotImplementedError
+
+    def rigs(self) -> dict[tuple[int, int, int], Array]:
+        raise NotImplementedError
+
+    def frames(self) -> list[tuple[int, Array, list[tuple[int, int, int]]]]:
+        raise NotImplementedError
+
+
+def _pose(where: str, numbers: tuple[float, ...]) -> Array:
+    """[4, 4] of a quaternion (w, x, y, z), of any length but 0, and a translation."""
+    q, t = np.array(numbers[:4]), np.array(numbers[4:7])
+    length = float(np.linalg.norm(q))
+    if not (np.isfinite(numbers).all() and 1e-6 < length < 1e6):
+        raise UserError(f"{where} has a pose that is not a rotation and a translation ({shown(tuple(map(float, numbers)))}): "
+                        "the file is damaged, copy or export it again")
+    w, x, y, z = q / length
+    pose = np.eye(4)
+    pose[:3, :3] = [[1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+                    [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+                    [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]]
+    pose[:3, 3] = t
+    return pose
+
+
+@cache
+def _parameters(model: int | str) -> tuple[str, int] | None:
+    """(name, number of parameters) of a camera model by its number or name; None if COLMAP has none such."""
+    pycolmap = library()
+    try:
+        number = pycolmap.CameraModelId(model) if isinstance(model, int) else pycolmap.CameraModelId.__members__[model]
+        return number.name, len(pycolmap.Camera.create_from_model_id(1, number, 1.0, 1, 1).params)
+    except (ValueError, IndexError, KeyError, TypeError):
+        return None
+
+
+# -- which poses are right ------------------------------------------------------------------------------------------------
+
+def _settle_poses(found: _Model, model: Path, suffix: str, doubts: list[str]) -> None:
+    """The poses of images and those of rigs and frames must agree, and with what the images observe of the points.
+
+    Where they do not, the poses that fit the observations are taken, and a doubt says which file is stale. UserError if they
+    contradict each other and nothing tells which are right.
+    """
+    framed = found.poses_of_frames()
+    images, stale = f"images{suffix}", f"frames{suffix} and rigs{suffix}"
+    if found.frames and (lost := sum(image.id not in framed for image in found.images)):
+        doubts.append(f"{model}: {stale} do not have {lost} of the {len(found.images)} images of {images}, so they are of "
+                      f"another state; the poses of {images} are used: delete {stale} if that is right")
+        framed = {}
+    differ = [image for image in found.images if image.id in framed and not _same(image.pose, framed[image.id])]
+    wrong, seen = _contradicted(found, {})
+    if differ:
+        other, _ = _contradicted(found, framed)
+        if seen == 0 or len(wrong) == len(other):
+            raise UserError(f"{model}: {images} and {stale} give different poses to {len(differ)} of {len(found.images)} "
+                            f"images, for instance {shown(differ[0].name)}, and no observation tells which are right; one of "
+                            f"them is older than the other: delete {stale} if {images} is the newer, or export the model again")
+        good, bad = (images, stale) if len(wrong) < len(other) else (stale, images)
+        doubts.append(f"{model}: {bad} give other poses than {good} to {len(differ)} of {len(found.images)} images and do not "
+                      f"fit the points that these observe, so they are stale; those of {good} are used")
+        if len(other) < len(wrong):
+            wrong = other
+            found.images = [image._replace(pose=framed[image.id]) for image in found.images]
+    if wrong:
+        pixels = max(wrong.values())
+        doubts.append(f"{model}: the poses of {len(wrong)} of {seen} images do not fit the points that they observe, by up to "
+                      f"{pixels:.0f} pixels, for instance {shown(max(wrong, key=lambda name: wrong[name]))}: {images}, "
+                      f"cameras{suffix} and points3D{suffix} are of different states of the reconstruction: export them anew")
+
+
+def _same(a: Array, b: Array) -> bool:
+    scale = 1e-9 + max(np.abs(a[:3, 3]).max(), np.abs(b[:3, 3]).max())
+    return bool(np.abs(a[:3, :3] - b[:3, :3]).max() < 1e-4 and np.abs(a[:3, 3] - b[:3, 3]).max() < 1e-4 * scale)
+
+
+def _contradicted(found: _Model, poses: dict[int, Array]) -> tuple[dict[str, float], int]:
+    """({the images half of whose observations are far from where their points fall: the median, in pixels}, how many images
+    could be checked), with the poses of images where poses has none."""
+    wrong, checked = {}, 0
+    for image in found.images:
+        rows = np.flatnonzero(image.seen >= 0)
+        rows = rows[:: max(1, len(rows) // SAMPLE)]
+        at = np.searchsorted(found.ids, image.seen[rows])
+        known = at < len(found.ids)
+        known[known] = found.ids[at[known]] == image.seen[rows[known]]
+        rows, at = rows[known], at[known]
+        if len(rows) < 3:
+            continue
+        checked += 1
+        lens, pose = found.cameras[image.camera], poses.get(image.id, image.pose)
+        rays = found.xyz[at] @ pose[:3, :3].T + pose[:3, 3]
+        with np.errstate(all="ignore"):
+            off = np.linalg.norm(lens.colmap().img_from_cam(rays) - image.xy[rows], axis=1)
+        off = float(np.median(np.where(np.isfinite(off) & (rays[:, 2] > 0), off, lens.width + lens.height)))
+        if off > max(4, 0.005 * max(lens.width, lens.height)):  # COLMAP itself drops what is off by more than 4
+            wrong[image.name] = off
+    return wrong, checked
+
+
+# -- binary ---------------------------------------------------------------------------------------------------------------
 
 class _Bytes:
     """A little-endian binary file read front to back; running over its end is a UserError."""
 
-    def __init__(self, file: Path, data: mmap.mmap | bytes):
-        self.file, self.data, self.at = file, data, 0
+    def __init__(self, file: Path):
+        self.file, self.at = file, 0
+        with file.open("rb") as f:
+            empty = not file.stat().st_size  # cannot be mapped
+            self.data = b"" if empty else mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def skip(self, count: int) -> None:
-        if self.at + count > len(self.data):
-            raise UserError(f"{self.file}: found {len(self.data)} bytes, expected at least {self.at + count}: the file is "
+    def _next(self, count: int) -> int:
+        start, self.at = self.at, self.at + count
+        if self.at > len(self.data):
+            raise UserError(f"{self.file}: found {len(self.data)} bytes, expected at least {self.at}: the file is "
                             "truncated or damaged, copy or export it again")
-        self.at += count
+        return start
 
     def take(self, layout: struct.Struct) -> tuple:
-        start = self.at
-        self.skip(layout.size)
-        return layout.unpack_from(self.data, start)
+        return layout.unpack_from(self.data, self._next(layout.size))
 
-    def skip_string(self) -> None:
+    def rows(self, kind: np.dtype, count: int) -> Array:
+        return np.frombuffer(self.data, kind, count, self._next(kind.itemsize * count))
+
+    def skip(self, count: int) -> None:
+        self._next(count)
+
+    def records(self, least: int) -> range:
+        """As many as the head says, of at least so many bytes each."""
+        count = self.take(_U64)[0]
+        if count * least > len(self.data) - self.at:
+            raise UserError(f"{self.file}: found {len(self.data)} bytes, expected at least {self.at + count * least} for "
+                            f"{count} records: the file is truncated or damaged, copy or export it again")
+        return range(count)
+
+    def string(self) -> str:
         end = self.data.find(b"\0", self.at, self.at + MAX_NAME)
-        self.skip(MAX_NAME if end < 0 else end + 1 - self.at)
+        start = self._next(MAX_NAME if end < 0 else end + 1 - self.at)
         if end < 0:
             raise UserError(f"{self.file}: found an image name of over {MAX_NAME} bytes: the file is damaged, copy or "
                             "export it again")
+        return _decoded(self.data[start:end], str(self.file))
 
 
-_U64, _U32, _CAMERA = struct.Struct("<Q"), struct.Struct("<I"), struct.Struct("<IiQQ")
-_IMAGE_POSE, _POINT, _POSE = 4 + 7 * 8 + 4, 8 + 3 * 8 + 3 + 8, 7 * 8
-_RIG, _SENSOR, _FRAME = struct.Struct("<II"), struct.Struct("<iIB"), struct.Struct(f"<II{_POSE}xI")
+_U64, _CAMERA, _IMAGE = struct.Struct("<Q"), struct.Struct("<IiQQ"), struct.Struct("<I7dI")
+_POINT, _POSE = struct.Struct("<Q3d3BdQ"), struct.Struct("<7d")
+_RIG, _ID, _SENSOR, _FRAME, _DATUM = (struct.Struct(f"<{form}") for form in ("II", "iI", "iIB", "II7dI", "iIQ"))
+_OBSERVATION = np.dtype([("xy", "<f8", 2), ("point", "<i8")])
 
 
-def _camera(data: _Bytes) -> None:
-    _, model, _, _ = data.take(_CAMERA)
-    count = _parameter_count(model)
-    if count is None:
-        raise UserError(f"{data.file}: found camera model number {model}, which COLMAP does not define: the file is "
-                        "damaged, copy or export it again")
-    data.skip(8 * count)
+class _Binary(_Reader):
+    suffix = ".bin"
+
+    def cameras(self, doubts: list[str]) -> dict[int, Lens]:
+        data, found = _Bytes(self.file("cameras")), {}
+        for _ in data.records(_CAMERA.size):
+            number, model, width, height = data.take(_CAMERA)
+            if (known := _parameters(model)) is None:
+                raise UserError(f"{data.file}: found camera model number {model}, which COLMAP does not define: the file is "
+                                "damaged, copy or export it again")
+            params = data.rows(np.dtype("<f8"), known[1])
+            _once(number in found, str(data.file), f"camera {number}")
+            found[number] = Lens(known[0], width, height, tuple(map(float, params)))
+        return found
+
+    def images(self, doubts: list[str]) -> list[_Image]:
+        data, found, ids = _Bytes(self.file("images")), [], set()
+        for _ in data.records(_IMAGE.size + 9):
+            number, *pose, camera = data.take(_IMAGE)
+            name = data.string()
+            seen = data.rows(_OBSERVATION, data.take(_U64)[0])
+            _once(number in ids, str(data.file), f"image {number}")
+            ids.add(number)
+            matrix = _pose(f"{data.file}: the image {shown(name)}", tuple(pose))
+            found.append(_Image(number, matrix, camera, name, seen["xy"], seen["point"]))
+        return found
+
+    def points(self, doubts: list[str]) -> tuple[Array, Array, Array]:
+        data = _Bytes(self.file("points3D"))
+        records = data.records(_POINT.size)
+        ids, xyz, rgb = np.empty(len(records), np.uint64), np.empty((len(records), 3)), np.empty((len(records), 3), np.uint8)
+        for i in records:
+            ids[i], *numbers, _, length = data.take(_POINT)
+            xyz[i], rgb[i] = numbers[:3], numbers[3:]
+            data.skip(8 * length)
+        return ids.view(np.int64), xyz, rgb
+
+    def rigs(self) -> dict[tuple[int, int, int], Array]:
+        data, found = _Bytes(self.file("rigs")), {}
+        for _ in data.records(_RIG.size):
+            rig, sensors = data.take(_RIG)
+            if sensors:
+                found[rig, *data.take(_ID)] = np.eye(4)
+            for _ in range(sensors - 1):
+                kind, sensor, posed = data.take(_SENSOR)
+                if posed:
+                    found[rig, kind, sensor] = _pose(f"{data.file}: sensor {sensor}", data.take(_POSE))
+        return found
+
+    def frames(self) -> list[tuple[int, Array, list[tuple[int, int, int]]]]:
+        data, found = _Bytes(self.file("frames")), []
+        for _ in data.records(_FRAME.size):
+            frame, rig, *pose, count = data.take(_FRAME)
+            members = [data.take(_DATUM) for _ in range(count)]
+            found.append((rig, _pose(f"{data.file}: frame {frame}", tuple(pose)), members))
+        return found
 
 
-def _image(data: _Bytes) -> None:
-    data.skip(_IMAGE_POSE)
-    data.skip_string()
-    data.skip(24 * data.take(_U64)[0])
+def _once(again: bool, where: str, what: str) -> None:
+    if again:
+        raise UserError(f"{where}: has {what} twice: the file is damaged, copy or export it again")
 
 
-def _point(data: _Bytes) -> None:
-    data.skip(_POINT)
-    data.skip(8 * data.take(_U64)[0])
-
-
-def _rig(data: _Bytes) -> None:
-    _, sensors = data.take(_RIG)
-    if sensors:
-        data.skip(8)  # the reference sensor has no pose
-    for _ in range(sensors - 1):
-        data.skip(_POSE if data.take(_SENSOR)[2] else 0)
-
-
-def _frame(data: _Bytes) -> None:
-    data.skip(16 * data.take(_FRAME)[2])
-
-
-_RECORDS: dict[str, Callable[[_Bytes], None]] = {
-    "cameras": _camera, "images": _image, "points3D": _point, "rigs": _rig, "frames": _frame}
-
-
-@cache
-def _parameter_count(model: int) -> int | None:
-    pycolmap = library()
+def _decoded(raw: bytes, where: str) -> str:
     try:
-        return len(pycolmap.Camera.create_from_model_id(1, pycolmap.CameraModelId(model), 1.0, 1, 1).params)
-    except (ValueError, IndexError):
-        return None
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: found {shown(raw)}, which is not UTF-8, expected names in UTF-8: rename the photograph or "
+                        "export the model again") from None
 
 
-def check_binary(file: Path) -> None:
-    """UserError unless the COLMAP file (cameras, images, points3D, rigs or frames .bin) is as long as its counts say."""
-    if not file.stat().st_size:  # cannot be mapped
-        return _check(_Bytes(file, b""))
-    with file.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        _check(_Bytes(file, data))
+# -- text -----------------------------------------------------------------------------------------------------------------
+
+class _Text(_Reader):
+    """Lines of fields between blanks; # starts a comment. Blank lines say nothing: of an image without observations the second
+    line may be blank or absent."""
+
+    suffix = ".txt"
+
+    def cameras(self, doubts: list[str]) -> dict[int, Lens]:
+        found: dict[int, Lens] = {}
+        for where, line in self._lines("cameras", doubts, lambda: len(found)):
+            with _Fields(where, "CAMERA_ID MODEL WIDTH HEIGHT PARAMS..."):
+                number, model, width, height, *params = line.split()
+                if (known := _parameters(model)) is None:
+                    raise UserError(f"{where}: found the camera model {shown(model)}, which COLMAP does not define")
+                if len(params) != known[1]:
+                    raise UserError(f"{where}: found {len(params)} parameters, expected the {known[1]} of a {model} camera")
+                _once(int(number) in found, where, f"camera {int(number)}")
+                found[int(number)] = Lens(model, int(width), int(height), tuple(map(float, params)))
+        return found
+
+    def images(self, doubts: list[str]) -> list[_Image]:
+        found: list[_Image] = []
+        ids: set[int] = set()
+        for where, line in self._lines("images", doubts, lambda: len(found)):
+            words = line.split()
+            if _is_observations(words):
+                if not found or len(found[-1].seen):
+                    raise UserError(f"{where}: found observations (X Y POINT3D_ID ...), expected an image (IMAGE_ID QW QX QY "
+                                    "QZ TX TY TZ CAMERA_ID NAME): a line is missing, export the model again")
+                with _Fields(where, "X Y POINT3D_ID ..."):
+                    found[-1] = found[-1]._replace(xy=np.array([words[0::3], words[1::3]], float).T,
+                                                   seen=np.array([_signed(word) for word in words[2::3]], np.int64))
+                continue
+            with _Fields(where, "an image (IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME) or its observations (X Y POINT3D_ID)"):
+                number, *pose, camera, name = line.split(maxsplit=9)
+                if len(pose) != 7:
+                    raise ValueError
+                matrix = _pose(f"{where}: the image {shown(name)}", tuple(map(float, pose)))
+                _once(int(number) in ids, where, f"image {int(number)}")
+                ids.add(int(number))
+                found.append(_Image(int(number), matrix, int(camera), name, np.empty((0, 2)), np.empty(0, np.int64)))
+        return found
+
+    def points(self, doubts: list[str]) -> tuple[Array, Array, Array]:
+        ids: list[int] = []
+        xyz, rgb = [], []
+        for where, line in self._lines("points3D", doubts, lambda: len(ids)):
+            with _Fields(where, "POINT3D_ID X Y Z R G B ERROR and pairs of IMAGE_ID POINT2D_IDX"):
+                number, *rest = line.split(maxsplit=8)
+                colour = [int(word) for word in rest[3:6]]
+                float(rest[6])
+                if min(colour) < 0 or max(colour) > 255 or (len(rest) > 7 and len(rest[7].split()) % 2):
+                    raise ValueError
+                xyz.append([float(word) for word in rest[:3]])
+                rgb.append(colour)
+                ids.append(_signed(number))
+        return np.array(ids, np.int64), np.array(xyz, float).reshape(-1, 3), np.array(rgb, np.uint8).reshape(-1, 3)
+
+    def rigs(self) -> dict[tuple[int, int, int], Array]:
+        found = {}
+        for where, line in self._lines("rigs", [], lambda: None):
+            with _Fields(where, "RIG_ID NUM_SENSORS REF_SENSOR_TYPE REF_SENSOR_ID and sensors"):
+                rig, count, *words = line.split()
+                if int(count):
+                    found[int(rig), KINDS[words[0]], int(words[1])] = np.eye(4)
+                    words = words[2:]
+                for _ in range(int(count) - 1):
+                    key, posed, words = (int(rig), KINDS[words[0]], int(words[1])), int(words[2]), words[3:]
+                    if posed:
+                        found[key] = _pose(f"{where}: sensor {key[2]}", tuple(map(float, words[:7])))
+                        words = words[7:]
+                if words:
+                    raise ValueError
+        return found
+
+    def frames(self) -> list[tuple[int, Array, list[tuple[int, int, int]]]]:
+        found = []
+        for where, line in self._lines("frames", [], lambda: None):
+            with _Fields(where, "FRAME_ID RIG_ID QW QX QY QZ TX TY TZ NUM_DATA_IDS and its SENSOR_TYPE SENSOR_ID DATA_ID"):
+                _, rig, *pose = line.split()[:9]
+                count, *words = line.split()[9:]
+                if len(words) != 3 * int(count):
+                    raise ValueError
+                members = [(KINDS[a], int(b), int(c)) for a, b, c in zip(*[iter(words)] * 3, strict=True)]
+                found.append((int(rig), _pose(f"{where}: the frame", tuple(map(float, pose))), members))
+        return found
+
+    def _lines(self, part: str, doubts: list[str], count: Callable[[], int | None]) -> Iterator[tuple[str, str]]:
+        """("file, line n", its text), of each line that says something; when they are through, the count that the comment on
+        top promises is compared with count()."""
+        file, promised = self.file(part), None
+        with file.open("rb") as lines:
+            for i, raw in enumerate(lines, 1):
+                where = f"{file}, line {i}"
+                text = _decoded(raw, where).removeprefix("\ufeff").rstrip("\r\n").lstrip()
+                if text.startswith("#"):
+                    if match := re.match(r"#\s*Number of [a-zA-Z0-9 ]+:\s*(\d{1,18})\b", text):
+                        promised = int(match[1])
+                elif text:
+                    yield where, text
+        if promised is not None and (found := count()) is not None and found != promised:
+            doubts.append(f"{file}: its head promises {promised} {part}, found {found}; is the file complete?")
 
 
-def _check(data: _Bytes) -> None:
-    record = _RECORDS[data.file.stem]
-    for _ in range(data.take(_U64)[0]):
-        record(data)
+class _Fields:
+    """Fields that cannot be split or converted are a UserError that says what the line is expected to hold."""
+
+    def __init__(self, where: str, expected: str):
+        self.where, self.expected = where, expected
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ValueError | IndexError | KeyError | OverflowError):
+            raise UserError(f"{self.where}: found something else, expected {self.expected}: the file is damaged, copy or "
+                            "export it again") from None
+
+
+def _is_observations(words: list[str]) -> bool:
+    """Whether a line of images.txt holds X Y POINT3D_ID, again and again; it is no image, whose name is hardly a number."""
+    try:
+        return len(words) % 3 == 0 and all(_signed(word) >= -1 for word in words[2::3]) and bool([*map(float, words)])
+    except (ValueError, OverflowError):
+        return False
+
+
+def _signed(word: str) -> int:
+    """The id of a point as int64; 2^64 - 1, by which COLMAP says none, becomes -1."""
+    number = int(word)
+    if not -(1 << 63) <= number < 1 << 64:
+        raise ValueError
+    return number if number < 1 << 63 else number - (1 << 64)

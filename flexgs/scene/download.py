@@ -9,7 +9,6 @@ import base64
 import binascii
 import hashlib
 import http.client
-import json
 import os
 import re
 import shutil
@@ -29,8 +28,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from flexgs.errors import UserError
 from flexgs.files import make_folder, only_one, write_json
+from flexgs.inputs import read_json
 from flexgs.scene.catalog import Archive, Known, is_capture
-from flexgs.scene.colmap import find_model
+from flexgs.scene.colmap import find_models
 
 CHUNK = 1 << 20
 TIMEOUT = 60
@@ -195,7 +195,7 @@ def unpack(file: Path, inside: str, target: Path) -> None:
                     with archive.open(info) as source, path.open("wb") as out:
                         shutil.copyfileobj(source, out, CHUNK)
                     progress.advance(task, info.file_size)
-            if find_model(work) is None:
+            if not find_models(work):
                 tops = sorted({info.filename.partition("/")[0] for info in archive.infolist()})
                 raise UserError(f"{file}: found no COLMAP capture in {inside}/ of it, but {', '.join(tops[:12])}; unpack it by "
                                 f"hand to {target}")
@@ -225,8 +225,8 @@ def _version(response: Any, start: int) -> Version:
 
 def _read(file: Path) -> Version | None:
     try:
-        return Version(**json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):
+        return read_json(file, Version)
+    except UserError:  # not there or damaged: the download begins again
         return None
 
 

@@ -1,6 +1,7 @@
 """load_scene: a capture on disk -> cameras, images and points ready for training."""
 
 import hashlib
+import os
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,10 +13,11 @@ import torch
 from flexgs.camera import focus
 from flexgs.errors import UserError
 from flexgs.scene.capture import Capture, Frame, Points
-from flexgs.scene.colmap import PLACES, find_model, read_colmap
+from flexgs.scene.colmap import PLACES, find_models, read_colmap
+from flexgs.scene.masks import Masks
 from flexgs.scene.transforms import find_transforms, read_transforms
 from flexgs.scene.undistort import MAX_FOV
-from flexgs.scene.views import ImageCache, View, default_cache, find_image, image_size
+from flexgs.scene.views import Head, ImageCache, View, default_cache, find_image, is_photograph, plain, read_head, stem
 from flexgs.seeds import generator
 
 RANDOM_POINTS = 10_000
@@ -34,50 +36,75 @@ class Scene:
     """1.1 x the largest distance of a training camera from their mean, in world units."""
     protocol: dict = field(default_factory=dict)
     """JSON values: how the images and the split were made, for whoever compares figures."""
+    doubts: list[str] = field(default_factory=list)
+    """What was read in one of several ways, left out or contradicts itself, a line each."""
+
+    def summary(self) -> str:
+        """One line by which a person can check what was read."""
+        p = self.protocol
+        by_name = f"every {p['test_every']}th by name" if p["test_every"] else "none"
+        split = "as the capture says" if p["split"] == "files" else by_name
+        size = f"{p['width']}x{p['height']} pixels" + ("" if p["one_size"] else " most often")
+        model = f", sub-model {p['model']}" if p["model"] else ""
+        unused = p["posed"] - p["train_views"] - p["test_views"]
+        left = f", {unused} left out" if unused else ""
+        return (f"{self.name}: {p['photographs']} photographs, {p['posed']} with a pose, {p['train_views']} to train on, "
+                f"{p['test_views']} to test on ({split}){left}, {p['masks']} masks; {' '.join(p['lenses'])}, {p['images']}/ at "
+                f"factor {p['factor']}, {size}; {p['format']}{model}, {p['points']:,} points"
+                f"{' at random' if p['points_from'] == 'random' else ''}, extent {self.extent:.4g}")
 
 
 def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: str | None = None, masks: bool = True,
-               seed: int = 0, cache_bytes: int | None = None) -> Scene:
+               seed: int = 0, cache_bytes: int | None = None, model: str | None = None) -> Scene:
     """Read a capture: a COLMAP reconstruction or, if there is none, a transforms.json of nerfstudio or instant-ngp.
 
     factor: train at 1/factor of the size of images/: from the folder images_<factor> if there is one, else resized.
     test_every: every so many views, by name, starting with the first, is a test view; 0 for none.
-    masks: read masks/ beside images/, where an image `a/b.jpg` has the mask `a/b.png` or `a/b.jpg.png`.
+    masks: read masks/ beside images/; see masks.Masks for their names.
     seed: for the random points of a capture that has none.
     cache_bytes: how much decoded images may take in memory; None: see views.default_cache.
+    model: which of several COLMAP models, such as "1" for sparse/1; None: the one of the most photographs.
 
-    No image is decoded here, only its size is read. UserError, in one line, for whatever is wrong with the capture.
+    No image is decoded here, only its head is read. UserError, in one line, for whatever is wrong with the capture; what is
+    only doubtful is a warning each, and in Scene.doubts.
     """
     root = Path(path)
     if factor < 1 or test_every < 0:
         raise UserError(f"found factor {factor} and test_every {test_every}; expected a factor of 1 or more and "
                         "test_every of 0 or more")
-    capture = read_capture(root)
+    capture = read_capture(root, model)
     frames = sorted(capture.frames, key=lambda frame: frame.name)
     if len(frames) < 2:
         raise UserError(f"{capture.file}: found {len(frames)} images with a pose, expected at least 2")
-    frames, files, reduced = _locate(capture, frames, factor)
+    doubts = capture.doubts
+    frames, files, reduced = _locate(capture, frames, factor, doubts)
+    photographs = _count(capture, frames, files, doubts)
     resize = factor if not reduced else 1
 
     cache = ImageCache(default_cache() if cache_bytes is None else cache_bytes)
-    views = []
+    finder = Masks(frames, factor) if masks else None
+    views, heads = [], []
     for frame, file in zip(frames, files, strict=True):
-        lens = frame.lens.scaled(*_checked_size(file, frame, capture.file))
+        head = _checked_head(file, frame, capture.file)
+        lens = frame.lens.scaled(head.width, head.height)
         pinhole = lens.pinhole()
         camera = pinhole.camera(frame.viewmat)
         if resize > 1:
             camera = camera.scaled(max(1, round(pinhole.width / resize)), max(1, round(pinhole.height / resize)))
-        views.append(View(frame.name, camera, file, _mask(frame) if masks else None, lens, cache))
+        views.append(View(frame.name, camera, file, finder.find(frame, head) if finder else None, lens, cache))
+        heads.append(head)
+    doubts += finder.doubts() if finder else []
+    doubts += _doubts_of_heads(files, heads)
     said = [frame.split for frame in frames] if any(frame.split for frame in frames) else None
-    train, test = _split(views, said, test_every)
+    train, test = _split(root, views, said, test_every, doubts)
     if len(train) < 2:
         raise UserError(f"{root}: found {len(train)} training views of {len(views)} images, expected at least 2: "
                         "change test_every or add images")
     points, note = capture.points, "capture"
     if points is None:
         points, note = _random_points([view.camera.viewmat.double().numpy() for view in train], seed), "random"
-        warnings.warn(f"{capture.file.parent}: the capture has no points; starting from {RANDOM_POINTS} random ones",
-                      stacklevel=2)
+        doubts.append(f"{capture.file.parent}: the capture has no points; starting from {RANDOM_POINTS} random ones")
+    points = Points(points.xyz.float(), points.rgb)
 
     centres = torch.stack([view.camera.center for view in train])
     extent = 1.1 * float((centres - centres.mean(0)).norm(dim=1).max())
@@ -95,26 +122,31 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         "undistorted": any(view.lens.distorted for view in views),
         "lenses": sorted({frame.lens.model for frame in frames}),
         "masks": sum(view.mask_path is not None for view in views),
-        "points": len(points), "points_from": note, "digest": _digest(views), **capture.notes,
+        "photographs": photographs, "posed": len(views), "model": capture.model,
+        "points": len(points), "points_from": note, "digest": _digest(views),
         **({"max_fov": MAX_FOV} if any(view.lens.wide for view in views) else {}),
     }
-    return Scene(name or root.resolve().name, root, train, test, points, extent, protocol)
+    for doubt in doubts:
+        warnings.warn(doubt, stacklevel=2)
+    return Scene(name or root.resolve().name, root, train, test, points, extent, protocol, doubts)
 
 
-def read_capture(root: Path) -> Capture:
-    """The capture in the folder root, in whichever format it is. UserError if there is none."""
+def read_capture(root: Path, model: str | None = None) -> Capture:
+    """The capture in the folder root, in whichever format it is. UserError if there is none, or no COLMAP model so named."""
     if not root.is_dir():
         raise UserError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}; expected the folder of a capture")
-    if model := find_model(root):
-        return read_colmap(model, root / "images")
+    if models := find_models(root):
+        return read_colmap(root, models, root / "images", model)
+    if model is not None:
+        raise UserError(f"{root}: found no COLMAP model in {', '.join(PLACES)}, expected the sub-model {model} (--data.model)")
     if files := find_transforms(root):
         return read_transforms(root, files)
     found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
     raise UserError(f"{root}: no capture here; looked for cameras, images and points3D (.bin or .txt) in "
-                    f"{', '.join(PLACES)} and for transforms.json; found {found}")
+                    f"{', '.join(PLACES)} and the folders in them, and for transforms.json; found {found}")
 
 
-def _locate(capture: Capture, frames: list[Frame], factor: int) -> tuple[list[Frame], list[Path], bool]:
+def _locate(capture: Capture, frames: list[Frame], factor: int, doubts: list[str]) -> tuple[list[Frame], list[Path], bool]:
     """(frames, the image file of each, whether these are the reduced images of images_<factor>)."""
     folders = {frame.folder: frame.folder.with_name(f"{frame.folder.name}_{factor}") for frame in frames}
     reduced = factor > 1 and all(folder.is_dir() for folder in folders.values())
@@ -129,36 +161,88 @@ def _locate(capture: Capture, frames: list[Frame], factor: int) -> tuple[list[Fr
                             if p.name.rpartition("_")[2].isdigit())
             hint = f", or use the factor {others[0]} of {folder.name}_{others[0]}/" if others and not reduced else ""
             raise UserError(f"{text}: copy them to there{hint}")
-        warnings.warn(f"{text}; going on without them", stacklevel=3)
-    kept = [(frame, file) for frame, file in zip(frames, found, strict=True) if file is not None]
-    return [frame for frame, _ in kept], [file for _, file in kept], reduced
+        doubts.append(f"{text}; going on without them")
+    kept: dict[Path, Frame] = {}
+    again = []
+    for frame, file in zip(frames, found, strict=True):
+        if file is None:
+            continue
+        if (first := kept.setdefault(file, frame)) is not frame:
+            again.append(file)
+            if frame.split in ("test", "val"):  # what is held out once is never trained on
+                first.split = frame.split
+    if again:
+        doubts.append(f"{capture.file}: names {len(again)} photographs more than once, for instance {again[0]}; their first "
+                      "pose is used")
+    return list(kept.values()), list(kept), reduced
 
 
-def _checked_size(file: Path, frame: Frame, source: Path) -> tuple[int, int]:
-    """(width, height) of the image file, which must be as the camera says, up to one scale and rounding."""
-    width, height = image_size(file)
+def _count(capture: Capture, frames: list[Frame], files: list[Path], doubts: list[str]) -> int:
+    """How many photographs there are in the folders of these frames; a doubt says how many of them have no pose."""
+    posed: dict[Path, set[str]] = {}
+    for frame, file in zip(frames, files, strict=True):
+        here = Path(frame.file).with_name(file.name)  # as it is called there, and as the capture calls it
+        posed.setdefault(frame.folder, set()).update({plain(stem(frame.file)), plain(stem(here.as_posix()))})
+    unposed = []
+    for folder, names in posed.items():
+        for inner, folders, found in os.walk(folder, followlinks=False):
+            if capture.format != "colmap":
+                folders.clear()  # of transforms.json each folder is named
+            place = Path(inner).relative_to(folder)
+            unposed += [Path(inner) / name for name in found
+                        if is_photograph(name) and plain(stem((place / name).as_posix())) not in names]
+    total = len(frames) + len(unposed)
+    if unposed:
+        doubts.append(f"{capture.file}: {len(frames)} of {total} photographs have a pose; {len(unposed)} have none and are "
+                      f"left out, for instance {min(unposed)}")
+    return total
+
+
+def _checked_head(file: Path, frame: Frame, source: Path) -> Head:
+    """The head of the image file, whose size must be as the camera says, up to one scale and rounding."""
+    head = read_head(file)
+    width, height = head[:2]
     lens = frame.lens
     slack = 2 + 0.005 * max(width, height)
     if abs(height - lens.height * width / lens.width) > slack or abs(width - lens.width * height / lens.height) > slack:
-        raise UserError(f"{file}: found {width}x{height} pixels, but {source} has a camera of {lens.width}x{lens.height} "
-                        "for it, another aspect ratio: use the images that the cameras were computed from")
-    return width, height
+        turned = " (its EXIF orientation is not applied)" if head.turned else ""
+        raise UserError(f"{file}: found {width}x{height} pixels{turned}, but {source} has a camera of "
+                        f"{lens.width}x{lens.height} for it, another aspect ratio: use the images that the cameras were computed from")
+    return head
 
 
-def _mask(frame: Frame) -> Path | None:
-    if frame.mask is not None:
-        return frame.mask if frame.mask.is_file() else None
-    path = frame.folder.parent / "masks" / frame.file
-    names = (path.with_suffix(".png"), path.with_name(f"{path.name}.png"))
-    return next((mask for mask in names if mask.is_file()), None)
+def _doubts_of_heads(files: list[Path], heads: list[Head]) -> list[str]:
+    kinds = {"deep": "have more than 8 bits per channel, of which the upper 8 are used",
+             "cmyk": "are CMYK and are converted without a colour profile",
+             "turned": "have an EXIF orientation, which is not applied: cameras are of the pixels as they are stored"}
+    found = {kind: [file for file, head in zip(files, heads, strict=True) if getattr(head, kind)] for kind in kinds}
+    return [f"{some[0].parent}: {len(some)} of {len(files)} photographs {kinds[kind]}, for instance {some[0].name}"
+            for kind, some in found.items() if some]
 
 
-def _split(views: list[View], said: list[str | None] | None, test_every: int) -> tuple[list[View], list[View]]:
-    """(train, test): as the capture itself says, or every so many views."""
-    held_out = ([split == "test" for split in said] if said else
-                [test_every > 0 and i % test_every == 0 for i in range(len(views))])
-    return ([view for view, held in zip(views, held_out, strict=True) if not held],
-            [view for view, held in zip(views, held_out, strict=True) if held])
+def _split(root: Path, views: list[View], said: list[str | None] | None, test_every: int, doubts: list[str]
+           ) -> tuple[list[View], list[View]]:
+    """(train, test): as the capture itself says, or every so many views. UserError where the capture leaves nothing to test on,
+    unless test_every is 0."""
+    if not said:
+        return ([view for i, view in enumerate(views) if not test_every or i % test_every],
+                [view for i, view in enumerate(views) if test_every and i % test_every == 0])
+    parts = {part: [view for view, split in zip(views, said, strict=True) if (split or "train") == part]
+             for part in ("train", "test", "val", "none")}
+    others = {"val": "are held out for validation", "none": "are in none of its lists"}
+    for part in ("val", "none"):
+        if parts[part] and not parts["test"]:
+            parts["test"] = parts.pop(part)
+            doubts.append(f"{root}: the capture names no view to test on; the {len(parts['test'])} that {others[part]} are "
+                          "tested on")
+    for part in ("val", "none"):
+        if some := parts.get(part):
+            doubts.append(f"{root}: {len(some)} photographs {others[part]} and are neither trained nor tested on, for instance "
+                          f"{some[0].name}")
+    if not parts["test"] and test_every:
+        raise UserError(f"{root}: the capture says what to train on and leaves nothing to test on; name the views in its "
+                        "test_filenames, or give --data.test-every 0 to train on all without a test")
+    return parts["train"], parts["test"]
 
 
 def _digest(views: list[View]) -> str:
@@ -177,5 +261,5 @@ def _random_points(viewmats: list[np.ndarray], seed: int) -> Points:
     places = np.stack([-viewmat[:3, :3].T @ viewmat[:3, 3] for viewmat in viewmats])
     half = np.linalg.norm(places - centre, axis=1).max()
     draw = generator(seed, "random points")
-    xyz = torch.from_numpy(centre).float() + half * (2 * torch.rand(RANDOM_POINTS, 3, generator=draw) - 1)
+    xyz = torch.from_numpy(centre) + half * (2 * torch.rand(RANDOM_POINTS, 3, generator=draw) - 1)
     return Points(xyz, torch.randint(0, 256, (RANDOM_POINTS, 3), generator=draw, dtype=torch.uint8))

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -65,7 +65,8 @@ def photograph(tracer: "Tracer", lens: Lens, viewmat: Array) -> Array:
 def _rays(lens: Lens, viewmat: Array, pixels: Array) -> tuple[Array, Array]:
     """(camera centre [3], unit directions [n, 3]) in the world through image positions [n, 2]."""
     R = viewmat[:3, :3]
-    d = np.hstack([lens.colmap().cam_from_img(pixels), np.ones((len(pixels), 1))]) @ R
+    camera: Any = lens.colmap()
+    d = np.hstack([camera.cam_from_img(pixels), np.ones((len(pixels), 1))]) @ R
     return -R.T @ viewmat[:3, 3], d / np.linalg.norm(d, axis=1, keepdims=True)
 
 
@@ -133,7 +134,7 @@ def _seen(tracer: "Tracer", lens: Lens, viewmat: Array, image: Array, count: int
 def _write_model(model: Path, lens: Lens, poses: list[Array], points: list[tuple[Array, Array]]) -> None:
     pycolmap = library()
     found = pycolmap.Reconstruction()
-    camera = lens.colmap()
+    camera: Any = lens.colmap()
     camera.camera_id = 1
     found.add_camera_with_trivial_rig(camera)
     for i, pose in enumerate(poses):

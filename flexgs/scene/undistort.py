@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pycolmap
 
     from flexgs.scene.capture import Lens
+    from flexgs.scene.polynomial import Polynomial
 
 MAX_FOV = 110
 """Degrees, across and down. A pinhole stretches an equidistant image by 1 / cos^2 along the radius: 3 times at the middle of an
@@ -20,7 +21,7 @@ GRID = 17  # points along each side of a view that are tested; lenses are smooth
 Array = np.ndarray
 
 
-def widest_pinhole(camera: "pycolmap.Camera") -> tuple[int, int, tuple[float, float, float, float]]:
+def widest_pinhole(camera: "pycolmap.Camera | Polynomial") -> tuple[int, int, tuple[float, float, float, float]]:
     """(width, height, (fx, fy, cx, cy)) of the pinhole view that a wide lens is undistorted to.
 
     Of the rectangles around the optical axis that show no blank pixel, and are no wider or higher than MAX_FOV, the one of
@@ -40,7 +41,7 @@ def widest_pinhole(camera: "pycolmap.Camera") -> tuple[int, int, tuple[float, fl
     return width, height, (fx, fy, width / 2, height / 2)
 
 
-def _highest(camera: "pycolmap.Camera", x: float, most: float) -> float:
+def _highest(camera: "pycolmap.Camera | Polynomial", x: float, most: float) -> float:
     """The largest y up to most so that the lens sees all of [-x, x] x [-y, y] at depth 1; 0 if there is none."""
     if _sees(camera, x, most):
         return most
@@ -51,7 +52,7 @@ def _highest(camera: "pycolmap.Camera", x: float, most: float) -> float:
     return low
 
 
-def _sees(camera: "pycolmap.Camera", x: float, y: float) -> bool:
+def _sees(camera: "pycolmap.Camera | Polynomial", x: float, y: float) -> bool:
     """Whether [-x, x] x [-y, y] at depth 1 falls into the image, and the lens does not fold there."""
     side = np.linspace(-1, 1, GRID)
     grid = np.stack([*np.meshgrid(x * side, y * side), np.ones((GRID, GRID))], -1)

@@ -3,11 +3,15 @@
 import contextlib
 import os
 import threading
+import unicodedata
+import urllib.parse
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -17,11 +21,17 @@ from torch import Tensor
 
 from flexgs.camera import Camera
 from flexgs.errors import UserError
+from flexgs.inputs import regular_file
 from flexgs.scene.capture import Lens
 from flexgs.scene.undistort import remap
 from flexgs.seeds import generator
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
+KINDS = {*map(str.lower, SUFFIXES), ".webp", ".tif", ".tiff", ".bmp"}
+"""Suffixes, in lower case, of files that are photographs where a folder is looked through."""
+ORIENTATION = 0x0112
+TAIL = 4096
+ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
 
 
 def default_cache() -> int:
@@ -110,7 +120,7 @@ class View:
             self.mask()
 
     def _image(self) -> np.ndarray:
-        image = _decode(self.path, "RGB")
+        image = _decode(self.path)
         if image.size != (self.lens.width, self.lens.height):
             raise UserError(f"{self.path}: found {image.width}x{image.height} pixels, but when the scene was loaded it had "
                             f"{self.lens.width}x{self.lens.height}: load the scene again")
@@ -118,7 +128,7 @@ class View:
 
     def _mask(self) -> np.ndarray:
         assert self.mask_path is not None
-        mask = Image.fromarray((np.array(_decode(self.mask_path, "L")) > 0).astype(np.uint8) * 255)
+        mask = Image.fromarray(_kept(self.mask_path).astype(np.uint8) * 255)
         mask = mask.resize((self.lens.width, self.lens.height), Image.Resampling.NEAREST)
         return self._fit(np.array(mask.convert("RGB")), Image.Resampling.NEAREST)[..., 0] > 127
 
@@ -135,47 +145,131 @@ class View:
 
 
 def find_image(path: Path) -> Path | None:
-    """The image at path, or the one beside it that differs in its suffix alone (left out, or jpg beside png)."""
+    """The image at path, or the one beside it whose name differs in its suffix alone (left out, or jpg beside png), in upper
+    and lower case, in the composition of its letters (macOS), in blanks at its end, or in URL escapes; None if there is none."""
     if path.is_file():
         return path
     bases = (path.with_suffix("") if path.suffix in SUFFIXES else path, path)
-    return next((file for base in bases for suffix in SUFFIXES if (file := Path(f"{base}{suffix}")).is_file()), None)
+    if found := next((file for base in bases for suffix in SUFFIXES if (file := Path(f"{base}{suffix}")).is_file()), None):
+        return found
+    with contextlib.suppress(OSError, ValueError):
+        names = _listing(path.parent, path.parent.stat().st_mtime_ns)
+        for wanted in (path.name, urllib.parse.unquote(path.name)):
+            for key in (plain(wanted), plain(stem(wanted))):
+                if len(same := names.get(key, [])) == 1:  # of several it is not known which
+                    return path.parent / same[0]
+    unquoted = Path(urllib.parse.unquote(str(path)))
+    return find_image(unquoted) if unquoted.parent != path.parent else None
+
+
+@lru_cache(64)
+def _listing(folder: Path, mtime: int) -> dict[str, list[str]]:
+    """The images in folder by what plain() makes of their names, with and without suffix."""
+    found: dict[str, list[str]] = {}
+    for name in os.listdir(folder):
+        if is_photograph(name):
+            for key in {plain(name), plain(stem(name))}:
+                found.setdefault(key, []).append(name)
+    return found
+
+
+def plain(name: str) -> str:
+    """A name as file systems and programs that change it agree on: composed letters, lower case, no blanks at its ends."""
+    return unicodedata.normalize("NFC", name).strip().lower()
+
+
+def stem(name: str) -> str:
+    """A path without the suffix of a photograph."""
+    base, suffix = os.path.splitext(name)
+    return base if suffix.lower() in KINDS else name
+
+
+def is_photograph(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in KINDS and not name.startswith(".")
+
+
+class Head(NamedTuple):
+    """What the head of an image file says; nothing is decoded for it."""
+
+    width: int
+    height: int
+    deep: bool
+    """More than 8 bits per channel, of which the upper 8 are used."""
+    cmyk: bool
+    turned: bool
+    """It has an EXIF orientation, which does not count, as in COLMAP."""
+
+
+def read_head(path: Path) -> Head:
+    """UserError if the file is no image, of a kind that cannot be trained on, or ends before its end."""
+    with _open(path) as image:
+        deep = "16" in image.mode or any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+        if image.mode in ("I", "F") or (image.mode.startswith("I;") and not deep):
+            raise UserError(f"{path}: found pixels of mode {image.mode}, expected 8 or 16 bits per channel: convert the image")
+        turned = ("exif" in image.info or image.format == "TIFF") and image.getexif().get(ORIENTATION, 1) != 1
+        if (end := ENDS.get(image.format or "")) and end not in _tail(path):
+            _load(image, path)  # it ends otherwise than most: truncated, or with something behind it
+        return Head(*image.size, deep, image.mode in ("CMYK", "YCCK"), turned)
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) by the head of the file; the EXIF orientation does not count, as in COLMAP."""
-    with _open(path) as image:
-        return image.size
+    head = read_head(path)
+    return head.width, head.height
+
+
+def _tail(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        return file.read(TAIL)
 
 
 def _open(path: Path) -> Image.Image:
+    regular_file(path, "an image")
     try:
         return Image.open(path)
-    except FileNotFoundError as e:
-        raise UserError(f"{path}: no such image: copy it to there") from e
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise UserError(f"{path}: cannot be read as an image ({e}): copy it again") from e
 
 
-def _decode(path: Path, mode: str) -> Image.Image:
-    """The image as "RGB", on white where it is transparent, or as "L"."""
+def _load(image: Image.Image, path: Path) -> None:
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise UserError(f"{path}: cannot be decoded ({e}): the file is damaged, copy it again") from e
+
+
+def _decode(path: Path) -> Image.Image:
+    """The image as "RGB", on white where it is transparent."""
     with _open(path) as image:
-        if mode == "RGB" and image.mode.startswith(("I", "F")):
-            raise UserError(f"{path}: found pixels of mode {image.mode}, expected 8 bits per channel: convert the image")
-        try:
-            if mode == "RGB" and ("A" in image.mode or "transparency" in image.info):
-                rgba = image.convert("RGBA")
-                return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert(mode)
-            return image.convert(mode)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-            raise UserError(f"{path}: cannot be decoded ({e}): the file is damaged, copy it again") from e
+        _load(image, path)
+        if image.mode.startswith("I;16"):
+            return Image.fromarray((np.array(image) >> 8).astype(np.uint8)).convert("RGB")
+        if image.mode in ("I", "F"):
+            raise UserError(f"{path}: found pixels of mode {image.mode}, expected 8 or 16 bits per channel: convert the image")
+        if "A" in image.mode or "transparency" in image.info:
+            rgba = image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        return image.convert("RGB")
+
+
+def _kept(path: Path) -> np.ndarray:
+    """bool [h, w] of a mask: true where any channel is above 0 and the mask is not transparent. In JPEG, which blurs edges,
+    what is above half counts."""
+    with _open(path) as image:
+        _load(image, path)
+        least = 127 if image.format == "JPEG" else 0
+        if image.mode.startswith(("I", "F", "1")):
+            return np.array(image) > least
+        pixels = np.array(image.convert("RGBA"))
+        return (pixels[..., :3] > least).any(-1) & (pixels[..., 3] > 0)
 
 
 def _undistort(pixels: np.ndarray, lens: Lens) -> np.ndarray:
     import pycolmap
 
     bitmap, _ = pycolmap.undistort_image(pycolmap.UndistortCameraOptions(), pycolmap.Bitmap.from_array(pixels),
-                                         lens.colmap())
+                                         lens.colmap())  # type: ignore[arg-type]
     return bitmap.to_array()
 
 

@@ -1,0 +1,69 @@
+"""Which mask belongs to which photograph, and which masks and photographs are left without."""
+
+import os
+from pathlib import Path
+
+from flexgs.errors import UserError
+from flexgs.scene.capture import Frame
+from flexgs.scene.views import Head, find_image, image_size, is_photograph, plain, stem
+
+
+class Masks:
+    """The masks of a capture, each used at most once per photograph.
+
+    A frame's own mask counts, by its name with any suffix. Otherwise it is looked for beside the images folder, in masks/,
+    masks_<factor>/ or another masks_<n>/: for `a/b.jpg`, `a/b`, `a/b.jpg`, `a/b_mask` or `a/b.jpg_mask` with the suffix of an
+    image, in upper or lower case.
+    """
+
+    def __init__(self, frames: list[Frame], factor: int):
+        self.folders: dict[Path, tuple[Path, dict[str, Path]] | None] = {}
+        self.without: list[Path] = []
+        self.absent: list[Path] = []
+        self.used: set[Path] = set()
+        for parent in {frame.folder.parent for frame in frames if frame.mask is None}:
+            names = ["masks", f"masks_{factor}", *sorted(p.name for p in parent.glob("masks_*"))]
+            folder = next((parent / name for name in names if (parent / name).is_dir()), None)
+            self.folders[parent] = (folder, _index(folder)) if folder else None
+
+    def find(self, frame: Frame, head: Head) -> Path | None:
+        """The mask of a photograph, or None; UserError if its size does not fit."""
+        if frame.mask is not None:
+            if (mask := find_image(frame.mask)) is None:
+                self.absent.append(frame.mask)
+        else:
+            place = self.folders[frame.folder.parent]
+            base = stem(frame.file)
+            keys = (base, frame.file, f"{base}_mask", f"{frame.file}_mask")
+            mask = next((place[1][key] for key in map(plain, keys) if key in place[1]), None) if place else None
+        if mask is None:
+            self.without.append(frame.folder / frame.file)
+            return None
+        self.used.add(mask)
+        width, height = image_size(mask)
+        slack = 2 + 0.005 * max(width, height)
+        if abs(width * head.height / head.width - height) > slack:
+            raise UserError(f"{mask}: found {width}x{height} pixels for a photograph of {head.width}x{head.height}, another "
+                            "aspect ratio: expected the mask of this photograph")
+        return mask
+
+    def doubts(self) -> list[str]:
+        """What is not used, a line each."""
+        said = []
+        if self.absent:
+            said.append(f"{self.absent[0]}: {len(self.absent)} masks that the capture names are not there, this one for "
+                        "instance; these photographs count as a whole")
+        for folder, index in filter(None, self.folders.values()):
+            if left := sorted(set(index.values()) - self.used):
+                said.append(f"{folder}: {len(left)} of {len(set(index.values()))} masks fit no photograph and are not used, "
+                            f"for instance {left[0].name}; expected the name of the photograph, or that and _mask")
+        if self.used and len(self.without) > len(self.absent):
+            said.append(f"{self.without[0]}: {len(self.without)} photographs have no mask, this one for instance, and count as "
+                        "a whole")
+        return said
+
+
+def _index(folder: Path) -> dict[str, Path]:
+    """The masks below folder by their paths without suffix."""
+    return {plain(stem((Path(inner) / name).relative_to(folder).as_posix())): Path(inner) / name
+            for inner, _, names in os.walk(folder) for name in sorted(names) if is_photograph(name)}
