@@ -26,7 +26,8 @@ def main() -> int:
     mutants = [m for m in mutants if options.only in m.name or options.only in m.file]
     for m in mutants:
         if (times := (ROOT / m.file).read_text().count(m.old)) != 1:
-            print(f"{m.name}: found its text {times} times in {m.file}, expected it once: change tests/mutation", file=sys.stderr)
+            print(f"{m.name}: found its text {times} times in {m.file}, expected it once: change tests/mutation",
+                  file=sys.stderr)
             return 2
     with tempfile.TemporaryDirectory(prefix="flexgs-mutation-") as folder:
         copy = Path(folder) / ROOT.name
@@ -48,7 +49,8 @@ def _noticed(copy: Path, mutant: Mutant) -> bool:
         noticed = _failing(copy, mutant.tests)
     finally:
         path.write_text(before)
-    print(f"{'noticed' if noticed else 'NOT NOTICED':12} {mutant.file}: {mutant.name} ({time.monotonic() - start:.0f} s)", flush=True)
+    seconds, how = time.monotonic() - start, "noticed" if noticed else "NOT NOTICED"
+    print(f"{how:12} {mutant.file}: {mutant.name} ({seconds:.0f} s)", flush=True)
     return noticed
 
 
