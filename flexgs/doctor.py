@@ -245,7 +245,7 @@ def lpips() -> str:
     if folder := os.environ.get(WEIGHTS_VARIABLE):
         try:
             for net in ("vgg", "alex"):
-                if (Path(folder) / FILES[net]).exists() or net == "vgg":
+                if any((Path(folder) / name).exists() for name in FILES[net]) or net == "vgg":
                     load(net, folder)  # type: ignore[arg-type]
         except UserError as e:
             raise Wrong(str(e), f"correct {WEIGHTS_VARIABLE}, or unset it: LPIPS is then left out") from None

@@ -10,6 +10,7 @@ from tiny import tiny_config, tiny_scene, tiny_splats
 
 from flexgs.config import Evaluation
 from flexgs.deploy import formats
+from flexgs.deploy.export import write_ply
 from flexgs.evaluate import lpips, metrics
 from flexgs.evaluate.metrics import evaluate
 from flexgs.evaluate.table import mean_ratios, psnr_auc
@@ -52,7 +53,7 @@ def by_hand(splats, views, background) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize("background", [WHITE, (0.1, 0.8, 0.3)])
-def test_a_masked_scene_on_a_background(background):
+def test_a_masked_scene_on_a_background(background, tmp_path):
     scene, whole = tiny_scene(test=4), model()
     measured = evaluate(whole, scene, Evaluation((0.26, 1.0), lpips=()), background)
     assert measured["protocol"]["background"] == list(background)
@@ -62,8 +63,8 @@ def test_a_masked_scene_on_a_background(background):
         assert beyond > 0  # else the clamp would not show
         assert row["psnr"] == pytest.approx(psnr, abs=2e-3) and row["ssim"] == pytest.approx(similarity, abs=2e-4)
         assert row["splats"] == kept
-        floats = 3 + 3 + 3 + 24 + 1 + 3 + 4  # place, normal, colour, harmonics, opacity, scales, rotation
-        assert 4 * floats * kept < row["mb"] * 1e6 < 4 * floats * kept + 4000  # and a header of text
+        write_ply(whole.splats[:kept], tmp_path / name)
+        assert row["mb"] == round((tmp_path / name).stat().st_size / 1e6, 4)
         assert row["lpips_vgg"] is None and row["ms"] > 0 and row["cut_seconds"] >= 0
 
 

@@ -211,6 +211,7 @@ class Hand:
         self.gradient = torch.zeros(N, dtype=torch.float64)
         self.seen = torch.zeros(N)
         self.loss = torch.zeros((), dtype=torch.float64)
+        self.masked: set[bool] = set()
         names = {id(p): q for module, twin in ((trainer.transform, self.transform), (trainer.gsnet, self.net)) if twin
                  for p, q in zip(module.parameters(), twin.parameters(), strict=True)}  # type: ignore[union-attr]
         names |= {id(p): q for (_, p), (_, q) in zip(trainer.splats.items(), self.splats.items(), strict=True)}
@@ -229,6 +230,7 @@ class Hand:
         order = torch.randperm(len(views), generator=generator(config.seed, "views", epoch))
         view = views[int(order[place])]
         at, target, mask = view.camera, view.image().double() / 255, view.mask()
+        self.masked.add(mask is not None)
         if self.trainer.step < self.trainer.base_steps:
             degree = min(config.base.sh_degree, math.floor(position / (BASE / 5) * 3))  # 0, 1, 2, 3 within the first fifth
             out = self.render(self.splats, at, sh_degree=degree)
@@ -281,6 +283,7 @@ def check(trainer: Trainer) -> Hand:
     moments = {name: t.clone().double() for name, t in trainer.optimizer.moments().items()}
     stage_2, position = trainer.step >= trainer.base_steps, trainer.step
     hand = Hand(trainer)
+    assert hand.masked == {True, False}  # one view has a mask, one has none
     trainer.metrics()  # its loss is the mean since it was last asked
     trainer.train_step()
     rates = lrs(trainer.config, progress_of(trainer, position))
@@ -359,7 +362,7 @@ def test_stage_2(preset: str, change: Callable[[Config], None]):
     config = tiny_config(preset)
     config.rates.shN_factor, config.background = 3.0, (1.0, 1.0, 1.0)
     change(config)
-    check(trainer_of(config, BASE + 84))
+    check(trainer_of(config, BASE + 86))
 
 
 @pytest.mark.parametrize(("preset", "change"), [("default", default), ("fast", fast), ("mended", losses)])
@@ -369,7 +372,7 @@ def test_stage_2_of_a_frozen_base(preset, change):
     config.base.ply = "given.ply"
     change(config)
     given = tiny_splats(N)
-    trainer = trainer_of(config, 84, given)
+    trainer = trainer_of(config, 86, given)
     check(trainer)
     assert {name.split(".")[0] for name, _ in trainer.optimizer.parameters()} <= {"transform", "selector"}
     moved = trainer.splats.means.detach()

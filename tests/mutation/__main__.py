@@ -49,8 +49,8 @@ def _noticed(copy: Path, mutant: Mutant) -> bool:
         noticed = _failing(copy, mutant.tests)
     finally:
         path.write_text(before)
-    seconds = time.monotonic() - start
-    print(f"{'noticed' if noticed else 'NOT NOTICED':12} {mutant.file}: {mutant.name} ({seconds:.0f} s)", flush=True)
+    seconds, how = time.monotonic() - start, "noticed" if noticed else "NOT NOTICED"
+    print(f"{how:12} {mutant.file}: {mutant.name} ({seconds:.0f} s)", flush=True)
     return noticed
 
 
