@@ -13,7 +13,7 @@ import pytest
 import ray
 
 import flexgs
-from flexgs import cli, doctor
+from flexgs import cli, doctor, ray_address
 from flexgs.tracking import Tracking, sqlite_uri
 
 CLEAN = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "NUMBA_CACHE_DIR", "FLEXGS_LPIPS_WEIGHTS")
@@ -47,7 +47,7 @@ def test_wrong_places_are_named_with_a_cure(tmp_path, capsys):
                           "--mlflow-uri", "http://127.0.0.1:9", "--ray-address", "127.0.0.1:9")
     assert code == 1
     assert [name for name, line in lines.items() if line.startswith("WRONG ")] == ["ray", "mlflow", "disk", "captures"]
-    assert "127.0.0.1:9 does not answer" in lines["ray"] and "correct --ray-address" in lines["ray"]
+    assert "127.0.0.1:9: no Ray cluster answers" in lines["ray"] and "correct --ray-address" in lines["ray"]
     assert "http://127.0.0.1:9 cannot be written" in lines["mlflow"] and "MLFLOW_TRACKING_URI" in lines["mlflow"]
     assert f"{tmp_path}/file/runs cannot be written" in lines["disk"] and "--storage" in lines["disk"]
     assert "no capture here" in lines["captures"] and "--data-root" in lines["captures"]
@@ -91,6 +91,7 @@ def test_no_place_for_kernels(tmp_path):
 def test_whoever_never_answers_is_not_waited_for(tmp_path, capsys, monkeypatch):
     """Two servers that accept and say nothing."""
     monkeypatch.setattr(doctor, "SECONDS", 9.0)
+    monkeypatch.setattr(ray_address, "SECONDS", 2.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
