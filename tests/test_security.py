@@ -169,8 +169,8 @@ def test_nothing_outside_of_a_folder_is_sent(tmp_path, caplog):
     (top / "circle").symlink_to("circle")
     with served(top) as port:
         assert ask(port, "/same.txt")[1].endswith(b"public")
-        outside = ["/out.txt", "/out/", "/out/hostname", "/circle", "/../private.txt", "/%2e%2e/private.txt", "/..%2fprivate.txt",
-                   "/out%2fhostname", "/a%00.txt", f"/{'x' * 5000}", f"/{'x/' * 2000}", "//etc/hostname"]
+        outside = ["/out.txt", "/out/", "/out/hostname", "/circle", "/../private.txt", "/%2e%2e/private.txt",
+                   "/..%2fprivate.txt", "/out%2fhostname", "/a%00.txt", f"/{'x' * 5000}", f"/{'x/' * 2000}", "//etc/hostname"]
         for path in outside:
             status, answer = ask(port, path)
             assert status in (400, 403, 404) and b"private" not in answer, path
