@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from flexgs.errors import UserError
 from flexgs.urls import public
 
-SECONDS = 20.0
-"""How long a cluster may take to answer."""
+SECONDS = 25.0
+"""How long a cluster may take to answer: Ray itself needs 20 to say that a token is wrong."""
 EXPECTED = "expected host:port of Ray itself, usually port 6379, or local; start it, or correct --ray-address or RAY_ADDRESS"
 _ASK = """
 import json, sys, ray

@@ -16,11 +16,12 @@ _NAME = rf"[\w.-]*(?:{_SECRET})[\w.-]*"
 """What an option, a variable or a key is named that holds a secret."""
 _IN_QUERY = r"[\w.%-]*(?:pass|pwd|secret|token|key|cred|sig|auth|user|uid|login|session|connect|jwt|sas)[\w.%-]*"
 """Likewise in a query, where more is one: user, sig, odbc_connect."""
-_PLACE = re.compile(r"(?:\b[a-z][a-z0-9+.-]*:|(?<![^\s'\"=(<]))//(?=[^/\s])", re.IGNORECASE)
-"""Where a host follows."""
+_PLACE = re.compile(r"(?:\b[a-z][a-z0-9+.-]+:/?|(?<![^\s'\"=(<])/)/(?=[^/\s])", re.IGNORECASE)
+"""Where a host follows; paths that were made of addresses have one slash."""
 _HOST = re.compile(r"(?:\[[0-9a-f:.]+\]|[^\s/?#:@'\"<>(){},;\\]*)", re.IGNORECASE)
 _PORT = re.compile(r":\d{1,5}(?=$|[/?#\s'\"<>(){},;:\\])")
 _RULES = [(re.compile(pattern, re.IGNORECASE), by) for pattern, by in (
+    (r"(?<![\w/.@:%+-])[\w.%+-]+:[^\s@/'\"]+@(?=[\w\[])", ""),  # me:password@host
     (rf"([?&#;]{_IN_QUERY}=)[^&#\s'\"<>]+", rf"\g<1>{HIDDEN}"),  # of a query or a fragment
     (r"(?<=[?&]|#)([\w.-]+=)[^&#\s'\"<>]*@", r"\1"),  # endpoint_override=user:password@host
     (r"(//[^\s'\"<>]*#)(?=[^/\s'\"<>])(?![\w.%-]+=)[^\s'\"<>]+", rf"\g<1>{HIDDEN}"),  # a fragment that is no page of MLflow

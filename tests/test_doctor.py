@@ -13,7 +13,7 @@ import pytest
 import ray
 
 import flexgs
-from flexgs import cli, doctor
+from flexgs import cli, doctor, ray_address
 from flexgs.tracking import Tracking, sqlite_uri
 from ray_jobs.cluster import this_python
 
@@ -92,6 +92,7 @@ def test_no_place_for_kernels(tmp_path):
 def test_whoever_never_answers_is_not_waited_for(tmp_path, capsys, monkeypatch):
     """Two servers that accept and say nothing."""
     monkeypatch.setattr(doctor, "SECONDS", 9.0)
+    monkeypatch.setattr(ray_address, "SECONDS", 2.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"

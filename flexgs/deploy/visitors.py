@@ -26,7 +26,7 @@ class Visitors:
         name = _name(hosts[0]) if len(hosts) == 1 else None
         if name is None or not (name in self.names or (self.any_address and _address(name))):
             return f"this server is not called {name or 'so'}: --allow-host NAME lets it answer to a name\n"
-        if any(urlsplit(origin).netloc.lower() != hosts[0].lower() for origin in origins):
+        if any(origin.partition("://")[2].lower() != hosts[0].lower() for origin in origins):
             return "a page of another server may not ask this one\n"
         return None
 
