@@ -1,11 +1,13 @@
 """Loading captures: every format and lens that is read, and one line for the user for every way a capture can be broken."""
 
 import json
+import os
 import pickle
 import re
 import shutil
 import struct
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from PIL import Image
 from flexgs.errors import UserError
 from flexgs.scene import Points, ViewSampler, find_scenes, initial_splats, load_scene, write_synthetic
 from flexgs.scene.capture import LENSES, Lens
+from flexgs.scene.ply import read_points
 from flexgs.scene.polynomial import POLYNOMIAL
 from flexgs.scene.stages import STAGES
 from flexgs.scene.synthetic import photograph
@@ -632,3 +635,339 @@ def test_real_captures(name, factor, views, points, size):
     assert len(scene.train) + len(scene.test) == views and len(scene.test) == -(-views // 8)
     assert len(scene.points) == points and (scene.protocol["width"], scene.protocol["height"]) == size
     assert scene.train[0].image().shape == (size[1], size[0], 3)
+
+
+# -- what captures of other programs hold ------------------------------------------------------------------------------
+
+def doubts(folder, **options):
+    """(the scene, its doubts), each of which was a warning too, and fits on a line."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        scene = load_scene(folder, **options)
+    assert [str(w.message) for w in said] == scene.doubts and all("\n" not in doubt for doubt in scene.doubts)
+    return scene, " | ".join(scene.doubts)
+
+
+def with_tracks(folder: Path) -> pycolmap.Reconstruction:
+    """The model of a capture, in which each image observes 40 of the points where they are."""
+    model = folder / "sparse" / "0"
+    found = pycolmap.Reconstruction(str(model))
+    rng = np.random.default_rng(0)
+    changed = pycolmap.Reconstruction()
+    changed.add_camera_with_trivial_rig(found.cameras[1])
+    xyz = np.array([p.xyz for p in found.points3D.values()])
+    ids = [changed.add_point3D(p.xyz, pycolmap.Track(), p.color) for p in found.points3D.values()]
+    for image in found.images.values():
+        pose = image.cam_from_world()
+        rays = xyz @ pose.rotation.matrix().T + pose.translation
+        front = rng.choice(np.flatnonzero(rays[:, 2] > 0.5), 40, replace=False)
+        again = pycolmap.Image(name=image.name, camera_id=1, image_id=image.image_id)
+        again.points2D = pycolmap.Point2DList([pycolmap.Point2D(found.cameras[1].img_from_cam(rays[i])) for i in front])
+        changed.add_image_with_trivial_frame(again, pose)
+        for at, i in enumerate(front):
+            changed.add_observation(ids[i], pycolmap.TrackElement(image.image_id, at))
+    changed.write_binary(str(model))
+    return changed
+
+
+@pytest.mark.parametrize("part, says", [
+    (("images", "points3D"), "frames.bin and rigs.bin give other poses than images.bin to 18 of 18 images"),
+    (("images",), "images.bin give other poses than frames.bin and rigs.bin to 18 of 18 images"),
+    (("points3D",), "the poses of 18 of 18 images do not fit the points that they observe, by up to"),
+])
+def test_files_of_different_states_are_told_by_what_images_observe(copy, tmp_path, part, says):
+    found, model = with_tracks(copy), copy / "sparse" / "0"
+    assert not load_scene(copy).doubts
+    moved = pycolmap.Reconstruction(str(model))
+    moved.transform(pycolmap.Sim3d(2.0, pycolmap.Rotation3d(np.array([0.2, 0.5, 0.1, 0.8])), np.array([3.0, -2, 1])))
+    (tmp_path / "moved").mkdir()
+    moved.write_binary(str(tmp_path / "moved"))
+    for name in part:
+        shutil.copy(tmp_path / "moved" / f"{name}.bin", model)
+    scene, said = doubts(copy)
+    assert says in said
+    right = moved if "points3D" in part and "images" in part else found
+    want = {image.name: image.cam_from_world().matrix() for image in right.images.values()}
+    for view in scene.train:
+        np.testing.assert_allclose(view.camera.viewmat[:3], want[view.name], atol=1e-5)
+
+
+def test_poses_that_contradict_each_other_without_observations_are_refused(copy, tmp_path):
+    moved = pycolmap.Reconstruction(str(copy / "sparse" / "0"))
+    moved.transform(pycolmap.Sim3d(2.0, pycolmap.Rotation3d(), np.array([3.0, -2, 1])))
+    (tmp_path / "moved").mkdir()
+    moved.write_binary(str(tmp_path / "moved"))
+    shutil.copy(tmp_path / "moved" / "images.bin", copy / "sparse" / "0")
+    with pytest.raises(UserError, match=r"different poses to 18 of 18 images, .*delete frames\.bin and rigs\.bin"):
+        load_scene(copy)
+    for name in ("frames", "rigs"):
+        (copy / "sparse" / "0" / f"{name}.bin").unlink()
+    assert not load_scene(copy).doubts
+
+
+def test_the_largest_sub_model_is_taken_and_photographs_without_a_pose_are_said(copy):
+    shutil.copytree(copy / "sparse" / "0", copy / "sparse" / "1")
+    small = pycolmap.Reconstruction(str(copy / "sparse" / "0"))
+    for i in range(4, 19):
+        small.deregister_frame(i)
+    small.write_binary(str(copy / "sparse" / "0"))
+    scene, said = doubts(copy)
+    assert scene.protocol["posed"] == 18 and "of 2 sub-models sparse/1 is used" in said and "sparse/0 has 3" in said
+    for name in ("0", "sparse/0"):
+        scene, said = doubts(copy, model=name)
+        assert scene.protocol["posed"] == 3 and "3 of 18 photographs have a pose; 15 have none" in said
+    assert "18 photographs, 3 with a pose, 2 to train on, 1 to test on" in scene.summary() and "sparse/0" in scene.summary()
+    with pytest.raises(UserError, match="no sub-model '7' .*expected one of sparse/0, sparse/1"):
+        load_scene(copy, model="7")
+
+
+@pytest.mark.parametrize("second", ["kept", "blank", "absent"])
+@pytest.mark.parametrize("name", ["DJI 2024 ({}).png", "Kamera Süd/写真 {}.png", "#{}%20.PNG", "a {} .png"])
+def test_text_models_of_other_programs(capture, copy, second, name):
+    """Names with blanks, brackets, letters of all kinds and #; second lines with observations, blank or absent; CRLF."""
+    found = with_tracks(copy)
+    back = {}
+    for image in found.images.values():
+        new = name.format(image.image_id)
+        (copy / "images" / new).parent.mkdir(exist_ok=True)
+        (copy / "images" / image.name).rename(copy / "images" / new)
+        back[new], image.name = image.name, new
+    found.write_binary(str(copy / "sparse" / "0"))
+    to_text(copy)
+    file = copy / "sparse" / "0" / "images.txt"
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+    if second != "kept":
+        lines = [line for i, line in enumerate(lines) if i % 2 == 0 or second == "blank" for line in [line if i % 2 == 0 else ""]]
+    file.write_bytes("\r\n".join([*lines, ""]).encode())
+    scene, said = doubts(copy, test_every=0)
+    want = {view.name: view.camera for view in load_scene(capture, test_every=0).train}
+    assert {back[view.name] for view in scene.train} == set(want) and not said
+    for view in scene.train:
+        torch.testing.assert_close(view.camera.viewmat, want[back[view.name]].viewmat, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("part, line, says", [
+    ("images", "1 2 x", r"images\.txt, line 5: found something else, expected an image"),
+    ("images", "1 0 0 0 0 1 2 3 1 a.png", r"images\.txt, line 5: the image 'a\.png' has a pose that is not a rotation"),
+    ("images", "99 1 0 0 0 1 2 3 7 a.png", r"the image 'a\.png' names camera 7, which cameras\.txt does not have"),
+    ("images", "2 1 0 0 0 1 2 3 1 a.png", r"has image 2 twice"),
+    ("cameras", "2 NO_LENS 64 48 1", r"cameras\.txt, line 4: found the camera model 'NO_LENS'"),
+    ("cameras", "2 PINHOLE 64 48 1 2 3", r"cameras\.txt, line 4: found 3 parameters, expected the 4 of a PINHOLE camera"),
+    ("points3D", "1 0 0 0 300 0 0 1", r"points3D\.txt, line 4: found something else, expected POINT3D_ID"),
+    ("points3D", "1 0 0 0 30 0 0 1 4", r"points3D\.txt, line 4: found something else, expected POINT3D_ID"),
+])
+def test_lines_that_are_not_understood_are_named(copy, part, line, says):
+    to_text(copy)
+    file = copy / "sparse" / "0" / f"{part}.txt"
+    lines = file.read_text().splitlines()
+    head = [i for i, text in enumerate(lines) if text.startswith("#")]
+    file.write_text("\n".join([*lines[:len(head)], line, *lines[len(head):]]))
+    with pytest.raises(UserError, match=says) as error:
+        load_scene(copy)
+    one_line(error)
+
+
+def test_lists_of_views(copy):
+    """However lists write the names, what they hold out is not trained on, and they leave something to test on."""
+    data = to_transforms(copy, ply_file_path="p.ply")
+    (copy / "p.ply").write_text("ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float y\nproperty float z\n"
+                                "property uchar r\nproperty uchar g\nproperty uchar b\nend_header\n0 0 0 1 2 3\n")
+    names = [frame["file_path"] for frame in data["frames"]]
+
+    def views(**lists):
+        save(copy, {**data, **lists})
+        scene, said = doubts(copy)
+        return [{f"images/{view.name}" for view in part} for part in (scene.train, scene.test)], said
+
+    for write in (lambda n: f"./{n}", lambda n: n.rpartition("/")[2], lambda n: n.replace("/", "\\"), lambda n: n[:-4],
+                  lambda n: n.replace(".png", ".jpg"), lambda n: f"C:\\data\\{n}"):
+        (train, test), said = views(test_filenames=[write(n) for n in names[:3]])
+        assert test == set(names[:3]) and train == set(names[3:]) and not said
+    (train, test), said = views(train_filenames=names[:8], val_filenames=names[8:10], test_filenames=names[10:15])
+    assert (train, test) == (set(names[:8]), set(names[10:15])) and "2 photographs are held out for validation" in said
+    assert "3 photographs are in none of its lists" in said
+    (train, test), said = views(train_filenames=names[:8])
+    assert (train, test) == (set(names[:8]), set(names[8:])) and "names no view to test on; the 10" in said
+    (train, test), said = views(val_filenames=names[:4])
+    assert (train, test) == (set(names[4:]), set(names[:4])) and "held out for validation are tested on" in said
+    (train, test), said = views(train_filenames=names, test_filenames=[*names[:3], "images/none.png"])
+    assert test == set(names[:3]) and "3 frames are in train_filenames and held out" in said
+    assert "1 of 4 names in test_filenames are of no frame, for instance 'images/none.png'" in said
+    save(copy, {**data, "test_filenames": ["images/none.png"]})
+    with pytest.raises(UserError, match=r"leaves nothing to test on.*--data\.test-every 0"):
+        load_scene(copy)
+    assert len(doubts(copy, test_every=0)[0].train) == 18
+
+
+def test_split_files_with_validation_and_alone(copy):
+    data = to_transforms(copy)
+    (copy / "transforms.json").unlink()
+    for part, frames in (("train", data["frames"][:8]), ("val", data["frames"][8:12]), ("test", data["frames"][12:])):
+        (copy / f"transforms_{part}.json").write_text(json.dumps({**data, "frames": frames}))
+    scene, said = doubts(copy)
+    assert (len(scene.train), len(scene.test)) == (8, 6) and "4 photographs are held out for validation" in said
+    (copy / "transforms_test.json").unlink()
+    scene, said = doubts(copy)
+    assert (len(scene.train), len(scene.test)) == (8, 4)
+    (copy / "transforms_val.json").unlink()
+    scene, said = doubts(copy)
+    assert (len(scene.train), len(scene.test)) == (7, 1) and "there is no transforms_test.json" in said
+
+
+K = {"k1": -0.05, "k2": 0.02, "k3": -0.01, "k4": 0.08, "p1": 0.003, "p2": -0.002}
+
+
+@pytest.mark.parametrize("more, model", [
+    ({}, "POLYNOMIAL"), ({"camera_model": "OPENCV"}, "POLYNOMIAL"), ({"k4": 0}, "FULL_OPENCV"), ({"b1": 3.0, "b2": 0}, "POLYNOMIAL"),
+    ({"camera_model": "FULL_OPENCV"}, "FULL_OPENCV"), ({"k5": 0.01, "k6": 0.0}, "FULL_OPENCV"),
+])
+def test_coefficients_mean_what_the_writer_of_transforms_means(copy, more, model):
+    """Polynomial up to r^8 of nerfstudio and Metashape, or OpenCV's rational model where its name or its k5 and k6 say so."""
+    to_transforms(copy, **{**K, **more})
+    scene, said = doubts(copy)
+    lens, k = scene.train[0].lens, {**K, "k5": 0, "k6": 0, "b1": 0, **more}
+    x, y = 0.4, -0.3
+    r2 = x * x + y * y
+    up = 1 + k["k1"] * r2 + k["k2"] * r2**2 + k["k3"] * r2**3
+    factor = up + k["k4"] * r2**4 if model == "POLYNOMIAL" else up / (1 + k["k4"] * r2 + k["k5"] * r2**2 + k["k6"] * r2**3)
+    p1, p2 = (k["p2"], k["p1"]) if "b1" in more else (k["p1"], k["p2"])
+    want = [x * factor + 2 * p1 * x * y + p2 * (r2 + 2 * x * x), y * factor + 2 * p2 * x * y + p1 * (r2 + 2 * y * y)]
+    fx, fy, cx, cy = lens.params[:4]
+    found = lens.colmap().img_from_cam(np.array([[x, y, 1.0]]))[0]
+    np.testing.assert_allclose(found, [fx * want[0] + cx, fy * want[1] + cy], atol=1e-9)
+    assert fx == pytest.approx(57.6 + k["b1"]) and lens.model == model
+    assert ("k3 and k4 are taken as" in said) == (model == "POLYNOMIAL") and ("b1 and b2 are Metashape's" in said) == ("b1" in more)
+    half = lens.scaled(32, 24).colmap().img_from_cam(np.array([[x, y, 1.0]]))[0]
+    np.testing.assert_allclose(half, found / 2, atol=1e-9)
+    assert (load_scene(copy, masks=False).train[0].image() > 0).any()
+
+
+def test_names_of_other_file_systems_and_machines(copy):
+    data = to_transforms(copy)
+    decomposed, composed = "Su\u0308d 1.png", "S\u00fcd 1.png"
+    (copy / "images" / "000.png").rename(copy / "images" / decomposed)
+    frames = data["frames"]
+    order = {f["file_path"]: f for f in frames}
+    order["images/000.png"]["file_path"] = f"images/{composed}"
+    order["images/001.png"]["file_path"] = "/home/else/data/images/001.png"
+    order["images/002.png"]["file_path"] = "images\\002.PNG"
+    (copy / "images" / "003.png").rename(copy / "images" / "a b.png")
+    order["images/003.png"]["file_path"] = "images/a%20b.png"
+    frames.append(dict(order["images/004.png"]))
+    save(copy, data)
+    scene, said = doubts(copy, test_every=0)
+    assert len(scene.train) == 18 and {view.path.name for view in scene.train} >= {decomposed, "a b.png"}
+    assert "names 1 files by paths of another machine" in said and "names 1 photographs more than once" in said
+
+
+def test_views_of_folders_of_equal_names(copy):
+    data = to_transforms(copy)
+    for i, frame in enumerate(data["frames"]):
+        place = copy / f"cam{i % 2}" / "images" / f"{i // 2}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(copy / frame["file_path"], place)
+        frame["file_path"] = place.relative_to(copy).as_posix()
+    save(copy, data)
+    names = {view.name for view in doubts(copy, test_every=0)[0].train}
+    assert len(names) == 18 and "cam0/images/0.png" in names
+
+
+@pytest.mark.parametrize("name", ["{}.png", "{}.PNG", "{}_mask.png", "{}.png.png", "{}.jpg"])
+@pytest.mark.parametrize("folder", ["masks", "masks_2"])
+def test_masks_by_any_name(copy, name, folder):
+    (copy / folder).mkdir()
+    keep = np.zeros((48, 64), np.uint8)
+    keep[:24] = 255
+    for i in range(17):
+        Image.fromarray(keep).save(copy / folder / name.format(f"{i:03d}"))
+    Image.fromarray(keep).save(copy / folder / "other.png")
+    scene, said = doubts(copy, test_every=0)
+    assert scene.protocol["masks"] == 17 and torch.equal(scene.train[0].mask(), torch.from_numpy(keep > 0))
+    assert "1 of 18 masks fit no photograph and are not used, for instance other.png" in said
+    assert "017.png: 1 photographs have no mask" in said
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "I;16", "RGB", "RGBA"])
+def test_masks_of_any_pixels(copy, mode):
+    keep = np.zeros((48, 64), bool)
+    keep[:24] = True
+    (copy / "masks").mkdir()
+    if mode == "I;16":
+        image = Image.fromarray(keep.astype(np.uint16))  # 1 of 65535
+    elif mode == "P":
+        image = Image.fromarray(keep.astype(np.uint8), "P")
+        image.putpalette([0, 0, 0, 0, 0, 1])
+    else:
+        image = Image.fromarray(keep.astype(np.uint8) * 255).convert(mode)
+    image.save(copy / "masks" / "000.png")
+    assert torch.equal(doubts(copy, test_every=0)[0].train[0].mask(), torch.from_numpy(keep))
+
+
+def test_masks_that_are_not_there_are_said(copy):
+    data = to_transforms(copy)
+    for frame in data["frames"]:
+        frame["mask_path"] = frame["file_path"].replace("images", "masks")[:-4]
+    save(copy, data)
+    assert "18 masks that the capture names are not there" in doubts(copy)[1]
+    (copy / "masks").mkdir()
+    for file in (copy / "images").iterdir():
+        Image.new("L", (64, 48), 255).save(copy / "masks" / file.name)
+    scene, said = doubts(copy)
+    assert scene.protocol["masks"] == 18 and "masks" not in said.replace("test_masks", "")
+    Image.new("L", (48, 64)).save(copy / "masks" / "003.png")
+    with pytest.raises(UserError, match=r"masks/003\.png: found 48x64 pixels for a photograph of 64x48"):
+        load_scene(copy)
+
+
+def points_file(file: Path, properties: dict[str, str], values: np.ndarray, head: str = "", before: bytes = b"") -> Path:
+    kinds = {"float": "<f4", "double": "<f8", "uchar": "u1", "ushort": "<u2", "int": "<i4"}
+    rows = np.zeros(len(values), [(name, kinds[kind]) for name, kind in properties.items()])
+    for i, name in enumerate(properties):
+        rows[name] = values[:, i]
+    lines = "".join(f"property {kind} {name}\n" for name, kind in properties.items())
+    text = f"ply\nformat binary_little_endian 1.0\n{head}element vertex {len(values)}\n{lines}end_header\n"
+    file.write_bytes(text.encode() + before + rows.tobytes())
+    return file
+
+
+@pytest.mark.parametrize("names, kind, scale", [
+    (("red", "green", "blue"), "uchar", 255), (("red", "green", "blue"), "float", 1), (("red", "green", "blue"), "double", 255),
+    (("red", "green", "blue"), "ushort", 65535), (("diffuse_red", "diffuse_green", "diffuse_blue"), "uchar", 255),
+    (("r", "g", "b"), "int", 255), (("f_dc_0", "f_dc_1", "f_dc_2"), "float", None),
+])
+def test_colours_of_points(tmp_path, names, kind, scale):
+    share = np.random.default_rng(0).uniform(size=(20, 3))
+    share[0] = 1  # the largest value that there is
+    values = np.round(share * scale) if scale and scale > 1 else share * scale if scale else (share - 0.5) / SH_C0
+    file = points_file(tmp_path / "p.ply", {**dict.fromkeys("xyz", "double"), **dict.fromkeys(names, kind)},
+                       np.hstack([1e6 + share, values]))
+    xyz, rgb = read_points(file, said := [])
+    assert xyz.dtype == np.float64 and np.abs(xyz - 1e6 - share).max() < 1e-9
+    assert np.abs(rgb / 255 - share).max() < 0.003 and not said
+
+
+def test_heads_of_point_files(tmp_path):
+    xyz = np.arange(15.0).reshape(5, 3)
+    plain, file = dict.fromkeys("xyz", "float"), tmp_path / "p.ply"
+    head = "comment J\u00f6rg\nobj_info x\n\nelement camera 2\nproperty float f\n"
+    assert np.array_equal(read_points(points_file(file, plain, xyz, head, bytes(8)), said := [])[0], xyz)
+    assert "has no colours" in said[0]
+    for promised in (6, 10**12):
+        file.write_bytes(file.read_bytes().replace(b"vertex 5", b"vertex %d" % promised))
+        with pytest.raises(UserError, match=r"p\.ply: damaged, or not a PLY file of points"):
+            read_points(file)
+        points_file(file, plain, xyz)
+    os.mkfifo(tmp_path / "pipe.ply")
+    for bad in ("/dev/zero", str(tmp_path / "pipe.ply"), str(tmp_path)):
+        with pytest.raises(UserError, match="expected the point cloud"):
+            read_points(Path(bad))
+
+
+def test_photographs_of_other_kinds(copy):
+    """16 bits per channel are read by their upper 8; what is doubtful is said at load."""
+    pixels = np.asarray(Image.open(copy / "images" / "000.png").convert("L")).copy()
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(copy / "images" / "000.png")
+    Image.open(copy / "images" / "001.png").convert("CMYK").save(copy / "images" / "001.png", format="JPEG")
+    scene, said = doubts(copy, test_every=0)
+    assert torch.equal(scene.train[0].image(), torch.from_numpy(pixels)[..., None].expand(-1, -1, 3))
+    assert "1 of 18 photographs have more than 8 bits per channel" in said and "1 of 18 photographs are CMYK" in said

@@ -513,7 +513,8 @@ class _Text(_Reader):
                 elif text:
                     yield where, text
         if promised is not None and (found := count()) is not None and found != promised:
-            doubts.append(f"{file}: its head promises {promised} {part}, found {found}; is the file complete?")
+            what = "points" if part == "points3D" else part
+            doubts.append(f"{file}: its head promises {promised} {what}, found {found}; is the file complete?")
 
 
 class _Fields:

@@ -207,8 +207,8 @@ def _checked_head(file: Path, frame: Frame, source: Path) -> Head:
     if abs(height - lens.height * width / lens.width) > slack or abs(width - lens.width * height / lens.height) > slack:
         turned = " (its EXIF orientation is not applied)" if head.turned else ""
         raise UserError(f"{file}: found {width}x{height} pixels{turned}, but {source} has a camera of "
-                        f"{lens.width}x{lens.height} for it, another aspect ratio: use the images that the cameras were "
-                        "computed from")
+                        f"{lens.width}x{lens.height} for it, another aspect ratio: use the images that the cameras "
+                        "were computed from")
     return head
 
 

@@ -146,7 +146,7 @@ class View:
 
 def find_image(path: Path) -> Path | None:
     """The image at path, or the one beside it whose name differs in its suffix alone (left out, or jpg beside png), in upper
-    and lower case, in the composition of its letters (macOS), in blanks at its end, or in URL escapes; None without one."""
+    and lower case, in the composition of its letters (macOS), in blanks at its end, or in URL escapes; else None."""
     if path.is_file():
         return path
     bases = (path.with_suffix("") if path.suffix in SUFFIXES else path, path)
