@@ -204,6 +204,7 @@ def test_trials_share_a_stage_1_only_if_it_is_the_same(tmp_path):
         other = Config()
         change(other)
         assert base_folder(search, other) != usual
+    assert _digest({"a": 1}) == "c575b056e175"  # another name would lose the trials of earlier searches
     assert _digest({"a": 1, "b": 2}) == _digest({"b": 2, "a": 1}) != _digest({"a": 1, "b": 3})
 
 

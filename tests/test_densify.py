@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny import camera, tiny_splats
+from tiny import begun, camera, tiny_config, tiny_scene, tiny_splats
 
 from flexgs.config import Base, Rates
 from flexgs.distributed import Group
@@ -12,6 +12,7 @@ from flexgs.raster import RenderOutput
 from flexgs.splats import Splats
 from flexgs.training.densify import Densifier, halves
 from flexgs.training.optim import Optimizer, splat_groups
+from flexgs.training.trainer import Trainer
 
 EXTENT = 2.0
 """So that, of the defaults, what is larger than 0.02 is split, and what is larger than 0.2 pruned."""
@@ -98,7 +99,7 @@ def test_when_it_grows_and_when_opacities_are_reset():
         densifier.gradient[:] = 1.0
         after = densifier.refine(splats, optimizer, step - 20, step, Group())
         grown += [step] if len(after) > 8 else []
-        reset += [step] if float(after.opacities.max().sigmoid()) < 0.011 else []
+        reset += [step] if float(after.opacities.detach().max().sigmoid()) < 0.011 else []
     assert grown == [100, 200, 300, 400, 500, 600, 700, 800]  # after 30, up to 80 %, every 100
     assert reset == [400]  # each 40 % of the stage, while growing
 
@@ -113,3 +114,16 @@ def test_a_reset_leaves_a_hundredth_and_no_momentum():
     moments = optimizer.moments()
     assert not moments["splats.opacities/exp_avg"].any() and not moments["splats.opacities/exp_avg_sq"].any()
     assert moments["splats.means/exp_avg"].all()
+
+
+def test_the_trainer_grows_in_stage_1_and_not_in_stage_2():
+    config = tiny_config(steps=60)
+    config.base.grow_every, config.base.grow_from, config.base.grow_until, config.base.grow_gradient = 5, 0.1, 1.0, 1e-9
+    config.base.max_splats, config.base.prune_opacity = 10_000, 0.0
+    trainer, counts = begun(Trainer(config, tiny_scene()), tiny_splats()), {}
+    while trainer.step < 60:
+        before = len(trainer.splats)
+        trainer.train_step()
+        counts[trainer.step] = len(trainer.splats) - before
+    assert [step for step, more in counts.items() if more] == [5, 10, 15, 20, 25, 30]
+    assert len(trainer.splats) > 400

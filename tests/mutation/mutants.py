@@ -140,6 +140,7 @@ MUTANTS = [
          ("knots", "(0.01, 0.032, 0.1, 0.32, 0.5)", "(0.01, 0.032, 0.1, 0.32)"),
          ("lightgs keeps more", "config.order.keep = 0.1 ", "config.order.keep = 0.2 "),
          ("fast renders both", "config.ratios.alternate = True", "pass")),
+    *_of(TRAINER, "densify", ("nothing grows", "grow = self.stage == 1", "grow = self.stage != 1")),
     # records
     *_of(TRAINER, "bookkeeping", ("seconds not restored", 'about["step"], about["seconds"]', 'about["step"], 0.0')),
     *_of("flexgs/compare.py", "bookkeeping", ("stage 1 not subtracted", 'results["train_seconds"] - before',
