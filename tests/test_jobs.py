@@ -209,7 +209,7 @@ def start(root: Path, storage: Path | str, *more: str) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def two_scenes(ray_here, capture, tmp_path_factory):
-    """A batch of a good scene and one with an image that is cut off: data, storage and what the job said.
+    """A batch of a good scene and one with an image that is damaged in its middle: data, storage and what the job said.
 
     The good one has enough to do to be still training when the other fails.
     """
@@ -217,7 +217,8 @@ def two_scenes(ray_here, capture, tmp_path_factory):
     for name in ("good", "torn"):
         shutil.copytree(capture, root / name)
     image = sorted((root / "torn" / "images").iterdir())[5]
-    image.write_bytes(image.read_bytes()[:500])
+    raw = image.read_bytes()
+    image.write_bytes(raw[:500] + bytes(len(raw) - 700) + raw[-200:])  # whole by its head and its end
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedule, "RESTART_SECONDS", 0.1)  # a test is shorter than what a real restart is worth
         return root, storage, start(root, storage, *LONG)

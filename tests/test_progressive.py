@@ -23,6 +23,7 @@ from flexgs.deploy import progressive
 from flexgs.deploy.export import ply_bytes, read_ply
 from flexgs.deploy.progressive import HEAD, Progressive, write
 from flexgs.deploy.serve import application
+from flexgs.deploy.visitors import Visitors
 from flexgs.errors import UserError
 from flexgs.model.elastic import ElasticModel
 from tests.test_cli import flexgs
@@ -127,7 +128,7 @@ def serving(folder: Path) -> Iterator[str]:
 
     def run() -> None:
         asyncio.set_event_loop(loop)
-        runner = web.AppRunner(application(folder))
+        runner = web.AppRunner(application(folder, Visitors("127.0.0.1")))
         loop.run_until_complete(runner.setup())
         site = web.TCPSite(runner, "127.0.0.1", 0)
         loop.run_until_complete(site.start())
@@ -161,7 +162,7 @@ def test_a_run_is_served_packed_and_nothing_else_of_it(trained, tmp_path):
                 urllib.request.urlopen(f"{url}/{hidden}", timeout=10)
     (run / "model.fgs").write_bytes(b"of an earlier model")
     os.utime(run / "model.fgs", (0, 0))
-    application(run)
+    application(run, Visitors("127.0.0.1"))
     assert same(Progressive.open(run / "model.fgs").cut(0.05), ElasticModel.load(run).cut(0.05))
 
 
