@@ -218,7 +218,7 @@ def two_scenes(ray_here, capture, tmp_path_factory):
         shutil.copytree(capture, root / name)
     image = sorted((root / "torn" / "images").iterdir())[5]
     raw = image.read_bytes()
-    image.write_bytes(raw[:500] + bytes(len(raw) - 700) + raw[-200:])  # whole by its head and its end
+    image.write_bytes(raw[:500] + b"\xff" * (len(raw) - 700) + raw[-200:])  # whole by its head and its end
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedule, "RESTART_SECONDS", 0.1)  # a test is shorter than what a real restart is worth
         return root, storage, start(root, storage, *LONG)
