@@ -235,7 +235,8 @@ def test_a_failing_scene_does_not_disturb_the_other(two_scenes):
     results = json.loads((folder / "good" / "results.json").read_text())
     assert results["scene"] == "good" and results["steps"] == 1600 and set(results["ratios"]) == {"0.05", "1"}
     assert len(list((folder / "good" / "cuts").glob("*.ply"))) == 2
-    assert {p.name for p in (folder / "good" / "checkpoints").iterdir()} == {"step_00000800", "step_00001600"}
+    kept = sorted(p.name for p in (folder / "good" / "checkpoints").iterdir())
+    assert len(kept) == 2 and kept[-1] == "step_00001600"  # the other is that of 800, or of the stop for another worker
     steps = list(range(20, 1601, 20))
     assert [r["step"] for r in read_jsonl(folder / "good" / "metrics.jsonl")] == steps
     assert not (folder / "torn" / "results.json").exists() and not (folder / "torn" / "failures.jsonl").exists()
