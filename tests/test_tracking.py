@@ -89,7 +89,7 @@ def test_a_scene_from_start_to_end_and_on(uri, tmp_path):
     assert client.get_run(batch.id).data.metrics["psnr/ratio_1.00"] == 25
     experiment = client.get_experiment(tracking.id)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
-    assert f"experiments/{tracking.id}/runs" in tracking.how_to_open() and "mlflow server" in tracking.how_to_open()
+    assert f"experiments/{tracking.id}/runs" in tracking.how_to_open() and " server --host 127.0.0.1" in tracking.how_to_open()
 
 
 def test_a_run_that_mlflow_has_lost_is_made_again(uri, tmp_path):
