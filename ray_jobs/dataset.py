@@ -140,6 +140,7 @@ def read_all(captures: Mapping[Path, Config], finished: Collection[str] = ()) ->
         if capture.name not in finished:
             try:
                 scenes[capture.name] = read_scene(capture, config)
+                print(scenes[capture.name].summary(), flush=True)
             except UserError as e:
                 wrong[capture.name] = e
     if wrong and len(wrong) == len(captures):

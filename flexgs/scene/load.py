@@ -242,7 +242,7 @@ def _split(root: Path, views: list[View], said: list[str | None] | None, test_ev
                           f"{some[0].name}")
     if not parts["test"] and test_every:
         raise UserError(f"{root}: the capture says what to train on and leaves nothing to test on; name the views in its "
-                        "test_filenames, or give --data.test-every 0 to train on all without a test")
+                        "test_filenames or, to hold out views by name, remove the lists of the capture")
     return parts["train"], parts["test"]
 
 
