@@ -1,8 +1,11 @@
 """What a capture on disk says, before any image is opened: the common ground of the COLMAP and transforms.json readers."""
 
+import signal
+import threading
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +31,15 @@ LENSES = {
 }
 
 
+def library() -> ModuleType:
+    """pycolmap. Its import makes SIGTERM, by which schedulers end a run, print a stack trace; that is undone here."""
+    import pycolmap
+
+    if threading.current_thread() is threading.main_thread():  # no other may say what a signal does
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
+    return pycolmap
+
+
 @dataclass(frozen=True)
 class Lens:
     """Intrinsics of one camera as a COLMAP model or POLYNOMIAL: hashable, picklable, in pixels of a width x height image."""
@@ -41,9 +53,7 @@ class Lens:
         """What projects points through this lens."""
         if self.model == POLYNOMIAL:
             return Polynomial(self.width, self.height, self.params)
-        import pycolmap
-
-        return pycolmap.Camera(model=self.model, width=self.width, height=self.height, params=self.params)
+        return library().Camera(model=self.model, width=self.width, height=self.height, params=self.params)
 
     def scaled(self, width: int, height: int) -> "Lens":
         """The same lens for images of another size."""
@@ -95,14 +105,12 @@ def from_colmap(camera: "pycolmap.Camera | Polynomial") -> Lens:
 
 @cache
 def _pinhole(lens: Lens) -> Lens:
-    import pycolmap
-
     if not lens.distorted:
         (fx, _, cx), (_, fy, cy), _ = lens.colmap().calibration_matrix().tolist()
         return Lens("PINHOLE", lens.width, lens.height, (fx, fy, cx, cy))
     if lens.wide:
         return Lens("PINHOLE", *widest_pinhole(lens.colmap()))
-    return from_colmap(pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), lens.colmap()))  # type: ignore[arg-type]
+    return from_colmap(library().undistort_camera(library().UndistortCameraOptions(), lens.colmap()))
 
 
 @dataclass(eq=False)

@@ -6,14 +6,11 @@ text file whatever it holds, and takes the poses of frames.bin however old it is
 
 import mmap
 import re
-import signal
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +18,7 @@ import torch
 
 from flexgs.errors import UserError
 from flexgs.inputs import regular_file, shown
-from flexgs.scene.capture import Capture, Frame, Lens, Points
+from flexgs.scene.capture import Capture, Frame, Lens, Points, library
 from flexgs.scene.views import find_image
 
 PLACES = ("sparse", "colmap/sparse")
@@ -44,15 +41,6 @@ def find_models(root: Path) -> list[Path]:
         if found := [p for p in (*inner, folder) if any((p / f"{part}{end}").is_file() for part in PARTS for end in SUFFIXES)]:
             return found
     return []
-
-
-def library() -> ModuleType:
-    """pycolmap. Its import makes SIGTERM, by which schedulers end a run, print a stack trace; that is undone here."""
-    import pycolmap
-
-    if threading.current_thread() is threading.main_thread():  # no other may say what a signal does
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
-    return pycolmap
 
 
 def read_colmap(root: Path, models: list[Path], images: Path, wanted: str | None = None) -> Capture:

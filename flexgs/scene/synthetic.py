@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image
 
 from flexgs.errors import UserError
-from flexgs.scene.capture import Lens
-from flexgs.scene.colmap import library
+from flexgs.scene.capture import Lens, library
 
 if TYPE_CHECKING:
     from flexgs.scene.tracer import Tracer

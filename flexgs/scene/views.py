@@ -22,7 +22,7 @@ from torch import Tensor
 from flexgs.camera import Camera
 from flexgs.errors import UserError
 from flexgs.inputs import regular_file
-from flexgs.scene.capture import Lens
+from flexgs.scene.capture import Lens, library
 from flexgs.scene.undistort import remap
 from flexgs.seeds import generator
 
@@ -266,10 +266,9 @@ def _kept(path: Path) -> np.ndarray:
 
 
 def _undistort(pixels: np.ndarray, lens: Lens) -> np.ndarray:
-    import pycolmap
-
+    pycolmap = library()
     bitmap, _ = pycolmap.undistort_image(pycolmap.UndistortCameraOptions(), pycolmap.Bitmap.from_array(pixels),
-                                         lens.colmap())  # type: ignore[arg-type]
+                                         lens.colmap()) 
     return bitmap.to_array()
 
 
