@@ -332,17 +332,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a file of JSON lines that another process may be writing to."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # the last line, half-written
-    return rows
-
-
 def sqlite_uri(database: Path) -> str:
     """The URI of a database file, which is read with percent signs decoded."""
     return f"sqlite:///{str(database.absolute()).replace('%', '%25')}"

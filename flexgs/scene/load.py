@@ -1,6 +1,5 @@
 """load_scene: a capture on disk -> cameras, images and points ready for training."""
 
-import hashlib
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from flexgs.camera import focus
 from flexgs.errors import UserError
 from flexgs.scene.capture import Capture, Frame, Points
 from flexgs.scene.colmap import PLACES, find_model, read_colmap
+from flexgs.scene.identity import capture_digest
 from flexgs.scene.transforms import find_transforms, read_transforms
 from flexgs.scene.undistort import MAX_FOV
 from flexgs.scene.views import ImageCache, View, default_cache, find_image, image_size
@@ -34,6 +34,11 @@ class Scene:
     """1.1 x the largest distance of a training camera from their mean, in world units."""
     protocol: dict = field(default_factory=dict)
     """JSON values: how the images and the split were made, for whoever compares figures."""
+
+    @property
+    def digest(self) -> str | None:
+        """Which capture it is (identity.py); None if it was not read from a disk."""
+        return self.protocol.get("digest")
 
 
 def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: str | None = None, masks: bool = True,
@@ -95,7 +100,7 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         "undistorted": any(view.lens.distorted for view in views),
         "lenses": sorted({frame.lens.model for frame in frames}),
         "masks": sum(view.mask_path is not None for view in views),
-        "points": len(points), "points_from": note, "digest": _digest(views), **capture.notes,
+        "points": len(points), "points_from": note, "digest": capture_digest(views), **capture.notes,
         **({"max_fov": MAX_FOV} if any(view.lens.wide for view in views) else {}),
     }
     return Scene(name or root.resolve().name, root, train, test, points, extent, protocol)
@@ -159,16 +164,6 @@ def _split(views: list[View], said: list[str | None] | None, test_every: int) ->
                 [test_every > 0 and i % test_every == 0 for i in range(len(views))])
     return ([view for view, held in zip(views, held_out, strict=True) if not held],
             [view for view, held in zip(views, held_out, strict=True) if held])
-
-
-def _digest(views: list[View]) -> str:
-    """A short name for the images, by name and size of the file, and the cameras: equal on every machine, cheap to make."""
-    digest = hashlib.blake2b(digest_size=6)
-    for view in views:
-        camera = view.camera
-        digest.update(repr((view.name, view.path.stat().st_size, camera.width, camera.height)).encode())
-        digest.update(camera.viewmat.numpy().tobytes() + camera.K.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _random_points(viewmats: list[np.ndarray], seed: int) -> Points:
