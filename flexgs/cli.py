@@ -21,6 +21,7 @@ from flexgs.commands.deploy import Cut, Info, Pack, Render, Serve, View
 from flexgs.config import METHODS, Config, Distributed, Evaluation, check_ratio
 from flexgs.errors import UserError, cure
 from flexgs.files import make_folder, only_one
+from flexgs.signals import Terminated, terminate
 
 if TYPE_CHECKING:
     from flexgs.scene import Scene
@@ -51,17 +52,16 @@ class Train:
         from flexgs.run import LocalSession, finished, run
         from flexgs.training.memory import expected_memory
 
-        self.config.check()
-        folder = self.output / self.scene.resolve().name
-        results = finished(folder, self.config)
-        if results:
-            print(f"{folder}: already finished at {results['steps']} views; raise --steps to go on")
-        else:
-            scene = load_capture(self.scene, self.config)
-            print(f"{scene.name}: {expected_memory(scene, self.config)}")
-            session = LocalSession(folder, Group(), functools.partial(_print_progress, scene.name))
-            with only_one(folder):
-                results = run(self.config, scene, folder, Group(), session, pick_device(self.device))
+        scene, device = load_capture(self.scene, self.config.check()), pick_device(self.device)
+        folder = self.output / scene.name
+        with only_one(folder):
+            results = finished(folder, self.config, scene)
+            if results:
+                print(f"{folder}: already finished at {results['steps']} views; raise --steps to go on")
+            else:
+                print(f"{scene.name}: {expected_memory(scene, self.config)}", flush=True)
+                session = LocalSession(folder, Group(), functools.partial(_print_progress, scene.name))
+                results = run(self.config, scene, folder, Group(), session, device)
         print_results([results])
         print(f"model, cuts and renders: {folder}")
 
@@ -72,6 +72,8 @@ class Adapt(Train):
 
     ply: Annotated[Path, tyro.conf.arg(aliases=["-i"])] = field(kw_only=True)
     """The PLY, in the coordinates of the capture."""
+    output: Path = Path("runs/adapted")
+    """The run goes to OUTPUT/<scene>."""
 
     def __call__(self) -> None:
         self.config.base.ply = str(self.ply)
@@ -142,8 +144,8 @@ class Eval:
 
     run: tyro.conf.Positional[Path]
     """Run folder, or its model folder."""
-    scene: Path
-    """Folder of the capture."""
+    scene: Path | None = None
+    """Folder of the capture. Default: where the run found it."""
     evaluation: Annotated[Evaluation, tyro.conf.arg(name="")] = field(default_factory=Evaluation)
     device: str = "auto"
     json: bool = False
@@ -153,11 +155,14 @@ class Eval:
         from flexgs.evaluate.metrics import evaluate
         from flexgs.evaluate.table import print_results
         from flexgs.model.elastic import ElasticModel
+        from flexgs.run import recorded_capture
+        from flexgs.scene.identity import GIVE_SCENE, check_same_capture
 
         for ratio in self.evaluation.ratios:
             check_ratio(ratio, "--ratios")
         model = ElasticModel.load(self.run).to(pick_device(self.device))
-        scene = load_capture(self.scene, model.config)
+        scene = load_capture(self.scene or recorded_capture(self.run), model.config)
+        check_same_capture(model.capture, scene.digest, self.run, GIVE_SCENE)
         measured = evaluate(model, scene, self.evaluation, model.config.background)
         if self.json:
             print(json.dumps(measured, indent=1))
@@ -201,7 +206,7 @@ class Bench:
         from flexgs.bench_ddp import bench_ddp
         from flexgs.deploy.frame_time import measure_frames
         from flexgs.deploy.source import open_model
-        from flexgs.training.checkpoint import load_checkpoint
+        from flexgs.training.checkpoint import Checkpoint
 
         if self.what == "raster":
             bench_raster(points=self.points)
@@ -220,8 +225,7 @@ class Bench:
             return
         if not self.scene or not self.checkpoint:
             raise UserError("bench step: expected --scene and --checkpoint; `flexgs compare SCENE` leaves one in stage1/done")
-        config = Config.from_dict(load_checkpoint(self.checkpoint)[1]["config"], str(self.checkpoint))
-        bench_step(load_capture(self.scene, config), self.checkpoint, self.methods)
+        bench_step(load_capture(self.scene, Checkpoint(self.checkpoint).config), self.checkpoint, self.methods)
 
 
 @dataclass
@@ -291,14 +295,6 @@ def last_value(flag: str, args: Sequence[str]) -> str | None:
     return values[-1] if values else None
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: what schedulers send to end a run."""
-
-
-def _terminate(*_: object) -> None:
-    raise Terminated
-
-
 def guard(main: Callable[[], int | None]) -> int:
     """Run main; the exit code: what it returns or 0, 2 with one line for a user's mistake, 1 with one line where memory or disk
     ran out, 130 for Ctrl-C, 143 for SIGTERM."""
@@ -308,15 +304,14 @@ def guard(main: Callable[[], int | None]) -> int:
         print(f"flexgs: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as e:
-        print("flexgs: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        print(f"flexgs: interrupted{f'; {e}' if str(e) else ''}", file=sys.stderr)
         return 143 if isinstance(e, Terminated) else 130
     except BrokenPipeError:  # the reader, such as head, has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as e:
         if not (advice := cure(e)):
             raise
-        print(f"flexgs: {advice}, and give the same command again: training continues from its last checkpoint "
-              f"({_one_line(e)})", file=sys.stderr)
+        print(f"flexgs: {advice}, and give the same command again ({_one_line(e)})", file=sys.stderr)
         return 1
     return 0
 
@@ -333,7 +328,7 @@ def main() -> None:
         for name, command in COMMANDS.items():
             print(f"  {name:8} {(command.__doc__ or '').splitlines()[0]}", file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else 2)
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     sys.exit(guard(lambda: parse(COMMANDS[args[0]], args[1:], f"flexgs {args[0]}")()))
 
 

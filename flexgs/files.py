@@ -76,7 +76,7 @@ def newest(folder: Path, name: str) -> Path:
 
 
 def tidy(folder: Path) -> None:
-    """Make good what kills have left in folder and below, for its owner: end what publish() began, remove what is half-written."""
+    """Make good what kills have left in folder and below, for its owner: end what publish() began, remove half-written ones."""
     _settle(folder)
     shutil.rmtree(folder / STAGED, ignore_errors=True)
     for where, folders, files in os.walk(folder):
@@ -136,8 +136,8 @@ def only_one(folder: Path, wait: bool = False) -> Iterator[None]:
 
 
 def _settle(folder: Path) -> None:
-    """Put what publish() has renamed into its places. Files, which describe folders, go first and come last, so that at no moment
-    a new folder stands beside an old description. May be interrupted and done again."""
+    """Put what publish() has renamed into its places. Files, which describe folders, go first and come last, so that no new
+    folder ever stands beside an old description. May be interrupted and done again."""
     new = folder / PUBLISHED
     if not new.is_dir():
         return

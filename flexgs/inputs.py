@@ -136,8 +136,8 @@ def shown(value: Any) -> str:
 
 
 def check_tensors(tensors: "Mapping[str, Tensor]", layout: Layout, where: str, numbers: dict[str, int] | None = None) -> None:
-    """UserError unless tensors are those of layout, by name, dtype ("float32") and shape, and every number is finite. Those on the
-    meta device, which stand for tensors that are not read yet, have no numbers.
+    """UserError unless tensors are those of layout, by name, dtype ("float32") and shape, and every number is finite. Those on
+    the meta device, which stand for tensors that are not read yet, have no numbers.
 
     Kernels do not look at sizes again: a tensor of fewer rows would be read beyond its end. numbers: what named dimensions
     are known to be; those that are not are filled in.

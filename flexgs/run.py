@@ -28,15 +28,12 @@ from flexgs.evaluate.pictures import write_curve, write_grid
 from flexgs.files import atomic_file, atomic_folder, make_folder, newest, publish, read_jsonl, staged, tidy, write_json
 from flexgs.inputs import read_json, typed
 from flexgs.scene import Scene
-from flexgs.scene.identity import check_same_capture
+from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture
 from flexgs.signals import held
 from flexgs.splats import Splats
 from flexgs.training.checkpoint import DamagedError, checkpoints
 from flexgs.training.memory import expected_disk
 from flexgs.training.trainer import Report, Trainer
-
-OTHER_CAPTURE = "choose another --output, or give the capture that it was made from"
-
 
 RESULTS: dict[str, Any] = {"scene": str, "steps": int, "train_seconds": float, "protocol": dict,
                            "ratios": dict[str, dict[str, float | None]]}
@@ -99,6 +96,16 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     return results
 
 
+def recorded_capture(folder: Path) -> Path:
+    """Where the run in folder, or around a model folder, found its capture. UserError if it does not say, or that is gone."""
+    results = read_results(folder) or read_results(folder.parent) or {}
+    if not isinstance(where := results.get("capture"), str):
+        raise UserError(f"{folder}: does not say where its capture is; give it with --scene")
+    if not Path(where).is_dir():
+        raise UserError(f"{folder}: its capture was in {where}, which is not there; give it with --scene")
+    return Path(where)
+
+
 def finished(folder: Path, config: Config, scene: Scene) -> dict[str, Any] | None:
     """The results of a run that this configuration has nothing to add to, or None. UserError if they are of another method or
     another capture.
@@ -110,7 +117,7 @@ def finished(folder: Path, config: Config, scene: Scene) -> dict[str, Any] | Non
         return None
     theirs = Config.load(folder / "config.json")
     check_same_method(theirs, config, True, folder)
-    check_same_capture(results["protocol"].get("digest"), scene.digest, folder, OTHER_CAPTURE)
+    check_same_capture(results["protocol"].get("digest"), scene.digest, folder, OTHER_OUTPUT)
     done = results["steps"] >= config.steps and theirs.evaluation == config.evaluation
     return results if done and newest(folder, "model").is_dir() else None
 
@@ -169,8 +176,8 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
     start = time.perf_counter()
     trainer = Trainer(config, scene, group, device, base)
     resume(trainer, session)
+    check_before(config, scene, trainer.splats, folder)
     if group.rank == 0:
-        check_before(config, scene, trainer.splats, folder)
         write_json(folder / "config.json", config.to_dict())
         _forget_after(folder / "metrics.jsonl", trainer.step)
 

@@ -32,8 +32,10 @@ from urllib.parse import unquote, urlencode
 
 from flexgs import notes
 from flexgs.config import Evaluation
+from flexgs.errors import UserError
 from flexgs.evaluate.table import psnr_auc
 from flexgs.files import write_json
+from flexgs.inputs import read_json
 
 log = logging.getLogger("flexgs.tracking")
 
@@ -285,9 +287,9 @@ class Run:
 
         client = self.tracking.client
         try:
-            run_id = json.loads((self.folder / "mlflow.json").read_text())["run_id"]
+            run_id = read_json(self.folder / "mlflow.json", dict[str, str])["run_id"]
             run = client.get_run(run_id)
-        except (OSError, ValueError, KeyError):
+        except (UserError, KeyError):  # no file, or a damaged one
             return None
         except MlflowException as e:
             if e.error_code == "RESOURCE_DOES_NOT_EXIST":

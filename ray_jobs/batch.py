@@ -19,8 +19,10 @@ from flexgs import notes
 from flexgs.cli import progress_line
 from flexgs.errors import UserError
 from flexgs.evaluate.table import mean_ratios, psnr_auc
-from flexgs.run import finished, git_sha
-from flexgs.tracking import Run, Tracking, flatten, read_jsonl
+from flexgs.files import read_jsonl
+from flexgs.run import finished, git_sha, history
+from flexgs.scene import Scene as Capture
+from flexgs.tracking import Run, Tracking, flatten
 from ray_jobs.schedule import Place, Scene, plan, speedup
 from ray_jobs.store import Store
 from ray_jobs.train_scene import RESULTS, STOP, SceneJob, train_scene
@@ -53,11 +55,12 @@ class Batch:
         self._untold: list[SceneJob] = []
         """Finished, and MLflow has not taken it."""
 
-    def skip(self, job: SceneJob) -> bool:
-        """Whether there is nothing to train: the scene was finished earlier. MLflow gets what it may have missed."""
-        job.store.pull("config.json", "results.json", *HISTORY)
+    def skip(self, job: SceneJob, scene: Capture) -> bool:
+        """Whether there is nothing to train: the scene was finished earlier, or its folder holds something else. MLflow gets
+        what it may have missed."""
+        job.store.pull("config.json", "results.json", "model/model.json", *HISTORY)
         try:
-            results = finished(job.folder, job.config)
+            results = finished(job.folder, job.config, scene)
         except UserError as e:
             self.errors[job.name] = e
             return True
@@ -72,7 +75,7 @@ class Batch:
         """Send MLflow what it does not have of a finished scene."""
         with _storage_may_be_away():
             job.store.pull(*HISTORY, *RESULTS)
-        run.log_history(read_jsonl(job.folder / "metrics.jsonl"))
+        run.log_history(history(job.folder / "metrics.jsonl"))
         if not run.log_results(self.results[job.name], job.folder):
             self._untold.append(job)
 
@@ -236,7 +239,7 @@ class Watch:
 
     def look(self, screen: "Screen") -> str:
         """The scene's line now; tells the screen about workers that were started again."""
-        failures = read_jsonl(self._failures)
+        failures = read_jsonl(self._failures, "errors")
         for failure in failures[self._failed:]:
             screen.say(f"{self.job.name}: workers started again: {'; '.join(sorted(set(failure['errors'].values())))}")
             self.run.log_metric("train/restarts", len(failures))
@@ -257,7 +260,7 @@ class Watch:
                 self.job.store.push("mlflow.json")
         if now or time.time() - self._tracked > TRACKING_SECONDS:
             self._tracked = time.time()
-            self.run.log_history(read_jsonl(self._history))
+            self.run.log_history(history(self._history))
 
     def seconds(self) -> float:
         return time.time() - self.started if self.started else 0.0
@@ -269,7 +272,7 @@ class Watch:
                 self.job.store.pull("metrics.jsonl")
             self._pulled = time.monotonic()
         if self._history.exists() and self._history.stat().st_mtime > self._since:
-            return [row for row in read_jsonl(self._history) if row["step"] > self._kept]
+            return [row for row in history(self._history) if row["step"] > self._kept]
         return []
 
 

@@ -150,7 +150,7 @@ def test_run_folder_holds_what_it_promises(scene, config, tmp_path):
     assert [json.loads(x)["step"] for x in (folder / "metrics.jsonl").read_text().splitlines()] == lines
     assert results == json.loads((folder / "results.json").read_text())
     assert results["protocol"].items() >= scene.protocol.items()  # how it was measured hides nothing of what was
-    assert finished(folder, config) == results
+    assert finished(folder, config, scene) == results
     assert Config.load(folder / "config.json") == config
     n = results["splats"]
     for ratio, row in results["ratios"].items():
@@ -163,7 +163,7 @@ def test_run_folder_holds_what_it_promises(scene, config, tmp_path):
             psnrs.append(-10 * math.log10(float((image - view.image() / 255).square().mean())))
         assert abs(sum(psnrs) / len(psnrs) - row["psnr"]) < 0.01
     config.steps += 40
-    assert finished(folder, config) is None
+    assert finished(folder, config, scene) is None
     more = run(config, scene, folder, Group(), session)
     assert more["steps"] == 160 and lines[6:] == [140, 160]
     assert more["splats"] == n  # the longer run goes on in stage 2
@@ -175,8 +175,8 @@ def test_run_folder_holds_what_it_promises(scene, config, tmp_path):
 
 def test_a_stopped_run_goes_on_where_it_was_stopped(scene, config, tmp_path):
     class Stopping(LocalSession):
-        def stop(self) -> bool:
-            return steps[-1] == 60  # between two checkpoints
+        def stop(self, reported: bool) -> bool:
+            return reported and steps[-1] == 60  # between two checkpoints
 
     def session(kind: type[LocalSession], name: str) -> LocalSession:
         return kind(tmp_path / name, Group(), lambda step, m: steps.append(step))
@@ -186,7 +186,7 @@ def test_a_stopped_run_goes_on_where_it_was_stopped(scene, config, tmp_path):
     steps.clear()
     with pytest.raises(StoppedError, match="stopped at 60 of 120 views"):
         run(config, scene, tmp_path / "run", Group(), session(Stopping, "run"))
-    assert (tmp_path / "run" / "checkpoints" / "step_00000060").is_dir() and finished(tmp_path / "run", config) is None
+    assert (tmp_path / "run" / "checkpoints" / "step_00000060").is_dir() and finished(tmp_path / "run", config, scene) is None
     resumed = run(config, scene, tmp_path / "run", Group(), session(Stopping, "run"))
     assert steps == [20, 40, 60, 80, 100, 120]
     for ratio, row in resumed["ratios"].items():
@@ -199,7 +199,7 @@ def test_a_last_batch_beyond_the_steps_is_an_end(scene, config, tmp_path):
     session = LocalSession(tmp_path / "run", Group(), QUIET)
     Trainer(config, scene).fit(QUIET, session.checkpoint)
     again = Trainer(config, scene)
-    again.load(session.latest_checkpoint())
+    again.load(session.checkpoints()[0])
     again.fit(QUIET, session.checkpoint)
     assert again.step == 42
 
@@ -227,7 +227,7 @@ def test_broken_checkpoint_is_a_user_error(name, scene, config, tmp_path):
     whole = (tmp_path / name).read_bytes()
     for size in (0, 9, len(whole) // 2, len(whole) - 2):
         (tmp_path / name).write_bytes(whole[:size])
-        with pytest.raises(UserError, match="not a readable checkpoint"):
+        with pytest.raises(UserError, match="damaged"):
             Trainer(config, scene).load(tmp_path)
 
 
@@ -242,7 +242,7 @@ def test_nan_stops_with_the_step_and_keeps_the_checkpoint(scene, config, tmp_pat
     with pytest.raises(NonFiniteLossError, match=r"studio, step 20: the loss is nan"):
         trainer.fit(poison, session.checkpoint)
     again = Trainer(config, scene)
-    again.load(session.latest_checkpoint())
+    again.load(session.checkpoints()[0])
     assert again.step in (10, 20)
 
 

@@ -82,8 +82,8 @@ class ElasticModel:
         splats = splats_of(file.heads, str(file.file), Gaussians=file.about["splats"])
         with torch.device("meta"):  # its sizes, without memory for them
             transform = make_transform(config, splats).stored()
-        layout = {**SPLATS, **layout_of(transform, "transform.")}
-        tensors = file.tensors(layout | (CAMERAS if CAMERAS.keys() & file.heads.keys() else {}))
+        optional = CAMERAS if CAMERAS.keys() & file.heads.keys() else {}
+        tensors = file.tensors({**SPLATS, **layout_of(transform, "transform."), **optional})
         transform.load_state_dict(part(tensors, "transform."), assign=True)
         cameras = [Camera(viewmat, K, *size.tolist()) for viewmat, K, size in
                    zip(*(tensors.get(name, ()) for name in CAMERAS), strict=True)]

@@ -11,6 +11,8 @@ from pathlib import Path
 from flexgs.errors import UserError
 from flexgs.scene.views import View
 
+GIVE_SCENE = "give the capture that it was made from with --scene"
+OTHER_OUTPUT = "choose another --output, or give the capture that it was made from"
 PARTS = ("number of images", "names of images", "poses or lenses", "sizes of image files")
 
 

@@ -23,10 +23,10 @@ from flexgs.model.selector import GsNet, Selection, sampled_order
 from flexgs.model.transform import Transform, make_transform
 from flexgs.raster import render
 from flexgs.scene import Points, Scene, ViewSampler, initial_splats
-from flexgs.scene.identity import check_same_capture
+from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture
 from flexgs.seeds import generator
 from flexgs.splats import Splats
-from flexgs.stored import SPLATS, part, splats_of
+from flexgs.stored import SPLATS, splats_of
 from flexgs.training.checkpoint import STATE, Checkpoint, DamagedError
 from flexgs.training.densify import Densifier, crosses, reorder
 from flexgs.training.gradients import summed_gradients, totals
@@ -325,8 +325,8 @@ class Trainer:
             "elastic": self._elastic, "seconds": self.seconds, "config": self.config.to_dict()})
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint. Steps, evaluation and reporting may differ from when it was written, the method and the capture
-        may not.
+        """Go on from a checkpoint. Steps, evaluation and reporting may differ from when it was written; the method and the
+        capture may not.
 
         UserError if they do, DamagedError if the checkpoint is not whole; the trainer is then as it was.
         """
@@ -336,7 +336,7 @@ class Trainer:
             raise UserError(f"{folder}: found scene {about['scene']}, expected {self.scene.name}; choose another output folder")
         check_same_method(checkpoint.config, self.config, about["elastic"], folder)
         check_same_capture(about.get("capture"), self.scene.digest, folder,
-                           "choose another --output, or train on the capture that it was made from")
+                           OTHER_OUTPUT)
         try:
             tensors = {name: t.to(self.device) for name, t in checkpoint.tensors(self._layout(checkpoint)).items()}
         except UserError as e:
@@ -344,15 +344,15 @@ class Trainer:
         self.step, self.seconds = about["step"], about["seconds"]
         if self.step >= about["base_steps"]:  # stage 1 is over: raising --steps lengthens stage 2 only
             self.base_steps = about["base_steps"]
-        self.splats = Splats(**part(tensors, "splats.")).requires_grad_(not self.frozen)
+        self.splats = Splats(**stored.part(tensors, "splats.")).requires_grad_(not self.frozen)
         self.optimizer = Optimizer(splat_groups(self.splats, self.config.rates, self.scene.extent), self.batch)
         if about["elastic"]:
             self._make_stage_2()
-            self.transform.load_state_dict(part(tensors, "transform."))
+            self.transform.load_state_dict(stored.part(tensors, "transform."))
             if self.gsnet:
-                self.gsnet.load_state_dict(part(tensors, "gsnet."))
+                self.gsnet.load_state_dict(stored.part(tensors, "gsnet."))
                 self.rank = tensors["rank"]
-        self.optimizer.load_moments(part(tensors, "adam."))
+        self.optimizer.load_moments(stored.part(tensors, "adam."))
         if "densify.seen" in tensors:
             self.densifier.gradient, self.densifier.seen = tensors["densify.gradient"], tensors["densify.seen"]
 
