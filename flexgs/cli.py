@@ -49,6 +49,7 @@ class Train:
     def __call__(self) -> None:
         from flexgs.distributed import Group
         from flexgs.evaluate.table import print_results
+        from flexgs.model.elastic import ElasticModel
         from flexgs.run import LocalSession, finished, run
         from flexgs.training.memory import expected_memory
 
@@ -57,6 +58,7 @@ class Train:
         with only_one(folder):
             results = finished(folder, self.config, scene)
             if results:
+                ElasticModel.load(folder)  # or a line says that it is not whole
                 print(f"{folder}: already finished at {results['steps']} views; raise --steps to go on")
             else:
                 print(f"{scene.name}: {expected_memory(scene, self.config)}", flush=True)

@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 from conftest import random_splats
+from safetensors.torch import load_file
 
+from flexgs import stored
 from flexgs.config import Config, Evaluation, count_at
 from flexgs.deploy.export import read_ply, write_ply
 from flexgs.distributed import Group
@@ -17,7 +19,8 @@ from flexgs.model.elastic import ElasticModel
 from flexgs.model.importance import score
 from flexgs.model.transform import Transform
 from flexgs.raster import render
-from flexgs.run import LocalSession, StoppedError, finished, run
+from flexgs.run import LocalSession, StoppedError, finished, history, resume, run
+from flexgs.training.checkpoint import DamagedError
 from flexgs.training.densify import Densifier, crosses, halves, reorder, rotation_matrices
 from flexgs.training.optim import Optimizer, splat_groups
 from flexgs.training.trainer import NonFiniteLossError, Trainer
@@ -242,8 +245,93 @@ def test_nan_stops_with_the_step_and_keeps_the_checkpoint(scene, config, tmp_pat
     with pytest.raises(NonFiniteLossError, match=r"studio, step 20: the loss is nan"):
         trainer.fit(poison, session.checkpoint)
     again = Trainer(config, scene)
-    again.load(session.checkpoints()[0])
-    assert again.step in (10, 20)
+    resume(again, session)  # the one at 20 has been poisoned
+    assert again.step == 10
+
+
+def changed(folder, name, change):
+    """Write a tensor file again, with its SHA-256 as it should be."""
+    tensors = load_file(folder / f"{name}.safetensors")
+    change(tensors)
+    about = json.loads((folder / f"{name}.json").read_text())
+    del about["sha256"]
+    stored.save(folder, name, tensors, about)
+
+
+DAMAGE = {
+    "fewer rows": lambda t: t.update({"splats.quats": t["splats.quats"][:1].clone()}),
+    "another type": lambda t: t.update({"splats.means": t["splats.means"].double()}),
+    "a missing tensor": lambda t: t.pop("splats.sh0"),
+    "a tensor of nobody": lambda t: t.update(more=torch.zeros(1)),
+    "more harmonics": lambda t: t.update({"splats.shN": torch.zeros(len(t["splats.means"]), 8, 3)}),
+    "NaN": lambda t: t["splats.scales"].fill_(math.nan),
+    "a moment of other rows": lambda t: t.update({"adam.splats.sh0/exp_avg": torch.zeros(1, 3)}),
+    "an infinite moment": lambda t: t["adam.splats.means/exp_avg_sq"].fill_(math.inf),
+    "statistics of other rows": lambda t: t.update({"densify.seen": torch.zeros(1)}),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over(kind, scene, config, tmp_path, capsys):
+    """The one before it is taken, with one line; the trainer is not touched by the damaged one."""
+    session, trainer = LocalSession(tmp_path, Group(), QUIET), Trainer(config, scene)
+    for step in (1, 2):
+        trainer.train_step()
+        session.checkpoint(step, trainer.save)
+    changed(session.checkpoints()[0], "state", DAMAGE[kind])
+    again = Trainer(config, scene)
+    resume(again, session)
+    assert again.step == 1
+    line, = capsys.readouterr().err.splitlines()
+    assert "step_00000002" in line and line.endswith("going on from the views 1")
+    changed(session.checkpoints()[1], "state", DAMAGE[kind])
+    with pytest.raises(UserError, match=r"no older one is whole: remove them"):
+        resume(Trainer(config, scene), session)
+
+
+def test_a_changed_bit_is_noticed(scene, config, tmp_path):
+    trainer = Trainer(config, scene)
+    trainer.train_step()
+    trainer.save(tmp_path)
+    for name in ("state.safetensors", "state.json"):
+        whole = (tmp_path / name).read_bytes()
+        at = len(whole) - 9 if name == "state.safetensors" else whole.index(b'"seconds": ') + 13
+        (tmp_path / name).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
+        with pytest.raises(DamagedError):
+            Trainer(config, scene).load(tmp_path)
+        (tmp_path / name).write_bytes(whole)
+    Trainer(config, scene).load(tmp_path)
+
+
+def test_another_capture_does_not_continue_a_checkpoint(scene, config, tmp_path):
+    trainer = Trainer(config, scene)
+    trainer.save(tmp_path)
+    count, names, _, files = scene.digest.split("-")
+    solved_again = dataclasses.replace(scene, protocol={"digest": f"{count}-{names}-0-{files}"})
+    with pytest.raises(UserError, match="was made from another capture, with other poses or lenses; choose another"):
+        Trainer(config, solved_again).load(tmp_path)
+    Trainer(config, dataclasses.replace(scene, protocol={"digest": "from before there were parts"})).load(tmp_path)
+
+
+def test_a_small_model_file_takes_no_memory_for_what_it_claims(scene, config, tmp_path):
+    config.steps = 4
+    model = train(config, scene)
+    model.save(tmp_path)
+    about = json.loads((tmp_path / "model.json").read_text())
+    about["config"]["transform"]["kind"], about["config"]["field"]["resolution"] = "field", [4000] * 4  # 18 GB
+    (tmp_path / "model.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"found no 'transform\.box'"):
+        ElasticModel.load(tmp_path)
+    model.save(tmp_path)
+    changed(tmp_path, "model", lambda t: t.update({"transform.means": t["transform.means"][:1].clone()}))
+    with pytest.raises(UserError, match=r"found transform\.means of float16 \[1, 3\]"):
+        ElasticModel.load(tmp_path)
+
+
+def test_lines_of_the_history_that_are_none_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 20, "loss": 0.1}\n\xff\n[1]\n{"loss": 1}\n{"step": "x"}\n{"step": 40}\n{"step": 6')
+    assert [row["step"] for row in history(path)] == [20, 40]
 
 
 def test_batch_must_fit_the_workers(scene, config):

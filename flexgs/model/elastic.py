@@ -16,6 +16,7 @@ from flexgs.model.transform import Transform, make_transform
 from flexgs.splats import Splats
 from flexgs.stored import SPLATS, Stored, layout_of, part, splats_of
 
+DAMAGED = "the model is damaged: copy it again; a run without results.json makes it again"
 CAMERAS: Layout = {"cameras.viewmat": ("float32", ("cameras", 4, 4)), "cameras.K": ("float32", ("cameras", 3, 3)),
                    "cameras.size": ("int64", ("cameras", 2))}
 
@@ -77,7 +78,7 @@ class ElasticModel:
         folder = inner if (inner := newest(folder, "model")).is_dir() else folder
         if not (folder / "model.json").exists():
             raise UserError(f"{folder}: not a flexgs model; expected a folder with model.safetensors and model.json")
-        file = Stored(folder, "model", {"splats": int, "config": dict}, "the model is damaged: train or copy it again")
+        file = Stored(folder, "model", {"splats": int, "config": dict}, DAMAGED)
         config = Config.from_dict(file.about["config"], str(folder / "model.json"))
         splats = splats_of(file.heads, str(file.file), Gaussians=file.about["splats"])
         with torch.device("meta"):  # its sizes, without memory for them
