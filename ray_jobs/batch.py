@@ -2,10 +2,11 @@
 in MLflow."""
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from statistics import harmonic_mean
 from typing import Any, Self
@@ -38,6 +39,8 @@ WAIT_FOR_TRACKING_SECONDS = 60.0
 HISTORY = ("metrics.jsonl", "failures.jsonl", "mlflow.json")
 PULL_SECONDS = 3.0
 """Between two looks at what an object store keeps of a scene."""
+KEEP_SECONDS = 60.0
+"""How long to wait for checkpoints when the job is interrupted."""
 STEADY = 5
 """Reports that a scene's rate is the mean of."""
 
@@ -123,7 +126,9 @@ class Batch:
                         else:
                             screen.say(self._ended(watch, future))
                             del watches[watch.job.name]
-        except BaseException:
+        except BaseException as e:
+            if isinstance(e, KeyboardInterrupt):
+                self._keep(running)
             for watch in watches.values():
                 if watch.started:
                     watch.run.finish("KILLED")
@@ -132,6 +137,17 @@ class Batch:
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _keep(self, running: Mapping[Future, "Watch"]) -> None:
+        """Let the scenes that train stop at their next report, with a checkpoint; a second Ctrl-C ends at once."""
+        print(f"flexgs: waits up to {KEEP_SECONDS:.0f} s for checkpoints; Ctrl-C ends at once", file=sys.stderr, flush=True)
+        for watch in running.values():
+            watch.stop()
+        with suppress(KeyboardInterrupt):
+            wait(running, timeout=KEEP_SECONDS)
+        for watch in running.values():
+            if step := watch.job.store.latest_step():
+                print(f"{watch.job.name}: the checkpoint of {step:,} of {watch.job.config.steps:,} views is kept", flush=True)
 
     def finish(self) -> None:
         """End the parent run in MLflow, with the means over scenes. An MLflow that is away is waited for a little."""
@@ -217,17 +233,18 @@ class Watch:
         """Ask the workers to stop at their next report, so that it can go on there."""
         assert self.place
         self._going, self._gave = place, self._gave or place.workers < self.place.workers
-        self._stop()
+        self.stop()
         screen.say(f"{self.job.name}: is going to continue{_with(place)}")
 
     def leave(self, screen: "Screen") -> None:
         """Ask the workers to stop at their next report, once: their machine is being taken away, or has gone."""
         if not self._leaving:
             self._leaving = True
-            self._stop()
+            self.stop()
             screen.say(f"{self.job.name}: its machine is going, it waits for another")
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Ask the workers to stop at their next report."""
         (self.job.folder / STOP).touch()
         with _storage_may_be_away():
             self.job.store.push(STOP)

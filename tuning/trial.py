@@ -41,7 +41,7 @@ MEASURED_AT = (1, 2, RUNGS)
 class Record:
     """trial.json."""
 
-    params: Params
+    params: dict[str, Any]
     number: int
     """0: what the search started from."""
     rungs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -98,7 +98,7 @@ def begun(search: Search, params: Params, number: int) -> Record:
     """The record of these parameters, a new one if they have not been tried; an earlier one keeps its number."""
     folder = search.trial_folder(params)
     if not (folder / "trial.json").exists():
-        Record(params, number).save(folder)
+        Record(dict(params), number).save(folder)
     return Record.load(folder)
 
 

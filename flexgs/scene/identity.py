@@ -39,7 +39,8 @@ def check_same_capture(known: str | None, ours: str | None, where: Path, advice:
 
 def _rounded(numbers: Sequence[float]) -> list[float]:
     """To the digits that every machine computes alike: five of the largest."""
-    digits = 4 - math.floor(math.log10(max(map(abs, numbers), default=0) or 1))
+    largest = max((abs(x) for x in numbers if math.isfinite(x)), default=0)
+    digits = 4 - math.floor(math.log10(largest or 1))
     return [round(x, digits) + 0.0 for x in numbers]  # -0.0 + 0.0 is 0.0
 
 
