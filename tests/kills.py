@@ -23,6 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from flexgs.files import read_jsonl
+
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.utime"}
 SETTINGS = ["--preset", "smoke", "--data.factor", "1", "--base.max-splats", "300", "--base.grow-every", "10",
             "--checkpoint-every", "10", "--report-every", "10", "--evaluation.lpips", "--evaluation.ratios", "0.1", "1",
@@ -57,8 +59,7 @@ def state(run: Path) -> dict[str, str]:
     if (run / "results.json").exists():
         rows = json.loads((run / "results.json").read_text())["ratios"]
         found["results"] = str({ratio: (row["psnr"], row["ssim"], row["splats"]) for ratio, row in rows.items()})
-    if (run / "metrics.jsonl").exists():
-        found["history"] = str([json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()])
+    found["history"] = str([row["step"] for row in read_jsonl(run / "metrics.jsonl", "step")])
     return found
 
 
