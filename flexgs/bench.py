@@ -169,12 +169,11 @@ def bench_step(scene: "Scene", checkpoint: Path, methods: Sequence[str], *, repe
     by GsNet now and then, is not part of a step.
     """
     from flexgs.compare import method_config
-    from flexgs.config import Config
     from flexgs.raster.cpu.pool import get_num_threads, set_num_threads
-    from flexgs.training.checkpoint import load_checkpoint
+    from flexgs.training.checkpoint import Checkpoint
     from flexgs.training.trainer import Trainer
 
-    common = Config.from_dict(load_checkpoint(checkpoint)[1]["config"], str(checkpoint))
+    common = Checkpoint(checkpoint).config
     configs = {name: method_config(name, common) for name in ("plain", *methods)}
     bands = configs["default"].ratios.bands if "default" in configs else ()
     for low, high in bands:

@@ -27,6 +27,7 @@ from flexgs.commands.deploy import Cut, Info, Pack, Render, Serve, View
 from flexgs.config import METHODS, PRESETS, Config, Distributed, Evaluation, check_ratio
 from flexgs.errors import UserError, cure
 from flexgs.files import make_folder, only_one
+from flexgs.signals import Terminated, terminate
 from flexgs.sizes import fitting
 from flexgs.urls import first_line, public
 
@@ -59,20 +60,23 @@ class Train:
     def __call__(self) -> None:
         from flexgs.distributed import Group
         from flexgs.evaluate.table import print_results
+        from flexgs.model.elastic import ElasticModel
         from flexgs.run import LocalSession, finished, run
         from flexgs.training.memory import expected_memory
 
         device = pick_device(self.device)
         self.config = fitting(self.config.check(), device != "cpu", self.typed)
-        folder = self.output / self.scene.resolve().name
-        results = finished(folder, self.config)
-        if results:
-            print(f"{shlex.quote(str(folder))}: already finished at {results['steps']} views; raise --steps to go on")
-        else:
-            scene = load_capture(self.scene, self.config)
-            print(f"{scene.summary()}\n{scene.name}: {expected_memory(scene, self.config)}")
-            session = LocalSession(folder, Group(), functools.partial(_print_progress, scene.name))
-            with only_one(folder):
+        scene = load_capture(self.scene, self.config)
+        print(scene.summary(), flush=True)
+        folder = self.output / scene.name
+        with only_one(folder):
+            results = finished(folder, self.config, scene)
+            if results:
+                ElasticModel.load(folder)  # or a line says that it is not whole
+                print(f"{shlex.quote(str(folder))}: already finished at {results['steps']} views; raise --steps to go on")
+            else:
+                print(f"{scene.name}: {expected_memory(scene, self.config)}", flush=True)
+                session = LocalSession(folder, Group(), functools.partial(_print_progress, scene.name))
                 results = run(self.config, scene, folder, Group(), session, device)
         print_results([results])
         print(where_to_go(folder, self.scene))
@@ -84,6 +88,8 @@ class Adapt(Train):
 
     ply: Annotated[Path, tyro.conf.arg(aliases=["-i"])] = field(kw_only=True)
     """The PLY, in the coordinates of the capture."""
+    output: Path = Path("runs/adapted")
+    """The run goes to OUTPUT/<scene>."""
 
     def __call__(self) -> None:
         self.config.base.ply = str(self.ply)
@@ -159,8 +165,8 @@ class Eval:
 
     run: tyro.conf.Positional[Path]
     """Run folder, or its model folder."""
-    scene: Path
-    """Folder of the capture."""
+    scene: Path | None = None
+    """Folder of the capture. Default: where the run found it."""
     evaluation: Annotated[Evaluation, tyro.conf.arg(name="")] = field(default_factory=Evaluation)
     device: str = "auto"
     json: bool = False
@@ -170,11 +176,14 @@ class Eval:
         from flexgs.evaluate.metrics import evaluate
         from flexgs.evaluate.table import print_results
         from flexgs.model.elastic import ElasticModel
+        from flexgs.run import recorded_capture
+        from flexgs.scene.identity import GIVE_SCENE, check_same_capture
 
         for ratio in self.evaluation.ratios:
             check_ratio(ratio, "--ratios")
         model = ElasticModel.load(self.run).to(pick_device(self.device))
-        scene = load_capture(self.scene, model.config)
+        scene = load_capture(self.scene or recorded_capture(self.run), model.config)
+        check_same_capture(model.capture, scene.digest, self.run, GIVE_SCENE)
         measured = evaluate(model, scene, self.evaluation, model.config.background)
         if self.json:
             print(json.dumps(measured, indent=1))
@@ -218,7 +227,7 @@ class Bench:
         from flexgs.bench_ddp import bench_ddp
         from flexgs.deploy.frame_time import measure_frames
         from flexgs.deploy.source import open_model
-        from flexgs.training.checkpoint import load_checkpoint
+        from flexgs.training.checkpoint import Checkpoint
 
         if self.what == "raster":
             bench_raster(points=self.points)
@@ -237,8 +246,7 @@ class Bench:
             return
         if not self.scene or not self.checkpoint:
             raise UserError("bench step: expected --scene and --checkpoint; `flexgs compare SCENE` leaves one in stage1/done")
-        config = Config.from_dict(load_checkpoint(self.checkpoint)[1]["config"], str(self.checkpoint))
-        bench_step(load_capture(self.scene, config), self.checkpoint, self.methods)
+        bench_step(load_capture(self.scene, Checkpoint(self.checkpoint).config), self.checkpoint, self.methods)
 
 
 @dataclass
@@ -345,14 +353,6 @@ def last_value(flag: str, args: Sequence[str]) -> str | None:
     return values[-1] if values else None
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: what schedulers send to end a run."""
-
-
-def _terminate(*_: object) -> None:
-    raise Terminated
-
-
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
     print(f"flexgs: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
@@ -368,15 +368,14 @@ def guard(main: Callable[[], int | None]) -> int:
         print(f"flexgs: {public(str(e))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as e:
-        print("flexgs: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        print(f"flexgs: interrupted{f'; {e}' if str(e) else ''}", file=sys.stderr)
         return 143 if isinstance(e, Terminated) else 130
     except BrokenPipeError:  # the reader, such as head, has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as e:
         if not (advice := cure(e)):
             raise
-        print(f"flexgs: {advice}, and give the same command again: training continues from its last checkpoint "
-              f"({first_line(e)})", file=sys.stderr)
+        print(f"flexgs: {advice}, and give the same command again ({first_line(e)})", file=sys.stderr)
         return 1
     return 0
 
@@ -393,7 +392,7 @@ def main() -> None:
         sys.exit(0)
     if args[0] not in COMMANDS:
         sys.exit(guard(functools.partial(_unknown, args[0])))
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     sys.exit(guard(lambda: parse(COMMANDS[args[0]], args[1:], f"flexgs {args[0]}")()))
 
 

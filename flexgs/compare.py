@@ -9,15 +9,12 @@ what is finished is not repeated, what is not is continued.
 """
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
-
-from safetensors import safe_open
 
 from flexgs.config import BASE_RATES, PRESETS, Config, check_same_method, count_at
 from flexgs.distributed import Group
@@ -26,10 +23,12 @@ from flexgs.evaluate.comparison import Rows, Sheet, cost_sheet, published_sheet,
 from flexgs.evaluate.pictures import write_tradeoff
 from flexgs.evaluate.table import mean_ratios
 from flexgs.files import atomic_file, atomic_folder, write_json
-from flexgs.run import LocalSession, finished, git_sha, run
+from flexgs.run import LocalSession, finished, git_sha, read_results, resume, run, train
 from flexgs.scene import Scene
+from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture
+from flexgs.stored import splats_of
 from flexgs.tracking import Tracking, flatten
-from flexgs.training.checkpoint import latest_checkpoint
+from flexgs.training.checkpoint import Checkpoint, latest_checkpoint
 from flexgs.training.trainer import Report, Trainer
 
 COMMON = ("seed", "steps", "batch", "background", "report_every", "checkpoint_every", "check_every", "data", "base",
@@ -94,12 +93,13 @@ def cells(methods: Sequence[str], common: Config, folder: Path) -> list[Cell]:
 def train_stage1(scene: Scene, common: Config, folder: Path, device: str, report: Report) -> None:
     """Train the model that all methods start from, into folder/seed_<common.seed>/stage1."""
     folder = folder / f"seed_{common.seed}" / "stage1"
-    if not (folder / "done").exists():
+    if (folder / "done").exists():
+        check_same_capture(Checkpoint(folder / "done").about.get("capture"), scene.digest, folder, OTHER_OUTPUT)
+    else:
         session = LocalSession(folder, Group(), report)
         trainer = Trainer(common, scene, device=device)
-        if (checkpoint := session.latest_checkpoint()) is not None:
-            trainer.load(checkpoint)
-        trainer.fit(report, session.checkpoint, until=trainer.base_steps)
+        resume(trainer, session)
+        train(trainer, session, report, trainer.base_steps)
         with atomic_folder(folder / "done") as out:
             trainer.save(out)
 
@@ -109,14 +109,14 @@ def train_cell(cell: Cell, scene: Scene, device: str, report: Report) -> None:
 
     What differs from a finished cell in its evaluation only is measured, not trained again.
     """
-    if not done(cell):
+    if not done(cell, scene):
         start = _trained_alike(cell) or (None if cell.from_nothing else cell.stage1)
         run(_sized(cell), scene, cell.folder, Group(), LocalSession(cell.folder, Group(), report, start=start), device)
 
 
-def done(cell: Cell) -> bool:
-    """Whether the cell is trained and measured. UserError if its folder holds another method's results."""
-    return cell.stage1.exists() and finished(cell.folder, _sized(cell)) is not None
+def done(cell: Cell, scene: Scene) -> bool:
+    """Whether the cell is trained and measured. UserError if its folder holds results of another method or capture."""
+    return cell.stage1.exists() and finished(cell.folder, _sized(cell), scene) is not None
 
 
 def measured(cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
@@ -127,10 +127,9 @@ def measured(cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
     """
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for cell in cells:
-        if not (cell.folder / "results.json").exists():
+        if (results := read_results(cell.folder)) is None:
             continue
-        results = json.loads((cell.folder / "results.json").read_text())
-        before = 0.0 if cell.from_nothing else json.loads((cell.stage1 / "state.json").read_text())["seconds"]
+        before = 0.0 if cell.from_nothing else Checkpoint(cell.stage1).about["seconds"]
         row = found.setdefault(cell.method, {}).setdefault(cell.config.seed, {
             "seed": cell.config.seed, "ratios": {}, "train_seconds": before, "stored_mb": 0.0})
         own = results["train_seconds"] - before
@@ -205,8 +204,8 @@ def _sized(cell: Cell) -> Config:
     """The cell's settings; a model from nothing may have as many Gaussians as its ratio of stage 1."""
     if not cell.from_nothing or cell.ratio is None:
         return cell.config
-    with safe_open(cell.stage1 / "state.safetensors", "pt") as stage1:
-        n = stage1.get_slice("splats.means").get_shape()[0]
+    stage1 = Checkpoint(cell.stage1)
+    n = len(splats_of(stage1.heads, str(stage1.file)))
     base = dataclasses.replace(cell.config.base, max_splats=count_at(cell.ratio, n))
     return dataclasses.replace(cell.config, base=base)
 

@@ -179,7 +179,8 @@ def shown(value: Any) -> str:
 
 
 def check_tensors(tensors: "Mapping[str, Tensor]", layout: Layout, where: str, numbers: dict[str, int] | None = None) -> None:
-    """UserError unless tensors are those of layout, by name, dtype ("float32") and shape, and every number is finite.
+    """UserError unless tensors are those of layout, by name, dtype ("float32") and shape, and every number is finite. Those on
+    the meta device, which stand for tensors that are not read yet, have no numbers.
 
     Kernels do not look at sizes again: a tensor of fewer rows would be read beyond its end. numbers: what named dimensions
     are known to be; those that are not are filled in.
@@ -203,5 +204,5 @@ def check_tensors(tensors: "Mapping[str, Tensor]", layout: Layout, where: str, n
             wanted = [numbers.get(d, d) if isinstance(d, str) else d for d in shape]
             raise UserError(f"{where}: found {name} of {str(t.dtype).removeprefix('torch.')} {list(t.shape)}, expected {dtype} "
                             f"{wanted}; the file is damaged")
-        if t.is_floating_point() and not bool(torch.isfinite(t).all()):
+        if t.is_floating_point() and not t.is_meta and not bool(torch.isfinite(t).all()):
             raise UserError(f"{where}: found NaN or infinite numbers in {name}, expected finite ones; the file is damaged")

@@ -1,6 +1,9 @@
 """One scene from training to cuts, in one folder; the same function under the command line, Ray Train and Ray Tune.
 
     config.json  metrics.jsonl  results.json  model/  checkpoints/step_00002000/  cuts/  renders/
+
+model/, cuts/, renders/ and results.json of a finished run change together (files.publish); a first model is there before it is
+measured. Whoever writes into the folder owns it (files.only_one).
 """
 
 import contextlib
@@ -8,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,21 +19,32 @@ from typing import Any, Protocol
 
 from flexgs.config import Config, check_same_method
 from flexgs.deploy.export import read_ply, write_ply
+from flexgs.deploy.formats import as_stored
 from flexgs.distributed import Group
 from flexgs.errors import UserError
-from flexgs.evaluate.metrics import evaluate
+from flexgs.evaluate import lpips
+from flexgs.evaluate.metrics import chosen, evaluate
 from flexgs.evaluate.pictures import write_curve, write_grid
-from flexgs.files import atomic_file, atomic_folder, make_folder, write_json
+from flexgs.files import atomic_file, atomic_folder, make_folder, newest, publish, read_jsonl, staged, tidy, write_json
+from flexgs.inputs import read_json, typed
 from flexgs.scene import Scene
-from flexgs.training.checkpoint import latest_checkpoint
-from flexgs.training.trainer import Trainer
+from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture
+from flexgs.signals import held
+from flexgs.splats import Splats
+from flexgs.training.checkpoint import DamagedError, checkpoints
+from flexgs.training.memory import expected_disk
+from flexgs.training.trainer import Report, Trainer
+
+RESULTS: dict[str, Any] = {"scene": str, "steps": int, "train_seconds": float, "protocol": dict,
+                           "ratios": dict[str, dict[str, float | None]]}
+"""What a results.json has at least."""
 
 
 class Session(Protocol):
     """Where a run reports to and keeps its checkpoints."""
 
-    def latest_checkpoint(self) -> Path | None:
-        """The folder of the newest complete checkpoint, on every worker."""
+    def checkpoints(self) -> list[Path]:
+        """The folders to go on from, the best first, on every worker: the next is for where one is damaged."""
 
     def progress(self, step: int, metrics: dict[str, Any]) -> None:
         """Take the metrics at a step; called on rank 0 only."""
@@ -37,8 +52,9 @@ class Session(Protocol):
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
         """Keep a checkpoint: write(folder) fills an empty folder. Called on all workers; only rank 0 writes."""
 
-    def stop(self) -> bool:
-        """Whether to keep a checkpoint and end now; asked on all workers after each report, with one answer for all."""
+    def stop(self, reported: bool) -> bool:
+        """Whether to keep a checkpoint and end now; asked on all workers after each step, with one answer for all. reported:
+        whether the step has been reported."""
 
 
 class StoppedError(Exception):
@@ -50,53 +66,117 @@ class LocalSession:
 
     def __init__(self, folder: Path, group: Group, on_progress: Callable[[int, dict[str, Any]], None],
                  start: Path | None = None):
-        self.checkpoints, self.group, self.progress, self.start = folder / "checkpoints", group, on_progress, start
+        self.folder, self.group, self.progress, self.start = folder / "checkpoints", group, on_progress, start
 
-    def latest_checkpoint(self) -> Path | None:
-        return latest_checkpoint(self.checkpoints) or self.start
+    def checkpoints(self) -> list[Path]:
+        return [*checkpoints(self.folder), *([self.start] if self.start else [])]
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
         if self.group.rank == 0:
-            with atomic_folder(self.checkpoints / f"step_{step:08d}") as folder:
+            name = f"step_{step:08d}"
+            with atomic_folder(self.folder / name) as folder:
                 write(folder)
-            for old in sorted(self.checkpoints.glob("step_*"))[:-2]:
+            found = checkpoints(self.folder)
+            newer = [path for path in found if path.name > name]  # damaged, else the run had gone on from there
+            for old in newer + [path for path in found if path.name <= name][2:]:
                 shutil.rmtree(old)
 
-    def stop(self) -> bool:
+    def stop(self, reported: bool) -> bool:
         return False
 
 
-def finished(folder: Path, config: Config) -> dict[str, Any] | None:
-    """The results of a run that this configuration has nothing to add to, or None. UserError if they are of another method.
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """The results.json of a run, or None if it has none. UserError if it is damaged."""
+    path = newest(folder, "results.json")
+    if not path.exists():
+        return None
+    results = read_json(path, advice="remove it, and the same command evaluates again")
+    for key, kind in RESULTS.items():
+        typed(kind, results.get(key), f"{path}: {key}")
+    return results
+
+
+def recorded_capture(folder: Path) -> Path:
+    """Where the run in folder, or around a model folder, found its capture. UserError if it does not say, or that is gone."""
+    results = read_results(folder) or read_results(folder.parent) or {}
+    if not isinstance(where := results.get("capture"), str):
+        raise UserError(f"{folder}: does not say where its capture is; give it with --scene")
+    if not Path(where).is_dir():
+        raise UserError(f"{folder}: its capture was in {where}, which is not there; give it with --scene")
+    return Path(where)
+
+
+def finished(folder: Path, config: Config, scene: Scene) -> dict[str, Any] | None:
+    """The results of a run that this configuration has nothing to add to, or None. UserError if they are of another method or
+    another capture.
 
     A run that is only to be evaluated in another way is not finished: run() trains nothing and measures again.
     """
-    path = folder / "results.json"
-    if not path.exists():
+    results = read_results(folder)
+    if results is None:
         return None
-    try:
-        results = json.loads(path.read_text())
-    except json.JSONDecodeError as e:
-        raise UserError(f"{path}: not readable ({e}); remove it to evaluate again") from None
     theirs = Config.load(folder / "config.json")
     check_same_method(theirs, config, True, folder)
-    return results if results["steps"] >= config.steps and theirs.evaluation == config.evaluation else None
+    check_same_capture(results["protocol"].get("digest"), scene.digest, folder, OTHER_OUTPUT)
+    done = results["steps"] >= config.steps and theirs.evaluation == config.evaluation
+    return results if done and newest(folder, "model").is_dir() else None
+
+
+def resume(trainer: Trainer, session: Session) -> None:
+    """Go on from the newest whole checkpoint, if there is any; a line says which are damaged. UserError if all are."""
+    damaged: list[DamagedError] = []
+    for checkpoint in session.checkpoints():
+        try:
+            trainer.load(checkpoint)
+        except DamagedError as e:
+            damaged.append(e)
+            continue
+        break
+    else:
+        if damaged:
+            raise UserError(f"{damaged[0]}; no older one is whole: remove them, and the same command begins anew")
+    if damaged and trainer.group.rank == 0:
+        print(f"flexgs: {damaged[0]}; going on from the views {trainer.step}", file=sys.stderr, flush=True)
+
+
+def train(trainer: Trainer, session: Session, report: Report, until: int | None = None) -> None:
+    """Trainer.fit, which Ctrl-C and SIGTERM end after a step, with a checkpoint; KeyboardInterrupt says so."""
+    with held() as interrupted:
+        trainer.fit(report, session.checkpoint, until, lambda reported: session.stop(reported) or interrupted() is not None)
+        if signal := interrupted():
+            raise type(signal)(f"the checkpoint of {trainer.step:,} of {trainer.config.steps:,} views is kept; "
+                               "the same command continues from there")
+
+
+def check_before(config: Config, scene: Scene, splats: Splats, folder: Path) -> None:
+    """UserError for what would end the run after its last view: no test view, LPIPS weights that are not there, a format that
+    cannot be written here. A line if the disk may be too small."""
+    options = config.evaluation
+    chosen(scene.test, options.views)
+    if options.lpips_weights or os.environ.get(lpips.WEIGHTS_VARIABLE):  # those that are downloaded may be missing
+        for net in options.lpips:
+            lpips.load(net, options.lpips_weights, options.lpips_range)
+    as_stored(splats[:64].detach(), options.format, scene.train)
+    make_folder(folder / "checkpoints")
+    need = expected_disk(config)
+    if (free := shutil.disk_usage(folder).free) < need:
+        print(f"flexgs: {folder}: {free / 1e9:.1f} GB of disk are free, and the run may take {need / 1e9:.1f} GB; "
+              "--base.max-splats lowers that", file=sys.stderr, flush=True)
 
 
 def run(config: Config, scene: Scene, folder: Path, group: Group, session: Session, device: str = "cpu") -> dict[str, Any]:
     """Train scene (or continue), evaluate it, write model, cuts and pictures into folder; returns results.json.
 
-    StoppedError if the session stops it before its last view.
+    StoppedError if the session stops it before its last view; KeyboardInterrupt for Ctrl-C, with a checkpoint.
     """
     config.check()
     base = read_ply(config.base.ply) if config.base.ply else None
     if group.rank == 0:
-        make_folder(folder)  # before the work, not after it
+        tidy(make_folder(folder))  # before the work, not after it
     start = time.perf_counter()
     trainer = Trainer(config, scene, group, device, base)
-    checkpoint = session.latest_checkpoint()
-    if checkpoint is not None:
-        trainer.load(checkpoint)
+    resume(trainer, session)
+    check_before(config, scene, trainer.splats, folder)
     if group.rank == 0:
         write_json(folder / "config.json", config.to_dict())
         _forget_after(folder / "metrics.jsonl", trainer.step)
@@ -106,12 +186,19 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
             lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **metrics}) + "\n")
         session.progress(step, metrics)
 
-    trainer.fit(report if group.rank == 0 else lambda step, metrics: None, session.checkpoint, stop=session.stop)
+    train(trainer, session, report if group.rank == 0 else lambda step, metrics: None)
     if trainer.step < config.steps:
         raise StoppedError(f"{folder}: stopped at {trainer.step} of {config.steps} views")
     training_ended = time.perf_counter()
     model = trainer.model()
     train_seconds = trainer.seconds + time.perf_counter() - training_ended  # the final order is a part of the training
+    if group.rank == 0:
+        first = not newest(folder, "results.json").exists()
+        model.save(_made(staged(folder) / "model"))
+        for ratio in config.evaluation.ratios:
+            write_ply(model.cut(ratio), _made(staged(folder) / "cuts") / cut_name(scene.name, ratio))
+        if first:
+            publish(folder)  # a model is more than its figures; one that has figures is replaced when the new ones are there
     measured = evaluate(model, scene, config.evaluation, config.background, group)
     results = {
         "scene": scene.name, "capture": str(scene.root.absolute()), "preset": config.preset, "seed": config.seed,
@@ -120,16 +207,12 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
         "protocol": {**scene.protocol, **measured["protocol"]}, "ratios": measured["ratios"],
     }
     if group.rank == 0:
-        with atomic_folder(folder / "model") as out:
-            model.save(out)
-        with atomic_folder(folder / "cuts") as out:
-            for ratio in config.evaluation.ratios:
-                write_ply(model.cut(ratio), out / cut_name(scene.name, ratio))
-        with atomic_folder(folder / "renders") as out:
-            write_grid(model, scene, config.evaluation.ratios, config.background, out / "grid.png")
-            write_curve({config.preset: results["ratios"]}, out / "psnr_by_ratio.png")
+        renders = _made(staged(folder) / "renders")
+        write_grid(model, scene, config.evaluation.ratios, config.background, renders / "grid.png")
+        write_curve({config.preset: results["ratios"]}, renders / "psnr_by_ratio.png")
         results["seconds"] = round(time.perf_counter() - start, 1)
-        write_json(folder / "results.json", results)  # last: its presence says that the run is finished
+        write_json(staged(folder) / "results.json", results)
+        publish(folder)
     return results
 
 
@@ -147,16 +230,22 @@ def git_sha() -> str | None:
     return found or os.environ.get("FLEXGS_GIT_SHA") or None
 
 
+def _made(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def _forget_after(path: Path, step: int) -> None:
-    """Drop the lines that a resumed run is going to write again."""
+    """Drop the lines that a resumed run is going to write again, and those that are none; says so if it was not a kill that has
+    cut off the last one."""
     if path.exists():
-        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
         with atomic_file(path) as out:
-            out.write_text("".join(line + "\n" for line in kept))
+            rows = history(path)
+            if (lost := len(path.read_bytes().splitlines()) - len(rows)) > 1:
+                print(f"flexgs: {path}: {lost} lines are damaged and left out", file=sys.stderr, flush=True)
+            out.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
 
 
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return float("inf")  # a line that a kill left half-written
+def history(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl: rows with a number as their step."""
+    return [row for row in read_jsonl(path, "step") if isinstance(row["step"], int)]

@@ -31,8 +31,10 @@ from urllib.parse import unquote, urlencode
 
 from flexgs import notes, telemetry
 from flexgs.config import Evaluation
+from flexgs.errors import UserError
 from flexgs.evaluate.table import psnr_auc
 from flexgs.files import write_json
+from flexgs.inputs import read_json
 from flexgs.urls import first_line, public
 
 log = logging.getLogger("flexgs.tracking")
@@ -288,9 +290,9 @@ class Run:
 
         client = self.tracking.client
         try:
-            run_id = json.loads((self.folder / "mlflow.json").read_text())["run_id"]
+            run_id = read_json(self.folder / "mlflow.json", dict[str, str])["run_id"]
             run = client.get_run(run_id)
-        except (OSError, ValueError, KeyError):
+        except (UserError, KeyError):  # no file, or a damaged one
             return None
         except MlflowException as e:
             if e.error_code == "RESOURCE_DOES_NOT_EXIST":
@@ -333,17 +335,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a file of JSON lines that another process may be writing to."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # the last line, half-written
-    return rows
 
 
 def sqlite_uri(database: Path) -> str:

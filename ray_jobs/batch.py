@@ -2,10 +2,11 @@
 in MLflow."""
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from statistics import harmonic_mean
 from typing import Any, Self
@@ -19,8 +20,10 @@ from flexgs import notes
 from flexgs.cli import progress_line
 from flexgs.errors import UserError
 from flexgs.evaluate.table import mean_ratios, psnr_auc
-from flexgs.run import finished, git_sha
-from flexgs.tracking import Run, Tracking, flatten, read_jsonl
+from flexgs.files import read_jsonl
+from flexgs.run import finished, git_sha, history
+from flexgs.scene import Scene as Capture
+from flexgs.tracking import Run, Tracking, flatten
 from ray_jobs.schedule import Place, Scene, plan, speedup
 from ray_jobs.store import Store
 from ray_jobs.train_scene import RESULTS, STOP, SceneJob, train_scene
@@ -36,6 +39,8 @@ WAIT_FOR_TRACKING_SECONDS = 60.0
 HISTORY = ("metrics.jsonl", "failures.jsonl", "mlflow.json")
 PULL_SECONDS = 3.0
 """Between two looks at what an object store keeps of a scene."""
+KEEP_SECONDS = 60.0
+"""How long to wait for checkpoints when the job is interrupted."""
 STEADY = 5
 """Reports that a scene's rate is the mean of."""
 
@@ -53,11 +58,12 @@ class Batch:
         self._untold: list[SceneJob] = []
         """Finished, and MLflow has not taken it."""
 
-    def skip(self, job: SceneJob) -> bool:
-        """Whether there is nothing to train: the scene was finished earlier. MLflow gets what it may have missed."""
-        job.store.pull("config.json", "results.json", *HISTORY)
+    def skip(self, job: SceneJob, scene: Capture) -> bool:
+        """Whether there is nothing to train: the scene was finished earlier, or its folder holds something else. MLflow gets
+        what it may have missed."""
+        job.store.pull("config.json", "results.json", "model/model.json", *HISTORY)
         try:
-            results = finished(job.folder, job.config)
+            results = finished(job.folder, job.config, scene)
         except UserError as e:
             self.errors[job.name] = e
             return True
@@ -72,7 +78,7 @@ class Batch:
         """Send MLflow what it does not have of a finished scene."""
         with _storage_may_be_away():
             job.store.pull(*HISTORY, *RESULTS)
-        run.log_history(read_jsonl(job.folder / "metrics.jsonl"))
+        run.log_history(history(job.folder / "metrics.jsonl"))
         if not run.log_results(self.results[job.name], job.folder):
             self._untold.append(job)
 
@@ -120,7 +126,9 @@ class Batch:
                         else:
                             screen.say(self._ended(watch, future))
                             del watches[watch.job.name]
-        except BaseException:
+        except BaseException as e:
+            if isinstance(e, KeyboardInterrupt):
+                self._keep(running)
             for watch in watches.values():
                 if watch.started:
                     watch.run.finish("KILLED")
@@ -129,6 +137,17 @@ class Batch:
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _keep(self, running: Mapping[Future, "Watch"]) -> None:
+        """Let the scenes that train stop at their next report, with a checkpoint; a second Ctrl-C ends at once."""
+        print(f"flexgs: waits up to {KEEP_SECONDS:.0f} s for checkpoints; Ctrl-C ends at once", file=sys.stderr, flush=True)
+        for watch in running.values():
+            watch.stop()
+        with suppress(KeyboardInterrupt):
+            wait(running, timeout=KEEP_SECONDS)
+        for watch in running.values():
+            if step := watch.job.store.latest_step():
+                print(f"{watch.job.name}: the checkpoint of {step:,} of {watch.job.config.steps:,} views is kept", flush=True)
 
     def finish(self) -> None:
         """End the parent run in MLflow, with the means over scenes. An MLflow that is away is waited for a little."""
@@ -214,17 +233,18 @@ class Watch:
         """Ask the workers to stop at their next report, so that it can go on there."""
         assert self.place
         self._going, self._gave = place, self._gave or place.workers < self.place.workers
-        self._stop()
+        self.stop()
         screen.say(f"{self.job.name}: is going to continue{_with(place)}")
 
     def leave(self, screen: "Screen") -> None:
         """Ask the workers to stop at their next report, once: their machine is being taken away, or has gone."""
         if not self._leaving:
             self._leaving = True
-            self._stop()
+            self.stop()
             screen.say(f"{self.job.name}: its machine is going, it waits for another")
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Ask the workers to stop at their next report."""
         (self.job.folder / STOP).touch()
         with _storage_may_be_away():
             self.job.store.push(STOP)
@@ -236,7 +256,7 @@ class Watch:
 
     def look(self, screen: "Screen") -> str:
         """The scene's line now; tells the screen about workers that were started again."""
-        failures = read_jsonl(self._failures)
+        failures = read_jsonl(self._failures, "errors")
         for failure in failures[self._failed:]:
             screen.say(f"{self.job.name}: workers started again: {'; '.join(sorted(set(failure['errors'].values())))}")
             self.run.log_metric("train/restarts", len(failures))
@@ -257,7 +277,7 @@ class Watch:
                 self.job.store.push("mlflow.json")
         if now or time.time() - self._tracked > TRACKING_SECONDS:
             self._tracked = time.time()
-            self.run.log_history(read_jsonl(self._history))
+            self.run.log_history(history(self._history))
 
     def seconds(self) -> float:
         return time.time() - self.started if self.started else 0.0
@@ -269,7 +289,7 @@ class Watch:
                 self.job.store.pull("metrics.jsonl")
             self._pulled = time.monotonic()
         if self._history.exists() and self._history.stat().st_mtime > self._since:
-            return [row for row in read_jsonl(self._history) if row["step"] > self._kept]
+            return [row for row in history(self._history) if row["step"] > self._kept]
         return []
 
 

@@ -83,7 +83,7 @@ def compare_all(options: CompareAll, args: Sequence[str]) -> int:
     config, experiment = options.checked(args), options.folder
     with warm_up.in_background() as wait_for_kernels, ExitStack() as locks:
         captures = options.captures()
-        _, errors = read_all({capture: options.of(capture, config, args) for capture in captures})
+        scenes, errors = read_all({capture: options.of(capture, config, args) for capture in captures})
         captures = [capture for capture in captures if capture.name not in errors]
         make_folder(experiment)
         for capture in captures:
@@ -97,7 +97,7 @@ def compare_all(options: CompareAll, args: Sequence[str]) -> int:
                      for name, own in commons.items()}
             tasks = [(Task(capture, common, experiment / capture.name), [
                 Task(capture, common, experiment / capture.name, cell) for cell in cells[capture.name]
-                if cell.config.seed == common.seed and not compare.done(cell)])
+                if cell.config.seed == common.seed and not compare.done(cell, scenes[capture.name])])
                 for capture in captures for common in commons[capture.name]]
             tasks = [(stage1, rest) for stage1, rest in tasks if rest]
             if tasks:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -121,18 +121,16 @@ def storage_folder(storage: str | None) -> Path:
     return folder.absolute()
 
 
-def read_all(captures: Mapping[Path, Config], finished: Collection[str] = ()) -> tuple[dict[str, Scene], dict[str, Exception]]:
-    """(the captures that are not finished, what is wrong with others): better said now than when their turn comes. UserError if
-    all are wrong."""
+def read_all(captures: Mapping[Path, Config]) -> tuple[dict[str, Scene], dict[str, Exception]]:
+    """(the captures, what is wrong with others): better said now than when their turn comes. UserError if all are wrong."""
     scenes: dict[str, Scene] = {}
     wrong: dict[str, Exception] = {}
     for capture, config in captures.items():
-        if capture.name not in finished:
-            try:
-                scenes[capture.name] = read_scene(capture, config)
-                print(scenes[capture.name].summary(), flush=True)
-            except UserError as e:
-                wrong[capture.name] = e
+        try:
+            scenes[capture.name] = read_scene(capture, config)
+            print(scenes[capture.name].summary(), flush=True)
+        except UserError as e:
+            wrong[capture.name] = e
     if wrong and len(wrong) == len(captures):
         raise UserError("; ".join(str(e) for e in wrong.values()))
     for name, error in wrong.items():

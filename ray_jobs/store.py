@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
-from flexgs.training.checkpoint import latest_checkpoint
+from flexgs.training.checkpoint import checkpoints
 from flexgs.urls import first_line, public
 
 DESCRIPTION = "state.json"
@@ -91,14 +91,22 @@ class Store:
                 if not (self.folder / there).exists():
                     self.files.delete_file(self.place(there))
 
-    def latest_step(self) -> int:
-        """The views that the newest whole checkpoint has seen; 0 without one."""
+    def steps(self) -> list[int]:
+        """The views that the checkpoints have seen, the newest first."""
         if self.remote:
             names = [Path(there).parent.name for there in self._kept("checkpoints") if there.endswith(f"/{DESCRIPTION}")]
         else:
-            checkpoint = latest_checkpoint(self.folder / "checkpoints")
-            names = [checkpoint.name] if checkpoint else []
-        return int(max(names, default="0").removeprefix("step_"))
+            names = [path.name for path in checkpoints(self.folder / "checkpoints")]
+        return sorted((int(name.removeprefix("step_")) for name in names), reverse=True)
+
+    def latest_step(self) -> int:
+        """Those of the newest; 0 without one."""
+        return next(iter(self.steps()), 0)
+
+    def delete(self, name: str) -> None:
+        """Keep a file no longer; the copy stays as it is."""
+        if self.remote and self.exists(name):
+            self.files.delete_file(self.place(name))
 
     def _kept(self, name: str) -> dict[str, pafs.FileInfo]:
         """The files that are kept of a file or folder, by their path in the run folder."""

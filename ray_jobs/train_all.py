@@ -51,22 +51,20 @@ def train_all(options: TrainAll, args: Sequence[str]) -> int:
     workers = Workers.parse(options.workers, config.batch) if options.workers is not None else None
     with warm_up.in_background() as wait_for_kernels:
         captures, store = options.captures(), options.store()
-        scenes, wrong = read_all({c: options.of(c, config, args) for c in captures},
-                                 {c.name for c in captures if (store / c.name).exists("results.json")})
+        scenes, wrong = read_all({c: options.of(c, config, args) for c in captures})
         with Cluster(options.ray_address, options.gpu) as cluster:
             config = options.fitting(config, cluster, args)
             jobs = [SceneJob(capture, store / capture.name, options.of(capture, config, args),
                              max_failures=options.max_failures) for capture in captures if capture.name not in wrong]
             batch = Batch(store, options.tracking(), public(shlex.join(["python", "ray_jobs/train_all.py", *args])))
-            jobs = [job for job in jobs if not batch.skip(job)]
+            jobs = [job for job in jobs if not batch.skip(job, scenes[job.name])]
             if jobs:
                 least = workers.least if workers else 1
                 cluster.wait_for_gpus(least, least * len(jobs))
                 share = share_out(cluster.nodes(least), len(jobs), workers, config.batch)
                 print(f"{len(jobs)} scene{'s' * (len(jobs) > 1)}, {share}; runs go to {store.place()}", flush=True)
                 for job in jobs:
-                    if job.name in scenes:  # not one that had finished, and is to go on
-                        print(f"{job.name}: {expected_memory(scenes[job.name], job.config)}", flush=True)
+                    print(f"{job.name}: {expected_memory(scenes[job.name], job.config)}", flush=True)
                 if not share.gpu:
                     wait_for_kernels()
 

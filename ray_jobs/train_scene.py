@@ -172,6 +172,7 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any] | None:
             store.pull("metrics.jsonl")
             results = run(config, scene, store.folder, group, RaySession(store, group), str(device))
             if group.rank == 0:
+                store.delete("results.json")  # not beside a model that it does not describe
                 store.push(*RESULTS)
             return results
     except StoppedError:
@@ -187,11 +188,11 @@ class RaySession(LocalSession):
         super().__init__(store.folder, group, lambda step, metrics: store.push("metrics.jsonl"))
         self.store = store
 
-    def latest_checkpoint(self) -> Path | None:
-        step = self.group.gather(self.store.latest_step())[0]  # a shared folder may look older from another machine
-        name = f"checkpoints/step_{step:08d}"
-        self.store.pull(name)
-        return self.store.folder / name if step else None
+    def checkpoints(self) -> list[Path]:
+        steps = self.group.gather(self.store.steps())[0]  # a shared folder may look older from another machine
+        names = [f"checkpoints/step_{step:08d}" for step in steps]
+        self.store.pull(*names)
+        return [self.store.folder / name for name in names]
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
         super().checkpoint(step, write)
@@ -201,8 +202,8 @@ class RaySession(LocalSession):
             kept = Checkpoint(self.store.place(f"checkpoints/{name}"), self.store.files)
         ray.train.report({"step": step}, checkpoint=kept, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
-    def stop(self) -> bool:
-        return self.group.gather(self.group.rank == 0 and self.store.exists(STOP))[0]
+    def stop(self, reported: bool) -> bool:
+        return reported and self.group.gather(self.group.rank == 0 and self.store.exists(STOP))[0]
 
 
 class Failures(UserCallback):

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ import pytest
 
 from flexgs import cli
 from flexgs.config import PRESETS
+from flexgs.scene.synthetic import write_synthetic
 from tests.test_scene import to_transforms
 
 SMALL = ["--preset", "smoke", "--steps", "40", "--data.factor", "1", "--base.max-splats", "800", "--report-every", "20"]
@@ -190,9 +193,9 @@ def test_a_full_disk_loses_nothing(capture, small_disk, tmp_path, capsys):
             junk.write(bytes(1000))
     capsys.readouterr()
     assert flexgs(*more, small_disk) == 1
-    errors = capsys.readouterr().err
-    assert errors.startswith("flexgs: the disk is full: free some of it, and give the same command again")
-    assert errors.count("\n") == 1
+    warned, failed = capsys.readouterr().err.splitlines()
+    assert "0.0 GB of disk are free" in warned
+    assert failed.startswith("flexgs: the disk is full: free some of it, and give the same command again")
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"step_00000020", "step_00000040"}
     assert before == {file: file.read_bytes() for file in before}
     assert json.loads((run / "results.json").read_text())["steps"] == 40
@@ -203,21 +206,76 @@ def test_a_full_disk_loses_nothing(capture, small_disk, tmp_path, capsys):
     assert steps == [20, 40, 60, 80]
 
 
-@pytest.mark.parametrize("layout", ["colmap", "transforms"])
-def test_a_scheduler_ends_a_run(capture, tmp_path, layout):
-    """SIGTERM: one line, no stack trace, and the code that shells know; pycolmap, which lenses need, would change that."""
+@pytest.mark.parametrize(("sent", "code", "layout"), [
+    (signal.SIGTERM, 143, "colmap"), (signal.SIGINT, 130, "colmap"), (signal.SIGTERM, 143, "transforms")])
+def test_an_interrupted_run_keeps_the_step_it_was_at(sent, code, layout, capture, tmp_path):
+    """The line tells the truth: there is a checkpoint of those views, and the same command continues there. pycolmap, which
+    lenses need, would print a stack trace."""
     if layout == "transforms":
         capture = Path(shutil.copytree(capture, tmp_path / "captures" / "studio"))
         to_transforms(capture, k1=0.01)
-    process = subprocess.Popen([sys.executable, "-m", "flexgs", "train", str(capture), *SMALL, "--steps", "100000",
-                                "--output", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "flexgs", "train", str(capture), *SMALL, "--steps", "100000", "--output", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    process.stdout.readline()  # it trains
-    process.terminate()
+    while "stage 1" not in process.stdout.readline():
+        pass
+    process.send_signal(sent)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert errors.splitlines()[-1] == "flexgs: interrupted; the same command continues from the last checkpoint"
-    assert len(errors.splitlines()) == (1 if layout == "colmap" else 2)  # that there are no points
+    assert process.returncode == code
+    *doubts, first, last = errors.splitlines()
+    assert len(doubts) == (layout == "transforms")  # that there are no points
+    assert "once more ends at once" in first
+    views = re.fullmatch(r"flexgs: interrupted; the checkpoint of (\S+) of 100,000 views is kept; the same command continues "
+                         "from there", last)
+    assert views, last
+    step = int(views[1].replace(",", ""))
+    assert (tmp_path / f"studio/checkpoints/step_{step:08d}").is_dir()
+
+
+def test_where_nothing_is_kept_nothing_is_promised(capsys):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert cli.guard(interrupted) == 130
+    assert capsys.readouterr().err == "flexgs: interrupted\n"
+
+
+def test_another_capture_of_the_same_name_is_refused(trained, capture, tmp_path, capsys):
+    """house/dense, then car/dense: neither handed back, nor continued, nor measured."""
+    other = write_synthetic("courtyard", tmp_path / "studio", views=18, width=64, height=48)
+    before = (trained / "model/model.safetensors").read_bytes()
+    for command in (["train", other, "--output", trained.parent, *SMALL],
+                    ["train", other, "--output", trained.parent, *SMALL, "--steps", "80"],
+                    ["eval", trained, "--scene", other], ["view", trained, "--scene", other]):
+        assert flexgs(*command) == 2
+        line = line_of(capsys)
+        assert "was made from another capture, with other sizes of image files; " in line, line
+        assert ("--scene" if command[0] in ("eval", "view") else "another --output") in line
+    assert (trained / "model/model.safetensors").read_bytes() == before
+
+
+def test_eval_finds_the_capture_of_a_run(trained, tmp_path, capsys):
+    assert flexgs("eval", trained, "--ratios", "1", "--lpips", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["protocol"]["test_views"] == 3
+    shutil.copytree(trained / "model", tmp_path / "model")
+    assert flexgs("eval", tmp_path / "model") == 2
+    assert "does not say where its capture is; give it with --scene" in line_of(capsys)
+
+
+def test_what_fails_late_is_found_first(capture, tmp_path, capsys):
+    assert flexgs("train", capture, "--output", tmp_path, *SMALL, "--evaluation.lpips-weights", tmp_path / "none") == 2
+    assert "expected the LPIPS backbone" in line_of(capsys)
+    assert not list(tmp_path.rglob("step_*"))
+
+
+def test_a_ply_of_a_run_is_adapted_beside_it(trained, capture, tmp_path, monkeypatch):
+    """With default folders, as the README has it."""
+    monkeypatch.chdir(tmp_path)
+    ply = next((trained / "cuts").glob("*100.00pct.ply"))
+    shutil.copytree(trained, tmp_path / "runs/flexgs/studio")
+    small = [flag for flag in SMALL if flag not in ("--base.max-splats", "800")]
+    assert flexgs("adapt", capture, "--ply", ply, *small, "--evaluation.lpips") == 0
+    assert (tmp_path / "runs/adapted/studio/results.json").exists()
 
 
 def test_killed_at_any_moment_and_started_again(capture, tmp_path):

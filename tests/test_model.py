@@ -79,7 +79,7 @@ def test_broken_model_is_a_user_error(name, tmp_path):
     whole = (tmp_path / name).read_bytes()
     for size in (0, 7, len(whole) // 2, len(whole) - 2):
         (tmp_path / name).write_bytes(whole[:size])
-        with pytest.raises(UserError, match="not a flexgs model"):
+        with pytest.raises(UserError, match="the model is damaged"):
             ElasticModel.load(tmp_path)
 
 

@@ -129,14 +129,17 @@ def test_bad_input_is_one_line_and_exit_code_2(args, message, capture, tmp_path,
     assert message in errors and errors.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-def test_another_search_in_the_folder_is_refused(tmp_path):
+def test_another_search_in_the_folder_is_refused(scene, tmp_path):
     search = saved(tmp_path)
-    command._same_as_before(search, "psnr_auc")
-    command._same_as_before(search, "psnr_auc")
+    command._same_as_before(search, "psnr_auc", scene)
+    command._same_as_before(search, "psnr_auc", scene)
+    other = replace(scene, protocol={"digest": f"9{scene.digest}"})
+    with pytest.raises(UserError, match=r"other number of images \(918, here 18\)|other number of images \(18, here 918\)"):
+        command._same_as_before(search, "psnr_auc", other)
     with pytest.raises(UserError, match="the search there has another objective"):
-        command._same_as_before(search, "pareto")
+        command._same_as_before(search, "pareto", scene)
     with pytest.raises(UserError, match="the search there has another start"):
-        command._same_as_before(replace(search, start=Config(steps=7)), "psnr_auc")
+        command._same_as_before(replace(search, start=Config(steps=7)), "psnr_auc", scene)
 
 
 def test_a_trial_is_measured_on_the_way_and_continues_where_it_was_interrupted(capture, scene, config, tmp_path):

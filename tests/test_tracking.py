@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from flexgs.config import Config
-from flexgs.tracking import Tracking, flatten, ratio_name, read_jsonl, sqlite_uri
+from flexgs.files import read_jsonl
+from flexgs.tracking import Tracking, flatten, ratio_name, sqlite_uri
 
 RESULTS = {"scene": "fox", "preset": "smoke", "steps": 200, "train_seconds": 3.5, "seconds": 4.0, "ratios": {
     "0.005": {"psnr": 15.0, "ssim": 0.4, "lpips_vgg": None, "splats": 5, "mb": 0.1, "ms": 1.0},

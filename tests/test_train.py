@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 from conftest import random_splats
+from safetensors.torch import load_file
 
+from flexgs import stored
 from flexgs.config import Config, Evaluation, count_at
 from flexgs.deploy.export import read_ply, write_ply
 from flexgs.distributed import Group
@@ -17,7 +19,8 @@ from flexgs.model.elastic import ElasticModel
 from flexgs.model.importance import score
 from flexgs.model.transform import Transform
 from flexgs.raster import render
-from flexgs.run import LocalSession, StoppedError, finished, run
+from flexgs.run import LocalSession, StoppedError, finished, history, resume, run
+from flexgs.training.checkpoint import DamagedError
 from flexgs.training.densify import Densifier, crosses, halves, reorder, rotation_matrices
 from flexgs.training.optim import Optimizer, splat_groups
 from flexgs.training.trainer import NonFiniteLossError, Trainer
@@ -150,7 +153,7 @@ def test_run_folder_holds_what_it_promises(scene, config, tmp_path):
     assert [json.loads(x)["step"] for x in (folder / "metrics.jsonl").read_text().splitlines()] == lines
     assert results == json.loads((folder / "results.json").read_text())
     assert results["protocol"].items() >= scene.protocol.items()  # how it was measured hides nothing of what was
-    assert finished(folder, config) == results
+    assert finished(folder, config, scene) == results
     assert Config.load(folder / "config.json") == config
     n = results["splats"]
     for ratio, row in results["ratios"].items():
@@ -163,7 +166,7 @@ def test_run_folder_holds_what_it_promises(scene, config, tmp_path):
             psnrs.append(-10 * math.log10(float((image - view.image() / 255).square().mean())))
         assert abs(sum(psnrs) / len(psnrs) - row["psnr"]) < 0.01
     config.steps += 40
-    assert finished(folder, config) is None
+    assert finished(folder, config, scene) is None
     more = run(config, scene, folder, Group(), session)
     assert more["steps"] == 160 and lines[6:] == [140, 160]
     assert more["splats"] == n  # the longer run goes on in stage 2
@@ -175,8 +178,8 @@ def test_run_folder_holds_what_it_promises(scene, config, tmp_path):
 
 def test_a_stopped_run_goes_on_where_it_was_stopped(scene, config, tmp_path):
     class Stopping(LocalSession):
-        def stop(self) -> bool:
-            return steps[-1] == 60  # between two checkpoints
+        def stop(self, reported: bool) -> bool:
+            return reported and steps[-1] == 60  # between two checkpoints
 
     def session(kind: type[LocalSession], name: str) -> LocalSession:
         return kind(tmp_path / name, Group(), lambda step, m: steps.append(step))
@@ -186,7 +189,7 @@ def test_a_stopped_run_goes_on_where_it_was_stopped(scene, config, tmp_path):
     steps.clear()
     with pytest.raises(StoppedError, match="stopped at 60 of 120 views"):
         run(config, scene, tmp_path / "run", Group(), session(Stopping, "run"))
-    assert (tmp_path / "run" / "checkpoints" / "step_00000060").is_dir() and finished(tmp_path / "run", config) is None
+    assert (tmp_path / "run" / "checkpoints" / "step_00000060").is_dir() and finished(tmp_path / "run", config, scene) is None
     resumed = run(config, scene, tmp_path / "run", Group(), session(Stopping, "run"))
     assert steps == [20, 40, 60, 80, 100, 120]
     for ratio, row in resumed["ratios"].items():
@@ -199,7 +202,7 @@ def test_a_last_batch_beyond_the_steps_is_an_end(scene, config, tmp_path):
     session = LocalSession(tmp_path / "run", Group(), QUIET)
     Trainer(config, scene).fit(QUIET, session.checkpoint)
     again = Trainer(config, scene)
-    again.load(session.latest_checkpoint())
+    again.load(session.checkpoints()[0])
     again.fit(QUIET, session.checkpoint)
     assert again.step == 42
 
@@ -227,7 +230,7 @@ def test_broken_checkpoint_is_a_user_error(name, scene, config, tmp_path):
     whole = (tmp_path / name).read_bytes()
     for size in (0, 9, len(whole) // 2, len(whole) - 2):
         (tmp_path / name).write_bytes(whole[:size])
-        with pytest.raises(UserError, match="not a readable checkpoint"):
+        with pytest.raises(UserError, match="damaged"):
             Trainer(config, scene).load(tmp_path)
 
 
@@ -242,8 +245,93 @@ def test_nan_stops_with_the_step_and_keeps_the_checkpoint(scene, config, tmp_pat
     with pytest.raises(NonFiniteLossError, match=r"studio, step 20: the loss is nan"):
         trainer.fit(poison, session.checkpoint)
     again = Trainer(config, scene)
-    again.load(session.latest_checkpoint())
-    assert again.step in (10, 20)
+    resume(again, session)  # the one at 20 has been poisoned
+    assert again.step == 10
+
+
+def changed(folder, name, change):
+    """Write a tensor file again, with its SHA-256 as it should be."""
+    tensors = load_file(folder / f"{name}.safetensors")
+    change(tensors)
+    about = json.loads((folder / f"{name}.json").read_text())
+    del about["sha256"]
+    stored.save(folder, name, tensors, about)
+
+
+DAMAGE = {
+    "fewer rows": lambda t: t.update({"splats.quats": t["splats.quats"][:1].clone()}),
+    "another type": lambda t: t.update({"splats.means": t["splats.means"].double()}),
+    "a missing tensor": lambda t: t.pop("splats.sh0"),
+    "a tensor of nobody": lambda t: t.update(more=torch.zeros(1)),
+    "more harmonics": lambda t: t.update({"splats.shN": torch.zeros(len(t["splats.means"]), 8, 3)}),
+    "NaN": lambda t: t["splats.scales"].fill_(math.nan),
+    "a moment of other rows": lambda t: t.update({"adam.splats.sh0/exp_avg": torch.zeros(1, 3)}),
+    "an infinite moment": lambda t: t["adam.splats.means/exp_avg_sq"].fill_(math.inf),
+    "statistics of other rows": lambda t: t.update({"densify.seen": torch.zeros(1)}),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over(kind, scene, config, tmp_path, capsys):
+    """The one before it is taken, with one line; the trainer is not touched by the damaged one."""
+    session, trainer = LocalSession(tmp_path, Group(), QUIET), Trainer(config, scene)
+    for step in (1, 2):
+        trainer.train_step()
+        session.checkpoint(step, trainer.save)
+    changed(session.checkpoints()[0], "state", DAMAGE[kind])
+    again = Trainer(config, scene)
+    resume(again, session)
+    assert again.step == 1
+    line, = capsys.readouterr().err.splitlines()
+    assert "step_00000002" in line and line.endswith("going on from the views 1")
+    changed(session.checkpoints()[1], "state", DAMAGE[kind])
+    with pytest.raises(UserError, match=r"no older one is whole: remove them"):
+        resume(Trainer(config, scene), session)
+
+
+def test_a_changed_bit_is_noticed(scene, config, tmp_path):
+    trainer = Trainer(config, scene)
+    trainer.train_step()
+    trainer.save(tmp_path)
+    for name in ("state.safetensors", "state.json"):
+        whole = (tmp_path / name).read_bytes()
+        at = len(whole) - 9 if name == "state.safetensors" else whole.index(b'"seconds": ') + 13
+        (tmp_path / name).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
+        with pytest.raises(DamagedError):
+            Trainer(config, scene).load(tmp_path)
+        (tmp_path / name).write_bytes(whole)
+    Trainer(config, scene).load(tmp_path)
+
+
+def test_another_capture_does_not_continue_a_checkpoint(scene, config, tmp_path):
+    trainer = Trainer(config, scene)
+    trainer.save(tmp_path)
+    count, names, _, files = scene.digest.split("-")
+    solved_again = dataclasses.replace(scene, protocol={"digest": f"{count}-{names}-0-{files}"})
+    with pytest.raises(UserError, match="was made from another capture, with other poses or lenses; choose another"):
+        Trainer(config, solved_again).load(tmp_path)
+    Trainer(config, dataclasses.replace(scene, protocol={"digest": "from before there were parts"})).load(tmp_path)
+
+
+def test_a_small_model_file_takes_no_memory_for_what_it_claims(scene, config, tmp_path):
+    config.steps = 4
+    model = train(config, scene)
+    model.save(tmp_path)
+    about = json.loads((tmp_path / "model.json").read_text())
+    about["config"]["transform"]["kind"], about["config"]["field"]["resolution"] = "field", [4000] * 4  # 18 GB
+    (tmp_path / "model.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"found no 'transform\.box'"):
+        ElasticModel.load(tmp_path)
+    model.save(tmp_path)
+    changed(tmp_path, "model", lambda t: t.update({"transform.means": t["transform.means"][:1].clone()}))
+    with pytest.raises(UserError, match=r"found transform\.means of float16 \[1, 3\]"):
+        ElasticModel.load(tmp_path)
+
+
+def test_lines_of_the_history_that_are_none_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 20, "loss": 0.1}\n\xff\n[1]\n{"loss": 1}\n{"step": "x"}\n{"step": 40}\n{"step": 6')
+    assert [row["step"] for row in history(path)] == [20, 40]
 
 
 def test_batch_must_fit_the_workers(scene, config):

@@ -41,8 +41,10 @@ from flexgs.errors import UserError
 from flexgs.evaluate.sheet import Sheet
 from flexgs.evaluate.table import print_table
 from flexgs.files import make_folder, only_one, write_json
+from flexgs.inputs import read_json
 from flexgs.scene import SYNTHETIC, Scene
 from flexgs.scene.catalog import how_to_get
+from flexgs.scene.identity import check_same_capture
 from flexgs.tracking import ratio_name
 from flexgs.urls import public
 from ray_jobs import warm_up
@@ -117,8 +119,8 @@ def search_scene(options: SearchScene, args: Sequence[str]) -> int:
         if options.smoke:
             config, options.trials, options.confirm = _smaller(config), 2, 0
         search = Search(capture, folder, replace(config, evaluation=replace(config.evaluation, views="even")))
-        _same_as_before(search, options.objective)
         scene = read_scene(capture, search.start)
+        _same_as_before(search, options.objective, scene)
         cluster.wait_for_gpus(math.ceil(options.workers * options.gpus_per_trial * (options.max_concurrent or 1)))
         room, most = room_for_trial(cluster, options.workers, options.gpus_per_trial)
         if not room.gpus:
@@ -231,15 +233,16 @@ def _capture(options: SearchScene) -> Path:
     return options.captures()[0]
 
 
-def _same_as_before(search: Search, objective: str) -> None:
+def _same_as_before(search: Search, objective: str, scene: Scene) -> None:
     """Note what the search is about; UserError if the folder has one about something else."""
-    about = {"capture": str(search.capture), "objective": objective, "start": search.start.to_dict()}
-    path = search.folder / "search.json"
-    if path.exists() and (before := json.loads(path.read_text())) != json.loads(json.dumps(about)):
-        differing = [key for key in about if before.get(key) != json.loads(json.dumps(about))[key]]
-        raise UserError(f"{path}: the search there has another {', '.join(differing)}; "
-                        "repeat its options, choose another --experiment, or --no-resume to begin anew")
-    write_json(path, about)
+    about = json.loads(json.dumps({"objective": objective, "start": search.start.to_dict()}))
+    path, advice = search.folder / "search.json", "choose another --experiment, or --no-resume to begin anew"
+    if path.exists():
+        before = read_json(path, advice=advice)
+        check_same_capture(before.get("digest"), scene.digest, path, advice)
+        if differing := [key for key in about if before.get(key) != about[key]]:
+            raise UserError(f"{path}: the search there has another {', '.join(differing)}; repeat its options, {advice}")
+    write_json(path, {"capture": str(search.capture), "digest": scene.digest, **about})
 
 
 def _smaller(config: Config) -> Config:

@@ -21,10 +21,12 @@ from flexgs.distributed import Group
 from flexgs.evaluate.metrics import evaluate
 from flexgs.evaluate.table import psnr_auc
 from flexgs.files import atomic_folder, only_one, write_json
+from flexgs.inputs import read_json
 from flexgs.model.elastic import ElasticModel
-from flexgs.run import LocalSession
+from flexgs.run import LocalSession, resume, train
 from flexgs.scene import Scene
 from flexgs.tracking import ratio_name
+from flexgs.training.checkpoint import checkpoints
 from flexgs.training.trainer import Trainer
 from tuning.space import Params, applied
 
@@ -39,7 +41,7 @@ MEASURED_AT = (1, 2, RUNGS)
 class Record:
     """trial.json."""
 
-    params: Params
+    params: dict[str, Any]
     number: int
     """0: what the search started from."""
     rungs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -71,7 +73,7 @@ class Record:
 
     @staticmethod
     def load(folder: Path) -> "Record":
-        return Record(**json.loads((folder / "trial.json").read_text()))
+        return read_json(folder / "trial.json", Record, "remove its folder, and the search begins this trial anew")
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def begun(search: Search, params: Params, number: int) -> Record:
     """The record of these parameters, a new one if they have not been tried; an earlier one keeps its number."""
     folder = search.trial_folder(params)
     if not (folder / "trial.json").exists():
-        Record(params, number).save(folder)
+        Record(dict(params), number).save(folder)
     return Record.load(folder)
 
 
@@ -112,7 +114,7 @@ def run_trial(search: Search, params: Params, scene: Scene, device: str, group: 
         for rung in MEASURED_AT:
             if str(rung) not in record.rungs:
                 until = trainer.base_steps + (config.steps - trainer.base_steps) * rung // RUNGS
-                trainer.fit(lambda step, metrics: None, session.checkpoint, until=until)
+                train(trainer, session, lambda step, metrics: None, until)
                 record.seconds, before = record.seconds + trainer.seconds - before, trainer.seconds
                 model = trainer.model()
                 record.rungs[str(rung)] = figures(model, scene, config, group)
@@ -154,11 +156,11 @@ def base_folder(search: Search, config: Config) -> Path:
 
 def _trainer(search: Search, config: Config, scene: Scene, folder: Path, device: str, group: Group) -> Trainer:
     """At the trial's own last checkpoint, or at the end of stage 1."""
-    checkpoint = group.gather(LocalSession(folder, group, lambda step, metrics: None).latest_checkpoint())[0]
-    if checkpoint is None:
-        checkpoint = group.gather(train_base(search, config, scene, device) if group.rank == 0 else None)[0]
+    base = None
+    if not group.gather(checkpoints(folder / "checkpoints"))[0]:
+        base = group.gather(train_base(search, config, scene, device) if group.rank == 0 else None)[0]
     trainer = Trainer(config, scene, group, device)
-    trainer.load(checkpoint)
+    resume(trainer, LocalSession(folder, group, lambda step, metrics: None, start=base))
     return trainer
 
 

@@ -1,6 +1,5 @@
 """The commands of who has a model: flexgs cut | pack | serve | view | render | info."""
 
-import json
 import shlex
 import tempfile
 from dataclasses import dataclass
@@ -179,12 +178,16 @@ class View:
         from flexgs.cli import pick_device
         from flexgs.deploy.source import open_model
         from flexgs.deploy.viewer import view
+        from flexgs.model.elastic import ElasticModel
+        from flexgs.scene.identity import GIVE_SCENE, check_same_capture
         from flexgs.urls import public
 
         scene = _capture(self.scene or _recorded_capture(self.source), self.source)
-        names = [self.source, *([self.other] if self.other else [])]
-        view({public(name): open_model(name, scene) for name in names}, scene, self.host, self.port, pick_device(self.device),
-             self.allow_host)
+        models = {public(name): open_model(name, scene) for name in [self.source, *([self.other] if self.other else [])]}
+        for name, model in models.items():
+            if scene and isinstance(model, ElasticModel):
+                check_same_capture(model.capture, scene.digest, Path(name), GIVE_SCENE)
+        view(models, scene, self.host, self.port, pick_device(self.device), self.allow_host)
 
 
 @dataclass
@@ -238,6 +241,7 @@ class Info:
         from flexgs.deploy.info import describe
         from flexgs.deploy.source import open_model
         from flexgs.evaluate.table import print_results
+        from flexgs.run import read_results
 
         model = open_model(self.source)
         for name, value in describe(model, self.source).items():
@@ -245,9 +249,8 @@ class Info:
         for ratio in (0.01, 0.05, 0.15, 0.5, 1.0):
             count = count_at(ratio, len(model))
             print(f"{100 * ratio:10g} % {count:>13,} Gaussians {ply_bytes(count, model.sh_degree) / 1e6:9.2f} MB as PLY")
-        results = Path(self.source) / "results.json"
-        if results.is_file():
-            print_results([json.loads(results.read_text())])
+        if Path(self.source).is_dir() and (results := read_results(Path(self.source))):
+            print_results([results])
 
 
 def _cameras(model: "ElasticModel | Progressive"):
@@ -267,11 +270,12 @@ def _capture(path: Path | None, source: str) -> "Scene | None":
 
 def _recorded_capture(source: str) -> Path | None:
     """Where a run says that its capture was, if one is there."""
+    from flexgs.run import recorded_capture
+
     try:
-        path = Path(json.loads((Path(source) / "results.json").read_text())["capture"])
-    except (OSError, ValueError, KeyError):
+        return recorded_capture(Path(source)) if Path(source).is_dir() else None
+    except UserError:
         return None
-    return path if path.is_dir() else None
 
 
 def _loss(cut: "Splats", stored: "Splats", model: "ElasticModel | Progressive", scene: "Scene | None") -> str:

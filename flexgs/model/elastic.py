@@ -1,22 +1,24 @@
 """ElasticModel: splats in a nested order and the transform of those that stay; a cut is a prefix, transform baked in."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from flexgs import stored
 from flexgs.camera import Camera
 from flexgs.config import Config
 from flexgs.errors import UserError
-from flexgs.files import write_json
+from flexgs.files import newest
+from flexgs.inputs import Layout
 from flexgs.model.transform import Transform, make_transform
 from flexgs.splats import Splats
+from flexgs.stored import SPLATS, Stored, layout_of, part, splats_of
 
-FORMAT = 1
+DAMAGED = "the model is damaged: copy it again; a run without results.json makes it again"
+CAMERAS: Layout = {"cameras.viewmat": ("float32", ("cameras", 4, 4)), "cameras.K": ("float32", ("cameras", 3, 3)),
+                   "cameras.size": ("int64", ("cameras", 2))}
 
 
 @dataclass(eq=False)
@@ -29,6 +31,8 @@ class ElasticModel:
     config: Config
     cameras: Sequence[Camera] = ()
     """Those of the training views, if it has any: where the model is worth looking at from."""
+    capture: str | None = None
+    """The digest of what it was trained on (scene/identity.py), if it knows."""
 
     def __len__(self) -> int:
         """The number of Gaussians of the whole."""
@@ -57,32 +61,28 @@ class ElasticModel:
             tensors |= {"cameras.viewmat": torch.stack([c.viewmat for c in self.cameras]),
                         "cameras.K": torch.stack([c.K for c in self.cameras]),
                         "cameras.size": torch.tensor([(c.width, c.height) for c in self.cameras])}
-        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, folder / "model.safetensors")
-        write_json(folder / "model.json", {"format": FORMAT, "splats": len(self.splats), "config": self.config.to_dict()})
+        stored.save(folder, "model", tensors, {"splats": len(self.splats), "config": self.config.to_dict(),
+                                               "capture": self.capture})
 
     def to(self, device: str) -> "ElasticModel":
-        return ElasticModel(self.splats.to(device), self.transform.to(device), self.config,
-                            [camera.to(device) for camera in self.cameras])
+        return replace(self, splats=self.splats.to(device), transform=self.transform.to(device),
+                       cameras=[camera.to(device) for camera in self.cameras])
 
     @staticmethod
     def load(folder: Path) -> "ElasticModel":
-        """Read what save() wrote; folder may also be the run folder around it."""
+        """Read what save() wrote; folder may also be the run folder around it. UserError for anything else."""
         folder = Path(folder)
-        folder = folder / "model" if (folder / "model").is_dir() else folder
-        path = folder / "model.safetensors"
-        try:
-            about = json.loads((folder / "model.json").read_text())
-            with safe_open(path, "pt") as f:
-                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  (not a dict)
-        except (OSError, json.JSONDecodeError, SafetensorError) as e:
-            raise UserError(f"{folder}: not a flexgs model ({e}); expected model.safetensors and model.json") from None
-        if about.get("format") != FORMAT:
-            raise UserError(f"{folder}: model format {about.get('format')}, this version reads {FORMAT}")
-        config = Config.from_dict(about["config"], str(folder / "model.json"))
-        splats = Splats(**{k.removeprefix("splats."): t for k, t in tensors.items() if k.startswith("splats.")})
-        transform = make_transform(config, splats).stored()
-        transform.load_state_dict({k.removeprefix("transform."): t for k, t in tensors.items()
-                                   if k.startswith("transform.")})
+        folder = inner if (inner := newest(folder, "model")).is_dir() else folder
+        if not (folder / "model.json").exists():
+            raise UserError(f"{folder}: not a flexgs model; expected a folder with model.safetensors and model.json")
+        file = Stored(folder, "model", {"splats": int, "config": dict}, DAMAGED)
+        config = Config.from_dict(file.about["config"], str(folder / "model.json"))
+        splats = splats_of(file.heads, str(file.file), Gaussians=file.about["splats"])
+        with torch.device("meta"):  # its sizes, without memory for them
+            transform = make_transform(config, splats).stored()
+        optional = CAMERAS if CAMERAS.keys() & file.heads.keys() else {}
+        tensors = file.tensors({**SPLATS, **layout_of(transform, "transform."), **optional})
+        transform.load_state_dict(part(tensors, "transform."), assign=True)
         cameras = [Camera(viewmat, K, *size.tolist()) for viewmat, K, size in
-                   zip(*(tensors.get(f"cameras.{part}", ()) for part in ("viewmat", "K", "size")), strict=True)]
-        return ElasticModel(splats, transform, config, cameras)
+                   zip(*(tensors.get(name, ()) for name in CAMERAS), strict=True)]
+        return ElasticModel(Splats(**part(tensors, "splats.")), transform, config, cameras, file.about.get("capture"))

@@ -1,6 +1,5 @@
 """load_scene: a capture on disk -> cameras, images and points ready for training."""
 
-import hashlib
 import os
 import warnings
 from collections import Counter
@@ -14,6 +13,7 @@ from flexgs.camera import focus
 from flexgs.errors import UserError
 from flexgs.scene.capture import Capture, Frame, Points
 from flexgs.scene.colmap import PLACES, find_models, read_colmap
+from flexgs.scene.identity import capture_digest
 from flexgs.scene.masks import Masks
 from flexgs.scene.transforms import find_transforms, read_transforms
 from flexgs.scene.undistort import MAX_FOV
@@ -52,6 +52,11 @@ class Scene:
                 f"{p['test_views']} to test on ({split}){left}, {p['masks']} masks; {' '.join(p['lenses'])}, {p['images']}/ at "
                 f"factor {p['factor']}, {size}; {p['format']}{model}, {p['points']:,} points"
                 f"{' at random' if p['points_from'] == 'random' else ''}, extent {self.extent:.4g}")
+
+    @property
+    def digest(self) -> str | None:
+        """Which capture it is (identity.py); None if it was not read from a disk."""
+        return self.protocol.get("digest")
 
 
 def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: str | None = None, masks: bool = True,
@@ -123,7 +128,7 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         "lenses": sorted({frame.lens.model for frame in frames}),
         "masks": sum(view.mask_path is not None for view in views),
         "photographs": photographs, "posed": len(views), "model": capture.model,
-        "points": len(points), "points_from": note, "digest": _digest(views),
+        "points": len(points), "points_from": note, "digest": capture_digest(views),
         **({"max_fov": MAX_FOV} if any(view.lens.wide for view in views) else {}),
     }
     for doubt in doubts:
@@ -244,16 +249,6 @@ def _split(root: Path, views: list[View], said: list[str | None] | None, test_ev
         raise UserError(f"{root}: the capture says what to train on and leaves nothing to test on; name the views in its "
                         "test_filenames or, to hold out views by name, remove the lists of the capture")
     return parts["train"], parts["test"]
-
-
-def _digest(views: list[View]) -> str:
-    """A short name for the images, by name and size of the file, and the cameras: equal on every machine, cheap to make."""
-    digest = hashlib.blake2b(digest_size=6)
-    for view in views:
-        camera = view.camera
-        digest.update(repr((view.name, view.path.stat().st_size, camera.width, camera.height)).encode())
-        digest.update(camera.viewmat.numpy().tobytes() + camera.K.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _random_points(viewmats: list[np.ndarray], seed: int) -> Points:

@@ -1,39 +1,42 @@
-"""Checkpoints: one folder of safetensors and JSON for all workers, independent of their number."""
+"""Checkpoints: one folder of tensors and JSON for all workers, independent of their number; see stored.py."""
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
+from flexgs.config import Config
 from flexgs.errors import UserError
-from flexgs.files import write_json
+from flexgs.stored import Stored, VersionError
 
-FORMAT = 1
-
-
-def save_checkpoint(folder: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Fill an existing folder with state.safetensors and state.json."""
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / "state.safetensors")
-    write_json(folder / "state.json", {"format": FORMAT, **about})
+STATE = "state"
+KINDS: dict[str, Any] = {"scene": str, "step": int, "base_steps": int, "elastic": bool, "seconds": float, "config": dict}
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the description; UserError if the folder is incomplete or of another version."""
-    try:
-        about = json.loads((folder / "state.json").read_text())
-        with safe_open(folder / "state.safetensors", "pt") as f:
-            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  (not a dict)
-    except (OSError, json.JSONDecodeError, SafetensorError) as e:
-        raise UserError(f"{folder}: not a readable checkpoint ({e}); remove it to go on from an older one") from None
-    if about.get("format") != FORMAT:
-        raise UserError(f"{folder}: checkpoint format {about.get('format')}, this version reads {FORMAT}; "
-                        "choose another output folder")
-    return tensors, about
+class DamagedError(UserError):
+    """A checkpoint that is not whole."""
+
+
+class Checkpoint(Stored):
+    """A checkpoint's description, with its settings, and its tensors on demand. DamagedError if it is not whole."""
+
+    def __init__(self, folder: Path):
+        try:
+            super().__init__(folder, STATE, KINDS, "the checkpoint is damaged")
+            self.config = Config.from_dict(self.about["config"], str(folder / "state.json"))
+            named = re.fullmatch(r"step_(\d+)", folder.name)
+            if named and int(named[1]) != self.about["step"]:
+                raise UserError(f"{folder}: found the views {self.about['step']} in state.json; the checkpoint is damaged")
+        except VersionError:
+            raise
+        except UserError as e:
+            raise DamagedError(str(e)) from None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The step_* folders, the newest first. They are renamed into place when complete."""
+    return sorted((path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name)), reverse=True)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest step_* folder, or None. Folders are renamed into place when complete, so the newest is whole."""
-    return max(folder.glob("step_*"), default=None)
+    """The newest of them, or None."""
+    return next(iter(checkpoints(folder)), None)

@@ -11,19 +11,23 @@ import psutil
 import torch
 from torch import Tensor
 
+from flexgs import stored
 from flexgs.camera import Camera
 from flexgs.config import Config, check_same_method, count_at
 from flexgs.distributed import Group
 from flexgs.errors import UserError
+from flexgs.inputs import Layout
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.importance import score
 from flexgs.model.selector import GsNet, Selection, sampled_order
 from flexgs.model.transform import Transform, make_transform
 from flexgs.raster import render
 from flexgs.scene import Points, Scene, ViewSampler, initial_splats
+from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture
 from flexgs.seeds import generator
 from flexgs.splats import Splats
-from flexgs.training.checkpoint import load_checkpoint, save_checkpoint
+from flexgs.stored import SPLATS, splats_of
+from flexgs.training.checkpoint import STATE, Checkpoint, DamagedError
 from flexgs.training.densify import Densifier, crosses, reorder
 from flexgs.training.gradients import summed_gradients, totals
 from flexgs.training.losses import as_float, halved, photometric
@@ -78,8 +82,9 @@ class Trainer:
 
     # ------------------------------------------------------------------ the loop
 
-    def fit(self, report: Report, keep: Keep, until: int | None = None, stop: Callable[[], bool] = lambda: False) -> None:
-        """Train to config.steps, to the view `until`, or until stop() says so: it is asked after each report.
+    def fit(self, report: Report, keep: Keep, until: int | None = None,
+            stop: Callable[[bool], bool] = lambda reported: False) -> None:
+        """Train to config.steps, to the view `until`, or until stop(reported) says so, which is asked after each step.
 
         report(step, metrics) every report_every views, keep(step, write) every checkpoint_every and at the end.
         """
@@ -97,9 +102,9 @@ class Trainer:
             done = self.step >= end
             if crosses(before, self.step, c.check_every) or done:
                 self.group.check_equal(iter(self._tensors().items()), self.step)
-            if crosses(before, self.step, c.report_every) or done:
+            if reported := crosses(before, self.step, c.report_every) or done:
                 report(self.step, self.metrics())
-                done = stop() or done
+            done = stop(reported) or done
             if crosses(before, self.step, c.checkpoint_every) or done:
                 keep(self.step, self.save)
 
@@ -278,7 +283,8 @@ class Trainer:
             splats = splats[splats.opacities.argsort(descending=True, stable=True)]
         elif not self.config.ratios.renders and self.config.transform.kind == "none":
             splats = splats[self._fixed_order(self._scores())]  # nothing was trained for the order of the beginning
-        return ElasticModel(splats, self.transform.stored(), self.config, [view.camera for view in self.scene.train])
+        return ElasticModel(splats, self.transform.stored(), self.config, [view.camera for view in self.scene.train],
+                            self.scene.digest)
 
     # ------------------------------------------------------------------ state
 
@@ -314,35 +320,64 @@ class Trainer:
         tensors = {**self._tensors(), **{f"adam.{k}": t for k, t in self.optimizer.moments().items()}}
         if self.stage == 1:
             tensors |= self.densifier.tensors()
-        save_checkpoint(folder, tensors, {
-            "scene": self.scene.name, "step": self.step, "base_steps": self.base_steps, "elastic": self._elastic,
-            "seconds": self.seconds, "config": self.config.to_dict()})
+        stored.save(folder, STATE, tensors, {
+            "scene": self.scene.name, "capture": self.scene.digest, "step": self.step, "base_steps": self.base_steps,
+            "elastic": self._elastic, "seconds": self.seconds, "config": self.config.to_dict()})
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint. Steps, evaluation and reporting may differ from when it was written, the method may not."""
-        tensors, about = load_checkpoint(folder)
-        theirs = Config.from_dict(about["config"], str(folder / "state.json"))
+        """Go on from a checkpoint. Steps, evaluation and reporting may differ from when it was written; the method and the
+        capture may not.
+
+        UserError if they do, DamagedError if the checkpoint is not whole; the trainer is then as it was.
+        """
+        checkpoint = Checkpoint(folder)
+        about = checkpoint.about
         if about["scene"] != self.scene.name:
             raise UserError(f"{folder}: found scene {about['scene']}, expected {self.scene.name}; choose another output folder")
-        check_same_method(theirs, self.config, about["elastic"], folder)
+        check_same_method(checkpoint.config, self.config, about["elastic"], folder)
+        check_same_capture(about.get("capture"), self.scene.digest, folder,
+                           OTHER_OUTPUT)
+        try:
+            tensors = {name: t.to(self.device) for name, t in checkpoint.tensors(self._layout(checkpoint)).items()}
+        except UserError as e:
+            raise DamagedError(str(e)) from None
         self.step, self.seconds = about["step"], about["seconds"]
         if self.step >= about["base_steps"]:  # stage 1 is over: raising --steps lengthens stage 2 only
             self.base_steps = about["base_steps"]
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): t.to(self.device) for k, t in tensors.items() if k.startswith(prefix)}
-
-        self.splats = Splats(**part("splats.")).requires_grad_(not self.frozen)
+        self.splats = Splats(**stored.part(tensors, "splats.")).requires_grad_(not self.frozen)
         self.optimizer = Optimizer(splat_groups(self.splats, self.config.rates, self.scene.extent), self.batch)
         if about["elastic"]:
             self._make_stage_2()
-            self.transform.load_state_dict(part("transform."))
+            self.transform.load_state_dict(stored.part(tensors, "transform."))
             if self.gsnet:
-                self.gsnet.load_state_dict(part("gsnet."))
-                self.rank = tensors["rank"].to(self.device)
-        self.optimizer.load_moments(part("adam."))
+                self.gsnet.load_state_dict(stored.part(tensors, "gsnet."))
+                self.rank = tensors["rank"]
+        self.optimizer.load_moments(stored.part(tensors, "adam."))
         if "densify.seen" in tensors:
-            self.densifier.gradient, self.densifier.seen = part("densify.")["gradient"], part("densify.")["seen"]
+            self.densifier.gradient, self.densifier.seen = tensors["densify.gradient"], tensors["densify.seen"]
+
+    def _layout(self, checkpoint: Checkpoint) -> Layout:
+        """What tensors a checkpoint of this method has: the state of a trainer like this one, made without memory."""
+        heads = checkpoint.heads
+        numbers = {} if self.frozen else {"harmonics": (self.config.base.sh_degree + 1) ** 2 - 1}
+        splats, layout = splats_of(heads, str(checkpoint.file), **numbers), dict(SPLATS)
+        groups = [] if self.frozen else splat_groups(splats.requires_grad_(), self.config.rates, 1.0)
+        if checkpoint.about["elastic"]:
+            with torch.device("meta"):
+                transform = make_transform(self.config, splats.detach())
+                layout |= stored.layout_of(transform, "transform.")
+                groups += transform.groups(self.config, 1.0)
+                if self.config.order.kind == "gsnet":
+                    gsnet = GsNet(self.config.gsnet, splats.detach())
+                    layout |= stored.layout_of(gsnet, "gsnet.") | {"rank": ("int64", ("Gaussians",))}
+                    groups += gsnet.groups(self.config)
+        for name, parameter in Optimizer(groups, self.batch).parameters():
+            if f"adam.{name}/step" in heads:  # it has been trained
+                layout |= {f"adam.{name}/step": ("float32", ()), f"adam.{name}/exp_avg": ("float32", tuple(parameter.shape)),
+                           f"adam.{name}/exp_avg_sq": ("float32", tuple(parameter.shape))}
+        if checkpoint.about["step"] < checkpoint.about["base_steps"]:
+            layout |= {"densify.gradient": ("float64", ("Gaussians",)), "densify.seen": ("float32", ("Gaussians",))}
+        return layout
 
 
 class Meter:

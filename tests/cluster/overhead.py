@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from flexgs.tracking import read_jsonl
+from flexgs.files import read_jsonl
 
 
 class Cost(NamedTuple):

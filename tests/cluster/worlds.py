@@ -15,7 +15,7 @@ from flexgs.config import Config
 from flexgs.distributed import Group
 from flexgs.evaluate.metrics import evaluate
 from flexgs.files import write_json
-from flexgs.run import LocalSession
+from flexgs.run import LocalSession, resume
 from flexgs.scene import load_scene
 from flexgs.training.trainer import Trainer
 from tests.test_distributed import spawn
@@ -58,8 +58,7 @@ def train(group: Group, capture: Path, config: Config, folder: Path, until: int)
     """To the view `until`; what the test views show at the end goes to measured.json."""
     scene = load_scene(capture, factor=config.data.factor, test_every=config.data.test_every)
     trainer, session = Trainer(config, scene, group), LocalSession(folder, group, lambda step, metrics: None)
-    if checkpoint := session.latest_checkpoint():
-        trainer.load(checkpoint)
+    resume(trainer, session)
     trainer.fit(lambda step, metrics: None, session.checkpoint, until=until)
     if until == config.steps:
         measured = evaluate(trainer.model(), scene, config.evaluation, config.background, group)

@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM while training: the first one is noted, so that a checkpoint can be kept; a second one ends at once."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what schedulers send to end a run."""
+
+
+def terminate(*_: object) -> None:
+    """The handler of SIGTERM where there is nothing to keep."""
+    raise Terminated
+
+
+@contextmanager
+def held() -> Iterator[Callable[[], KeyboardInterrupt | None]]:
+    """While the block runs, what it is given tells which signal has come, as the exception to raise when all is kept.
+
+    Only the main thread of a process hears signals; elsewhere none comes.
+    """
+    noted: list[KeyboardInterrupt] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: object) -> None:
+        noted.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
+        restore()
+        print("flexgs: ends after this step, with a checkpoint; once more ends at once", file=sys.stderr, flush=True)
+
+    for number, handler in before.items():
+        if handler not in (signal.SIG_IGN, None):  # nohup, or not set from Python
+            signal.signal(number, note)
+    try:
+        yield lambda: noted[0] if noted else None
+    finally:
+        restore()
