@@ -104,7 +104,8 @@ def cell_folder(folder: Path, seconds: float, ratios: tuple[str, ...], size: int
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "model.safetensors").write_bytes(bytes(size))
     rows = {ratio: {"psnr": 20.0 + float(ratio), "cut_seconds": 0.5} for ratio in ratios}
-    (folder / "results.json").write_text(json.dumps({"train_seconds": seconds, "ratios": rows}))
+    (folder / "results.json").write_text(json.dumps(
+        {"scene": "tiny", "steps": 40, "train_seconds": seconds, "protocol": {}, "ratios": rows}))
 
 
 def test_time_and_bytes_of_a_comparison(tmp_path):
@@ -114,7 +115,9 @@ def test_time_and_bytes_of_a_comparison(tmp_path):
     found = compare.cells(("plain", "lightgs", "scratch"), config, tmp_path)
     stage1 = tmp_path / "seed_0" / "stage1" / "done"
     stage1.mkdir(parents=True)
-    (stage1 / "state.json").write_text(json.dumps({"seconds": 100.0}))
+    trainer = Trainer(config, tiny_scene())
+    trainer.seconds = 100.0
+    trainer.save(stage1)
     cell_folder(tmp_path / "seed_0" / "plain", 130.0, ("0.1", "0.2", "1"), 3_000_000)
     cell_folder(tmp_path / "seed_0" / "lightgs-10pct", 120.0, ("1",), 400_000)
     cell_folder(tmp_path / "seed_0" / "lightgs-20pct", 140.0, ("1",), 800_000)

@@ -264,7 +264,7 @@ def test_eval_finds_the_capture_of_a_run(trained, tmp_path, capsys):
 
 def test_what_fails_late_is_found_first(capture, tmp_path, capsys):
     assert flexgs("train", capture, "--output", tmp_path, *SMALL, "--evaluation.lpips-weights", tmp_path / "none") == 2
-    assert "expected the LPIPS backbone" in line_of(capsys)
+    assert "found no LPIPS backbone" in line_of(capsys)
     assert not list(tmp_path.rglob("step_*"))
 
 
