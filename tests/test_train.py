@@ -318,7 +318,7 @@ def test_a_small_model_file_takes_no_memory_for_what_it_claims(scene, config, tm
     model = train(config, scene)
     model.save(tmp_path)
     about = json.loads((tmp_path / "model.json").read_text())
-    about["config"]["transform"]["kind"], about["config"]["field"]["resolution"] = "field", [200] * 4  # 0.3 GB, of a file of 0.1 MB
+    about["config"]["transform"]["kind"], about["config"]["field"]["resolution"] = "field", [200] * 4  # 0.3 GB
     (tmp_path / "model.json").write_text(json.dumps(about))
     with pytest.raises(UserError, match=r"found no 'transform\.box'"):
         ElasticModel.load(tmp_path)

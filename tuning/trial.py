@@ -124,11 +124,11 @@ def run_trial(search: Search, params: Params, scene: Scene, device: str, group: 
                             model.save(out)
                     record.save(folder)
             report({"rung": rung, **flat(record.rungs[str(rung)])})
-        if group.rank == 0:
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     else:
         for quarters, measured in record.rungs.items():
             report({"rung": int(quarters), **flat(measured)})
+    if group.rank == 0:  # also of one that was interrupted here
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def figures(model: ElasticModel, scene: Scene, config: Config, group: Group | None = None) -> dict[str, Any]:
