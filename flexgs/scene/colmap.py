@@ -90,7 +90,7 @@ def _suffix(model: Path) -> str:
 def _points(found) -> Points:
     ids = sorted(found.points3D.keys())  # the order in memory differs from one file format to the other
     points = [found.points3D[i] for i in ids]
-    xyz = np.array([p.xyz for p in points], np.float32).reshape(-1, 3)
+    xyz = np.array([p.xyz for p in points], np.float64).reshape(-1, 3)
     rgb = np.array([p.color for p in points], np.uint8).reshape(-1, 3)
     finite = np.isfinite(xyz).all(1)
     return Points(torch.from_numpy(xyz[finite]), torch.from_numpy(rgb[finite]))

@@ -3,13 +3,13 @@
 import hashlib
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from flexgs.camera import focus
+from flexgs.camera import WORLD, Origin, focus, local_origin, offset, unit_of
 from flexgs.errors import UserError
 from flexgs.scene.capture import Capture, Frame, Points
 from flexgs.scene.colmap import PLACES, find_model, read_colmap
@@ -19,6 +19,8 @@ from flexgs.scene.views import ImageCache, View, default_cache, find_image, imag
 from flexgs.seeds import generator
 
 RANDOM_POINTS = 10_000
+NEAR = 0.01
+"""Units of the scene that nothing nearer than is drawn; a unit is about a fifth of the extent."""
 
 
 @dataclass(eq=False)
@@ -32,8 +34,15 @@ class Scene:
     points: Points
     extent: float
     """1.1 x the largest distance of a training camera from their mean, in world units."""
+    origin: Origin = WORLD
+    """Where (0, 0, 0) of cameras and points is in the capture's own coordinates; see docs/coordinates.md."""
     protocol: dict = field(default_factory=dict)
     """JSON values: how the images and the split were made, for whoever compares figures."""
+
+    @property
+    def unit(self) -> float:
+        """A length of this scene, in world units; see unit_of in camera.py."""
+        return unit_of(self.extent)
 
 
 def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: str | None = None, masks: bool = True,
@@ -59,12 +68,14 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
     frames, files, reduced = _locate(capture, frames, factor)
     resize = factor if not reduced else 1
 
+    places = np.stack([_place(frame.viewmat) for frame in frames])
+    origin = local_origin(places, np.linalg.norm(places - places.mean(0), axis=1).max())
     cache = ImageCache(default_cache() if cache_bytes is None else cache_bytes)
     views = []
     for frame, file in zip(frames, files, strict=True):
         lens = frame.lens.scaled(*_checked_size(file, frame, capture.file))
         pinhole = lens.pinhole()
-        camera = pinhole.camera(frame.viewmat)
+        camera = pinhole.camera(_about(origin, frame.viewmat), origin)
         if resize > 1:
             camera = camera.scaled(max(1, round(pinhole.width / resize)), max(1, round(pinhole.height / resize)))
         views.append(View(frame.name, camera, file, _mask(frame) if masks else None, lens, cache))
@@ -78,11 +89,15 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         points, note = _random_points([view.camera.viewmat.double().numpy() for view in train], seed), "random"
         warnings.warn(f"{capture.file.parent}: the capture has no points; starting from {RANDOM_POINTS} random ones",
                       stacklevel=2)
+    else:
+        points = Points((points.xyz.double() - torch.tensor(origin, dtype=torch.float64)).float(), points.rgb)
 
     centres = torch.stack([view.camera.center for view in train])
     extent = 1.1 * float((centres - centres.mean(0)).norm(dim=1).max())
     if extent == 0:
         raise UserError(f"{capture.file}: all cameras are at the same place; expected a capture from several places")
+    for view in views:
+        view.camera = replace(view.camera, near=NEAR * unit_of(extent))
     (width, height), _ = Counter((view.camera.width, view.camera.height) for view in views).most_common(1)[0]
     folder = frames[0].folder.name
     protocol = {
@@ -97,8 +112,21 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         "masks": sum(view.mask_path is not None for view in views),
         "points": len(points), "points_from": note, "digest": _digest(views), **capture.notes,
         **({"max_fov": MAX_FOV} if any(view.lens.wide for view in views) else {}),
+        **({"origin": list(origin)} if origin != WORLD else {}),
     }
-    return Scene(name or root.resolve().name, root, train, test, points, extent, protocol)
+    return Scene(name or root.resolve().name, root, train, test, points, extent, origin, protocol)
+
+
+def _place(viewmat: np.ndarray) -> np.ndarray:
+    """[3] where the camera of a pose [4, 4] stands."""
+    return -viewmat[:3, :3].T @ viewmat[:3, 3]
+
+
+def _about(origin: Origin, viewmat: np.ndarray) -> np.ndarray:
+    """The pose [4, 4] float64 of the same camera in coordinates about origin."""
+    moved = viewmat.copy()
+    moved[:3, 3] += viewmat[:3, :3] @ offset(WORLD, origin)
+    return moved
 
 
 def read_capture(root: Path) -> Capture:
@@ -168,13 +196,14 @@ def _digest(views: list[View]) -> str:
         camera = view.camera
         digest.update(repr((view.name, view.path.stat().st_size, camera.width, camera.height)).encode())
         digest.update(camera.viewmat.numpy().tobytes() + camera.K.numpy().tobytes())
+        digest.update(repr(camera.origin).encode() if camera.origin != WORLD else b"")
     return digest.hexdigest()
 
 
 def _random_points(viewmats: list[np.ndarray], seed: int) -> Points:
     """Points of random place and colour in the box that the cameras look at or stand around."""
     centre = focus(viewmats)
-    places = np.stack([-viewmat[:3, :3].T @ viewmat[:3, 3] for viewmat in viewmats])
+    places = np.stack([_place(viewmat) for viewmat in viewmats])
     half = np.linalg.norm(places - centre, axis=1).max()
     draw = generator(seed, "random points")
     xyz = torch.from_numpy(centre).float() + half * (2 * torch.rand(RANDOM_POINTS, 3, generator=draw) - 1)

@@ -13,7 +13,7 @@ ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": ""}
 
 
 def read_points(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(xyz float32 [M, 3], rgb uint8 [M, 3]) of the first element, which must be the vertices; grey without colours.
+    """(xyz float64 [M, 3], rgb uint8 [M, 3]) of the first element, which must be the vertices; grey without colours.
 
     UserError if the file is absent, not such a PLY or shorter than its head says.
     """
@@ -39,7 +39,7 @@ def read_points(file: Path) -> tuple[np.ndarray, np.ndarray]:
     except (ValueError, KeyError, IndexError, StopIteration, TypeError) as e:
         raise UserError(f"{file}: damaged, or not a PLY file of points with x, y, z ({e}): export it again, or delete "
                         "ply_file_path from transforms.json to start from random points") from e
-    xyz = np.stack([rows[axis] for axis in "xyz"], 1).astype(np.float32)
+    xyz = np.stack([rows[axis] for axis in "xyz"], 1).astype(np.float64)
     colours = ("red", "green", "blue")
     rgb = (np.stack([rows[colour] for colour in colours], 1).astype(np.uint8) if set(colours) <= set(rows.dtype.names or ())
            else np.full(xyz.shape, 128, np.uint8))

@@ -5,6 +5,7 @@ equal without talking to each other.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -108,8 +109,8 @@ def rotation_matrices(quats: Tensor) -> Tensor:
 
 def _replace(splats: Splats, optimizer: Optimizer, keep: Tensor, new: Splats) -> Splats:
     """The kept Gaussians followed by new ones, in the optimizer too."""
-    return Splats(**{name: optimizer.replace_rows(f"splats.{name}", keep, getattr(new, name))
-                     for name, _ in splats.items()})
+    return replace(splats, **{name: optimizer.replace_rows(f"splats.{name}", keep, getattr(new, name))
+                              for name, _ in splats.items()})
 
 
 def reorder(splats: Splats, optimizer: Optimizer, order: Tensor) -> Splats:
