@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -44,7 +45,11 @@ class Splats:
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> "Splats":
         """A new bag with fn applied to each tensor."""
-        return replace(self, **{name: fn(t) for name, t in self.items()})
+        return self.changed(**{name: fn(t) for name, t in self.items()})
+
+    def changed(self, **tensors: Tensor) -> "Splats":
+        """A new bag with these in the place of its own, about the same origin."""
+        return replace(self, **cast(Any, tensors))
 
     def __getitem__(self, index: Tensor | slice) -> "Splats":
         """The Gaussians at index (a slice, a boolean mask or int64 indices), in its order."""
@@ -75,7 +80,7 @@ class Splats:
 def cat(parts: list[Splats]) -> Splats:
     """The Gaussians of all parts, one after another, about the origin of the first."""
     parts = [part.at(parts[0].origin) for part in parts]
-    return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS})
+    return parts[0].changed(**{name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS})
 
 
 def quantile(values: Tensor, q: float) -> Tensor:

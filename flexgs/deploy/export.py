@@ -19,7 +19,7 @@ MOST_LOGIT = 16.0
 
 
 def ply_properties(sh_degree: int) -> list[str]:
-    """Property names in the order of the 3DGS release; viewers rely on it. All are float32, but for x y z where they are wide."""
+    """Property names in the order of the 3DGS release; viewers rely on it. All are float32 but wide x y z."""
     rest = 3 * ((sh_degree + 1) ** 2 - 1)
     return ["x", "y", "z", "nx", "ny", "nz", *(f"f_dc_{i}" for i in range(3)), *(f"f_rest_{i}" for i in range(rest)),
             "opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
@@ -41,10 +41,10 @@ def is_wide(splats: Splats) -> bool:
 
 
 def in_world(splats: Splats, path: Path | str) -> Splats:
-    """splats in the capture's own coordinates, in float32, for formats that have nothing better; UserError if that is too little."""
+    """splats in the capture's own coordinates, for a file of float32 that is written to path; UserError if that is too little."""
     if is_wide(splats):
-        raise UserError(f"{path}: positions about {place(splats)} need float64, which this format cannot hold; expected NAME.ply, "
-                        "or --local for positions from there")
+        raise UserError(f"{path}: positions about {place(splats)} need float64, which this format cannot hold; expected "
+                        "NAME.ply, or --local for positions from there")
     return splats.at(WORLD)
 
 
@@ -84,7 +84,7 @@ def _ply(splats: Splats) -> PlyData:
                          s.opacities[:, None], s.scales, quats], dim=1).contiguous().numpy()
     rows = columns.view([(name, "<f4") for name in ply_properties(s.sh_degree)])[:, 0]
     if wide:
-        rows = rows.astype([(name, "<f8" if name in AXES else "<f4") for name in rows.dtype.names])
+        rows = rows.astype([(name, "<f8" if name in AXES else "<f4") for name in ply_properties(s.sh_degree)])
         for name, values in zip(AXES, world.T, strict=True):
             rows[name] = values
     return PlyData([PlyElement.describe(rows, "vertex")], byte_order="<")
@@ -92,7 +92,7 @@ def _ply(splats: Splats) -> PlyData:
 
 def read_ply(path: Path | str) -> Splats:
     """The Gaussians of a 3DGS PLY, of spherical-harmonics degree 0 to 3. An opacity of 0 or 1, of infinite logit, is brought
-    down to what the rasterizer can tell from it. Positions of type double have an origin of their own where float32 is too little."""
+    down to what the rasterizer can tell from it. Positions of type double get an origin where float32 alone is too little."""
     try:
         vertex = PlyData.read(str(path))["vertex"].data
     except FileNotFoundError:
@@ -114,7 +114,8 @@ def read_ply(path: Path | str) -> Splats:
     world, origin = np.stack([np.asarray(vertex[axis], np.float64) for axis in AXES], axis=1), WORLD
     if any(vertex[axis].dtype.itemsize > 4 for axis in AXES) and len(world):
         origin = local_origin(world, float(np.median(np.abs(world - np.median(world, axis=0)).max(1))))
-    splats = Splats(means=torch.from_numpy(world - np.array(origin)).float(), origin=origin, quats=column(*(f"rot_{i}" for i in range(4))),
+    splats = Splats(means=torch.from_numpy(world - np.array(origin)).float(), origin=origin,
+                    quats=column(*(f"rot_{i}" for i in range(4))),
                     scales=column(*(f"scale_{i}" for i in range(3))),
                     opacities=column("opacity")[:, 0].clamp(-MOST_LOGIT, MOST_LOGIT),
                     sh0=column(*(f"f_dc_{i}" for i in range(3))), shN=shN)

@@ -79,8 +79,7 @@ def format_of(path: Path | str) -> str:
 
 def localised(splats: Splats, views: Sequence[View]) -> tuple[Splats, list[View]]:
     """Splats and views in coordinates whose (0, 0, 0) is the splats' origin, which every format can hold."""
-    cameras = (view.camera.at(splats.origin) for view in views)
-    return local(splats), [replace(view, camera=replace(camera, origin=WORLD)) for view, camera in zip(views, cameras, strict=True)]
+    return local(splats), [replace(view, camera=replace(view.camera.at(splats.origin), origin=WORLD)) for view in views]
 
 
 def as_stored(splats: Splats, name: str, views: Sequence[View]) -> Stored:

@@ -7,7 +7,6 @@ import torch
 
 from flexgs.camera import WORLD
 from flexgs.deploy.export import is_wide, place
-
 from flexgs.deploy.formats import FORMATS, format_of
 from flexgs.deploy.progressive import Progressive
 from flexgs.model.elastic import ElasticModel
@@ -29,13 +28,13 @@ def describe(model: ElasticModel | Progressive, source: str) -> Mapping[str, str
     lines = {
         "what": kind,
         "Gaussians": f"{len(model):,}, spherical harmonics of degree {model.sh_degree}",
-        "extent": f"{' '.join(f'{a:.3g}..{b:.3g}' for a, b in zip(low, high, strict=True))} (1 % to 99 % in x y z)" + (" from the origin" if whole.origin != WORLD else ""),
+        "extent": f"{' '.join(f'{a:.3g}..{b:.3g}' for a, b in zip(low, high, strict=True))} (1 % to 99 % in x y z)",
         "opacity": f"median {float(opacity.median()):.3f}, below 0.05: {100 * float((opacity < 0.05).float().mean()):.0f} %",
         "size": f"median of the largest axis {float(whole.scales.amax(dim=1).exp().median()):.3g} units",
         "cameras": str(len(model.cameras) or "none"),
     }
     if whole.origin != WORLD:
-        lines["origin"] = place(whole) + ("; a PLY has x y z of type double" if is_wide(whole) else "")
+        lines["origin"] = f"{place(whole)}, from where the extent counts" + ("; a PLY has x y z of type double" if is_wide(whole) else "")
     if isinstance(model, Progressive) or path.is_dir():
         lines["recipe"] = (f"order {config.order.kind}, transform {config.transform.kind}, {config.steps:,} views, "
                            f"seed {config.seed}")

@@ -2,8 +2,8 @@
 
     6, 2      b"FLEXGS", and the version of the format as a little-endian integer
     4, 4      length and CRC-32 of the header
-    header    JSON: config, splats (their number), sh_degree, origin, unit and near (see Place in model/elastic.py), some cameras to look from (width, height, world to camera, K), and
-              of each chunk: ratio, bytes, crc32, parts [name, first, last]
+    header    JSON: config, splats (their number), sh_degree, origin, unit, near (see Place in model/elastic.py; optional), some
+              cameras to look from (width, height, world to camera, K), and of each chunk: ratio, bytes, crc32, parts [name, first, last]
     chunks    for each part the rows first : last of a tensor, bytes transposed (all first bytes, all second, ...); all deflated
 
 Cuts are nested: a chunk has the Gaussians that enter up to its ratio, and of the transform the rows that cuts up to this ratio
@@ -60,10 +60,10 @@ def write(model: ElasticModel, path: Path, ratios: Sequence[float] = RATIOS) -> 
         body = zlib.compress(b"".join(_transposed(tensors[name][first:last]) for name, first, last in parts), 6)
         chunks.append({"ratio": ratio, "bytes": len(body), "crc32": zlib.crc32(body), "parts": parts})
         bodies.append(body)
+    cameras = [_numbers(camera.at(model.splats.origin)) for camera in model.cameras[::1 + len(model.cameras) // CAMERAS]]
     header = json.dumps({"config": model.config.to_dict(), "splats": len(model.splats), "sh_degree": model.sh_degree,
                          **model.place.to_dict(),
-                         "cameras": [_numbers(camera.at(model.splats.origin)) for camera in model.cameras[::1 + len(model.cameras) // CAMERAS]],
-                         "chunks": chunks}).encode()
+                         "cameras": cameras, "chunks": chunks}).encode()
     with atomic_file(path) as out, out.open("wb") as file:
         file.write(HEAD.pack(MAGIC, VERSION, len(header), zlib.crc32(header)) + header)
         file.writelines(bodies)

@@ -3,7 +3,6 @@
 import copy
 import itertools
 import math
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -47,8 +46,8 @@ class Deltas(Transform):
         assert index is None, "deltas belong to a fixed order"
         terms = self._terms(ratio, len(kept))
         moves = [term._replace(weight=term.weight * self.unit) for term in terms]
-        return replace(kept, **{name: _Shift.apply(getattr(kept, name), getattr(self, name), moves if name == "means" else terms)
-                                for name in WIDTHS})
+        return kept.changed(**{name: _Shift.apply(getattr(kept, name), getattr(self, name), moves if name == "means" else terms)
+                               for name in WIDTHS})
 
     def _terms(self, ratio: float, k: int) -> list[Term]:
         """What adds up to the change of the first k Gaussians at ratio."""

@@ -124,6 +124,6 @@ class ElasticModel:
         transform = make_transform(config, splats, unit=place.unit).stored()
         transform.load_state_dict({k.removeprefix("transform."): t for k, t in tensors.items()
                                    if k.startswith("transform.")})
-        cameras = [Camera(viewmat, K, *size.tolist(), near=place.near, origin=place.origin) for viewmat, K, size in
+        cameras = [Camera(viewmat, K, int(size[0]), int(size[1]), place.near, place.origin) for viewmat, K, size in
                    zip(*(tensors.get(f"cameras.{part}", ()) for part in ("viewmat", "K", "size")), strict=True)]
         return ElasticModel(splats, transform, config, cameras)

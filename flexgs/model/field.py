@@ -5,7 +5,6 @@ Fridovich-Keil et al. 2023) with the elastic ratio in the place of time.
 """
 
 import math
-from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -67,7 +66,7 @@ class Field(Transform):
                 changed[name] = (kept.scales.exp() + self.unit * change).abs().clamp(min=1e-6 * self.unit).log()
             else:
                 changed[name] = changed[name] + (self.unit * change if name == "means" else change)
-        return replace(kept, **changed)
+        return kept.changed(**changed)
 
     def features(self, means: Tensor, ratio: float) -> Tensor:
         """[N, channels * levels] features at means [N, 3] and one ratio."""

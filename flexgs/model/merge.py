@@ -1,6 +1,5 @@
 """Merging: what the Gaussians that stay would look like if they stood for those that do not, too."""
 
-from dataclasses import replace
 from itertools import permutations
 
 import torch
@@ -41,7 +40,7 @@ def merged(splats: Splats, weight: Tensor, k: int) -> Splats:
     quats = torch.from_numpy(Rotation.from_matrix(vectors.numpy()).as_quat(scalar_first=True)) * length
     quats = torch.where((quats * s.quats[:k]).sum(1, keepdim=True) < 0, -quats, quats)  # q and -q are the same rotation
     opacities = (total(torch.sigmoid(s.opacities) * _area(s.scales)) / _area(scales)).clamp(0.02, 0.98)
-    new = replace(s, means=means, quats=quats, scales=scales, opacities=torch.logit(opacities), sh0=mean(s.sh0), shN=s.shN[:k])
+    new = s.changed(means=means, quats=quats, scales=scales, opacities=torch.logit(opacities), sh0=mean(s.sh0), shN=s.shN[:k])
     return new.map(torch.Tensor.float).to(splats.means.device)
 
 

@@ -11,8 +11,8 @@ from flexgs.splats import Splats
 class Transform(nn.Module):
     """No change at all; the base of the others.
 
-    Changes of positions and sizes are counted in `unit`, a length in world units (see unit_of in camera.py): parameters and their
-    rates are then of one size in every scene, and float16 holds them. It is stored beside the tensors.
+    Changes of positions and sizes are counted in `unit`, a length in world units (see unit_of in camera.py): parameters and
+    their rates are then of one size in every scene, and float16 holds them. It is stored beside the tensors.
 
     A subclass changes the first floor(e N) Gaussians in forward() and lists its parameters for the optimizer in groups().
     """

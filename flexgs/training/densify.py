@@ -5,7 +5,6 @@ equal without talking to each other.
 """
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -109,8 +108,8 @@ def rotation_matrices(quats: Tensor) -> Tensor:
 
 def _replace(splats: Splats, optimizer: Optimizer, keep: Tensor, new: Splats) -> Splats:
     """The kept Gaussians followed by new ones, in the optimizer too."""
-    return replace(splats, **{name: optimizer.replace_rows(f"splats.{name}", keep, getattr(new, name))
-                              for name, _ in splats.items()})
+    return splats.changed(**{name: optimizer.replace_rows(f"splats.{name}", keep, getattr(new, name))
+                             for name, _ in splats.items()})
 
 
 def reorder(splats: Splats, optimizer: Optimizer, order: Tensor) -> Splats:

@@ -46,14 +46,14 @@ class Optimizer:
         """Update with what take_gradients() gave; progress in [0, 1] through the stage sets the decaying rates."""
         left = iter(gradients)
         for g in self.groups:
-            params = [p for p in g["params"] if p.requires_grad]
+            params, eps = [p for p in g["params"] if p.requires_grad], 1e-15 / self.batch**0.5 / g.get("unit", 1.0)
             for p in params:
                 if p not in self.state:
                     self.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p),
                                      "exp_avg_sq": torch.zeros_like(p)}
             step, mean, square = ([self.state[p][key] for p in params] for key in ("step", "exp_avg", "exp_avg_sq"))
             adam(params, [next(left) for _ in params], mean, square, [], step, fused=True, amsgrad=False, maximize=False,
-                 weight_decay=0.0, beta1=0.9**self.batch, beta2=0.999**self.batch, eps=1e-15 / self.batch**0.5 / g.get("unit", 1.0),
+                 weight_decay=0.0, beta1=0.9**self.batch, beta2=0.999**self.batch, eps=eps,
                  lr=g["lr"] * g["decay"] ** progress * self.batch**0.5)
 
     def moments(self) -> dict[str, Tensor]:

@@ -54,7 +54,8 @@ class Trainer:
         self.sampler = ViewSampler(len(scene.train), config.seed)
         self.background = torch.tensor(config.background, device=self.device)
         self.frozen = base is not None
-        self.splats = (base.at(scene.origin) if base else self._initial_splats()).to(self.device).requires_grad_(not self.frozen)
+        first = base.at(scene.origin) if base else self._initial_splats()
+        self.splats = first.to(self.device).requires_grad_(not self.frozen)
         self.optimizer = Optimizer(splat_groups(self.splats, config.rates, scene.extent, unit=self.unit), self.batch)
         self.densifier = Densifier(config.base, self.base_steps, scene.extent, config.seed, len(self.splats), self.device)
         self.transform: Transform = Transform()
