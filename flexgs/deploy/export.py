@@ -41,7 +41,7 @@ def is_wide(splats: Splats) -> bool:
 
 
 def in_world(splats: Splats, path: Path | str) -> Splats:
-    """splats in the capture's own coordinates, for a file of float32 that is written to path; UserError if that is too little."""
+    """splats in the capture's own coordinates, for a file of float32 at path; UserError if that is too little."""
     if is_wide(splats):
         raise UserError(f"{path}: positions about {place(splats)} need float64, which this format cannot hold; expected "
                         "NAME.ply, or --local for positions from there")

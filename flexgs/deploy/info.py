@@ -34,7 +34,8 @@ def describe(model: ElasticModel | Progressive, source: str) -> Mapping[str, str
         "cameras": str(len(model.cameras) or "none"),
     }
     if whole.origin != WORLD:
-        lines["origin"] = f"{place(whole)}, from where the extent counts" + ("; a PLY has x y z of type double" if is_wide(whole) else "")
+        number = "double" if is_wide(whole) else "float"
+        lines["origin"] = f"{place(whole)}, from where the extent counts; x y z of a PLY are of type {number}"
     if isinstance(model, Progressive) or path.is_dir():
         lines["recipe"] = (f"order {config.order.kind}, transform {config.transform.kind}, {config.steps:,} views, "
                            f"seed {config.seed}")

@@ -3,7 +3,8 @@
     6, 2      b"FLEXGS", and the version of the format as a little-endian integer
     4, 4      length and CRC-32 of the header
     header    JSON: config, splats (their number), sh_degree, origin, unit, near (see Place in model/elastic.py; optional), some
-              cameras to look from (width, height, world to camera, K), and of each chunk: ratio, bytes, crc32, parts [name, first, last]
+              cameras to look from (width, height, world to camera, K), and of each chunk: ratio, bytes, crc32, parts
+              [name, first, last]
     chunks    for each part the rows first : last of a tensor, bytes transposed (all first bytes, all second, ...); all deflated
 
 Cuts are nested: a chunk has the Gaussians that enter up to its ratio, and of the transform the rows that cuts up to this ratio

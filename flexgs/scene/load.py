@@ -34,10 +34,10 @@ class Scene:
     points: Points
     extent: float
     """1.1 x the largest distance of a training camera from their mean, in world units."""
-    origin: Origin = WORLD
-    """Where (0, 0, 0) of cameras and points is in the capture's own coordinates; see docs/coordinates.md."""
     protocol: dict = field(default_factory=dict)
     """JSON values: how the images and the split were made, for whoever compares figures."""
+    origin: Origin = WORLD
+    """Where (0, 0, 0) of cameras and points is in the capture's own coordinates; see docs/coordinates.md."""
 
     @property
     def unit(self) -> float:
@@ -114,7 +114,7 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         **({"max_fov": MAX_FOV} if any(view.lens.wide for view in views) else {}),
         **({"origin": list(origin)} if origin != WORLD else {}),
     }
-    return Scene(name or root.resolve().name, root, train, test, points, extent, origin, protocol)
+    return Scene(name or root.resolve().name, root, train, test, points, extent, protocol, origin)
 
 
 def _place(viewmat: np.ndarray) -> np.ndarray:
