@@ -96,7 +96,7 @@ def test_a_stranger_s_ply_made_elastic_keeps_its_positions(plain, tmp_path):
     order = np.argsort(one["x"]), np.argsort(two["x"])
     for name in one.dtype.names:
         if not name.startswith("rot"):
-            np.testing.assert_allclose(one[name][order[0]], two[name][order[1]], rtol=0, atol=1e-8)
+            np.testing.assert_allclose(one[name][order[0]], two[name][order[1]], rtol=0, atol=5e-7)
 
 
 def own_cameras(capture: Path) -> list[tuple[str, np.ndarray]]:
