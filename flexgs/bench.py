@@ -67,7 +67,8 @@ def random_splats(count: int, *, sh_degree: int = 3, seed: int = 0, points: np.n
         "sh0": (rng.uniform(0, 1, (count, 3)) - 0.5) / SH_C0,
         "shN": 0.1 * rng.standard_normal((count, (sh_degree + 1) ** 2 - 1, 3)),
     }
-    return Splats(**{name: torch.from_numpy(a.astype(np.float32)) for name, a in arrays.items()})
+    means, quats, scales, opacities, sh0, shN = (torch.from_numpy(a.astype(np.float32)) for a in arrays.values())
+    return Splats(means, quats, scales, opacities, sh0, shN)
 
 
 def front_camera(width: int, height: int) -> Camera:

@@ -2,11 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Origin = tuple[float, float, float]
+"""Where (0, 0, 0) of some coordinates lies in those of the capture, exact to float64."""
+WORLD: Origin = (0.0, 0.0, 0.0)
+"""The origin of coordinates that are the capture's own."""
+MOST_AWAY = 4
+"""Extents that a scene may lie away from (0, 0, 0) and keep its coordinates: Adam's last steps, 1.6e-6 of an extent, are
+still several times what float32 rounds to there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,42 +25,87 @@ class Camera:
     """
 
     viewmat: Tensor
-    """[4, 4] float32, world to camera."""
+    """[4, 4] float32 or float64, world to camera; float64 where the camera is far from (0, 0, 0) for its scene."""
     K: Tensor
     """[3, 3] float32, focal lengths and principal point in pixels."""
     width: int
     height: int
+    near: float = 0.01
+    """Depth below which nothing is drawn, in world units."""
+    origin: Origin = WORLD
+    """Where (0, 0, 0) of viewmat's world is in the capture's own coordinates."""
 
     @property
     def center(self) -> Tensor:
-        """[3] the camera's position in the world."""
+        """[3] the camera's position in the world, from its origin."""
         return -self.viewmat[:3, :3].T @ self.viewmat[:3, 3]
 
     def to(self, device: torch.device | str) -> "Camera":
         if self.viewmat.device == torch.device(device):
             return self
-        return Camera(self.viewmat.to(device), self.K.to(device), self.width, self.height)
+        return replace(self, viewmat=self.viewmat.to(device), K=self.K.to(device))
 
     def scaled(self, width: int, height: int) -> "Camera":
         """The same view at another size in pixels."""
         K = self.K.clone()
         K[0] *= width / self.width
         K[1] *= height / self.height
-        return Camera(self.viewmat, K, width, height)
+        return replace(self, K=K, width=width, height=height)
+
+    def at(self, origin: Origin) -> "Camera":
+        """The same camera in coordinates about another origin, in float64; itself where that is its own."""
+        if origin == self.origin:
+            return self
+        viewmat = self.viewmat.double().clone()
+        viewmat[:3, 3] += viewmat[:3, :3] @ viewmat.new_tensor(offset(self.origin, origin))
+        return replace(self, viewmat=viewmat, origin=origin)
 
 
-def look_at(eye: Tensor, target: Tensor, up: Tensor, width: int, height: int, fov: float = 60.0) -> Camera:
-    """The camera at eye [3] that has target [3] in its middle and up [3] upwards; fov is vertical, in degrees."""
-    forward = torch.nn.functional.normalize(target - eye, dim=0)
+def offset(start: Origin, end: Origin) -> Origin:
+    """[3] from one origin to another."""
+    return end[0] - start[0], end[1] - start[1], end[2] - start[2]
+
+
+def local_origin(places: np.ndarray, extent: float) -> Origin:
+    """The origin about which float32 is enough for places [N, 3] float64 that are spread over this extent.
+
+    WORLD where it is enough already. Else their median, rounded to a power of two below the extent, so that few digits are
+    needed to write it and to add it.
+    """
+    middle = np.median(places, axis=0)
+    if np.linalg.norm(middle) <= MOST_AWAY * extent:
+        return WORLD
+    step = unit_of(extent) / 16
+    x, y, z = (np.rint(middle / step) * step).tolist()
+    return x, y, z
+
+
+def unit_of(extent: float) -> float:
+    """The power of two nearest to a fifth of a scene's extent: 1 in scenes as COLMAP leaves them.
+
+    A length for what would otherwise be an absolute number of world units.
+    """
+    return 2.0 ** round(math.log2(extent / 5)) if extent > 0 else 1.0
+
+
+def look_at(eye: Tensor, target: Tensor, up: Tensor, width: int, height: int, fov: float = 60.0, near: float = 0.01,
+            origin: Origin = WORLD) -> Camera:
+    """The camera at eye [3] that has target [3] in its middle and up [3] upwards; fov is vertical, in degrees.
+
+    It looks along z where target is eye, and any way is up where up is along its view. The pose is of the dtype of eye.
+    """
+    forward, up = target - eye, up.to(eye)
+    forward = forward / forward.norm() if bool(forward.any()) else eye.new_tensor([0, 0, 1])
     right = torch.linalg.cross(forward, up)
-    if float(right.norm()) < 1e-6:  # it looks along up
+    if float(right.norm()) < 1e-6 * float(up.norm()):  # it looks along up
         right = torch.linalg.cross(forward, up.roll(1))
     right = right / right.norm()
-    viewmat = torch.eye(4)
+    viewmat = torch.eye(4, dtype=eye.dtype)
     viewmat[:3, :3] = torch.stack([right, torch.linalg.cross(forward, right), forward])
     viewmat[:3, 3] = -viewmat[:3, :3] @ eye
     focal = height / 2 / math.tan(math.radians(fov) / 2)
-    return Camera(viewmat, torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]), width, height)
+    K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    return Camera(viewmat, K, width, height, near, origin)
 
 
 def focus(viewmats: Sequence[np.ndarray]) -> np.ndarray:

@@ -186,7 +186,7 @@ class GsNet:
     inputs: Annotated[tuple[Input, ...], Range(1, 5)] = ("means", "quats", "scales")
     """What it sees of a Gaussian; importance: the normal quantile of its place by global importance."""
     normalise: bool = True
-    """Means to the box of the scene, log-scales to their median, q and -q the same; False: world units, scales, raw q."""
+    """Means to the box of the scene, log-scales to their median, q and -q the same; False: the scene's unit, scales, raw q."""
     noise: bool = True
     """Training draws its selection with Gumbel noise; False: it takes the floor(eN) of the largest margins."""
     order_noise: bool = False

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from flexgs.camera import WORLD
 from flexgs.errors import UserError
 from flexgs.files import write_json
 from flexgs.inputs import Layout, check_tensors, read_json, regular_file, shown, typed
@@ -86,7 +87,7 @@ def splats_of(heads: Mapping[str, Tensor], where: str, **numbers: int) -> Splats
     check_tensors(mine, SPLATS, where, numbers)
     if numbers["harmonics"] not in (0, 3, 8, 15):
         raise UserError(f"{where}: found {numbers['harmonics']} harmonics, expected 0, 3, 8 or 15; the file is damaged")
-    return Splats(**part(mine, "splats."))
+    return Splats(**part(mine, "splats."), origin=WORLD)
 
 
 def layout_of(module: nn.Module, prefix: str) -> dict[str, tuple[str, tuple[int, ...]]]:

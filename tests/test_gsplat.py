@@ -34,7 +34,7 @@ def project_backward(means, covars, quats, scales, viewmats, Ks, W, H, eps2d, mo
                      v_means2d, v_depths, v_conics, v_compensations, of_viewmats):  # fmt: skip
     def forward(means: Tensor, quats: Tensor, scales: Tensor) -> tuple[Tensor, ...]:
         opaque = means.new_ones(len(means))
-        out = project(means, None, quats, scales, opaque, viewmats, Ks, W, H, eps2d, CONFIG.near, CONFIG.far, 0.0, False, model)
+        out = project(means, None, quats, scales, opaque, viewmats, Ks, W, H, eps2d, 0.01, CONFIG.far, 0.0, False, model)
         seen = (radii > 0).all(-1)
         return tuple(torch.where(seen.view(*seen.shape, *[1] * (t.dim() - 2)), t, torch.zeros_like(t)) for t in out[1:4])
 

@@ -2,7 +2,7 @@
 
 import shlex
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
@@ -46,8 +46,11 @@ class Cut:
     """Of the machine that a budget in ms is for: what `flexgs bench frame` writes. Default: this machine, measured now."""
     size: tuple[int, int] = (1280, 720)
     """Width and height of the frames that a budget in ms is for."""
+    local: bool = False
+    """Write positions from the model's origin, which is printed, for formats that cannot hold those of its capture."""
 
     def __call__(self) -> None:
+        from flexgs.deploy.export import local
         from flexgs.deploy.lod import write_lod
         from flexgs.deploy.page import write_page
         from flexgs.deploy.source import open_model
@@ -63,27 +66,33 @@ class Cut:
         if self.html:
             print(write_page(model, self.html, Path(urlsplit(self.source).path.rstrip("/")).stem))
         if self.output and self.lod:
-            print(write_lod(model, self.output, self.lod))
+            print(write_lod(model, self.output, self.lod, local) if self.local else write_lod(model, self.output, self.lod))
         elif self.output:
             assert self.budget
             self._write(model, self.budget, self.output, scene)
 
     def _write(self, model: "ElasticModel | Progressive", budget: str, output: Path, scene: "Scene | None") -> None:
         from flexgs.deploy.budget import largest, parse
-        from flexgs.deploy.formats import FORMATS, format_of
+        from flexgs.deploy.export import is_wide, place
+        from flexgs.deploy.formats import FORMATS, format_of, localised
         from flexgs.deploy.progressive import Progressive
 
         name = format_of(output)
         chosen, views, n = FORMATS[name], scene.train if scene else [], len(model)
         amount, unit = parse(budget)
+
+        def write(cut: "Splats", path: Path) -> None:
+            cut, near = localised(cut, views) if self.local else (cut, views)
+            chosen.write(cut, path, near)
+
         if unit == "ms":
             budget = f"{self._profile(model).most(amount)} Gaussians"
-        elif unit == "bytes" and name != "ply":
+        elif unit == "bytes" and (name != "ply" or self.local):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / output.name
 
                 def size(count: int) -> int:
-                    chosen.write(model.cut(f"{count} Gaussians"), path, views)
+                    write(model.cut(f"{count} Gaussians"), path)
                     return path.stat().st_size
 
                 count = largest(n, amount, size)
@@ -91,13 +100,19 @@ class Cut:
                 raise UserError(f"budget {budget!r}: not enough for one Gaussian as {name}")
             budget = f"{count} Gaussians"
         cut = model.cut(budget)
-        chosen.write(cut, output, views)
+        write(cut, output)
         line = f"{shlex.quote(str(output))}: {len(cut):,} of {n:,} Gaussians, {output.stat().st_size / 1e6:.2f} MB"
         if isinstance(model, Progressive):
             line += f"; {model.offset / 1e6:.2f} MB were read"
+        if self.local:
+            line += f"; positions from the model's origin, {place(cut)}"
+        elif name == "ply" and is_wide(cut):
+            line += f"; x y z are of type double, since float32 is too little about {place(cut)} (or else --local)"
         print(line)
         if name != "ply":
-            print(f"{chosen.about} loses {chosen.loses}: {_loss(cut, chosen.read(output), model, scene)}")
+            stored = chosen.read(output)
+            stored = replace(stored, origin=cut.origin) if self.local else stored.at(cut.origin)
+            print(f"{chosen.about} loses {chosen.loses}: {_loss(cut, stored, model, scene)}")
 
     def _profile(self, model: "ElasticModel | Progressive"):
         from flexgs.cli import pick_device

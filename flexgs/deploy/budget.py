@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from flexgs.config import check_ratio, count_at
-from flexgs.deploy.export import ply_bytes
+from flexgs.deploy.export import is_wide, ply_bytes
 from flexgs.errors import UserError
+from flexgs.splats import Splats
 
 DEVICES = {"quest": 500_000, "visionpro": 750_000, "android": 1_000_000, "iphone": 1_500_000, "desktop": 2_500_000}
 """Gaussians that the web renderer Spark draws at most on each kind of device (its documented defaults, version 2.2)."""
@@ -51,20 +52,29 @@ def parse(budget: str | float) -> Budget:
     return Budget(amount, "ms" if unit == "ms" else "bytes" if unit.endswith("b") else "count")
 
 
-def resolve(budget: str | float, n: int, sh_degree: int) -> Share:
-    """What a budget leaves of n Gaussians, where no measurement is needed; bytes are those of a PLY. More than n is n."""
+def resolve(budget: str | float, n: int, sh_degree: int, wide: bool = False) -> Share:
+    """What a budget leaves of n Gaussians, where no measurement is needed; bytes are those of a PLY, of one with positions in
+    float64 where wide. More than n is n."""
     amount, unit = parse(budget)
     if unit == "ratio":
         return Share(count_at(amount, n), amount)
     if unit == "ms":
         raise UserError(f"budget {budget!r}: a frame time has to be measured; `flexgs cut` does it")
     if unit == "bytes":
-        header = ply_bytes(0, sh_degree) + len(str(n)) - 1
-        amount = (amount - header) // (ply_bytes(1, sh_degree) - ply_bytes(0, sh_degree))
+        header = ply_bytes(0, sh_degree, wide) + len(str(n)) - 1
+        amount = (amount - header) // (ply_bytes(1, sh_degree, wide) - ply_bytes(0, sh_degree, wide))
     if amount < 1:
         raise UserError(f"budget {budget!r}: not enough for one Gaussian")
     count = min(n, int(amount))
     return Share(count, count / n)
+
+
+def fitting(budget: str | float, n: int, sh_degree: int, cut: Callable[[int, float], Splats]) -> Splats:
+    """The cut(Gaussians, ratio) that a budget asks for; one in bytes holds for the PLY that write_ply makes of it."""
+    made = cut(*resolve(budget, n, sh_degree))
+    if parse(budget).unit == "bytes" and is_wide(made):
+        made = cut(*resolve(budget, n, sh_degree, wide=True))
+    return made
 
 
 def largest(n: int, limit: float, cost: Callable[[int], float], slack: float = 0.01) -> int:

@@ -2,35 +2,69 @@
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from plyfile import PlyData, PlyElement  # for writing
 
+from flexgs.camera import WORLD, local_origin
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
 from flexgs.ply import read_element
 from flexgs.splats import Splats
 
+AXES = ("x", "y", "z")
 MOST_LOGIT = 16.0
 """Opacity 1 to seven digits; 8-bit formats know 0 and 1 themselves."""
 
 
 def ply_properties(sh_degree: int) -> list[str]:
-    """Property names in the order of the 3DGS release; viewers rely on it. All are float32."""
+    """Property names in the order of the 3DGS release; viewers rely on it. All are float32 but wide x y z."""
     rest = 3 * ((sh_degree + 1) ** 2 - 1)
     return ["x", "y", "z", "nx", "ny", "nz", *(f"f_dc_{i}" for i in range(3)), *(f"f_rest_{i}" for i in range(rest)),
             "opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
 
 
-def ply_bytes(n: int, sh_degree: int) -> int:
-    """Size in bytes of the file that write_ply makes of n Gaussians."""
-    return len(_header(n, sh_degree)) + 4 * len(ply_properties(sh_degree)) * n
+def ply_bytes(n: int, sh_degree: int, wide: bool = False) -> int:
+    """Size in bytes of the file that write_ply makes of n Gaussians, of such as is_wide() where wide."""
+    return len(_header(n, sh_degree, wide)) + (4 * len(ply_properties(sh_degree)) + 12 * wide) * n
+
+
+def is_wide(splats: Splats) -> bool:
+    """Whether the capture's own coordinates need float64: float32 would move more than 1 % of the Gaussians by more than 5 % of
+    the middle one of their standard deviations."""
+    if splats.origin == WORLD:
+        return False
+    world = splats.detach().means.double() + splats.means.new_tensor(splats.origin, dtype=torch.float64)
+    moved = (world - world.float()).abs().amax(1)
+    return bool((moved > 0.05 * splats.scales.detach().double().median(1).values.exp()).double().mean() > 0.01)
+
+
+def in_world(splats: Splats, path: Path | str) -> Splats:
+    """splats in the capture's own coordinates, for a file of float32 at path; UserError if that is too little."""
+    if is_wide(splats):
+        raise UserError(f"{path}: positions about {place(splats)} need float64, which this format cannot hold; expected "
+                        "NAME.ply, or --local for positions from there")
+    return splats.at(WORLD)
+
+
+def local(splats: Splats) -> Splats:
+    """splats in coordinates whose (0, 0, 0) is their origin, wherever that is."""
+    return replace(splats, origin=WORLD)
+
+
+def place(splats: Splats) -> str:
+    """The origin, as options and messages write it."""
+    return " ".join(f"{value:.12g}" for value in splats.origin)
 
 
 def write_ply(splats: Splats, path: Path | str) -> None:
-    """A binary 3DGS PLY: raw log-scales and opacity logits, unit quaternions, SH channel by channel, zero normals."""
+    """A binary 3DGS PLY: raw log-scales and opacity logits, unit quaternions, SH channel by channel, zero normals.
+
+    In the capture's own coordinates; x y z are of type double where float32 would not do (is_wide), else all is float32.
+    """
     with atomic_file(Path(path)) as out:
         _ply(splats).write(str(out))
 
@@ -46,16 +80,23 @@ def _ply(splats: Splats) -> PlyData:
     s = splats.detach().to("cpu")
     n = len(s)
     quats = torch.nn.functional.normalize(s.quats, dim=-1)
-    columns = torch.cat([s.means, torch.zeros(n, 3), s.sh0, s.shN.transpose(1, 2).reshape(n, -1),
+    wide = is_wide(s)
+    world = (s.means.double() + torch.tensor(s.origin, dtype=torch.float64)).numpy()
+    columns = torch.cat([torch.from_numpy(world).float(), torch.zeros(n, 3), s.sh0, s.shN.transpose(1, 2).reshape(n, -1),
                          s.opacities[:, None], s.scales, quats], dim=1).contiguous().numpy()
     rows = columns.view([(name, "<f4") for name in ply_properties(s.sh_degree)])[:, 0]
+    if wide:
+        rows = rows.astype([(name, "<f8" if name in AXES else "<f4") for name in ply_properties(s.sh_degree)])
+        for name, values in zip(AXES, world.T, strict=True):
+            rows[name] = values
     return PlyData([PlyElement.describe(rows, "vertex")], byte_order="<")
 
 
 def read_ply(path: Path | str) -> Splats:
     """The Gaussians of a 3DGS PLY, of spherical-harmonics degree 0 to 3; harmonics may be counted from 0 or from 1.
 
-    An opacity of 0 or 1, of infinite logit, is brought down to what the rasterizer can tell from it.
+    An opacity of 0 or 1, of infinite logit, is brought down to what the rasterizer can tell from it. Positions of type double
+    get an origin where float32 alone is too little.
     """
     vertex = read_element(path, "vertex")
     names = set(vertex.dtype.names or ())
@@ -73,7 +114,12 @@ def read_ply(path: Path | str) -> Splats:
             return torch.from_numpy(np.stack([np.asarray(vertex[w], np.float32) for w in wanted], axis=1))
 
     shN = column(*rest).reshape(len(vertex), 3, len(rest) // 3).transpose(1, 2).contiguous()
-    splats = Splats(means=column("x", "y", "z"), quats=column(*(f"rot_{i}" for i in range(4))),
+    world, origin = np.stack([np.asarray(vertex[axis], np.float64) for axis in AXES], axis=1), WORLD
+    if any(vertex[axis].dtype.itemsize > 4 for axis in AXES) and len(world) and np.isfinite(world).all():
+        origin = local_origin(world, float(np.median(np.abs(world - np.median(world, axis=0)).max(1))))
+    with np.errstate(over="ignore"):
+        means = (world - np.array(origin)).astype(np.float32)
+    splats = Splats(means=torch.from_numpy(means), origin=origin, quats=column(*(f"rot_{i}" for i in range(4))),
                     scales=column(*(f"scale_{i}" for i in range(3))),
                     opacities=column("opacity")[:, 0].clamp(-MOST_LOGIT, MOST_LOGIT),
                     sh0=column(*(f"f_dc_{i}" for i in range(3))), shN=shN)
@@ -90,7 +136,8 @@ def checked(splats: Splats, path: Path | str) -> Splats:
     return splats
 
 
-def _header(n: int, sh_degree: int) -> bytes:
+def _header(n: int, sh_degree: int, wide: bool) -> bytes:
     lines = ["ply", "format binary_little_endian 1.0", f"element vertex {n}",
-             *(f"property float {name}" for name in ply_properties(sh_degree)), "end_header", ""]
+             *(f"property {'double' if wide and name in AXES else 'float'} {name}" for name in ply_properties(sh_degree)),
+             "end_header", ""]
     return "\n".join(lines).encode()

@@ -7,12 +7,13 @@ import functools
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from flexgs.camera import WORLD
 from flexgs.deploy import gltf, interchange, latents, vq
-from flexgs.deploy.export import ply_bytes, read_ply, write_ply
+from flexgs.deploy.export import in_world, is_wide, local, ply_bytes, read_ply, write_ply
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.model.importance import score
@@ -43,11 +44,11 @@ class Stored(NamedTuple):
 def _write_vq(splats: Splats, path: Path, views: Sequence[View]) -> None:
     if not views:
         raise UserError(f"{path}: Compressed 3DGS needs the views that the model is for; give the capture, --scene")
-    vq.write(splats, path, score("c3dgs", splats, views, Group()))
+    vq.write(in_world(splats, path), path, score("c3dgs", splats, views, Group()))
 
 
 def _interchange(about: str, kind: str, loses: str) -> Format:
-    return Format(about, f".{kind}", lambda splats, path, views: interchange.write(splats, path, kind),
+    return Format(about, f".{kind}", lambda splats, path, views: interchange.write(in_world(splats, path), path, kind),
                   functools.partial(interchange.read, kind=kind), loses)
 
 
@@ -59,10 +60,10 @@ FORMATS: Mapping[str, Format] = {
     "sog": _interchange("PlayCanvas SOG", "sog", "positions to 16 bits, harmonics to a palette, the rest to 8 bits"),
     "splat": _interchange("antimatter15 .splat", "splat", "view-dependent colour (all harmonics); the rest to 8 bits"),
     "gltf": Format("glTF KHR_gaussian_splatting, uncompressed", ".glb",
-                   lambda splats, path, views: gltf.write(splats, path), gltf.read),
+                   lambda splats, path, views: gltf.write(in_world(splats, path), path), gltf.read),
     "vq": Format("Compressed 3DGS, not fine-tuned", ".vq.npz", _write_vq, vq.read, "harmonics and shapes to codebooks"),
     "latents": Format("EAGLES, fitted after training", ".latents.npz",
-                      lambda splats, path, views: latents.write(splats, path), latents.read,
+                      lambda splats, path, views: latents.write(in_world(splats, path), path), latents.read,
                       "attributes but for positions to 8-bit latents"),
 }
 
@@ -76,6 +77,11 @@ def format_of(path: Path | str) -> str:
     return max(fitting, key=lambda key: len(FORMATS[key].suffix))
 
 
+def localised(splats: Splats, views: Sequence[View]) -> tuple[Splats, list[View]]:
+    """Splats and views in coordinates whose (0, 0, 0) is the splats' origin, which every format can hold."""
+    return local(splats), [replace(view, camera=replace(view.camera.at(splats.origin), origin=WORLD)) for view in views]
+
+
 def as_stored(splats: Splats, name: str, views: Sequence[View]) -> Stored:
     """The splats after writing them to a file of this format, a name in FORMATS, and reading it back.
 
@@ -84,11 +90,12 @@ def as_stored(splats: Splats, name: str, views: Sequence[View]) -> Stored:
     if name not in FORMATS:
         raise UserError(f"--evaluation.format {name}: unknown; expected one of {', '.join(FORMATS)}")
     if name == "ply":
-        return Stored(splats, ply_bytes(len(splats), splats.sh_degree), 0.0)
+        return Stored(splats, ply_bytes(len(splats), splats.sh_degree, is_wide(splats)), 0.0)
     chosen = FORMATS[name]
+    own, near = localised(splats, views)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"cut{chosen.suffix}"
         start = time.perf_counter()
-        chosen.write(splats, path, views)
+        chosen.write(own, path, near)
         seconds = time.perf_counter() - start
-        return Stored(chosen.read(path).to(splats.means.device), path.stat().st_size, seconds)
+        return Stored(replace(chosen.read(path), origin=splats.origin).to(splats.means.device), path.stat().st_size, seconds)

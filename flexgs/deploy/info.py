@@ -5,16 +5,19 @@ from pathlib import Path
 
 import torch
 
+from flexgs.camera import WORLD
+from flexgs.deploy.export import is_wide, place
 from flexgs.deploy.formats import FORMATS, format_of
 from flexgs.deploy.progressive import Progressive
 from flexgs.model.elastic import ElasticModel
+from flexgs.splats import quantile
 
 
 def describe(model: ElasticModel | Progressive, source: str) -> Mapping[str, str]:
     """Lines of a name and a value about what open_model(source) has returned."""
     whole = model.cut(1.0)
-    low, high = (torch.quantile(_some(whole.means), q, dim=0).tolist() for q in (0.01, 0.99))
-    opacity = torch.sigmoid(_some(whole.opacities))
+    low, high = (quantile(whole.means, q).tolist() for q in (0.01, 0.99))
+    opacity = torch.sigmoid(whole.opacities)
     path, config = Path(source), model.config
     if isinstance(model, Progressive):
         kind = "packed elastic model, chunks up to " + ", ".join(f"{100 * chunk['ratio']:g} %" for chunk in model.chunks)
@@ -27,17 +30,15 @@ def describe(model: ElasticModel | Progressive, source: str) -> Mapping[str, str
         "Gaussians": f"{len(model):,}, spherical harmonics of degree {model.sh_degree}",
         "extent": f"{' '.join(f'{a:.3g}..{b:.3g}' for a, b in zip(low, high, strict=True))} (1 % to 99 % in x y z)",
         "opacity": f"median {float(opacity.median()):.3f}, below 0.05: {100 * float((opacity < 0.05).float().mean()):.0f} %",
-        "size": f"median of the largest axis {float(_some(whole.scales).amax(dim=1).exp().median()):.3g} units",
+        "size": f"median of the largest axis {float(whole.scales.amax(dim=1).exp().median()):.3g} units",
         "cameras": str(len(model.cameras) or "none"),
     }
+    if whole.origin != WORLD:
+        number = "double" if is_wide(whole) else "float"
+        lines["origin"] = f"{place(whole)}, from where the extent counts; x y z of a PLY are of type {number}"
     if isinstance(model, Progressive) or path.is_dir():
         lines["recipe"] = (f"order {config.order.kind}, transform {config.transform.kind}, {config.steps:,} views, "
                            f"seed {config.seed}")
     if path.is_file():
         lines["bytes"] = f"{path.stat().st_size:,}"
     return lines
-
-
-def _some(rows: torch.Tensor) -> torch.Tensor:
-    """A million of them at most: what torch.quantile takes, and enough."""
-    return rows[::1 + len(rows) // 1_000_000]

@@ -10,6 +10,7 @@ a straight-through estimator, and the schedule from coarse to fine images.
 """
 
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ def read(path: Path | str) -> Splats:
         raise UserError(f"{path}: found decoders to {sizes} values, expected 0, 9, 24 or 45, then 4 and 1; write it again")
     shN, quats, opacities = decoded.values()
     shN = shN.reshape(len(shN), sizes[0] // 3, 3)
-    return checked(Splats(**plain, quats=quats, opacities=opacities[:, 0], shN=shN), path)
+    return checked(Splats(quats=quats, opacities=opacities[:, 0], shN=shN, **cast(Any, plain)), path)
 
 
 def encode(values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,11 +1,11 @@
 """Levels of detail: cuts that renderers of large scenes switch between."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from flexgs.deploy.export import ply_bytes, write_ply
+from flexgs.deploy.export import in_world, is_wide, ply_bytes, write_ply
 from flexgs.deploy.interchange import splat_transform
 from flexgs.errors import UserError
 from flexgs.files import atomic_folder
@@ -23,9 +23,10 @@ class Cuttable(Protocol):
     def cut(self, budget: str | float) -> Splats: ...
 
 
-def write_lod(model: Cuttable, output: Path, percentages: Sequence[float]) -> str:
+def write_lod(model: Cuttable, output: Path, percentages: Sequence[float],
+              change: Callable[[Splats], Splats] = lambda cut: cut) -> str:
     """Cuts of falling size: lod0.ply, lod1.ply, ... into the folder output, or into the folder of output, a lod-meta.json, as
-    PlayCanvas's streamed SOG, which splat-transform makes. A sentence about them.
+    PlayCanvas's streamed SOG, which splat-transform makes. A sentence about them. change is made to each.
 
     UserError if the folder is there: all that is in it would be replaced.
     """
@@ -38,7 +39,7 @@ def write_lod(model: Cuttable, output: Path, percentages: Sequence[float]) -> st
     target = output.parent if streamed else output
     if target.exists():
         raise UserError(f"--output {output}: {target.absolute()} is there already; expected a new folder, or remove it")
-    levels = [model.cut(p / 100) for p in percentages]
+    levels = [in_world(cut, output) if streamed else cut for cut in (change(model.cut(p / 100)) for p in percentages)]
     with tempfile.TemporaryDirectory() as temporary, atomic_folder(target) as folder:
         plain = [(Path(temporary) if streamed else folder) / f"lod{i}.ply" for i in range(len(levels))]
         for level, path in zip(levels, plain, strict=True):
@@ -46,7 +47,8 @@ def write_lod(model: Cuttable, output: Path, percentages: Sequence[float]) -> st
         if streamed:
             tagged = [part for i, path in enumerate(plain) for part in (path, "--tag-lod", str(i))]
             splat_transform(tagged, folder / META)
+        whole = ply_bytes(len(model), model.sh_degree, is_wide(change(model.cut(1.0))))
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     counts = ", ".join(f"{len(level):,}" for level in levels)
     return (f"{output}: levels of {counts} Gaussians, {size / 1e6:.2f} MB; the whole as PLY "
-            f"{ply_bytes(len(model), model.sh_degree) / 1e6:.2f} MB")
+            f"{whole / 1e6:.2f} MB")

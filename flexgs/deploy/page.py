@@ -7,15 +7,18 @@ of the model are scripts one behind the other: a browser shows the first while t
 import base64
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from string import Template
 
 import numpy as np
 
+from flexgs.camera import WORLD, Camera
 from flexgs.deploy import interchange
 from flexgs.deploy.node import run
 from flexgs.deploy.path import around, fov, start
@@ -23,6 +26,7 @@ from flexgs.deploy.progressive import Progressive
 from flexgs.errors import UserError
 from flexgs.files import atomic_file, make_folder
 from flexgs.model.elastic import ElasticModel
+from flexgs.splats import Splats
 
 WEB = Path(__file__).with_name("web")
 RATIOS = (0.01, 0.05, 0.15, 1.0)
@@ -33,6 +37,8 @@ def write_page(model: ElasticModel | Progressive, path: Path, title: str, ratios
     if path.suffix.lower() != ".html":
         raise UserError(f"--html {path}: expected a name that ends in .html")
     program = viewer()
+    cameras = model.cameras or around(model.cut(1.0))
+    unit = 100 * cameras[0].near
     stages, sizes, last = [], [], 0
     for ratio in ratios:
         cut = model.cut(ratio)
@@ -41,7 +47,7 @@ def write_page(model: ElasticModel | Progressive, path: Path, title: str, ratios
         last = len(cut)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "stage.spz"
-            interchange.write(cut, file, "spz")
+            interchange.write(_in_units(cut, unit), file, "spz")
             raw = file.read_bytes()
         about = {"label": f"{100 * ratio:g} %", "about": f"{len(cut):,} Gaussians, {len(raw) / 1e6:.2f} MB"}
         stages.append(f'<script type="text/plain">{base64.b64encode(raw).decode()}</script>\n'
@@ -49,7 +55,7 @@ def write_page(model: ElasticModel | Progressive, path: Path, title: str, ratios
         sizes.append(len(raw))
     page = Template((WEB / "page.html").read_text()).substitute(
         title=title.replace("&", "&amp;").replace("<", "&lt;"), program=program.replace("</script", "<\\/script"),
-        start=json.dumps(_start(model)), stages="\n".join(stages))
+        start=json.dumps(_start(cameras, unit, model.config.background)), stages="\n".join(stages))
     with atomic_file(path) as out:
         out.write_text(page)
     return (f"{path}: {path.stat().st_size / 1e6:.2f} MB, of which the viewer {len(program) / 1e6:.2f}; stages of "
@@ -75,12 +81,16 @@ def viewer() -> str:
     return built.read_text()
 
 
-def _start(model: ElasticModel | Progressive) -> dict:
+def _in_units(splats: Splats, unit: float) -> Splats:
+    """The same Gaussians about their origin, so large that this length is 1: what viewers and SPZ are made for."""
+    return replace(splats, means=splats.means / unit, scales=splats.scales - math.log(unit), origin=WORLD)
+
+
+def _start(cameras: Sequence[Camera], unit: float, background: Sequence[float]) -> dict:
     """Where the page looks from at first."""
-    cameras = model.cameras or around(model.cut(1.0))
     eye, target, up = start(cameras)
-    return {"position": _plain(eye), "target": _plain(target), "up": _plain(up),
-            "fov": round(fov(cameras), 2), "background": list(model.config.background)}
+    return {"position": _plain(eye / unit), "target": _plain(target / unit), "up": _plain(up),
+            "fov": round(fov(cameras), 2), "background": list(background)}
 
 
 def _plain(values: np.ndarray) -> list[float]:

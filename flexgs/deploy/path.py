@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from scipy.spatial.transform import Rotation, Slerp
 
-from flexgs.camera import Camera, focus, look_at
+from flexgs.camera import Camera, focus, look_at, unit_of
 from flexgs.splats import Splats
 
 Path = Callable[[Sequence[Camera], int, int, int], list[Camera]]
@@ -19,21 +20,20 @@ def orbit(cameras: Sequence[Camera], frames: int, width: int, height: int) -> li
 
     Around the object where they surround it, before it where they all stand on one side.
     """
-    places = np.stack([camera.center.cpu().double().numpy() for camera in cameras])
-    target = focus([camera.viewmat.cpu().double().numpy() for camera in cameras])
-    up = torch.from_numpy(upwards(cameras)).float()
+    places, target, up = _places(cameras), focus(_poses(cameras)), torch.from_numpy(upwards(cameras))
     middle = places.mean(0)
     _, _, axes = np.linalg.svd(places - middle, full_matrices=False)
     reach = math.sqrt(2) * (places - middle) @ axes[:2].T  # of points on a circle the spread is its radius / sqrt(2)
     a, b = axes[:2] * reach.std(0)[:, None]
     angle = fov(cameras)
     ways = [middle + math.cos(t) * a + math.sin(t) * b for t in 2 * np.pi * np.arange(frames) / frames]
-    return [look_at(torch.from_numpy(eye).float(), torch.from_numpy(target).float(), up, width, height, angle) for eye in ways]
+    return [_as_float(look_at(torch.from_numpy(eye), torch.from_numpy(target), up, width, height, angle, cameras[0].near,
+                              cameras[0].origin)) for eye in ways]
 
 
 def views(cameras: Sequence[Camera], frames: int, width: int, height: int) -> list[Camera]:
     """From one camera of the capture to the next, in their order, and back to the first."""
-    poses = [np.linalg.inv(camera.viewmat.cpu().double().numpy()) for camera in [*cameras, cameras[0]]]
+    poses = [np.linalg.inv(viewmat) for viewmat in _poses([*cameras, cameras[0]])]
     at = np.linspace(0, len(cameras), frames, endpoint=False)
     turns = Slerp(np.arange(len(poses)), Rotation.from_matrix([pose[:3, :3] for pose in poses]))(at).as_matrix()
     places = np.stack([np.interp(at, np.arange(len(poses)), [pose[i, 3] for pose in poses]) for i in range(3)], axis=1)
@@ -43,7 +43,7 @@ def views(cameras: Sequence[Camera], frames: int, width: int, height: int) -> li
     for turn, place in zip(turns, places, strict=True):
         viewmat = np.eye(4)
         viewmat[:3, :3], viewmat[:3, 3] = turn.T, -turn.T @ place
-        made.append(Camera(torch.from_numpy(viewmat).float(), K, width, height))
+        made.append(Camera(torch.from_numpy(viewmat).float(), K, width, height, cameras[0].near, cameras[0].origin))
     return made
 
 
@@ -56,23 +56,25 @@ def around(splats: Splats, count: int = 16) -> list[Camera]:
     Up is -y, as COLMAP leaves it where gravity is along y and most viewers assume.
     """
     weight = torch.sigmoid(splats.opacities.detach().cpu())
-    means = splats.means.detach().cpu()
+    means = splats.means.detach().cpu().double()
     middle = torch.stack([_median(means[:, i], weight) for i in range(3)])
     away = _median((means - middle).norm(dim=1), weight)
+    if not away > 1e-6 * middle.norm():  # all at one place: as far as one of them is large, and float32 can tell
+        away = torch.maximum(_median(splats.scales.detach().cpu().double().amax(1), weight).exp(), 1e-6 * middle.norm())
+    near = 0.01 * unit_of(2.2 * float(away))
     up = torch.tensor([0.0, -1.0, 0.0])
     turns = 2 * math.pi * torch.arange(count) / count
-    return [look_at(middle + 2.2 * away * torch.tensor([math.cos(t), -0.35, math.sin(t)]), middle, up, 640, 480)
-            for t in turns.tolist()]
+    return [_as_float(look_at(middle + 2.2 * away * middle.new_tensor([math.cos(t), -0.35, math.sin(t)]), middle, up, 640, 480,
+                              near=near, origin=splats.origin)) for t in turns.tolist()]
 
 
 def start(cameras: Sequence[Camera]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(position, target, up), each [3], to begin at: of the half of the cameras that stand back, the one that looks straightest
     at what all of them look at."""
-    places = np.stack([camera.center.cpu().double().numpy() for camera in cameras])
-    forward = np.stack([camera.viewmat[2, :3].cpu().double().numpy() for camera in cameras])
-    ahead = focus([camera.viewmat.cpu().double().numpy() for camera in cameras]) - places
+    poses, places = _poses(cameras), _places(cameras)
+    forward, ahead = np.stack([pose[2, :3] for pose in poses]), focus(poses) - places
     distance = np.linalg.norm(ahead, axis=1)
-    straight = np.where(distance >= np.median(distance), (ahead * forward).sum(1) / distance, -1)
+    straight = np.where(distance >= np.median(distance), (ahead * forward).sum(1) / np.maximum(distance, 1e-300), -1)
     first = int(straight.argmax())
     return places[first], places[first] + distance[first] * forward[first], upwards(cameras)
 
@@ -81,6 +83,22 @@ def upwards(cameras: Sequence[Camera]) -> np.ndarray:
     """[3] what the cameras hold to be up, in the mean."""
     up = -np.mean([camera.viewmat[1, :3].cpu().double().numpy() for camera in cameras], axis=0)
     return up / np.linalg.norm(up)
+
+
+def _poses(cameras: Sequence[Camera]) -> list[np.ndarray]:
+    """The [4, 4] float64 poses, about the origin of the first."""
+    return [camera.at(cameras[0].origin).viewmat.cpu().double().numpy() for camera in cameras]
+
+
+def _places(cameras: Sequence[Camera]) -> np.ndarray:
+    """[N, 3] float64, where the cameras stand."""
+    return np.stack([-pose[:3, :3].T @ pose[:3, 3] for pose in _poses(cameras)])
+
+
+def _as_float(camera: Camera) -> Camera:
+    """With a pose of float32, as far as float32 goes."""
+    most = torch.finfo(torch.float32).max
+    return replace(camera, viewmat=camera.viewmat.clamp(-most, most).float())
 
 
 def _median(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,9 @@
 
     6, 2      b"FLEXGS", and the version of the format as a little-endian integer
     4, 4      length and CRC-32 of the header
-    header    JSON: config, splats (their number), sh_degree, some cameras to look from (width, height, world to camera, K), and
-              of each chunk: ratio, bytes, crc32, parts [name, first, last]
+    header    JSON: config, splats (their number), sh_degree, origin, unit, near (see Place in model/elastic.py; optional), some
+              cameras to look from (width, height, world to camera, K), and of each chunk: ratio, bytes, crc32, parts
+              [name, first, last]
     chunks    for each part the rows first : last of a tensor, bytes transposed (all first bytes, all second, ...); all deflated
 
 Cuts are nested: a chunk has the Gaussians that enter up to its ratio, and of the transform the rows that cuts up to this ratio
@@ -29,10 +30,10 @@ from torch import Tensor
 
 from flexgs.camera import Camera
 from flexgs.config import Config, check_ratio, count_at
-from flexgs.deploy.budget import resolve
+from flexgs.deploy.budget import fitting
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
-from flexgs.model.elastic import ElasticModel
+from flexgs.model.elastic import ElasticModel, Place
 from flexgs.model.transform import make_transform
 from flexgs.splats import Splats
 
@@ -60,9 +61,10 @@ def write(model: ElasticModel, path: Path, ratios: Sequence[float] = RATIOS) -> 
         body = zlib.compress(b"".join(_transposed(tensors[name][first:last]) for name, first, last in parts), 6)
         chunks.append({"ratio": ratio, "bytes": len(body), "crc32": zlib.crc32(body), "parts": parts})
         bodies.append(body)
+    cameras = [_numbers(camera.at(model.splats.origin)) for camera in model.cameras[::1 + len(model.cameras) // CAMERAS]]
     header = json.dumps({"config": model.config.to_dict(), "splats": len(model.splats), "sh_degree": model.sh_degree,
-                         "cameras": [_numbers(camera) for camera in model.cameras[::1 + len(model.cameras) // CAMERAS]],
-                         "chunks": chunks}).encode()
+                         **model.place.to_dict(),
+                         "cameras": cameras, "chunks": chunks}).encode()
     with atomic_file(path) as out, out.open("wb") as file:
         file.write(HEAD.pack(MAGIC, VERSION, len(header), zlib.crc32(header)) + header)
         file.writelines(bodies)
@@ -102,8 +104,8 @@ class Progressive:
             row = 4 * (14 + 3 * ((degree + 1) ** 2 - 1))
             if not 0 < n * row <= MOST_DEFLATED * sum(chunk["bytes"] for chunk in chunks):
                 raise ValueError(f"{n} Gaussians in a file that is too small for them")
-            model = _empty(Config.from_dict(config, where), n, degree)
-            model.cameras = [_camera(numbers) for numbers in about.get("cameras", ())]
+            model = _empty(Config.from_dict(config, where), n, degree, place := Place.of(about, where))
+            model.cameras = [_camera(numbers, place) for numbers in about.get("cameras", ())]
             expected = _parts(model, [chunk["ratio"] for chunk in chunks])
             if [chunk["parts"] for chunk in chunks] != [[list(part) for part in parts] for parts in expected]:
                 raise ValueError("the chunks are not those of such a model")
@@ -121,9 +123,11 @@ class Progressive:
 
     def cut(self, budget: str | float) -> Splats:
         """As ElasticModel.cut, after reading what it needs."""
-        count, ratio = resolve(budget, len(self), self.sh_degree)
-        self.load(max(ratio, count / len(self)))
-        return self.model.cut(budget)
+        def read(count: int, ratio: float) -> Splats:
+            self.load(max(ratio, count / len(self)))
+            return self.model.first(count, ratio)
+
+        return fitting(budget, len(self), self.sh_degree, read)
 
     def __len__(self) -> int:
         """The number of Gaussians of the whole."""
@@ -180,24 +184,25 @@ def _parts(model: ElasticModel, ratios: Sequence[float]) -> Iterator[list[tuple[
         yield parts
 
 
-def _empty(config: Config, n: int, sh_degree: int) -> ElasticModel:
+def _empty(config: Config, n: int, sh_degree: int, place: Place) -> ElasticModel:
     """A model of zeros, which take no memory until they are written to."""
     def zeros(*shape: int) -> Tensor:
         return torch.from_numpy(np.zeros(shape, np.float32))
 
-    splats = Splats(zeros(n, 3), zeros(n, 4), zeros(n, 3), zeros(n), zeros(n, 3), zeros(n, (sh_degree + 1) ** 2 - 1, 3))
-    return ElasticModel(splats, make_transform(config, splats).stored(), config)
+    splats = Splats(zeros(n, 3), zeros(n, 4), zeros(n, 3), zeros(n), zeros(n, 3), zeros(n, (sh_degree + 1) ** 2 - 1, 3),
+                    place.origin)
+    return ElasticModel(splats, make_transform(config, splats, unit=place.unit).stored(), config)
 
 
 def _numbers(camera: Camera) -> list[float]:
-    values = torch.cat([camera.viewmat.flatten(), camera.K.flatten()]).tolist()
-    return [camera.width, camera.height, *(round(value, 5) for value in values)]
+    values = torch.cat([camera.viewmat.float().flatten(), camera.K.flatten()]).tolist()
+    return [camera.width, camera.height, *(float(f"{value:.9g}") for value in values)]
 
 
-def _camera(numbers: list[float]) -> Camera:
+def _camera(numbers: list[float], place: Place) -> Camera:
     width, height, *rest = numbers
     values = torch.tensor(rest, dtype=torch.float32)
-    return Camera(values[:16].view(4, 4), values[16:].view(3, 3), int(width), int(height))
+    return Camera(values[:16].view(4, 4), values[16:].view(3, 3), int(width), int(height), place.near, place.origin)
 
 
 def _transposed(rows: Tensor) -> bytes:

@@ -28,6 +28,7 @@ def open_model(source: str | Path, scene: Scene | None = None) -> ElasticModel |
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected a run, a .fgs file or URL, or a file of splats")
     splats = FORMATS[format_of(path)].read(path)
+    splats = splats.at(scene.origin) if scene else splats
     by = score("lightgaussian", splats, scene.train, Group()) if scene else score("footprint", splats, [], Group())
     config = Config.from_preset("plain")
     config.transform.kind = "none"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flexgs.camera import Camera
 from flexgs.config import count_at
-from flexgs.deploy.export import ply_bytes
+from flexgs.deploy.export import is_wide, ply_bytes
 from flexgs.deploy.path import around, start
 from flexgs.deploy.progressive import Progressive
 from flexgs.deploy.visitors import Visitors, url
@@ -62,8 +62,11 @@ class Viewer:
         self.url = url(host, self.server.get_port())
         first = next(iter(models.values()))
         cameras = first.cameras or ([view.camera for view in scene.train] if scene else around(first.cut(1.0)))
+        self.near, self.origin, self.wide = cameras[0].near, cameras[0].origin, bool(first.cameras) and is_wide(first.cut(1.0))
+        self.unit = 100 * self.near
+        """What browsers count in, from the origin: three.js knows float32 and lengths about 1."""
         initial, (position, target, up) = self.server.initial_camera, start(cameras)
-        initial.position, initial.look_at, initial.up = position, target, up
+        initial.position, initial.look_at, initial.up = position / self.unit, target / self.unit, up
         self.server.scene.set_up_direction(up)
         self.server.on_client_connect(lambda client: Session(self, client).start())
 
@@ -92,8 +95,9 @@ class Viewer:
     def nearest(self, camera: Camera) -> View:
         """The test view that stands nearest, of those that stand alike the one that looks alike."""
         def distance(view: View) -> float:
-            alike = float(view.camera.viewmat[2, :3] @ camera.viewmat[2, :3])
-            return float((view.camera.center - camera.center).norm()) - 1e-3 * alike
+            other = view.camera.at(self.origin)
+            alike = float(other.viewmat[2, :3].double() @ camera.viewmat[2, :3].double())
+            return float((other.center - camera.center).norm()) / self.unit - 1e-3 * alike
 
         return min(self.test, key=distance)
 
@@ -157,10 +161,11 @@ class Session:
                          [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
                          [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]])
         viewmat = np.eye(4)
-        viewmat[:3, :3], viewmat[:3, 3] = turn.T, -turn.T @ seen.position
+        viewmat[:3, :3], viewmat[:3, 3] = turn.T, -turn.T @ (self.viewer.unit * np.asarray(seen.position))
         focal = height / 2 / np.tan(seen.fov / 2)
         K = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
-        return Camera(torch.from_numpy(viewmat).float(), torch.from_numpy(K).float(), width, height)
+        return Camera(torch.from_numpy(viewmat).float(), torch.from_numpy(K).float(), width, height, self.viewer.near,
+                      self.viewer.origin)
 
     def _keep_up(self) -> None:
         """Make the next images while somebody moves as small as takes DRAFT_MS; where that is not enough, coarser too."""
@@ -216,7 +221,7 @@ class Session:
         lines = []
         for model in self.viewer.models.values():
             count = count_at(min(1.0, max(self.percent / 100, 1 / len(model))), len(model))
-            size = ply_bytes(count, model.sh_degree) / 1e6
+            size = ply_bytes(count, model.sh_degree, self.viewer.wide) / 1e6
             lines.append(f"**{count:,}** Gaussians, {self.percent:.3g} %, {size:.2f} MB as PLY")
         self.text.content = "\n\n".join([*lines, f"{self.ms:.1f} ms per frame"]) + more
 
@@ -224,10 +229,10 @@ class Session:
         """To the nearest test view, or from there to the one before or behind it."""
         test = self.viewer.test
         at = test.index(self.viewer.nearest(self.camera(0.1))) + {"previous": -1, "nearest": 0, "next": 1}[where]
-        camera = test[at % len(test)].camera
+        camera = test[at % len(test)].camera.at(self.viewer.origin)
         turn, seen = camera.viewmat[:3, :3].T.double().numpy(), self.client.camera
         with self.client.atomic():
-            seen.position = camera.center.numpy()
-            seen.look_at = camera.center.numpy() + turn[:, 2] * np.linalg.norm(np.asarray(seen.look_at) - seen.position)
+            seen.position = place = camera.center.double().numpy() / self.viewer.unit
+            seen.look_at = place + turn[:, 2] * np.linalg.norm(np.asarray(seen.look_at) - seen.position)
             seen.fov = 2 * np.arctan(camera.height / 2 / float(camera.K[1, 1]))
         self.changed.set()

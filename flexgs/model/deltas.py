@@ -35,8 +35,8 @@ class Deltas(Transform):
     fades to zero. Trained in float32, stored in float16.
     """
 
-    def __init__(self, options: cfg.Deltas, n: int):
-        super().__init__()
+    def __init__(self, options: cfg.Deltas, n: int, unit: float = 1.0):
+        super().__init__(unit)
         self.options, self.knots = options, options.knots
         self.counts = [count_at(share, n) for share in options.rows or options.knots]
         for name, width in WIDTHS.items():
@@ -45,8 +45,9 @@ class Deltas(Transform):
     def forward(self, kept: Splats, ratio: float, index: Tensor | None = None) -> Splats:
         assert index is None, "deltas belong to a fixed order"
         terms = self._terms(ratio, len(kept))
-        changed = {name: _Shift.apply(getattr(kept, name), getattr(self, name), terms) for name in WIDTHS}
-        return Splats(**changed, shN=kept.shN)
+        moves = [term._replace(weight=term.weight * self.unit) for term in terms]
+        return kept.changed(**{name: _Shift.apply(getattr(kept, name), getattr(self, name), moves if name == "means" else terms)
+                               for name in WIDTHS})
 
     def _terms(self, ratio: float, k: int) -> list[Term]:
         """What adds up to the change of the first k Gaussians at ratio."""
@@ -72,6 +73,7 @@ class Deltas(Transform):
                 target = merged(splats, score, kept)
                 for name, width in WIDTHS.items():
                     change = getattr(target, name) - getattr(splats, name)[:kept]
+                    change = change / self.unit if name == "means" else change
                     getattr(self, name)[first:first + kept] = change.reshape(kept, width)
             first += count
 
@@ -86,7 +88,7 @@ class Deltas(Transform):
 
     def groups(self, config: Config, extent: float) -> list[dict[str, Any]]:
         rates = config.rates
-        lrs = {"means": rates.means * extent * rates.delta_means, "quats": rates.quats, "scales": rates.scales,
+        lrs = {"means": rates.means * extent * rates.delta_means / self.unit, "quats": rates.quats, "scales": rates.scales,
                "opacities": rates.opacities, "sh0": rates.sh0}
         return [{"name": f"transform.{name}", "params": [getattr(self, name)], "lr": lr,
                  "decay": 0.01 if name == "means" else 1.0} for name, lr in lrs.items()]

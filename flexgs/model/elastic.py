@@ -1,17 +1,18 @@
 """ElasticModel: splats in a nested order and the transform of those that stay; a cut is a prefix, transform baked in."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from flexgs import stored
-from flexgs.camera import Camera
+from flexgs.camera import WORLD, Camera, Origin
 from flexgs.config import Config
 from flexgs.errors import UserError
 from flexgs.files import newest
-from flexgs.inputs import Layout
+from flexgs.inputs import Layout, shown, typed
 from flexgs.model.transform import Transform, make_transform
 from flexgs.splats import Splats
 from flexgs.stored import SPLATS, Stored, layout_of, part, splats_of
@@ -19,6 +20,30 @@ from flexgs.stored import SPLATS, Stored, layout_of, part, splats_of
 DAMAGED = "the model is damaged: copy it again; a run without results.json makes it again"
 CAMERAS: Layout = {"cameras.viewmat": ("float32", ("cameras", 4, 4)), "cameras.K": ("float32", ("cameras", 3, 3)),
                    "cameras.size": ("int64", ("cameras", 2))}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model is, and how large, as its files say beside their tensors; those of older versions do not."""
+
+    origin: Origin = WORLD
+    """Where (0, 0, 0) of positions and cameras is in the capture's own coordinates."""
+    unit: float = 1.0
+    """The length that the transform counts in."""
+    near: float = 0.01
+    """Of all cameras."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "origin": list(self.origin)}
+
+    @staticmethod
+    def of(about: dict[str, Any], where: str) -> "Place":
+        """The one that a description from a file has among other things; UserError names where."""
+        place: Place = typed(Place, {key: about[key] for key in ("origin", "unit", "near") if key in about}, where)
+        for name in ("unit", "near"):
+            if not 1e-30 < getattr(place, name) < 1e30:
+                raise UserError(f"{where}: found {name} {shown(getattr(place, name))}, expected a length; the file is damaged")
+        return place
 
 
 @dataclass(eq=False)
@@ -42,15 +67,24 @@ class ElasticModel:
     def sh_degree(self) -> int:
         return self.splats.sh_degree
 
+    @property
+    def place(self) -> Place:
+        """What files have to say beside the tensors."""
+        near = {"near": self.cameras[0].near} if self.cameras else {}
+        return Place(self.splats.origin, self.transform.unit, **near)
+
     def cut(self, budget: str | float) -> Splats:
         """Plain Gaussians for a budget: a ratio up to 1, of which 1 is all, or "5%", "500k", "20MB" (see deploy/budget.py).
 
         Deterministic, nested and of exact count; the transform is baked in. At ratio 1 it is the base model.
         """
-        from flexgs.deploy.budget import resolve  # the one look ahead: only deploy knows the size of files
+        from flexgs.deploy.budget import fitting  # the one look ahead: only deploy knows the size of files
 
+        return fitting(budget, len(self), self.sh_degree, self.first)
+
+    def first(self, kept: int, ratio: float) -> Splats:
+        """The first so many Gaussians, as the transform makes them at a ratio."""
         n = len(self)
-        kept, ratio = resolve(budget, n, self.sh_degree)
         return self.transform(self.splats[:kept], ratio).detach() if kept < n else self.splats.detach()
 
     def save(self, folder: Path) -> None:
@@ -58,11 +92,12 @@ class ElasticModel:
         tensors = {f"splats.{name}": t for name, t in self.splats.items()}
         tensors |= {f"transform.{name}": t for name, t in self.transform.state_dict().items()}
         if self.cameras:
-            tensors |= {"cameras.viewmat": torch.stack([c.viewmat for c in self.cameras]),
-                        "cameras.K": torch.stack([c.K for c in self.cameras]),
-                        "cameras.size": torch.tensor([(c.width, c.height) for c in self.cameras])}
+            cameras = [camera.at(self.splats.origin) for camera in self.cameras]
+            tensors |= {"cameras.viewmat": torch.stack([c.viewmat.float() for c in cameras]),
+                        "cameras.K": torch.stack([c.K for c in cameras]),
+                        "cameras.size": torch.tensor([(c.width, c.height) for c in cameras])}
         stored.save(folder, "model", tensors, {"splats": len(self.splats), "config": self.config.to_dict(),
-                                               "capture": self.capture})
+                                               "capture": self.capture, **self.place.to_dict()})
 
     def to(self, device: str) -> "ElasticModel":
         return replace(self, splats=self.splats.to(device), transform=self.transform.to(device),
@@ -77,12 +112,14 @@ class ElasticModel:
             raise UserError(f"{folder}: not a flexgs model; expected a folder with model.safetensors and model.json")
         file = Stored(folder, "model", {"splats": int, "config": dict}, DAMAGED)
         config = Config.from_dict(file.about["config"], str(folder / "model.json"))
+        place = Place.of(file.about, str(folder / "model.json"))
         splats = splats_of(file.heads, str(file.file), Gaussians=file.about["splats"])
         with torch.device("meta"):  # its sizes, without memory for them
-            transform = make_transform(config, splats).stored()
+            transform = make_transform(config, splats, unit=place.unit).stored()
         optional = CAMERAS if CAMERAS.keys() & file.heads.keys() else {}
         tensors = file.tensors({**SPLATS, **layout_of(transform, "transform."), **optional})
         transform.load_state_dict(part(tensors, "transform."), assign=True)
-        cameras = [Camera(viewmat, K, *size.tolist()) for viewmat, K, size in
+        cameras = [Camera(viewmat, K, int(size[0]), int(size[1]), place.near, place.origin) for viewmat, K, size in
                    zip(*(tensors.get(name, ()) for name in CAMERAS), strict=True)]
-        return ElasticModel(Splats(**part(tensors, "splats.")), transform, config, cameras, file.about.get("capture"))
+        splats = Splats(**part(tensors, "splats."), origin=place.origin)
+        return ElasticModel(splats, transform, config, cameras, file.about.get("capture"))

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from flexgs import config as cfg
 from flexgs.model.transform import Transform
-from flexgs.splats import Splats
+from flexgs.splats import Splats, quantile
 
 AXES = tuple(combinations(range(4), 2))  # (x, y), (x, z), (x, e), (y, z), (y, e), (z, e)
 E_MIN = 0.005  # the ratio at the lower end of the logarithmic axis, and the one at which the gate is fully open
@@ -25,20 +25,20 @@ OUTPUTS = {"means": 3, "quats": 4, "scales": 3, "opacities": 1, "sh0": 3}
 class Field(Transform):
     """Six planes per level, multiplied within a level and concatenated across levels; a linear trunk; one head per attribute.
 
-    Changes are added to raw attributes, or (scale_change "activated", the official code) to the scales themselves. Those can
-    turn negative, which the official rasterizer squares away: here the absolute value, at least 1e-6, takes their place.
+    Changes are added to raw attributes, or (scale_change "activated", the official code) to the scales themselves, in units.
+    Those can turn negative, which the official rasterizer squares away: the absolute value, at least 1e-6, takes their place.
     The box is the 1st to 99th percentile of the means, so that a few outliers do not waste the grid, or all of the points.
     """
 
     box: Tensor
 
-    def __init__(self, options: cfg.Field, points: Tensor):
+    def __init__(self, options: cfg.Field, points: Tensor, unit: float = 1.0):
         """points [M, 3]: the means, or the points of the capture, whichever options.box names."""
-        super().__init__()
+        super().__init__(unit)
         self.options = options
         points = points.detach()
-        self.register_buffer("box", torch.stack(points.aminmax(dim=0)) if options.box == "points" else torch.quantile(
-            _at_most(points, 1_000_000), points.new_tensor([0.01, 0.99]), dim=0))
+        self.register_buffer("box", torch.stack(points.aminmax(dim=0) if options.box == "points" else
+                                                (quantile(points, 0.01), quantile(points, 0.99))))
         self.planes = nn.ParameterList()
         for level in options.levels:
             size = [r * level for r in options.resolution[:3]] + [options.resolution[3]]
@@ -63,10 +63,10 @@ class Field(Transform):
         for name, head in self.heads.items():
             change = gate * head(hidden).view_as(changed[name])
             if name == "scales" and o.scale_change == "activated":
-                changed[name] = (kept.scales.exp() + change).abs().clamp(min=1e-6).log()
+                changed[name] = (kept.scales.exp() + self.unit * change).abs().clamp(min=1e-6 * self.unit).log()
             else:
-                changed[name] = changed[name] + change
-        return Splats(**changed)
+                changed[name] = changed[name] + (self.unit * change if name == "means" else change)
+        return kept.changed(**changed)
 
     def features(self, means: Tensor, ratio: float) -> Tensor:
         """[N, channels * levels] features at means [N, 3] and one ratio."""
@@ -120,8 +120,3 @@ class _Bend(torch.autograd.Function):
         for first, weight in ((0, 1), (1, -2), (2, 1)):
             out.narrow(ctx.dim, first, n).add_(bend, alpha=weight)
         return out, None
-
-
-def _at_most(rows: Tensor, n: int) -> Tensor:
-    """An even subset: torch.quantile takes no more than 16M elements."""
-    return rows[:: max(1, -(-len(rows) // n))]

@@ -16,7 +16,7 @@ from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.raster import Contributions, render
 from flexgs.scene import View
-from flexgs.splats import Splats
+from flexgs.splats import Splats, quantile
 
 Score = Callable[[Splats, Sequence[View], Group], Tensor]
 
@@ -122,4 +122,4 @@ def _sum_over_views(of: Callable[[Camera], Tensor], shape: tuple[int, ...], spla
 
 def _gamma(volume: Tensor) -> Tensor:
     """Volume over the volume that 90 % of the Gaussians stay below, at most 1."""
-    return (volume / volume.quantile(0.9)).clamp(max=1)
+    return (volume / quantile(volume, 0.9)).clamp(max=1)

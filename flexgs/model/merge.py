@@ -18,7 +18,7 @@ def merged(splats: Splats, weight: Tensor, k: int) -> Splats:
     so that the way from one to the other is short. Other harmonics stay. In float64 on the CPU, the same on every worker.
     """
     s = splats.detach().to("cpu").map(torch.Tensor.double)
-    weight = weight.detach().cpu().double().clamp(min=1e-12)
+    weight = weight.detach().cpu().double().clamp(min=1e-200)
     owner = torch.from_numpy(cKDTree(s.means[:k].numpy()).query(s.means.numpy())[1])
     owner[:k] = torch.arange(k)
 
@@ -35,12 +35,12 @@ def merged(splats: Splats, weight: Tensor, k: int) -> Splats:
     away = s.means - means[owner]
     covariances = mean(axes @ axes.mT + away[:, :, None] * away[:, None, :])
     variances, vectors = _in_order_of(rotations[:k], *torch.linalg.eigh(covariances))
-    scales = variances.clamp(min=1e-12).log() / 2
+    scales = variances.clamp(min=1e-14 * variances.amax(1, keepdim=True).clamp(min=1e-200)).log() / 2
     length = s.quats[:k].norm(dim=1, keepdim=True)
     quats = torch.from_numpy(Rotation.from_matrix(vectors.numpy()).as_quat(scalar_first=True)) * length
     quats = torch.where((quats * s.quats[:k]).sum(1, keepdim=True) < 0, -quats, quats)  # q and -q are the same rotation
     opacities = (total(torch.sigmoid(s.opacities) * _area(s.scales)) / _area(scales)).clamp(0.02, 0.98)
-    new = Splats(means, quats, scales, torch.logit(opacities), mean(s.sh0), s.shN[:k])
+    new = s.changed(means=means, quats=quats, scales=scales, opacities=torch.logit(opacities), sh0=mean(s.sh0), shN=s.shN[:k])
     return new.map(torch.Tensor.float).to(splats.means.device)
 
 

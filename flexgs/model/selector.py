@@ -33,7 +33,7 @@ def sampled_order(score: Tensor, temperature: float, seed: int) -> Tensor:
 
     score [N] >= 0, float64. Temperature 0 sorts by score; Gaussians that no view sees come last either way.
     """
-    logs = score.double().clamp(min=1e-30).log()
+    logs = score.double().clamp(min=1e-300).log()
     uniform = torch.rand(len(score), generator=generator(seed, "order"), dtype=torch.float64).to(score.device)
     noise = -(-uniform.clamp(1e-300).log()).clamp(1e-300).log()
     return torch.argsort(logs + temperature * noise, descending=True, stable=True)
@@ -55,12 +55,13 @@ class GsNet(nn.Module):
     spread: Tensor
     scale: Tensor
 
-    def __init__(self, options: cfg.GsNet, splats: Splats):
+    def __init__(self, options: cfg.GsNet, splats: Splats, unit: float = 1.0):
+        """unit: the length in world units that raw inputs are counted in."""
         super().__init__()
-        self.options = options
+        self.options, self.unit = options, unit
         means, scales = splats.means.detach(), splats.scales.detach()
         self.register_buffer("centre", means.median(dim=0).values)
-        self.register_buffer("spread", (means - means.median(dim=0).values).abs().mean(dim=0) * 2 + 1e-8)
+        self.register_buffer("spread", (means - means.median(dim=0).values).abs().mean(dim=0) * 2 + 1e-8 * unit)
         self.register_buffer("scale", scales.median())
         sizes = [INPUTS[name] for name in options.inputs]
         width, self.parts = (64, [sum(sizes)]) if options.shape == "paper" else (32, sizes)
@@ -116,12 +117,12 @@ class GsNet(nn.Module):
         """[N, INPUTS[name]] what the branches see of one attribute."""
         raw = not self.options.normalise
         if name == "means":
-            return splats.means if raw else (splats.means - self.centre) / self.spread
+            return splats.means / self.unit if raw else (splats.means - self.centre) / self.spread
         if name == "quats":
             quats = torch.nn.functional.normalize(splats.quats, dim=1)
             return quats if raw else torch.where(quats[:, :1] < 0, -quats, quats)  # q and -q are the same rotation
         if name == "scales":
-            return splats.scales.exp() if raw else splats.scales - self.scale
+            return splats.scales.exp() / self.unit if raw else splats.scales - self.scale
         if name == "opacities":
             return (torch.sigmoid(splats.opacities) if raw else splats.opacities)[:, None]
         return -torch.special.ndtri((rank + 0.5) / len(rank))[:, None].float()  # resolves the few most important best

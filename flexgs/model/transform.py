@@ -11,8 +11,15 @@ from flexgs.splats import Splats
 class Transform(nn.Module):
     """No change at all; the base of the others.
 
+    Changes of positions and sizes are counted in `unit`, a length in world units (see unit_of in camera.py): parameters and
+    their rates are then of one size in every scene, and float16 holds them. It is stored beside the tensors.
+
     A subclass changes the first floor(e N) Gaussians in forward() and lists its parameters for the optimizer in groups().
     """
+
+    def __init__(self, unit: float = 1.0):
+        super().__init__()
+        self.unit = unit
 
     def forward(self, kept: Splats, ratio: float, index: Tensor | None = None) -> Splats:
         """The kept Gaussians at this ratio, changed; index gives their places in the order (None: the first ones)."""
@@ -41,7 +48,7 @@ class Transform(nn.Module):
         return 0.0
 
 
-def make_transform(config: Config, splats: Splats, points: Tensor | None = None) -> Transform:
+def make_transform(config: Config, splats: Splats, points: Tensor | None = None, unit: float = 1.0) -> Transform:
     """The transform that config asks for, initialised to change nothing unless config says otherwise.
 
     points [M, 3] of the capture are the other choice for the field's box; a transform that is loaded needs none.
@@ -50,6 +57,6 @@ def make_transform(config: Config, splats: Splats, points: Tensor | None = None)
     from flexgs.model.field import Field
 
     place = points if points is not None and config.field.box == "points" else splats.means
-    kinds = {"none": lambda: Transform(), "deltas": lambda: Deltas(config.deltas, len(splats)),
-             "field": lambda: Field(config.field, place)}
+    kinds = {"none": lambda: Transform(unit), "deltas": lambda: Deltas(config.deltas, len(splats), unit),
+             "field": lambda: Field(config.field, place, unit)}
     return kinds[config.transform.kind]()

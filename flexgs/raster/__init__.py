@@ -22,8 +22,8 @@ class RasterConfig:
     """Constants of the rasterizer, gsplat 1.5.3's values."""
 
     eps2d: float = 0.3
-    near: float = 0.01
-    far: float = 1e10
+    far: float = 1e20
+    """Depth beyond which nothing is drawn, for numbers that float32 cannot square; the near one is the camera's."""
     radius_clip: float = 0.0
     alpha_min: float = 1 / 255
     alpha_max: float = 0.999
@@ -59,6 +59,8 @@ def render(
 ) -> RenderOutput:
     """Render splats from camera; differentiable in every tensor of splats and in mask.
 
+    A camera with another origin than the splats' is brought to theirs; its pose should then be of float64.
+
     Args:
         splats: raw values; activations (exp, sigmoid, normalisation) are applied here.
         background: [3] colour behind the splats; None is black.
@@ -75,7 +77,7 @@ def render(
         from flexgs.raster.cpu.autograd import render_cpu as backend  # numba takes a second to import
     else:
         from flexgs.raster.cuda import render_cuda as backend
-    return RenderOutput(*backend(splats, camera, background, degree, mask, contributions, config))
+    return RenderOutput(*backend(splats, camera.at(splats.origin), background, degree, mask, contributions, config))
 
 
 def clock(device: torch.device) -> float:

@@ -31,6 +31,7 @@ def render_cuda(splats: Splats, camera: Camera, background: Tensor, sh_degree: i
             raise ValueError(f"RasterConfig.{name} is fixed on CUDA: {getattr(RasterConfig(), name)}")
     means, W, H = splats.means, camera.width, camera.height
     camera = camera.to(means.device)
+    viewmat, K = camera.viewmat.float()[None], camera.K.float()[None]
     background = background.to(means)
     opac = splats.opacities.sigmoid() if mask is None else splats.opacities.sigmoid() * mask
     if len(splats) == 0:  # gsplat divides by the number of splats
@@ -39,13 +40,13 @@ def render_cuda(splats: Splats, camera: Camera, background: Tensor, sh_degree: i
         return image, means.new_zeros(H, W), means.new_zeros(0, 2), means.new_zeros(0, 2, dtype=torch.int32), sums
 
     radii, means2d, depths, conics, _ = gsplat.fully_fused_projection(
-        means, None, splats.quats, splats.scales.exp(), camera.viewmat[None], camera.K[None], W, H, eps2d=cfg.eps2d,
-        near_plane=cfg.near, far_plane=cfg.far, radius_clip=cfg.radius_clip, opacities=opac.detach(),
+        means, None, splats.quats, splats.scales.exp(), viewmat, K, W, H, eps2d=cfg.eps2d,
+        near_plane=camera.near, far_plane=cfg.far, radius_clip=cfg.radius_clip, opacities=opac.detach(),
     )  # fmt: skip
     means2d = means2d[0]  # the tensor that rasterization consumes must descend from the one that is returned
     sh = torch.cat([splats.sh0[:, None], splats.shN], 1)
     visible = (radii[0] > 0).all(-1)
-    colors = gsplat.spherical_harmonics(sh_degree, means - camera.center, sh, masks=visible)
+    colors = gsplat.spherical_harmonics(sh_degree, means - camera.center.float(), sh, masks=visible)
     colors = (colors + 0.5).clamp_min(0)
 
     tiles = -(-W // TILE), -(-H // TILE)

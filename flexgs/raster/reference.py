@@ -52,7 +52,7 @@ def project(means: Tensor, quats: Tensor, scales: Tensor, opac: Tensor, camera: 
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
     W, H = camera.width, camera.height
     p = means @ R.T + t
-    in_depth = (p[:, 2] >= config.near) & (p[:, 2] <= config.far)
+    in_depth = (p[:, 2] >= camera.near) & (p[:, 2] <= config.far)
     x, y, z = torch.where(in_depth[:, None], p, torch.ones_like(p)).unbind(-1)
     tx = z * (x / z).clamp(-(cx / fx + 0.15 * W / fx), (W - cx) / fx + 0.15 * W / fx)
     ty = z * (y / z).clamp(-(cy / fy + 0.15 * H / fy), (H - cy) / fy + 0.15 * H / fy)
@@ -113,6 +113,7 @@ def render_reference(
         depths: [N] sort by these instead; float32 depths that are equal in a backend differ in float64, and swapping
             two splats changes pixels.
     """
+    camera = camera.at(splats.origin)
     means, W, H = splats.means, camera.width, camera.height
     opac = splats.opacities.sigmoid() if mask is None else splats.opacities.sigmoid() * mask
     means2d, conics, z, radii = project(means, splats.quats, splats.scales.exp(), opac, camera, config)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexgs.camera import Camera
+from flexgs.camera import WORLD, Camera, Origin
 from flexgs.errors import UserError
 from flexgs.scene.polynomial import POLYNOMIAL, Polynomial
 from flexgs.scene.undistort import widest_pinhole
@@ -78,10 +78,12 @@ class Lens:
         undistort.MAX_FOV for a wide lens."""
         return _pinhole(self)
 
-    def camera(self, viewmat: np.ndarray) -> Camera:
-        """A Camera with the calibration of this lens, distortion left out, at the pose viewmat ([4, 4], world to camera)."""
+    def camera(self, viewmat: np.ndarray, origin: Origin = WORLD) -> Camera:
+        """A Camera with the calibration of this lens, distortion left out, at the pose viewmat ([4, 4], world to camera)
+        in coordinates about origin."""
         K = self.colmap().calibration_matrix()
-        return Camera(torch.from_numpy(viewmat).float(), torch.from_numpy(K).float(), self.width, self.height)
+        return Camera(torch.from_numpy(viewmat).float(), torch.from_numpy(K).float(), self.width, self.height,
+                      origin=origin)
 
     def check(self, file: Path) -> None:
         """UserError naming file if the lens cannot be trained on or is nonsense."""
@@ -118,7 +120,7 @@ class Points:
     """The sparse points of a capture."""
 
     xyz: Tensor
-    """[M, 3], world units: float64 as a reader finds them, float32 in a scene."""
+    """[M, 3] in world units: float64 in the capture's own coordinates; once a scene is loaded, float32 from its origin."""
     rgb: Tensor
     """[M, 3] uint8."""
 

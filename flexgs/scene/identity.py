@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from flexgs.camera import WORLD
 from flexgs.errors import UserError
 from flexgs.scene.views import View
 
@@ -19,7 +20,8 @@ PARTS = ("number of images", "names of images", "poses or lenses", "sizes of ima
 def capture_digest(views: Sequence[View]) -> str:
     """The digest of the views of a capture, in their order. No image is opened."""
     cameras = (repr((v.lens.model, v.camera.width, v.camera.height, *map(_rounded, (
-        v.lens.params, v.camera.viewmat[:3, :3].flatten().tolist(), v.camera.viewmat[:3, 3].tolist())))) for v in views)
+        v.lens.params, v.camera.viewmat[:3, :3].flatten().tolist(), v.camera.viewmat[:3, 3].tolist())),
+        *(v.camera.origin if v.camera.origin != WORLD else ()))) for v in views)
     files = (repr([file.stat().st_size for file in (v.path, v.mask_path) if file]) for v in views)
     return "-".join([str(len(views)), _digest(v.name for v in views), _digest(cameras), _digest(files)])
 

@@ -5,15 +5,18 @@ import math
 import numpy as np
 import torch
 
+from flexgs.camera import WORLD, Origin
 from flexgs.scene.capture import Points
 from flexgs.splats import SH_C0, Splats
 
 
-def initial_splats(points: Points, sh_degree: int, *, opacity: float = 0.1) -> Splats:
+def initial_splats(points: Points, sh_degree: int, *, opacity: float = 0.1, alone: float = 1.0,
+                   origin: Origin = WORLD) -> Splats:
     """A round Gaussian at each of the M points, in its colour.
 
     Its standard deviation is the root mean square distance to the 3 nearest other points (Kerbl et al. 2023), at least
     1e-4 of the median so that duplicates do not vanish. opacity: after the sigmoid, 0 to 1.
+    alone: the standard deviation, in world units, of a point that has no other. origin: of the points' coordinates.
     """
     from scipy.spatial import cKDTree
 
@@ -23,9 +26,9 @@ def initial_splats(points: Points, sh_degree: int, *, opacity: float = 0.1) -> S
         distances = cKDTree(xyz).query(xyz, neighbours + 1, workers=-1)[0][:, 1:]
         spread = np.sqrt(np.square(distances).mean(1))
     else:
-        spread = np.ones(1)
+        spread = np.full(1, alone)
     positive = spread[spread > 0]
-    spread = np.maximum(spread, 1e-4 * np.median(positive) if len(positive) else 1.0)
+    spread = np.maximum(spread, 1e-4 * np.median(positive) if len(positive) else alone)
     n = len(points)
     return Splats(
         means=points.xyz.float().clone(),
@@ -34,4 +37,5 @@ def initial_splats(points: Points, sh_degree: int, *, opacity: float = 0.1) -> S
         opacities=torch.full((n,), math.log(opacity / (1 - opacity))),
         sh0=(points.rgb.float() / 255 - 0.5) / SH_C0,
         shN=torch.zeros(n, (sh_degree + 1) ** 2 - 1, 3),
+        origin=origin,
     )

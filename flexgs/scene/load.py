@@ -3,13 +3,13 @@
 import os
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from flexgs.camera import focus
+from flexgs.camera import WORLD, Origin, focus, local_origin, offset, unit_of
 from flexgs.errors import UserError
 from flexgs.scene.capture import Capture, Frame, Points
 from flexgs.scene.colmap import PLACES, find_models, read_colmap
@@ -21,6 +21,8 @@ from flexgs.scene.views import Head, ImageCache, View, default_cache, find_image
 from flexgs.seeds import generator
 
 RANDOM_POINTS = 10_000
+NEAR = 0.01
+"""Units of the scene that nothing nearer than is drawn; a unit is about a fifth of the extent."""
 
 
 @dataclass(eq=False)
@@ -36,6 +38,8 @@ class Scene:
     """1.1 x the largest distance of a training camera from their mean, in world units."""
     protocol: dict = field(default_factory=dict)
     """JSON values: how the images and the split were made, for whoever compares figures."""
+    origin: Origin = WORLD
+    """Where (0, 0, 0) of cameras and points is in the capture's own coordinates; see docs/coordinates.md."""
     doubts: list[str] = field(default_factory=list)
     """What was read in one of several ways, left out or contradicts itself, a line each."""
 
@@ -57,6 +61,11 @@ class Scene:
     def digest(self) -> str | None:
         """Which capture it is (identity.py); None if it was not read from a disk."""
         return self.protocol.get("digest")
+
+    @property
+    def unit(self) -> float:
+        """A length of this scene, in world units; see unit_of in camera.py."""
+        return unit_of(self.extent)
 
 
 def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: str | None = None, masks: bool = True,
@@ -86,6 +95,8 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
     photographs = _count(capture, frames, files, doubts)
     resize = factor if not reduced else 1
 
+    places = np.stack([_place(frame.viewmat) for frame in frames])
+    origin = local_origin(places, np.linalg.norm(places - places.mean(0), axis=1).max())
     cache = ImageCache(default_cache() if cache_bytes is None else cache_bytes)
     finder = Masks(frames, factor) if masks else None
     views, heads = [], []
@@ -93,7 +104,7 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         head = _checked_head(file, frame, capture.file)
         lens = frame.lens.scaled(head.width, head.height)
         pinhole = lens.pinhole()
-        camera = pinhole.camera(frame.viewmat)
+        camera = pinhole.camera(_about(origin, frame.viewmat), origin)
         if resize > 1:
             camera = camera.scaled(max(1, round(pinhole.width / resize)), max(1, round(pinhole.height / resize)))
         views.append(View(frame.name, camera, file, finder.find(frame, head) if finder else None, lens, cache))
@@ -109,12 +120,15 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
     if points is None:
         points, note = _random_points([view.camera.viewmat.double().numpy() for view in train], seed), "random"
         doubts.append(f"{capture.file.parent}: the capture has no points; starting from {RANDOM_POINTS} random ones")
-    points = Points(points.xyz.float(), points.rgb)
+    else:
+        points = Points((points.xyz.double() - torch.tensor(origin, dtype=torch.float64)).float(), points.rgb)
 
     centres = torch.stack([view.camera.center for view in train])
     extent = 1.1 * float((centres - centres.mean(0)).norm(dim=1).max())
     if extent == 0:
         raise UserError(f"{capture.file}: all cameras are at the same place; expected a capture from several places")
+    for view in views:
+        view.camera = replace(view.camera, near=NEAR * unit_of(extent))
     (width, height), _ = Counter((view.camera.width, view.camera.height) for view in views).most_common(1)[0]
     folder = frames[0].folder.name
     protocol = {
@@ -130,10 +144,23 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         "photographs": photographs, "posed": len(views), "model": capture.model,
         "points": len(points), "points_from": note, "digest": capture_digest(views),
         **({"max_fov": MAX_FOV} if any(view.lens.wide for view in views) else {}),
+        **({"origin": list(origin)} if origin != WORLD else {}),
     }
     for doubt in doubts:
         warnings.warn(doubt, stacklevel=2)
-    return Scene(name or root.resolve().name, root, train, test, points, extent, protocol, doubts)
+    return Scene(name or root.resolve().name, root, train, test, points, extent, protocol, origin, doubts)
+
+
+def _place(viewmat: np.ndarray) -> np.ndarray:
+    """[3] where the camera of a pose [4, 4] stands."""
+    return -viewmat[:3, :3].T @ viewmat[:3, 3]
+
+
+def _about(origin: Origin, viewmat: np.ndarray) -> np.ndarray:
+    """The pose [4, 4] float64 of the same camera in coordinates about origin."""
+    moved = viewmat.copy()
+    moved[:3, 3] += viewmat[:3, :3] @ offset(WORLD, origin)
+    return moved
 
 
 def read_capture(root: Path, model: str | None = None) -> Capture:
@@ -254,8 +281,8 @@ def _split(root: Path, views: list[View], said: list[str | None] | None, test_ev
 def _random_points(viewmats: list[np.ndarray], seed: int) -> Points:
     """Points of random place and colour in the box that the cameras look at or stand around."""
     centre = focus(viewmats)
-    places = np.stack([-viewmat[:3, :3].T @ viewmat[:3, 3] for viewmat in viewmats])
+    places = np.stack([_place(viewmat) for viewmat in viewmats])
     half = np.linalg.norm(places - centre, axis=1).max()
     draw = generator(seed, "random points")
     xyz = torch.from_numpy(centre) + half * (2 * torch.rand(RANDOM_POINTS, 3, generator=draw) - 1)
-    return Points(xyz, torch.randint(0, 256, (RANDOM_POINTS, 3), generator=draw, dtype=torch.uint8))
+    return Points(xyz.float(), torch.randint(0, 256, (RANDOM_POINTS, 3), generator=draw, dtype=torch.uint8))

@@ -112,8 +112,8 @@ def rotation_matrices(quats: Tensor) -> Tensor:
 
 def _replace(splats: Splats, optimizer: Optimizer, keep: Tensor, new: Splats) -> Splats:
     """The kept Gaussians followed by new ones, in the optimizer too."""
-    return Splats(**{name: optimizer.replace_rows(f"splats.{name}", keep, getattr(new, name))
-                     for name, _ in splats.items()})
+    return splats.changed(**{name: optimizer.replace_rows(f"splats.{name}", keep, getattr(new, name))
+                             for name, _ in splats.items()})
 
 
 def reorder(splats: Splats, optimizer: Optimizer, order: Tensor) -> Splats:

@@ -17,6 +17,8 @@ class Optimizer:
     Rules for batches of B views (Malladi et al. 2022, as adopted for splats by Zhao et al. 2024): lr * sqrt(B),
     eps / sqrt(B), betas^B, so that a step of B views does about what B steps of one view do.
 
+    A group whose parameters are lengths says in which unit, so that eps follows their gradients.
+
     torch's function, not its class, which imports the compiler: two seconds for every process that trains.
     """
 
@@ -44,14 +46,14 @@ class Optimizer:
         """Update with what take_gradients() gave; progress in [0, 1] through the stage sets the decaying rates."""
         left = iter(gradients)
         for g in self.groups:
-            params = [p for p in g["params"] if p.requires_grad]
+            params, eps = [p for p in g["params"] if p.requires_grad], 1e-15 / self.batch**0.5 / g.get("unit", 1.0)
             for p in params:
                 if p not in self.state:
                     self.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p),
                                      "exp_avg_sq": torch.zeros_like(p)}
             step, mean, square = ([self.state[p][key] for p in params] for key in ("step", "exp_avg", "exp_avg_sq"))
             adam(params, [next(left) for _ in params], mean, square, [], step, fused=True, amsgrad=False, maximize=False,
-                 weight_decay=0.0, beta1=0.9**self.batch, beta2=0.999**self.batch, eps=1e-15 / self.batch**0.5,
+                 weight_decay=0.0, beta1=0.9**self.batch, beta2=0.999**self.batch, eps=eps,
                  lr=g["lr"] * g["decay"] ** progress * self.batch**0.5)
 
     def moments(self) -> dict[str, Tensor]:
@@ -80,9 +82,11 @@ class Optimizer:
         return p
 
 
-def splat_groups(splats: Splats, rates: Rates, extent: float, shN_factor: float = 1.0) -> list[dict[str, Any]]:
-    """The groups of the Gaussians themselves: one per attribute, "splats.means" and so on."""
+def splat_groups(splats: Splats, rates: Rates, extent: float, shN_factor: float = 1.0,
+                 unit: float = 1.0) -> list[dict[str, Any]]:
+    """The groups of the Gaussians themselves: one per attribute, "splats.means" and so on; unit is a length of the scene."""
     lrs = {"means": rates.means * extent, "quats": rates.quats, "scales": rates.scales, "opacities": rates.opacities,
            "sh0": rates.sh0, "shN": rates.shN * shN_factor}
-    return [{"name": f"splats.{name}", "params": [p], "lr": lrs[name], "decay": 0.01 if name == "means" else 1.0}
+    return [{"name": f"splats.{name}", "params": [p], "lr": lrs[name], "decay": 0.01 if name == "means" else 1.0,
+             "unit": unit if name == "means" else 1.0}
             for name, p in splats.items()]

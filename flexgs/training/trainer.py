@@ -17,7 +17,7 @@ from flexgs.config import Config, check_same_method, count_at
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.inputs import Layout
-from flexgs.model.elastic import ElasticModel
+from flexgs.model.elastic import ElasticModel, Place
 from flexgs.model.importance import score
 from flexgs.model.selector import GsNet, Selection, sampled_order
 from flexgs.model.transform import Transform, make_transform
@@ -54,12 +54,13 @@ class Trainer:
         self.batch = config.batch or self.group.world
         if self.batch % self.group.world:
             raise UserError(f"--batch: found {self.batch}, expected a multiple of the {self.group.world} workers")
-        self.step, self.base_steps, self.seconds = 0, config.base_steps, 0.0
+        self.step, self.base_steps, self.seconds, self.unit = 0, config.base_steps, 0.0, scene.unit
         self.sampler = ViewSampler(len(scene.train), config.seed)
         self.background = torch.tensor(config.background, device=self.device)
         self.frozen = base is not None
-        self.splats = (base or self._initial_splats()).to(self.device).requires_grad_(not self.frozen)
-        self.optimizer = Optimizer(splat_groups(self.splats, config.rates, scene.extent), self.batch)
+        first = base.at(scene.origin) if base else self._initial_splats()
+        self.splats = first.to(self.device).requires_grad_(not self.frozen)
+        self.optimizer = Optimizer(splat_groups(self.splats, config.rates, scene.extent, unit=self.unit), self.batch)
         self.densifier = Densifier(config.base, self.base_steps, scene.extent, config.seed, len(self.splats), self.device)
         self.transform: Transform = Transform()
         self.gsnet: GsNet | None = None
@@ -74,7 +75,7 @@ class Trainer:
         if len(points.xyz) > most:
             chosen = torch.randperm(len(points.xyz), generator=generator(self.config.seed, "points"))[:most]
             points = Points(points.xyz[chosen], points.rgb[chosen])
-        return initial_splats(points, self.config.base.sh_degree)
+        return initial_splats(points, self.config.base.sh_degree, alone=self.scene.extent / 5, origin=self.scene.origin)
 
     @property
     def stage(self) -> int:
@@ -256,11 +257,11 @@ class Trainer:
         """The parts of stage 2 and their parameter groups, for the splats as they are."""
         with torch.random.fork_rng(devices=[]):  # layers initialise themselves from the global generator
             torch.manual_seed(self.config.seed)
-            self.transform = make_transform(self.config, self.splats, self.scene.points.xyz).to(self.device)
+            self.transform = make_transform(self.config, self.splats, self.scene.points.xyz, self.unit).to(self.device)
             if self.config.order.kind == "gsnet":
-                self.gsnet = GsNet(self.config.gsnet, self.splats).to(self.device)
+                self.gsnet = GsNet(self.config.gsnet, self.splats, self.unit).to(self.device)
         moments = self.optimizer.moments()
-        groups = splat_groups(self.splats, self.config.rates, self.scene.extent, self.config.rates.shN_factor)
+        groups = splat_groups(self.splats, self.config.rates, self.scene.extent, self.config.rates.shN_factor, self.unit)
         groups += self.transform.groups(self.config, self.scene.extent)
         groups += self.gsnet.groups(self.config) if self.gsnet else []
         self.optimizer = Optimizer(groups, self.batch)
@@ -322,7 +323,8 @@ class Trainer:
             tensors |= self.densifier.tensors()
         stored.save(folder, STATE, tensors, {
             "scene": self.scene.name, "capture": self.scene.digest, "step": self.step, "base_steps": self.base_steps,
-            "elastic": self._elastic, "seconds": self.seconds, "config": self.config.to_dict()})
+            "elastic": self._elastic, **Place(self.splats.origin, self.unit).to_dict(), "seconds": self.seconds,
+            "config": self.config.to_dict()})
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint. Steps, evaluation and reporting may differ from when it was written; the method and the
@@ -344,8 +346,11 @@ class Trainer:
         self.step, self.seconds = about["step"], about["seconds"]
         if self.step >= about["base_steps"]:  # stage 1 is over: raising --steps lengthens stage 2 only
             self.base_steps = about["base_steps"]
-        self.splats = Splats(**stored.part(tensors, "splats.")).requires_grad_(not self.frozen)
-        self.optimizer = Optimizer(splat_groups(self.splats, self.config.rates, self.scene.extent), self.batch)
+        place = Place.of(about, f"{folder}/state.json")
+        self.unit = place.unit
+        splats = Splats(**stored.part(tensors, "splats."), origin=place.origin)
+        self.splats = splats.at(self.scene.origin).requires_grad_(not self.frozen)
+        self.optimizer = Optimizer(splat_groups(self.splats, self.config.rates, self.scene.extent, unit=self.unit), self.batch)
         if about["elastic"]:
             self._make_stage_2()
             self.transform.load_state_dict(stored.part(tensors, "transform."))

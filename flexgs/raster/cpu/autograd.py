@@ -24,6 +24,7 @@ class View(NamedTuple):
     """[23] float32: rotation (row by row), translation, fx fy cx cy, centre, frustum limits left right top bottom."""
     width: int
     height: int
+    near: float
 
 
 @functools.lru_cache(maxsize=4096)
@@ -36,7 +37,7 @@ def view_of(camera: Camera) -> View:
     mx, my = 0.15 * W / fx, 0.15 * H / fy
     limits = [cx / fx + mx, (W - cx) / fx + mx, cy / fy + my, (H - cy) / fy + my]
     record = np.concatenate([R.ravel(), t, [fx, fy, cx, cy], -R.T @ t, limits]).astype(np.float32)
-    return View(record, W, H)
+    return View(record, W, H, camera.near)
 
 
 def _np(t: Tensor) -> np.ndarray:
@@ -60,7 +61,7 @@ class Project(torch.autograd.Function):
         radii = np.empty((n, 2), np.int32)
         f = np.float32
         run_ranges(k.project_fwd, n, m, q, scales, opac, view.record, view.width, view.height, f(cfg.eps2d),
-                   f(cfg.near), f(cfg.far), f(cfg.radius_clip), f(cfg.alpha_min), f(cfg.extent),
+                   f(view.near), f(cfg.far), f(cfg.radius_clip), f(cfg.alpha_min), f(cfg.extent),
                    means2d, conics, depths, radii)  # fmt: skip
         ctx.save_for_backward(means, quats, mask)  # torch refuses a backward after one of them has changed in place
         ctx.view, ctx.saved = view, (scales, sigmoids, conics, radii)
