@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny import begun, same, tiny_config, tiny_scene, tiny_splats
+from tiny import UNIT, begun, same, tiny_config, tiny_scene, tiny_splats
 
 from flexgs.config import Config
 from flexgs.distributed import Group
@@ -49,7 +49,7 @@ def test_stage_2_begins_in_the_order_with_moments_and_merged_knots(kind):
     for knot, count in ((0.01, 1), (0.032, 1), (0.1, 3), (0.32, 9), (0.5, 15)):  # of 30
         change = deltas.means[first:first + count].detach()
         if knot <= 0.1:
-            assert torch.allclose(ordered.means[:count] + change, merged(ordered, scores[order], count).means, atol=1e-5)
+            assert torch.allclose(ordered.means[:count] + UNIT * change, merged(ordered, scores[order], count).means, atol=1e-5)
             assert change.any()
         else:
             assert not change.any()

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from tiny import EXTENT, begun, tiny_config, tiny_scene, tiny_splats
+from tiny import EXTENT, UNIT, begun, tiny_config, tiny_scene, tiny_splats
 
 from flexgs.config import PRESETS, Rates
 from flexgs.raster import render
@@ -23,7 +23,7 @@ GAUSSIANS = {"splats.means": (1.6e-4 * E, 100), "splats.quats": (1e-3, 1), "spla
 STAGE_1 = {**GAUSSIANS, "splats.shN": (1.25e-4, 1)}
 STAGE_2 = {**GAUSSIANS, "splats.shN": (1.25e-4, 1)}
 QUICK_HARMONICS = {**GAUSSIANS, "splats.shN": (5e-4, 1)}
-DELTAS = {"transform.means": (4.8e-4 * E, 100), "transform.quats": (1e-3, 1), "transform.scales": (5e-3, 1),
+DELTAS = {"transform.means": (4.8e-4 * E / UNIT, 100), "transform.quats": (1e-3, 1), "transform.scales": (5e-3, 1),
           "transform.opacities": (0.05, 1), "transform.sh0": (2.5e-3, 1)}
 FLEXGS = {"selector": (8e-4, 10), "transform.network": (8e-4, 10), "transform.planes": (8e-3, 10)}
 MENDED = {"selector": (4e-3, 10), "transform.network": (4e-3, 10), "transform.planes": (4e-2, 10)}

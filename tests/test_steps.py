@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny import EXTENT, begun, camera, tiny_config, tiny_scene, tiny_splats
+from tiny import EXTENT, UNIT, begun, camera, tiny_config, tiny_scene, tiny_splats
 from torch import Tensor
 from torch.nn.functional import conv2d, linear
 
@@ -93,9 +93,9 @@ def margins(trainer: Trainer, net, splats: Splats, rank: Tensor, ratio: float) -
     unit = own.quats / own.quats.norm(dim=1, keepdim=True)
     quantile = -torch.distributions.Normal(0.0, 1.0).icdf((rank.double() + 0.5) / len(rank))
     columns = {
-        "means": (own.means - net.centre) / net.spread if o.normalise else own.means,
+        "means": (own.means - net.centre) / net.spread if o.normalise else own.means / UNIT,
         "quats": unit * torch.where(unit[:, :1] < 0, -1.0, 1.0) if o.normalise else unit,
-        "scales": own.scales - net.scale if o.normalise else own.scales.exp(),
+        "scales": own.scales - net.scale if o.normalise else own.scales.exp() / UNIT,
         "opacities": (own.opacities if o.normalise else own.opacities.sigmoid())[:, None], "importance": quantile[:, None]}
     inputs = [columns[name] for name in o.inputs]
 
@@ -164,7 +164,8 @@ def shifted(config: Config, deltas, kept: Splats, ratio: float) -> Splats:
                 rows.append(stored[0][0] * 0)
             else:
                 rows.append(b if a is None else (1 - w) * a + w * b)
-        changes[name] = base + torch.stack([stored[0][0] * 0 if r is None else r for r in rows]).view_as(base)
+        change = torch.stack([stored[0][0] * 0 if r is None else r for r in rows]).view_as(base)
+        changes[name] = base + (UNIT * change if name == "means" else change)
     return Splats(**changes, shN=kept.shN)
 
 
@@ -176,9 +177,9 @@ def bent(config: Config, field, kept: Splats, ratio: float) -> Splats:
     for name in o.heads:
         first, second = field.heads[name][1], field.heads[name][3]
         change = linear(linear(hidden.relu(), first.weight, first.bias).relu(), second.weight, second.bias) * gate
-        out[name] = out[name] + change.view_as(out[name])
+        out[name] = out[name] + (UNIT if name == "means" else 1) * change.view_as(out[name])
         if name == "scales" and o.scale_change == "activated":
-            out[name] = (kept.scales.exp() + change).abs().clamp(min=1e-6).log()
+            out[name] = (kept.scales.exp() + UNIT * change).abs().clamp(min=1e-6 * UNIT).log()
     return Splats(**out)
 
 
@@ -271,7 +272,7 @@ def lrs(config: Config, progress: float) -> dict[str, float]:
     r, decayed, networks = config.rates, 0.01**progress, 0.1**progress
     plain = {"quats": r.quats, "scales": r.scales, "opacities": r.opacities, "sh0": r.sh0}
     rates = {"splats.means": r.means * EXTENT * decayed, **{f"splats.{name}": lr for name, lr in plain.items()},
-             "transform.means": r.means * EXTENT * r.delta_means * decayed,
+             "transform.means": r.means * EXTENT * r.delta_means * decayed / UNIT,
              **{f"transform.{name}": lr for name, lr in plain.items()}, "transform.network": r.field * networks,
              "transform.planes": r.planes * networks, "selector": r.selector * networks}
     return {name: lr * BATCH**0.5 for name, lr in rates.items()}

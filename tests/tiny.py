@@ -18,6 +18,8 @@ SIZES = ((24, 18), (18, 24), (16, 12))
 """Width and height of the views, in turn: two lenses and more, not square."""
 EXTENT = 1.7
 """Of the scene; not 1, so that what is multiplied by it shows."""
+UNIT = 0.25
+"""The length that the transform and raw inputs count in: the power of two nearest to a fifth of EXTENT."""
 
 
 @dataclass(eq=False)
