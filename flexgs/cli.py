@@ -79,7 +79,7 @@ class Train:
                 session = LocalSession(folder, Group(), functools.partial(_print_progress, scene.name))
                 results = run(self.config, scene, folder, Group(), session, device)
         print_results([results])
-        print(where_to_go(folder, self.scene))
+        print(where_to_go(folder))
 
 
 @dataclass
@@ -406,12 +406,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(known)}"
 
 
-def where_to_go(folder: Path, capture: Path) -> str:
+def where_to_go(folder: Path) -> str:
     """Where a trained run is, and what to do with it, to be copied into a shell."""
-    run, scene = shlex.quote(str(folder)), shlex.quote(str(capture))
-    ply = shlex.quote(f"{folder.name}.ply")
+    run, ply = shlex.quote(str(folder)), shlex.quote(f"{folder.name}.ply")
     return (f"model, cuts and renders: {run}\nnext:\n  flexgs view {run}\n  flexgs cut {run} --budget 20MB -o {ply}\n"
-            f"  flexgs eval {run} --scene {scene} --ratios 0.02 0.07 0.3")
+            f"  flexgs eval {run} --ratios 0.02 0.07 0.3")
 
 
 def load_capture(path: Path, config: Config) -> "Scene":
@@ -420,7 +419,7 @@ def load_capture(path: Path, config: Config) -> "Scene":
 
     data = config.data
     return load_scene(path, factor=data.factor, test_every=data.test_every, masks=data.masks,
-                      cache_bytes=data.cache_bytes, model=data.model)
+                      seed=config.seed, cache_bytes=data.cache_bytes, model=data.model)
 
 
 def pick_device(name: str) -> str:
