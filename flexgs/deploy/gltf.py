@@ -1,7 +1,6 @@
 """glTF binary files with the extension KHR_gaussian_splatting, as splat-transform writes them."""
 
 import json
-import shutil
 import struct
 import tempfile
 from pathlib import Path
@@ -11,7 +10,6 @@ import torch
 
 from flexgs.deploy.export import checked, write_ply
 from flexgs.errors import UserError
-from flexgs.files import atomic_file
 from flexgs.splats import Splats
 
 PREFIX = "KHR_gaussian_splatting:"
@@ -23,11 +21,9 @@ def write(splats: Splats, path: Path) -> None:
     from flexgs.deploy.interchange import splat_transform
 
     with tempfile.TemporaryDirectory() as folder:
-        plain, made = Path(folder) / "cut.ply", Path(folder) / "cut.glb"
+        plain = Path(folder) / "cut.ply"
         write_ply(splats, plain)
-        splat_transform([plain], made)
-        with atomic_file(path) as out:
-            shutil.copy(made, out)
+        splat_transform([plain], path)
 
 
 def read(path: Path) -> Splats:

@@ -17,28 +17,18 @@ import torch
 from flexgs.deploy import decode
 from flexgs.deploy.export import read_ply, to_ply
 from flexgs.deploy.node import npx
-from flexgs.deploy.vq import morton_order
 from flexgs.errors import MissingDependencyError, UserError
-from flexgs.files import atomic_file
 from flexgs.splats import Splats
 
 SPLAT_TRANSFORM = "@playcanvas/splat-transform@3.7.0"
 
 
 def write(splats: Splats, path: Path, kind: str) -> None:
-    """splats as a file of a kind: compressed.ply, spz, sog or splat.
+    """splats, on the CPU, as a file of a kind: compressed.ply, spz, sog or splat, which is the suffix of path.
 
-    Neighbours in space come after each other: compressed PLY has a box for each 256, and all of them pack better.
+    They are packed in their order: compressed PLY has a box for each 256, so neighbours in space should come after each other.
     """
-    splats = splats.detach().to("cpu")
-    splats = splats[morton_order(splats.means)]
-    with atomic_file(path) as out:
-        named = out.with_name(f"{out.name}.{kind}")  # gsply goes by the suffix
-        try:
-            _WRITERS[kind](splats, named)
-            named.replace(out)
-        finally:
-            named.unlink(missing_ok=True)
+    _WRITERS[kind](splats, path)
 
 
 def _write_gsply(splats: Splats, path: Path) -> None:

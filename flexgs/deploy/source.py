@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from flexgs.config import Config
-from flexgs.deploy.formats import FORMATS, format_of
+from flexgs.deploy.formats import read
 from flexgs.deploy.progressive import Progressive
 from flexgs.distributed import Group
 from flexgs.errors import UserError
@@ -27,7 +27,7 @@ def open_model(source: str | Path, scene: Scene | None = None) -> ElasticModel |
         return ElasticModel.load(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected a run, a .fgs file or URL, or a file of splats")
-    splats = FORMATS[format_of(path)].read(path)
+    splats = read(path)
     splats = splats.at(scene.origin) if scene else splats
     by = score("lightgaussian", splats, scene.train, Group()) if scene else score("footprint", splats, [], Group())
     config = Config.from_preset("plain")
