@@ -56,7 +56,7 @@ class Format:
         given = given[self.order(given)] if self.order else given
         with atomic_file(path) as out:
             try:
-                self.encode(given, out, views)
+                self.encode(given.clone(), out, views)  # a writer that changes them would be compared with itself
                 stored = self.read(out)
             except UserError as e:
                 raise UserError(str(e).replace(str(out), str(path))) from None

@@ -88,7 +88,7 @@ def _in_units(splats: Splats, unit: float) -> Splats:
 
 def _start(cameras: Sequence[Camera], unit: float, background: Sequence[float]) -> dict:
     """Where the page looks from at first."""
-    eye, target, up = start(cameras)
+    eye, target, up = (np.array([1, -1, -1]) * vector for vector in start(cameras))  # in the axes of SPZ
     return {"position": _plain(eye / unit), "target": _plain(target / unit), "up": _plain(up),
             "fov": round(fov(cameras), 2), "background": list(background)}
 
