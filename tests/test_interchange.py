@@ -141,8 +141,11 @@ def test_gltf_of_something_else(tmp_path):
 
     path = tmp_path / "x.glb"
     for about in ({"meshes": []}, [], {"meshes": [{"primitives": [{"attributes": {}}]}]}, one({"count": 10**30}),
-                  one({"count": 1}, [1]), one({"count": "a"}), one({"count": -5})):
-        text = json.dumps(about).encode()
+                  one({"count": 1}, [1]), one({"count": "a"}), one({"count": -5}), one({"count": 1, "byteOffset": -4}),
+                  one({"count": 1, "byteOffset": 1e300}), one({"count": True}), one({"count": 1, "type": "VEC2"}), "deep",
+                  one({"count": 1, "sparse": {}}), {"meshes": float("nan")}, {"meshes": 10**400},
+                  {"meshes": [{"primitives": 1}]}):
+        text = b"[" * 100_000 if about == "deep" else json.dumps(about).encode()
         path.write_bytes(struct.pack("<4sIII4s", b"glTF", 2, 0, len(text), b"JSON") + text + struct.pack("<I4s", 60, b"BIN\0")
                          + bytes(60))
         with pytest.raises(UserError, match=r"x\.glb: "):

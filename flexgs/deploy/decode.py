@@ -9,7 +9,7 @@ from pathlib import Path
 
 MOST_MEMORY = 1 << 30
 """Of the address space, in bytes, besides TIMES what the file has."""
-TIMES = 64
+TIMES = 128
 PR_SET_PDEATHSIG, SIGKILL = 1, 9
 
 

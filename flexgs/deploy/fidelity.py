@@ -28,8 +28,6 @@ class Bounds(NamedTuple):
 
 
 BITS = Bounds()
-
-
 SHARE = 0.01
 """Of the Gaussians, those that may be beyond a bound."""
 GROSS = 10.0
@@ -55,16 +53,17 @@ def errors(given: Splats, stored: Splats) -> dict[str, Tensor]:
     extent = _extent(given)
     stored = stored.at(given.origin)
     means = given.means.double()
-    tolerated = extent + (means - means.median(0).values).norm(dim=1)  # what is far away may be further off
+    far, size = (means - means.median(0).values).norm(dim=1), given.scales.double().amax(1).clamp(max=100).exp()
+    tolerated = extent + far + 50 * size  # what is far away or large may be further off
 
     def moved(other: Splats) -> Tensor:
-        return (other.means.double() - means).norm(dim=1) / tolerated
+        return (other.means.double() - means).norm(dim=1) / tolerated.clamp(min=1e-30)
 
     if bool((moved(stored) > BITS.positions).double().mean() > SHARE):
         stored = stored[_match(given, stored)]  # SOG sorts
     mine, its = _halves(given), _halves(stored)
-    size = mine.flatten(1).norm(dim=1) + 4e-4 * extent
-    return {"positions": moved(stored), "shapes": (its - mine).flatten(1).norm(dim=1) / size,
+    seen = (mine.flatten(1).norm(dim=1) + 4e-4 * extent).clamp(min=1e-30)
+    return {"positions": moved(stored), "shapes": (its - mine).flatten(1).norm(dim=1) / seen,
             "opacities": (torch.sigmoid(stored.opacities) - torch.sigmoid(given.opacities)).abs(),
             "colours": SH_C0 * (stored.sh0 - given.sh0).abs().amax(1),
             "harmonics": torch.cat([torch.zeros(len(given), 1), (stored.shN - given.shN).abs().flatten(1)], dim=1).amax(1)}
@@ -73,13 +72,13 @@ def errors(given: Splats, stored: Splats) -> dict[str, Tensor]:
 def unit(quats: Tensor) -> Tensor:
     """Quaternions [N, 4] of length 1. One without a length is no rotation, which is how it is rendered."""
     none = quats.new_tensor([1.0, 0, 0, 0])
-    return torch.where(quats.norm(dim=1, keepdim=True) > 0, normalize(quats, dim=1), none)
+    return torch.where(quats.norm(dim=1, keepdim=True) > 1e-12, normalize(quats, dim=1), none)
 
 
 def _extent(splats: Splats) -> float:
-    """The largest side of the box around the Gaussians but for some far ones, or the size of one that is alone."""
+    """The largest side of the box around the Gaussians but for some far ones."""
     sides = quantile(splats.means.double(), 0.99) - quantile(splats.means.double(), 0.01)
-    return max(float(sides.max()), float(splats.scales.double().amax(1).median().exp()))
+    return float(sides.max())
 
 
 def _halves(splats: Splats) -> Tensor:
