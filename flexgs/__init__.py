@@ -3,7 +3,7 @@
     scene = flexgs.load_scene("data/berlin", factor=4)
     model = flexgs.train(scene, flexgs.Config.from_preset("default"))
     small = model.cut("20MB")
-    flexgs.save(small, "berlin_20mb.ply")
+    flexgs.save(small, "berlin_20mb.ply")                # or .spz, .sog, .splat, .glb: the suffix chooses
     flexgs.load("runs/flexgs/berlin").cut(0.05)
 """
 
@@ -15,6 +15,7 @@ from flexgs.config import Config
 from flexgs.errors import UserError
 
 if TYPE_CHECKING:
+    from flexgs.deploy.progressive import Progressive
     from flexgs.model.elastic import ElasticModel
     from flexgs.scene import Scene
 
@@ -29,22 +30,22 @@ def train(scene: "Scene", config: Config, device: str = "auto",
     its own. progress takes a line of text every config.report_every views; None is silent.
     """
     from flexgs.cli import pick_device, progress_line
-    from flexgs.deploy.export import read_ply
+    from flexgs.deploy.formats import read
     from flexgs.training.trainer import Trainer
 
     config.check()
-    base = read_ply(config.base.ply) if config.base.ply else None
+    base = read(config.base.ply) if config.base.ply else None
     trainer = Trainer(config, scene, device=pick_device(device), base=base)
     trainer.fit(lambda step, metrics: progress(progress_line(scene.name, step, metrics)) if progress else None,
                 lambda step, write: None)
     return trainer.model()
 
 
-def load(folder: str) -> "ElasticModel":
-    """The elastic model of a run folder."""
-    from flexgs.model.elastic import ElasticModel
+def load(source: str | Path) -> "ElasticModel | Progressive":
+    """What can be cut: the elastic model of a run folder, a packed file (.fgs) or its URL, or a file of splats."""
+    from flexgs.deploy.source import open_model
 
-    return ElasticModel.load(Path(folder))
+    return open_model(source)
 
 
 def __getattr__(name: str) -> Any:
@@ -52,7 +53,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     homes = {"load_scene": ("flexgs.scene", "load_scene"), "render": ("flexgs.raster", "render"),
-             "save": ("flexgs.deploy.export", "write_ply") }
+             "save": ("flexgs.deploy.formats", "save")}
     if name not in homes:
         raise AttributeError(f"module 'flexgs' has no attribute {name!r}")
     module, attribute = homes[name]

@@ -27,17 +27,19 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside path that takes its place when the block ends well. UserError if path is a folder."""
+    """A temporary file of path's name, in a folder beside it, that takes its place when the block ends well. UserError if path
+    is a folder."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder; expected the name of a file")
     temporary = _beside(path)
+    temporary.mkdir()
     try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
+        yield temporary / path.name  # many writers go by the suffix
+        _sync(temporary / path.name)
+        os.replace(temporary / path.name, path)
         _sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

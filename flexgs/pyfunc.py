@@ -54,8 +54,9 @@ class Cutter(PythonModel):
         return pd.DataFrame(rows, columns=["gaussians", "ratio", "bytes", "path", "ply"])
 
     def cut(self, budget: str | float, path: Path | None) -> dict[str, Any]:
-        if path is not None and path.suffix.lower() != ".ply":
-            raise UserError(f"path {path}: expected a name that ends in .ply")  # a served model overwrites nothing else
+        if path is not None and (path.suffix.lower() != ".ply" or path.stem.lower().endswith(".compressed")):
+            # A served model overwrites nothing else, and a compressed PLY would be another format.
+            raise UserError(f"path {path}: expected a name that ends in .ply, and not in .compressed.ply")
         splats = self.model.cut(budget)
         with tempfile.TemporaryDirectory() as folder:
             file = path or Path(folder) / "cut.ply"

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flexgs.config import Config, check_same_method
-from flexgs.deploy.export import read_ply, write_ply
-from flexgs.deploy.formats import as_stored
+from flexgs.deploy.export import write_ply
+from flexgs.deploy.formats import as_stored, read
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.evaluate import lpips
@@ -170,7 +170,7 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
     StoppedError if the session stops it before its last view; KeyboardInterrupt for Ctrl-C, with a checkpoint.
     """
     config.check()
-    base = read_ply(config.base.ply) if config.base.ply else None
+    base = read(config.base.ply) if config.base.ply else None
     if group.rank == 0:
         tidy(make_folder(folder))  # before the work, not after it
     start = time.perf_counter()

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from flexgs.camera import look_at
 from flexgs.deploy.page import write_page
+from flexgs.deploy.path import fov, start
 from flexgs.deploy.source import open_model
 from flexgs.deploy.viewer import Viewer
 from flexgs.errors import UserError
+from flexgs.raster import render
 from flexgs.scene import load_scene
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -64,7 +68,16 @@ def picture(tab, differs_from: np.ndarray | None = None) -> np.ndarray:
     raise AssertionError("the picture does not change")
 
 
-def test_a_page_opens_from_disk_without_a_network(tab, page):
+def expected(trained: Path, upside_down: bool = False) -> np.ndarray:
+    """What picture() should see of the page at first."""
+    model = open_model(trained)
+    eye, target, up = (torch.from_numpy(vector).float() for vector in start(model.cameras))
+    camera = look_at(eye, target, -up if upside_down else up, 480, 300, fov(model.cameras))
+    background = torch.tensor(model.config.background)
+    return 255 * render(model.cut(1.0), camera, background=background).image.clamp(0, 1).numpy()[:225, :200]
+
+
+def test_a_page_opens_from_disk_without_a_network(tab, page, trained):
     asked = []
     tab.on("request", lambda request: asked.append(request.url))
     tab.goto(page.as_uri())
@@ -73,6 +86,14 @@ def test_a_page_opens_from_disk_without_a_network(tab, page):
     assert "800 Gaussians" in tab.inner_text("#about") and tab.title() == "studio <1>"
     assert all(url.startswith(("file:", "blob:", "data:")) for url in asked) and not tab.errors
     whole = picture(tab)
+    upright, turned = expected(trained), expected(trained, upside_down=True)
+    for _ in range(20):  # software draws the stages one after another
+        if np.abs(whole - upright).mean() < 0.5 * np.abs(whole - turned).mean():
+            break
+        tab.wait_for_timeout(500)
+        whole = picture(tab)
+    else:
+        raise AssertionError("the page does not show what is rendered here")
     tab.click("text='1 %'")
     picture(tab, differs_from=whole)
     assert "8 Gaussians" in tab.inner_text("#about") and not tab.errors

@@ -60,8 +60,11 @@ def test_frame_times(trained, tmp_path, capsys):
     assert Profile.load(tmp_path / "here.json").gaussians == profile.gaussians
     assert flexgs("cut", trained, "--budget", "1000ms", "--size", "64", "48", "-o", tmp_path / "x.ply") == 0
     assert len(read_ply(tmp_path / "x.ply")) == 800
-    for text in ("{}", "[]", "nonsense", '{"gaussians": [2, 1], "ms": [1, 2]}', '{"gaussians": [1, 2], "ms": [1]}'):
-        (tmp_path / "bad.json").write_text(text)
+    for text in ("{}", "[]", "nonsense", '{"gaussians": [2, 1], "ms": [1, 2]}', '{"gaussians": [1, 2], "ms": [1]}',
+                 "[" * 100_000, '{"gaussians": [1, Infinity], "ms": [1, 2]}', '{"gaussians": [1, 2], "ms": [0, 1]}',
+                 "\udcff", '{"gaussians": [0.1, 0.2], "ms": [1, 2]}', '{"gaussians": "12", "ms": "12"}',
+                 f'{{"gaussians": [{10**400}]}}'):
+        (tmp_path / "bad.json").write_text(text, errors="surrogateescape")
         capsys.readouterr()
         assert flexgs("cut", trained, "--budget", "3ms", "--profile", tmp_path / "bad.json", "-o", tmp_path / "y.ply") == 2
         assert "bad.json: not a profile of frame times" in capsys.readouterr().err
@@ -159,8 +162,10 @@ def test_render(trained, tmp_path, capsys):
 def test_info(trained, tmp_path, capsys):
     write_ply(random_splats(70, 2), tmp_path / "x.ply")
     assert flexgs("pack", trained, "-o", tmp_path / "m.fgs") == 0
+    (tmp_path / "renamed").write_bytes((tmp_path / "m.fgs").read_bytes())
     for source, said in ((trained, "elastic model, preset smoke"),
                          (tmp_path / "m.fgs", "packed elastic model, chunks up to 1 %,"),
+                         (tmp_path / "renamed", "packed elastic model, chunks up to 1 %,"),
                          (tmp_path / "x.ply", "70, spherical harmonics of degree 2")):
         capsys.readouterr()
         assert flexgs("info", source) == 0

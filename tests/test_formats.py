@@ -219,6 +219,20 @@ def test_a_file_that_would_fill_the_memory_is_refused(tmp_path):
         latents.read(path)
 
 
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_small_file_of_many_zeros_is_refused(tmp_path, name):
+    """A hundred bytes of it become a hundred thousand: no positions pack like that."""
+    write, read = ENCODERS[name]
+    path, module = tmp_path / "x.npz", {"vq": vq, "latents": latents}[name]
+    write(random_splats(50), path)
+    n = 2_000_000
+    zeros = {key: np.zeros((*a.shape[:-1], n), a.dtype) if a.shape[-1] == 50 else a
+             for key, a in read_arrays(path, module.KIND, module.LAYOUT).items()}
+    write_arrays(path, module.KIND, zeros)
+    with pytest.raises(UserError, match="it claims to hold"):
+        read(path)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_evaluate_measures_what_is_stored(scene, name):
     model = ElasticModel(random_splats(200), Transform(), Config(transform=cfg.Transform("none")))

@@ -2,16 +2,22 @@
 
 import json
 import random
+import re
 import shutil
 import struct
+import subprocess
+import sys
+import zipfile
 
 import pytest
 import torch
 from conftest import random_splats, shared
 
-from flexgs.deploy import gltf, interchange
+from flexgs import load
+from flexgs.deploy import decode, gltf, interchange
 from flexgs.deploy.export import read_ply, to_ply, write_ply
-from flexgs.deploy.formats import FORMATS, format_of
+from flexgs.deploy.fidelity import unit
+from flexgs.deploy.formats import FORMATS, format_at, format_of, read, save
 from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
 from flexgs.evaluate.metrics import psnr
@@ -51,7 +57,8 @@ def same_to(bounds: dict[str, float], a: Splats, b: Splats) -> None:
     for name, bound in bounds.items():
         wrong = (getattr(a, name) - getattr(b, name)).abs()
         assert not wrong.numel() or float(wrong.max()) < bound, name
-    assert float((rotations(a.quats) - rotations(b.quats)).abs().max()) < 0.03
+    between = (rotations(a.quats).mT @ rotations(b.quats)).abs()  # half a turn about an axis of its own changes no Gaussian
+    assert float((between - torch.eye(3)).abs().max()) < 0.03
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
@@ -134,8 +141,11 @@ def test_gltf_of_something_else(tmp_path):
 
     path = tmp_path / "x.glb"
     for about in ({"meshes": []}, [], {"meshes": [{"primitives": [{"attributes": {}}]}]}, one({"count": 10**30}),
-                  one({"count": 1}, [1]), one({"count": "a"}), one({"count": -5})):
-        text = json.dumps(about).encode()
+                  one({"count": 1}, [1]), one({"count": "a"}), one({"count": -5}), one({"count": 1, "byteOffset": -4}),
+                  one({"count": 1, "byteOffset": 1e300}), one({"count": True}), one({"count": 1, "type": "VEC2"}), "deep",
+                  one({"count": 1, "sparse": {}}), {"meshes": float("nan")}, {"meshes": 10**400},
+                  {"meshes": [{"primitives": 1}]}):
+        text = b"[" * 100_000 if about == "deep" else json.dumps(about).encode()
         path.write_bytes(struct.pack("<4sIII4s", b"glTF", 2, 0, len(text), b"JSON") + text + struct.pack("<I4s", 60, b"BIN\0")
                          + bytes(60))
         with pytest.raises(UserError, match=r"x\.glb: "):
@@ -195,3 +205,121 @@ def test_a_real_splat_file(tmp_path):
     assert len(model.cut("quest")) == len(model)
     write_ply(model.cut(0.1), tmp_path / "x.ply")
     assert len(read_ply(tmp_path / "x.ply")) == 11_364
+
+
+def test_what_a_file_is_counts_and_not_its_name(tmp_path):
+    """People rename what they send each other: the first bytes tell, and where none do, the name."""
+    splats = ours(60, 1)
+    for name in ("ply", "compressed_ply", "spz", "sog", "latents"):
+        chosen = FORMATS[name]
+        stored = chosen.write(splats, tmp_path / f"x{chosen.suffix}")
+        for other in ("y.ply", "y.splat", "y.dat"):
+            (tmp_path / other).write_bytes((tmp_path / f"x{chosen.suffix}").read_bytes())
+            assert format_at(tmp_path / other) == name and torch.equal(read(tmp_path / other).means, stored.means)
+    (tmp_path / "y.ksplat").write_bytes(bytes(4096))
+    (tmp_path / "folder.ply").mkdir()
+    for wrong, words in (("y.ksplat", "expected a name that ends in"), ("folder.ply", "is a folder"), ("none", "no such file")):
+        with pytest.raises(UserError, match=words):
+            read(tmp_path / wrong)
+
+
+def test_save_and_load_go_by_the_suffix(tmp_path):
+    splats = ours(60, 1)
+    for name, magic in {"a.ply": b"ply\n", "a.compressed.ply": b"ply\n", "a.spz": b"\x1f\x8b", "a.sog": b"PK"}.items():
+        saved = save(splats, tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(magic) and len(load(str(tmp_path / name))) == len(saved) == 60
+    assert format_at(tmp_path / "a.compressed.ply") == "compressed_ply"
+    with pytest.raises(UserError, match=r"a\.obj: expected a name that ends in"):
+        save(splats, tmp_path / "a.obj")
+
+
+def test_what_a_format_cannot_hold_is_refused(scene, tmp_path):
+    """With the file that was there kept, and nothing left beside it."""
+    def changed(name: str, rows: slice, value: float) -> Splats:
+        splats = ours(400, 1)
+        getattr(splats, name)[rows] = value
+        return splats
+
+    one = slice(0, 1)
+    for kind, splats, words in (
+            ("spz", changed("scales", one, 60.0), "shapes of 1 of 400"), ("sog", changed("scales", one, 60.0), "shapes of"),
+            ("spz", changed("shN", slice(0, 40), 2.5), "harmonics of 40 of 400"),
+            ("spz", changed("means", one, 1e30), "SPZ holds positions up to 4,194,304 units, found 1e+30"),
+            ("spz", changed("means", one, 1e6), "positions of"), ("compressed_ply", changed("means", one, 1e4), "positions of"),
+            ("compressed_ply", changed("scales", one, 60.0), "shapes of"), ("vq", changed("means", one, 1e6), "positions of"),
+            ("ply", changed("sh0", one, float("nan")), "NaN or infinite sh0"),
+            ("spz", changed("opacities", one, float("inf")), "NaN or infinite opacities")):
+        path = tmp_path / f"x{FORMATS[kind].suffix}"
+        path.write_bytes(b"old")
+        with pytest.raises(UserError, match=re.escape(words)) as error:
+            FORMATS[kind].write(splats, path, scene.train[:2])
+        assert str(error.value).startswith(f"{path}: ") and path.read_bytes() == b"old"
+        path.unlink()
+        assert not list(tmp_path.iterdir())
+
+
+def test_values_that_a_library_would_guess_about(tmp_path):
+    """gsply takes log-scales above 0 for lengths and logits of 0 to 1 for opacities unless it is told."""
+    splats = ours(300, 0)
+    splats.scales[:] = splats.scales.abs() + 0.5
+    splats.opacities[:] = splats.opacities.abs() / 4
+    was = splats.clone()
+    for name in ("compressed_ply", "spz", "sog", "splat"):
+        stored = FORMATS[name].write(splats, tmp_path / f"x{FORMATS[name].suffix}")
+        same_to({"scales": 0.2, "opacities": 0.05}, splats, stored)
+    assert all(torch.equal(t, getattr(was, name)) for name, t in splats.items())  # nor are they changed
+
+
+def test_a_quaternion_of_no_length_is_no_rotation(tmp_path):
+    """As the rasterizer has it; other viewers would make NaN of it."""
+    splats = ours(50, 0)
+    splats.quats[:20] = 0
+    save(splats, tmp_path / "x.ply")
+    assert torch.equal(read(tmp_path / "x.ply").quats[:20], torch.tensor([1.0, 0, 0, 0]).expand(20, 4))
+    same_to({}, splats.changed(quats=unit(splats.quats)), save(splats, tmp_path / "x.spz"))
+
+
+def test_splat_files_that_are_none(tmp_path):
+    path = tmp_path / "x.splat"
+    save(ours(100, 0), path)
+    raw, rng = path.read_bytes(), random.Random(0)
+    for broken, words in ((b"", "0 bytes"), (raw[:-5], "multiple of 32"), (raw + bytes(13), "multiple of 32"),
+                          (bytes(3200), "not above 0"), (rng.randbytes(4096), "not finite"),
+                          (raw[:12] + struct.pack("<f", -1) + raw[16:], "not above 0")):
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match=words):
+            read(path)
+
+
+def test_a_sog_that_asks_for_more_than_it_holds(tmp_path):
+    """In its description: refused before anything is decoded."""
+    path = tmp_path / "x.sog"
+    save(ours(300, 1), path)
+    with zipfile.ZipFile(path) as packed:
+        parts = {name: packed.read(name) for name in packed.namelist()}
+    about = json.loads(parts["meta.json"])
+    for change, words in (({"shN": {**about["shN"], "bands": 10**8}}, "found 100000000, expected 0 to 3"),
+                          ({"count": 10**9}, "count of its Gaussians: found 1000000000"), ({"count": "many"}, "expected int"),
+                          ({"means": []}, "found [], expected dict"), ({"means": {"files": [None]}}, "expected str")):
+        with zipfile.ZipFile(path, "w") as packed:
+            for name, raw in (parts | {"meta.json": json.dumps(about | change).encode()}).items():
+                packed.writestr(name, raw)
+        with pytest.raises(UserError, match=re.escape(words)):
+            read(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of processes are those of Linux")
+def test_a_decoder_does_not_run_for_ever(tmp_path):
+    """Bands that nothing holds, given to the program itself: it takes a gigabyte at most, or its second is over."""
+    path = tmp_path / "x.sog"
+    save(ours(300, 1), path)
+    with zipfile.ZipFile(path) as packed:
+        parts = {name: packed.read(name) for name in packed.namelist()}
+    about = json.loads(parts["meta.json"])
+    about["shN"]["bands"] = 10**8
+    with zipfile.ZipFile(path, "w") as packed:
+        for name, raw in (parts | {"meta.json": json.dumps(about).encode()}).items():
+            packed.writestr(name, raw)
+    command = [sys.executable, "-I", decode.__file__, "sog", path, tmp_path / "out.ply", "1"]
+    done = subprocess.run(command, timeout=30, check=False, capture_output=True)
+    assert done.returncode != 0 and not (tmp_path / "out.ply").exists()

@@ -81,9 +81,9 @@ class Cut:
         chosen, views, n = FORMATS[name], scene.train if scene else [], len(model)
         amount, unit = parse(budget)
 
-        def write(cut: "Splats", path: Path) -> None:
+        def write(cut: "Splats", path: Path) -> "Splats":
             cut, near = localised(cut, views) if self.local else (cut, views)
-            chosen.write(cut, path, near)
+            return chosen.write(cut, path, near)
 
         if unit == "ms":
             budget = f"{self._profile(model).most(amount)} Gaussians"
@@ -100,7 +100,7 @@ class Cut:
                 raise UserError(f"budget {budget!r}: not enough for one Gaussian as {name}")
             budget = f"{count} Gaussians"
         cut = model.cut(budget)
-        write(cut, output)
+        stored = write(cut, output)
         line = f"{shlex.quote(str(output))}: {len(cut):,} of {n:,} Gaussians, {output.stat().st_size / 1e6:.2f} MB"
         if isinstance(model, Progressive):
             line += f"; {model.offset / 1e6:.2f} MB were read"
@@ -110,7 +110,6 @@ class Cut:
             line += f"; x y z are of type double, since float32 is too little about {place(cut)} (or else --local)"
         print(line)
         if name != "ply":
-            stored = chosen.read(output)
             stored = replace(stored, origin=cut.origin) if self.local else stored.at(cut.origin)
             print(f"{chosen.about} loses {chosen.loses}: {_loss(cut, stored, model, scene)}")
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
+from flexgs.inputs import Layout, regular_file
 
-Layout = Mapping[str, tuple[str, tuple[str | int, ...]]]
-"""name -> dtype and shape. A dimension is a number, or a name that stands for one number wherever it occurs."""
+MOST_PACKED = 16
+"""Times that arrays are larger than their file: positions hardly pack at all."""
 
 
 def write_arrays(path: Path | str, kind: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -25,17 +26,15 @@ def write_arrays(path: Path | str, kind: str, arrays: Mapping[str, np.ndarray]) 
 
 def read_arrays(path: Path | str, kind: str, layout: Layout) -> dict[str, np.ndarray]:
     """What write_arrays wrote; UserError if the file is broken, of another kind, or not of this layout."""
-    path = Path(path)
+    path = regular_file(path, f"a {kind.split()[0]} file")
     try:
         with zipfile.ZipFile(path) as packed:
             claimed = sum(entry.file_size for entry in packed.infolist())
-        if claimed > 1032 * path.stat().st_size:  # no more can come out of DEFLATE: a file that would fill the memory
+        if claimed > MOST_PACKED * path.stat().st_size + (1 << 20):  # a file that would fill the memory
             raise ValueError(f"it claims to hold {claimed} bytes")
         with np.load(path, allow_pickle=False) as file:
             found = str(file["kind"])[:40]
             planes = {name: file[name] for name in layout} if found == kind else {}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except Exception as e:  # zipfile, zlib and numpy raise many kinds for broken files
         raise UserError(f"{path}: not a readable {kind.split()[0]} file ({e}); write it again") from None
     if found != kind:

@@ -10,6 +10,7 @@ import torch
 from plyfile import PlyData, PlyElement  # for writing
 
 from flexgs.camera import WORLD, local_origin
+from flexgs.deploy.fidelity import unit
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
 from flexgs.ply import read_element
@@ -79,7 +80,7 @@ def to_ply(splats: Splats) -> bytes:
 def _ply(splats: Splats) -> PlyData:
     s = splats.detach().to("cpu")
     n = len(s)
-    quats = torch.nn.functional.normalize(s.quats, dim=-1)
+    quats = unit(s.quats)
     wide = is_wide(s)
     world = (s.means.double() + torch.tensor(s.origin, dtype=torch.float64)).numpy()
     columns = torch.cat([torch.from_numpy(world).float(), torch.zeros(n, 3), s.sh0, s.shN.transpose(1, 2).reshape(n, -1),

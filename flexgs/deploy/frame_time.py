@@ -1,9 +1,9 @@
 """How long a frame takes with so many Gaussians, measured: what a budget in milliseconds is turned into a number with."""
 
-import json
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from flexgs.deploy.path import around, orbit
 from flexgs.deploy.progressive import Progressive
 from flexgs.errors import UserError
 from flexgs.files import write_json
+from flexgs.inputs import Range, read_json, typed
 from flexgs.model.elastic import ElasticModel
 from flexgs.raster import clock, render
 from flexgs.splats import Splats
@@ -49,14 +50,16 @@ class Profile:
     def load(path: Path) -> "Profile":
         """What save() wrote, or anybody's JSON with rising gaussians and as many of ms."""
         try:
-            about = json.loads(path.read_text())
-            gaussians, ms = (tuple(float(v) for v in about[key]) for key in ("gaussians", "ms"))
-            if len(gaussians) != len(ms) or len(ms) < 2 or list(gaussians) != sorted(set(gaussians)) or min(ms) <= 0:
-                raise ValueError("its lists do not fit")
+            about = read_json(path, dict[str, Any])
+            gaussians, ms = (typed(tuple[Annotated[float, Range(0, 1e12, "(]")], ...], about.get(key), f"{path}: {key}")
+                             for key in ("gaussians", "ms"))
+            if len(gaussians) != len(ms) or len(ms) < 2 or list(gaussians) != sorted(set(map(int, gaussians))):
+                raise UserError(f"{path}: found lists that do not fit")
             return Profile(tuple(map(int, gaussians)), ms, str(about.get("about", "")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            raise UserError(f"{path}: not a profile of frame times ({e}); expected JSON with the lists gaussians and ms, such "
-                            'as {"gaussians": [10000, 1000000], "ms": [2.5, 14]}') from None
+        except UserError as e:
+            why = str(e).removeprefix(f"{path}: ")
+            raise UserError(f"{path}: not a profile of frame times ({why}); expected JSON with the "
+                            'lists gaussians and ms, such as {"gaussians": [10000, 1000000], "ms": [2.5, 14]}') from None
 
 
 def measure_frames(model: ElasticModel | Progressive, size: tuple[int, int], device: str) -> Profile:

@@ -7,7 +7,7 @@ import torch
 
 from flexgs.camera import WORLD
 from flexgs.deploy.export import is_wide, place
-from flexgs.deploy.formats import FORMATS, format_of
+from flexgs.deploy.formats import FORMATS, format_at
 from flexgs.deploy.progressive import Progressive
 from flexgs.model.elastic import ElasticModel
 from flexgs.splats import quantile
@@ -24,7 +24,7 @@ def describe(model: ElasticModel | Progressive, source: str) -> Mapping[str, str
     elif path.is_dir():
         kind = f"elastic model, preset {config.preset}"
     else:
-        kind = f"{FORMATS[format_of(path)].about}; not elastic: cut by opacity and size, or make it so with `flexgs adapt`"
+        kind = f"{FORMATS[format_at(path)].about}; not elastic: cut by opacity and size, or make it so with `flexgs adapt`"
     lines = {
         "what": kind,
         "Gaussians": f"{len(model):,}, spherical harmonics of degree {model.sh_degree}",

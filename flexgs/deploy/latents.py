@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexgs.deploy.arrays import Layout, read_arrays, write_arrays
+from flexgs.deploy.arrays import read_arrays, write_arrays
 from flexgs.deploy.export import checked
 from flexgs.errors import UserError
+from flexgs.inputs import Layout
 from flexgs.splats import Splats
 
 SIZES = {"shN": 16, "quats": 4, "opacities": 1}

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from flexgs.deploy.export import in_world, is_wide, ply_bytes, write_ply
+from flexgs.deploy.export import in_world, is_wide, ply_bytes
+from flexgs.deploy.formats import save
 from flexgs.deploy.interchange import splat_transform
 from flexgs.errors import UserError
 from flexgs.files import atomic_folder
@@ -43,7 +44,7 @@ def write_lod(model: Cuttable, output: Path, percentages: Sequence[float],
     with tempfile.TemporaryDirectory() as temporary, atomic_folder(target) as folder:
         plain = [(Path(temporary) if streamed else folder) / f"lod{i}.ply" for i in range(len(levels))]
         for level, path in zip(levels, plain, strict=True):
-            write_ply(level, path)
+            save(level, path)
         if streamed:
             tagged = [part for i, path in enumerate(plain) for part in (path, "--tag-lod", str(i))]
             splat_transform(tagged, folder / META)

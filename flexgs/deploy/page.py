@@ -19,7 +19,7 @@ from string import Template
 import numpy as np
 
 from flexgs.camera import WORLD, Camera
-from flexgs.deploy import interchange
+from flexgs.deploy.formats import save
 from flexgs.deploy.node import run
 from flexgs.deploy.path import around, fov, start
 from flexgs.deploy.progressive import Progressive
@@ -47,7 +47,7 @@ def write_page(model: ElasticModel | Progressive, path: Path, title: str, ratios
         last = len(cut)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "stage.spz"
-            interchange.write(_in_units(cut, unit), file, "spz")
+            save(_in_units(cut, unit), file)
             raw = file.read_bytes()
         about = {"label": f"{100 * ratio:g} %", "about": f"{len(cut):,} Gaussians, {len(raw) / 1e6:.2f} MB"}
         stages.append(f'<script type="text/plain">{base64.b64encode(raw).decode()}</script>\n'
@@ -88,7 +88,7 @@ def _in_units(splats: Splats, unit: float) -> Splats:
 
 def _start(cameras: Sequence[Camera], unit: float, background: Sequence[float]) -> dict:
     """Where the page looks from at first."""
-    eye, target, up = start(cameras)
+    eye, target, up = (np.array([1, -1, -1]) * vector for vector in start(cameras))  # in the axes of SPZ
     return {"position": _plain(eye / unit), "target": _plain(target / unit), "up": _plain(up),
             "fov": round(fov(cameras), 2), "background": list(background)}
 

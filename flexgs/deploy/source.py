@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from flexgs.config import Config
-from flexgs.deploy.formats import FORMATS, format_of
-from flexgs.deploy.progressive import Progressive
+from flexgs.deploy.formats import read
+from flexgs.deploy.progressive import MAGIC, Progressive
 from flexgs.distributed import Group
 from flexgs.errors import UserError
+from flexgs.inputs import regular_file
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.importance import score
 from flexgs.model.transform import Transform
@@ -27,7 +28,10 @@ def open_model(source: str | Path, scene: Scene | None = None) -> ElasticModel |
         return ElasticModel.load(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected a run, a .fgs file or URL, or a file of splats")
-    splats = FORMATS[format_of(path)].read(path)
+    with regular_file(path, "a file of splats").open("rb") as file:
+        if file.read(len(MAGIC)) == MAGIC:
+            return Progressive.open(source)
+    splats = read(path)
     splats = splats.at(scene.origin) if scene else splats
     by = score("lightgaussian", splats, scene.train, Group()) if scene else score("footprint", splats, [], Group())
     config = Config.from_preset("plain")

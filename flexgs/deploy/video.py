@@ -1,5 +1,8 @@
 """Renders along a path as a video or a still."""
 
+import contextlib
+import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,12 +23,7 @@ def write_video(splats: Splats, cameras: Sequence[Camera], path: Path, fps: int,
     if path.suffix.lower() not in kinds:
         raise UserError(f"--output {path}: expected a name that ends in {', '.join(kinds)}")
     with atomic_file(path) as out:
-        named = out.with_name(out.name + path.suffix.lower())  # the writers go by the suffix
-        try:
-            kinds[path.suffix.lower()](frames(splats, cameras, background), named, fps)
-            named.replace(out)
-        finally:
-            named.unlink(missing_ok=True)
+        kinds[path.suffix.lower()](frames(splats, cameras, background), out, fps)
 
 
 @torch.no_grad()
@@ -40,17 +38,24 @@ def frames(splats: Splats, cameras: Sequence[Camera], background: Sequence[float
 
 def _mp4(images: Iterator[np.ndarray], path: Path, fps: int) -> None:
     try:
-        from imageio_ffmpeg import write_frames
+        from imageio_ffmpeg import get_ffmpeg_exe
     except ImportError:
         raise MissingDependencyError("imageio-ffmpeg", "view", "an .mp4 file") from None
     first = next(images)
-    writer = write_frames(path, (first.shape[1], first.shape[0]), fps=fps, macro_block_size=2, quality=8)
-    writer.send(None)
-    try:
-        for image in (first, *images):
-            writer.send(np.ascontiguousarray(image))
-    finally:
-        writer.close()
+    height, width, _ = first.shape
+    command = [get_ffmpeg_exe(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
+               "-r", str(fps), "-i", "-", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "10", "-f", "mp4", str(path)]
+    with tempfile.TemporaryFile() as said:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said) as ffmpeg:
+            assert ffmpeg.stdin
+            with contextlib.suppress(BrokenPipeError):  # it has ended early, and says why
+                for image in (first, *images):
+                    ffmpeg.stdin.write(image.tobytes())
+                ffmpeg.stdin.close()
+        if ffmpeg.returncode:
+            said.seek(0)
+            lines = said.read().decode(errors="replace").strip().splitlines()
+            raise OSError(f"ffmpeg: {lines[0] if lines else f'exit code {ffmpeg.returncode}'}")
 
 
 def _gif(images: Iterator[np.ndarray], path: Path, fps: int) -> None:

@@ -17,9 +17,10 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from flexgs.deploy.arrays import Layout, read_arrays, write_arrays
+from flexgs.deploy.arrays import read_arrays, write_arrays
 from flexgs.deploy.export import checked
 from flexgs.errors import UserError
+from flexgs.inputs import Layout
 from flexgs.splats import Splats
 
 CODEBOOK = 4096

@@ -46,7 +46,8 @@ def evaluate(model: ElasticModel, scene: Scene, options: Evaluation, background:
 
     Returns {"protocol": ..., "ratios": {"0.05": {"psnr", "ssim", "lpips_vgg", "lpips_alex", "splats", "mb", "ms",
     "cut_seconds"}}}; mb is the size of the file in options.format in 10^6 bytes, ms the median over the views of one render on
-    this machine, cut_seconds what cutting took and, for a format other than PLY, encoding. An LPIPS that was not computed is
+    this machine, cut_seconds what cutting took and, for a format other than PLY, writing and
+    reading it back. An LPIPS that was not computed is
     None, and the protocol says why.
     """
     group = group or Group()
