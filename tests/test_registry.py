@@ -171,8 +171,9 @@ def test_psnr_auc_weighs_ratios_by_their_logarithm():
 def test_a_path_must_be_a_ply(model):
     cutter = Cutter()
     cutter.model = model
-    with pytest.raises(UserError, match=r"path /etc/passwd: expected a name that ends in \.ply"):
-        cutter.predict(None, pd.DataFrame({"budget": ["5%"], "path": ["/etc/passwd"]}))
+    for path in ("/etc/passwd", "/tmp/x.compressed.ply", "/tmp/x.spz"):
+        with pytest.raises(UserError, match=rf"path {path}: expected a name that ends in \.ply"):
+            cutter.predict(None, pd.DataFrame({"budget": ["5%"], "path": [path]}))
     with pytest.raises(UserError, match="budget '5 apples'"):
         cutter.predict(None, pd.DataFrame({"budget": ["5 apples"]}))
 

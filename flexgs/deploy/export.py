@@ -111,14 +111,14 @@ def read_ply(path: Path | str) -> Splats:
     def column(*wanted: str) -> torch.Tensor:
         if not wanted:
             return torch.zeros(len(vertex), 0)
-        with np.errstate(over="ignore"):  # doubles beyond float32 become infinite, which checked() refuses
+        with np.errstate(over="ignore", invalid="ignore"):  # doubles beyond float32 become infinite, which checked() refuses
             return torch.from_numpy(np.stack([np.asarray(vertex[w], np.float32) for w in wanted], axis=1))
 
     shN = column(*rest).reshape(len(vertex), 3, len(rest) // 3).transpose(1, 2).contiguous()
-    world, origin = np.stack([np.asarray(vertex[axis], np.float64) for axis in AXES], axis=1), WORLD
-    if any(vertex[axis].dtype.itemsize > 4 for axis in AXES) and len(world) and np.isfinite(world).all():
-        origin = local_origin(world, float(np.median(np.abs(world - np.median(world, axis=0)).max(1))))
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # checked() refuses what is not finite
+        world, origin = np.stack([np.asarray(vertex[axis], np.float64) for axis in AXES], axis=1), WORLD
+        if any(vertex[axis].dtype.itemsize > 4 for axis in AXES) and len(world) and np.isfinite(world).all():
+            origin = local_origin(world, float(np.median(np.abs(world - np.median(world, axis=0)).max(1))))
         means = (world - np.array(origin)).astype(np.float32)
     splats = Splats(means=torch.from_numpy(means), origin=origin, quats=column(*(f"rot_{i}" for i in range(4))),
                     scales=column(*(f"scale_{i}" for i in range(3))),

@@ -7,7 +7,6 @@ Gaussian's own size, of opacity and colour as displayed.
 from typing import NamedTuple
 
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -89,8 +88,10 @@ def _halves(splats: Splats) -> Tensor:
 
 def _match(given: Splats, stored: Splats) -> Tensor:
     """For each given Gaussian the stored one nearest to it that is most like it."""
-    near = torch.from_numpy(cKDTree(stored.means.double().numpy()).query(given.means.double().numpy(),
-                                                                         k=list(range(1, min(8, len(stored)) + 1)))[1])
+    from scipy.spatial import cKDTree  # most formats keep the order
+
+    tree, nearest = cKDTree(stored.means.double().numpy()), list(range(1, min(8, len(stored)) + 1))
+    near = torch.from_numpy(tree.query(given.means.double().numpy(), k=nearest)[1])
 
     def look(s: Splats) -> Tensor:
         return torch.cat([torch.sigmoid(s.opacities)[:, None], SH_C0 * s.sh0, s.scales], dim=1)

@@ -5,6 +5,7 @@ again before it takes its place, and refused if it is not what was given; whatev
 """
 
 import functools
+import struct
 import tempfile
 import time
 import zipfile
@@ -145,14 +146,21 @@ def format_at(path: Path | str) -> str:
         return "spz"
     if start == b"glTF":
         return "gltf"
-    if start == b"PK\3\4" and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as packed:
-            names = {Path(name).name for name in packed.namelist()}
-        if "meta.json" in names:
-            return "sog"
-        if "kind.npy" in names:
-            return "vq" if "colours.npy" in names else "latents"
+    names = _packed(path) if start == b"PK\3\4" else set()
+    if "meta.json" in names:
+        return "sog"
+    if "kind.npy" in names:
+        return "vq" if "colours.npy" in names else "latents"
     return format_of(path)
+
+
+def _packed(path: Path | str) -> set[str]:
+    """The names of the files in a zip; none if it is broken, which its reader says better."""
+    try:
+        with zipfile.ZipFile(path) as packed:
+            return {Path(name).name for name in packed.namelist()}
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error):
+        return set()
 
 
 def localised(splats: Splats, views: Sequence[View]) -> tuple[Splats, list[View]]:
