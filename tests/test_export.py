@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_splats
+from plyfile import PlyData, PlyElement
 
 from flexgs.deploy.budget import largest, parse, resolve
 from flexgs.deploy.export import ply_bytes, ply_properties, read_ply, write_ply
 from flexgs.errors import UserError
 from flexgs.files import atomic_file, atomic_folder
+from flexgs.splats import SH_C0
 
 
 def read_independently(path):
@@ -166,6 +168,24 @@ def test_heads_of_other_programs(tmp_path):
         (tmp_path / "y.ply").write_bytes(raw)
         found = read_ply(tmp_path / "y.ply")
         assert all(torch.equal(t, getattr(found, name)) for name, t in expected.items()), title
+
+
+def test_colours_of_points_in_place_of_harmonics(splats, tmp_path):
+    """As nerfstudio's `ns-export --ply-color-mode rgb` writes them."""
+    path = tmp_path / "rgb.ply"
+    write_ply(splats, path)
+    rows = PlyData.read(path)["vertex"].data
+    colours = np.random.default_rng(0).integers(0, 256, (len(rows), 3))
+    kept = [name for name in rows.dtype.names if not name.startswith("f_")]
+    new = np.empty(len(rows), [*((name, "<f4") for name in kept), *((name, "u1") for name in ("red", "green", "blue"))])
+    for name in kept:
+        new[name] = rows[name]
+    for i, name in enumerate(("red", "green", "blue")):
+        new[name] = colours[:, i]
+    PlyData([PlyElement.describe(new, "vertex")]).write(path)
+    back = read_ply(path)
+    assert back.sh_degree == 0
+    np.testing.assert_allclose(0.5 + SH_C0 * back.sh0.numpy(), colours / 255, atol=1e-6)
 
 
 def test_heads_that_promise_what_is_not_there(tmp_path):

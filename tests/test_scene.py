@@ -389,7 +389,7 @@ def without(key):
     (lambda d: d.update(camera_model="EQUIRECTANGULAR"), "EQUIRECTANGULAR.* is not supported; expected one of SIMPLE_PINHOLE"),
     (lambda d: d.update(camera_model="OPENCV_FISHEYE", k1=-9e9), "no clear view around the optical axis"),
     (lambda d: d.update(w=48, h=64), "another aspect ratio"),
-    (lambda d: d.update(ply_file_path="no.ply"), "no.ply: no such file, expected the point cloud"),
+    (lambda d: d.update(ply_file_path="no.ply"), "no.ply: no such file, expected a PLY file"),
     (lambda d: [f.update(file_path="images/no.png") for f in d["frames"]], "names 18 images, but 18 are not there"),
 ])
 def test_broken_transforms(copy, change, says):
@@ -957,12 +957,19 @@ def test_heads_of_point_files(tmp_path):
     assert "has no colours" in said[0]
     for promised in (6, 10**12):
         file.write_bytes(file.read_bytes().replace(b"vertex 5", b"vertex %d" % promised))
-        with pytest.raises(UserError, match=r"p\.ply: damaged, or not a PLY file of points"):
+        with pytest.raises(UserError, match=r"p\.ply: not a readable PLY file: .*ply_file_path"):
             read_points(file)
         points_file(file, plain, xyz)
+    columns = b"".join(b"property uchar %c\n" % c for c in b"xyzrgb")
+    text = b"ply\nformat ascii 1.0\nelement vertex 1\n" + columns + b"end_header\n"
+    file.write_bytes(text + b"1 2 3 4 5 255\n")
+    assert read_points(file, [])[1].tolist() == [[4, 5, 255]]
+    file.write_bytes(text + b"1 2 3 4 5 300\n")
+    with pytest.raises(UserError, match="found a 'b' that uint8 cannot hold"):
+        read_points(file)
     os.mkfifo(tmp_path / "pipe.ply")
     for bad in ("/dev/zero", str(tmp_path / "pipe.ply"), str(tmp_path)):
-        with pytest.raises(UserError, match="expected the point cloud"):
+        with pytest.raises(UserError, match="expected a PLY file; or delete ply_file_path"):
             read_points(Path(bad))
 
 

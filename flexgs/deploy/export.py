@@ -13,10 +13,9 @@ from flexgs.camera import WORLD, local_origin
 from flexgs.deploy.fidelity import unit
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
-from flexgs.ply import read_element
-from flexgs.splats import Splats
+from flexgs.ply import AXES, HARMONICS, colours, read_element
+from flexgs.splats import SH_C0, Splats
 
-AXES = ("x", "y", "z")
 MOST_LOGIT = 16.0
 """Opacity 1 to seven digits; 8-bit formats know 0 and 1 themselves."""
 
@@ -94,15 +93,18 @@ def _ply(splats: Splats) -> PlyData:
 
 
 def read_ply(path: Path | str) -> Splats:
-    """The Gaussians of a 3DGS PLY, of spherical-harmonics degree 0 to 3; harmonics may be counted from 0 or from 1.
+    """The Gaussians of a 3DGS PLY, of spherical-harmonics degree 0 to 3; harmonics may be counted from 0 or from 1, and colours
+    as points have them (red, green, blue) may stand in place of f_dc_*.
 
     An opacity of 0 or 1, of infinite logit, is brought down to what the rasterizer can tell from it. Positions of type double
     get an origin where float32 alone is too little.
     """
     vertex = read_element(path, "vertex")
     names = set(vertex.dtype.names or ())
+    rgb = None if set(HARMONICS) <= names else colours(vertex, Path(path), [])
+    known = names if rgb is None else names | set(HARMONICS)
     rest = sorted((name for name in names if re.fullmatch(r"f_rest_\d{1,3}", name)), key=lambda name: int(name[7:]))
-    if len(rest) not in (0, 9, 24, 45) or (missing := set(ply_properties(0)) - {"nx", "ny", "nz"} - names):
+    if len(rest) not in (0, 9, 24, 45) or (missing := set(ply_properties(0)) - {"nx", "ny", "nz"} - known):
         found = f"{len(rest)} f_rest properties" if len(rest) not in (0, 9, 24, 45) else f"no property {sorted(missing)[0]}"
         raise UserError(f"{path}: not a 3DGS PLY: found {found}, expected x y z f_dc_* f_rest_* opacity scale_* rot_*")
     if rest and (numbers := [int(name[7:]) for name in rest]) != list(range(numbers[0], numbers[0] + len(rest))):
@@ -123,7 +125,8 @@ def read_ply(path: Path | str) -> Splats:
     splats = Splats(means=torch.from_numpy(means), origin=origin, quats=column(*(f"rot_{i}" for i in range(4))),
                     scales=column(*(f"scale_{i}" for i in range(3))),
                     opacities=column("opacity")[:, 0].clamp(-MOST_LOGIT, MOST_LOGIT),
-                    sh0=column(*(f"f_dc_{i}" for i in range(3))), shN=shN)
+                    sh0=column(*HARMONICS) if rgb is None else torch.from_numpy(((rgb / 255 - 0.5) / SH_C0).astype(np.float32)),
+                    shN=shN)
     return checked(splats, path)
 
 
