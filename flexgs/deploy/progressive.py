@@ -30,9 +30,9 @@ from torch import Tensor
 
 from flexgs.camera import Camera
 from flexgs.config import Config, check_ratio, count_at
-from flexgs.deploy.budget import fitting
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
+from flexgs.model.budget import fitting
 from flexgs.model.elastic import ElasticModel, Place
 from flexgs.model.transform import make_transform
 from flexgs.splats import Splats
