@@ -58,7 +58,8 @@ class Train:
     typed: Typed = frozenset()
 
     def __call__(self) -> None:
-        from flexgs.distributed.group import Group
+        from flexgs.device import pick_device
+        from flexgs.distributed import Group
         from flexgs.model.elastic import ElasticModel
         from flexgs.report.table import print_results
         from flexgs.run import LocalSession, finished, run
@@ -123,10 +124,11 @@ class Compare:
 
     def __call__(self) -> None:
         from flexgs import compare
+        from flexgs.device import pick_device
         from flexgs.report.comparison import quality_sheet
         from flexgs.report.published import SCENES, published
         from flexgs.report.table import print_table
-        from flexgs.tracking.mlflow_runs import Tracking, sqlite_uri
+        from flexgs.tracking import Tracking, sqlite_uri
 
         if self.scene is None:
             if self.published is None:
@@ -173,6 +175,7 @@ class Eval:
     """Print JSON instead of a table."""
 
     def __call__(self) -> None:
+        from flexgs.device import pick_device
         from flexgs.evaluate import evaluate
         from flexgs.model.elastic import ElasticModel
         from flexgs.report.table import print_results
@@ -224,9 +227,11 @@ class Bench:
 
     def __call__(self) -> None:
         from flexgs.bench.ddp import bench_ddp
-        from flexgs.bench.raster import bench_raster, bench_step
+        from flexgs.bench.raster import bench_raster
+        from flexgs.bench.step import bench_step
         from flexgs.deploy.frame_time import measure_frames
         from flexgs.deploy.source import open_model
+        from flexgs.device import pick_device
         from flexgs.training.checkpoint import Checkpoint
 
         if self.what == "raster":
@@ -420,21 +425,6 @@ def load_capture(path: Path, config: Config) -> "Scene":
     data = config.data
     return load_scene(path, factor=data.factor, test_every=data.test_every, masks=data.masks,
                       seed=config.seed, cache_bytes=data.cache_bytes, model=data.model)
-
-
-def pick_device(name: str) -> str:
-    """The torch device for --device."""
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: torch {torch.__version__} finds no CUDA device; use --device cpu")
-    if name != "cpu" and not name.startswith("cuda"):
-        raise UserError(f"--device {name}: expected cpu, cuda or auto")
-    if name == "cpu":
-        torch.set_num_threads(1)  # the rasterizer has its own threads, and torch's spin while they wait
-    return name
 
 
 def progress_line(scene: str, step: int, m: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from flexgs.config import BASE_RATES, PRESETS, Config, check_same_method, count_at
-from flexgs.distributed.group import Group
+from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.files import atomic_file, atomic_folder, write_json
 from flexgs.report.comparison import Rows, Sheet, cost_sheet, published_sheet, quality_sheet, write_csv
@@ -27,7 +27,7 @@ from flexgs.run import LocalSession, finished, git_sha, read_results, resume, ru
 from flexgs.scene import Scene
 from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture
 from flexgs.stored import splats_of
-from flexgs.tracking.mlflow_runs import Tracking, flatten
+from flexgs.tracking import Tracking, flatten
 from flexgs.training.checkpoint import Checkpoint, latest_checkpoint
 from flexgs.training.trainer import Report, Trainer
 

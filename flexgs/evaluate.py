@@ -8,21 +8,18 @@ import torch
 from torch import Tensor
 
 from flexgs.config import Evaluation
-from flexgs.distributed.group import Group
+from flexgs.device import clock
+from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.formats import FORMATS, as_stored
 from flexgs.image import lpips
 from flexgs.image.losses import ssim
 from flexgs.image.lpips import Lpips
+from flexgs.image.psnr import psnr
 from flexgs.model.elastic import ElasticModel
-from flexgs.raster import clock, render
+from flexgs.raster import render
 from flexgs.scene import Scene, View
 from flexgs.splats import Splats
-
-
-def psnr(image: Tensor, target: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of two images [H, W, 3] in [0, 1]."""
-    return float(-10 * torch.log10((image - target).square().mean().clamp(min=1e-12)))
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
-"""Splats to and from the PLY file that every 3DGS viewer opens."""
+"""PLY files: the Gaussians that every 3DGS viewer opens, and the points that stand beside cameras."""
 
 import io
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from plyfile import PlyData, PlyElement  # for writing
 from flexgs.camera import WORLD, local_origin
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
-from flexgs.formats.fidelity import unit
-from flexgs.ply_rows import AXES, HARMONICS, colours, read_element
-from flexgs.splats import SH_C0, Splats
+from flexgs.ply_rows import read_element
+from flexgs.splats import SH_C0, Splats, unit_quaternions
 
+AXES = ("x", "y", "z")
+COLOURS = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b"))
+HARMONICS = ("f_dc_0", "f_dc_1", "f_dc_2")
+GREY = 128
 MOST_LOGIT = 16.0
 """Opacity 1 to seven digits; 8-bit formats know 0 and 1 themselves."""
 
@@ -79,7 +83,7 @@ def to_ply(splats: Splats) -> bytes:
 def _ply(splats: Splats) -> PlyData:
     s = splats.detach().to("cpu")
     n = len(s)
-    quats = unit(s.quats)
+    quats = unit_quaternions(s.quats)
     wide = is_wide(s)
     world = (s.means.double() + torch.tensor(s.origin, dtype=torch.float64)).numpy()
     columns = torch.cat([torch.from_numpy(world).float(), torch.zeros(n, 3), s.sh0, s.shN.transpose(1, 2).reshape(n, -1),
@@ -145,3 +149,68 @@ def _header(n: int, sh_degree: int, wide: bool) -> bytes:
              *(f"property {'double' if wide and name in AXES else 'float'} {name}" for name in ply_properties(sh_degree)),
              "end_header", ""]
     return "\n".join(lines).encode()
+
+
+def read_points(file: Path, doubts: list[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(xyz float64 [M, 3], rgb uint8 [M, 3]) of the vertices of a PLY file.
+
+    Grey where there are no colours that flexgs.ply_rows knows. Points whose position is no number are left out.
+    doubts: where to put what had to be assumed, a line each; without it, each is a warning.
+    UserError if the file is absent, no regular file, not such a PLY or shorter than its head says.
+    """
+    said: list[str] = []
+    try:
+        rows = read_element(file, "vertex")
+        if missing := set(AXES).difference(rows.dtype.names or ()):
+            raise UserError(f"{file}: not a PLY of points: found no property {min(missing)}, expected x y z; export it again")
+    except UserError as e:
+        raise UserError(f"{e}; or delete ply_file_path from transforms.json to start from random points") from e
+    xyz = np.stack([rows[axis] for axis in AXES], 1).astype(np.float64)
+    rgb = colours(rows, file, said)
+    if rgb is None:
+        said.append(f"{file}: has no colours (red, green, blue), so grey points are assumed; it has "
+                    f"{', '.join(rows.dtype.names or ())}")
+        rgb = np.full(xyz.shape, float(GREY))
+    elif (wrong := np.isnan(rgb).any(1)).any():
+        said.append(f"{file}: {wrong.sum()} of {len(rows)} points have colours that are none of 0 to 255, 0 to 65535 or 0 to "
+                    "1, so grey is assumed for them")
+        rgb = np.nan_to_num(rgb, nan=GREY)
+    finite = np.isfinite(xyz).all(1)
+    if not finite.all():
+        said.append(f"{file}: {np.sum(~finite)} of {len(xyz)} points have a position that is no number and are left out")
+    if doubts is None:
+        for line in said:
+            warnings.warn(line, stacklevel=2)
+    else:
+        doubts += said
+    return xyz[finite], rgb[finite].round().astype(np.uint8)
+
+
+def colours(rows: np.ndarray, file: Path, doubts: list[str]) -> np.ndarray | None:
+    """Colours [N, 3] of the rows of an element, float64 from 0 to 255, NaN where they are of no known kind; None without any.
+
+    Those of COLOURS: bytes as they are, integers of 16 bits as 0 to 65535, and floats as 0 to 1, or to 255 if any is above 1;
+    else HARMONICS of degree 0. doubts: where to put what had to be assumed, a line each.
+    """
+    names = {name.lower(): name for name in rows.dtype.names or ()}
+    if triple := next((triple for triple in COLOURS if set(triple) <= set(names)), None):
+        columns = [rows[names[name]] for name in triple]
+        values = np.stack(columns, 1)
+        kinds = {column.dtype.kind + str(column.dtype.itemsize) for column in columns}
+        most = float(np.nanmax(values, initial=0)) if len(values) else 0.0
+        if kinds == {"u1"}:
+            scale = 1.0
+        elif kinds <= {"f4", "f8"}:
+            scale = 255.0 if most <= 1 else 1.0
+        else:
+            scale = 1.0 if most <= 255 else 1 / 257
+            if kinds == {"u2"} and most <= 255:
+                doubts.append(f"{file}: its colours have 16 bits and none is above 255: taken as 0 to 255")
+        values = values.astype(np.float64) * scale
+    elif set(HARMONICS) <= set(names):
+        values = np.stack([rows[names[name]] for name in HARMONICS], 1).astype(np.float64)
+        values = np.clip(255 * (0.5 + SH_C0 * values), 0, 255)
+    else:
+        return None
+    known = np.all((values > -1) & (values < 256), axis=1, keepdims=True)  # false for NaN
+    return np.where(known, np.clip(values, 0, 255), np.nan)

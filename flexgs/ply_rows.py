@@ -1,4 +1,4 @@
-"""Reading PLY files: heads as programs write them, bodies compared with the file's size before memory is taken, colours."""
+"""Heads and rows of PLY files: heads as programs write them, bodies compared with the file's size before memory is taken."""
 
 import re
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ import numpy as np
 
 from flexgs.errors import UserError
 from flexgs.inputs import regular_file, shown
-from flexgs.splats import SH_C0
 
 MOST_HEAD = 1 << 20
 """Bytes of a head; those of compressed PLY with all harmonics are four thousand."""
@@ -18,9 +17,6 @@ TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4"
          "float64": "f8"}
 Order = Literal["", "<", ">"]
 ORDERS: dict[str, Order] = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
-AXES = ("x", "y", "z")
-COLOURS = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b"))
-HARMONICS = ("f_dc_0", "f_dc_1", "f_dc_2")
 
 
 @dataclass(frozen=True)
@@ -125,33 +121,3 @@ def _text(path: Path, head: Head, before: tuple[Element, ...], wanted: Element, 
         with np.errstate(over="ignore"):  # doubles beyond float32 become infinite
             out[name] = column
     return out
-
-
-def colours(rows: np.ndarray, file: Path, doubts: list[str]) -> np.ndarray | None:
-    """Colours [N, 3] of the rows of an element, float64 from 0 to 255, NaN where they are of no known kind; None without any.
-
-    Those of COLOURS: bytes as they are, integers of 16 bits as 0 to 65535, and floats as 0 to 1, or to 255 if any is above 1;
-    else HARMONICS of degree 0. doubts: where to put what had to be assumed, a line each.
-    """
-    names = {name.lower(): name for name in rows.dtype.names or ()}
-    if triple := next((triple for triple in COLOURS if set(triple) <= set(names)), None):
-        columns = [rows[names[name]] for name in triple]
-        values = np.stack(columns, 1)
-        kinds = {column.dtype.kind + str(column.dtype.itemsize) for column in columns}
-        most = float(np.nanmax(values, initial=0)) if len(values) else 0.0
-        if kinds == {"u1"}:
-            scale = 1.0
-        elif kinds <= {"f4", "f8"}:
-            scale = 255.0 if most <= 1 else 1.0
-        else:
-            scale = 1.0 if most <= 255 else 1 / 257
-            if kinds == {"u2"} and most <= 255:
-                doubts.append(f"{file}: its colours have 16 bits and none is above 255: taken as 0 to 255")
-        values = values.astype(np.float64) * scale
-    elif set(HARMONICS) <= set(names):
-        values = np.stack([rows[names[name]] for name in HARMONICS], 1).astype(np.float64)
-        values = np.clip(255 * (0.5 + SH_C0 * values), 0, 255)
-    else:
-        return None
-    known = np.all((values > -1) & (values < 256), axis=1, keepdims=True)  # false for NaN
-    return np.where(known, np.clip(values, 0, 255), np.nan)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flexgs.config import Config, check_same_method
-from flexgs.distributed.group import Group
+from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.evaluate import chosen, evaluate
 from flexgs.files import atomic_file, atomic_folder, make_folder, newest, publish, read_jsonl, staged, tidy, write_json

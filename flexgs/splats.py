@@ -88,3 +88,9 @@ def quantile(values: Tensor, q: float) -> Tensor:
     ordered, place = values.sort(dim=0).values, q * (len(values) - 1)
     below = int(place)
     return torch.lerp(ordered[below], ordered[min(below + 1, len(values) - 1)], place - below)
+
+
+def unit_quaternions(quats: Tensor) -> Tensor:
+    """Quaternions [N, 4] of length 1. One without a length is no rotation, which is how it is rendered."""
+    none = quats.new_tensor([1.0, 0, 0, 0])
+    return torch.where(quats.norm(dim=1, keepdim=True) > 1e-12, torch.nn.functional.normalize(quats, dim=1), none)

@@ -31,7 +31,7 @@ from flexgs.raster.cpu import pool
 from flexgs.report.comparison import Rows, mean_rows
 from flexgs.report.published import SCENES, published
 from flexgs.report.table import print_table
-from flexgs.tracking.mlflow_runs import Tracking
+from flexgs.tracking import Tracking
 from ray_jobs import warm_up
 from ray_jobs.cluster import Cluster
 from ray_jobs.dataset import Dataset, exit_code, read_all

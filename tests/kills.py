@@ -149,7 +149,7 @@ def main() -> int:
     options.add_argument("--damaged", type=int, default=40)
     options.add_argument("--seed", type=int, default=0)
     asked = options.parse_args()
-    from flexgs.scene import write_synthetic
+    from flexgs.demo.synthetic import write_synthetic
 
     draw, work, wrong = random.Random(asked.seed), Path(tempfile.mkdtemp()), 0
     train = Command(write_synthetic("studio", work / "studio", views=18, width=64, height=48), work)

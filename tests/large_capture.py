@@ -13,7 +13,8 @@ import tyro
 from PIL import Image
 
 from flexgs.config import Config
-from flexgs.scene import load_scene, write_synthetic
+from flexgs.demo.synthetic import write_synthetic
+from flexgs.scene import load_scene
 from flexgs.training.trainer import Trainer
 
 

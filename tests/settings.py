@@ -87,7 +87,7 @@ def case(rng: random.Random) -> list[str]:
 
 def _train(flags: list[str], capture: Path, answer: Any) -> None:
     """In the process of a case: sends how it ended, and what was said."""
-    from flexgs.distributed.group import Group
+    from flexgs.distributed import Group
     from flexgs.model.elastic import ElasticModel
     from flexgs.run import LocalSession, run
     from flexgs.training.trainer import NonFiniteLossError

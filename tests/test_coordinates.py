@@ -12,12 +12,13 @@ from plyfile import PlyData
 
 from flexgs import Config, UserError
 from flexgs import config as cfg
-from flexgs.bench.raster import random_splats
+from flexgs.bench.scenes import random_splats
 from flexgs.camera import WORLD, Camera, unit_of
+from flexgs.demo.synthetic import write_synthetic
 from flexgs.deploy.progressive import Progressive, write
-from flexgs.distributed.group import Group
-from flexgs.evaluate import psnr
+from flexgs.distributed import Group
 from flexgs.formats import FORMATS, as_stored
+from flexgs.image.psnr import psnr
 from flexgs.model.budget import parse
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.field import Field
@@ -25,7 +26,7 @@ from flexgs.model.importance import score
 from flexgs.model.merge import merged
 from flexgs.ply import is_wide, ply_bytes, read_ply, write_ply
 from flexgs.raster import render
-from flexgs.scene import initial_splats, load_scene, write_synthetic
+from flexgs.scene import initial_splats, load_scene
 from flexgs.splats import cat, quantile
 from flexgs.training.trainer import Trainer
 from flexgs.view.camera_path import PATHS, around, start

@@ -7,8 +7,8 @@ import torch
 from tiny import begun, camera, tiny_config, tiny_scene, tiny_splats
 
 from flexgs.config import Base, Rates
-from flexgs.distributed.group import Group
-from flexgs.raster import RenderOutput
+from flexgs.distributed import Group
+from flexgs.raster.contract import RenderOutput
 from flexgs.splats import Splats
 from flexgs.training.densify import Densifier, halves
 from flexgs.training.optim import Optimizer, splat_groups

@@ -17,7 +17,7 @@ from flexgs import seeds
 from flexgs.camera import Camera
 from flexgs.config import Config
 from flexgs.model import importance
-from flexgs.raster import RenderOutput
+from flexgs.raster.contract import RenderOutput
 from flexgs.splats import Splats
 from flexgs.training import trainer as module
 from flexgs.training.trainer import Trainer

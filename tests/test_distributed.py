@@ -11,9 +11,8 @@ import torch.multiprocessing as mp
 
 from flexgs.bench.ddp import Link, bench_ddp, predicted
 from flexgs.config import Config, Distributed
-from flexgs.distributed import shared_memory
+from flexgs.distributed import Group, shared_memory
 from flexgs.distributed.gradients import summed_gradients
-from flexgs.distributed.group import Group
 from flexgs.errors import UserError
 from flexgs.run import LocalSession
 from flexgs.scene import load_scene

@@ -270,7 +270,7 @@ def test_killed_while_it_unpacks(source, release, tmp_path):
     """Nothing is under the capture's name, and the next start clears up and makes it whole."""
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads" / "some.zip").write_bytes(release)
-    script = ("import os, signal, sys; from pathlib import Path; from flexgs.scene import download\n"
+    script = ("import os, signal, sys; from pathlib import Path; from flexgs.datasets import download\n"
               "from flexgs.datasets.catalog import Archive, Known\n"
               "copy, seen = download.shutil.copyfileobj, []\n"
               "def stop(*args):\n    copy(*args); seen.append(1)\n    len(seen) == 5 and os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -11,9 +11,10 @@ from conftest import random_splats
 from flexgs import config as cfg
 from flexgs.config import Config, Evaluation
 from flexgs.errors import UserError
-from flexgs.evaluate import evaluate, psnr
+from flexgs.evaluate import evaluate
 from flexgs.formats import FORMATS, as_stored, latents, vq
 from flexgs.formats.arrays import read_arrays, write_arrays
+from flexgs.image.psnr import psnr
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.transform import Transform
 from flexgs.raster import render

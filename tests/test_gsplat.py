@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexgs.bench.raster import front_camera, random_splats
+from flexgs.bench.scenes import front_camera, random_splats
 from flexgs.camera import Camera
-from flexgs.raster import RasterConfig, render
+from flexgs.raster import render
+from flexgs.raster.contract import RasterConfig
 from flexgs.raster.cuda import TILE, render_cuda
 from flexgs.raster.reference import composite, relative_l2
 from flexgs.splats import Splats

@@ -12,10 +12,10 @@ from conftest import random_splats
 from torch import Tensor
 
 from flexgs.camera import Camera
-from flexgs.distributed.group import Group
+from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.model.importance import SCORES, score
-from flexgs.raster import RasterConfig
+from flexgs.raster.contract import RasterConfig
 from flexgs.raster.reference import project, render_reference, to_float64
 from flexgs.splats import SH_C0, Splats
 

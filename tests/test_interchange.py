@@ -16,14 +16,13 @@ from conftest import random_splats, shared
 from flexgs import load
 from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
-from flexgs.evaluate import psnr
 from flexgs.formats import FORMATS, decode, format_at, format_of, gltf, interchange, read, save
-from flexgs.formats.fidelity import unit
+from flexgs.image.psnr import psnr
 from flexgs.model.elastic import ElasticModel
 from flexgs.ply import read_ply, to_ply, write_ply
 from flexgs.raster import render
 from flexgs.raster.reference import rotations
-from flexgs.splats import Splats
+from flexgs.splats import Splats, unit_quaternions
 from tests.test_cli import flexgs
 
 EXACT = {"means": 1e-6, "scales": 1e-5, "opacities": 1e-3, "sh0": 1e-6, "shN": 1e-6}
@@ -275,7 +274,7 @@ def test_a_quaternion_of_no_length_is_no_rotation(tmp_path):
     splats.quats[:20] = 0
     save(splats, tmp_path / "x.ply")
     assert torch.equal(read(tmp_path / "x.ply").quats[:20], torch.tensor([1.0, 0, 0, 0]).expand(20, 4))
-    same_to({}, splats.changed(quats=unit(splats.quats)), save(splats, tmp_path / "x.spz"))
+    same_to({}, splats.changed(quats=unit_quaternions(splats.quats)), save(splats, tmp_path / "x.spz"))
 
 
 def test_splat_files_that_are_none(tmp_path):

@@ -11,11 +11,10 @@ from flexgs import config as cfg
 from flexgs.config import Config, count_at
 from flexgs.errors import UserError
 from flexgs.model.deltas import Deltas
-from flexgs.model.elastic import ElasticModel
+from flexgs.model.elastic import ElasticModel, make_transform
 from flexgs.model.field import AXES, E_MIN, Field
 from flexgs.model.merge import merged
 from flexgs.model.order import GsNet, importance_mask, sampled_order, top
-from flexgs.model.transform import make_transform
 from flexgs.seeds import generator
 from flexgs.splats import Splats
 from flexgs.training.densify import rotation_matrices

@@ -13,10 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexgs.bench.raster import RasterCase, bench_raster, front_camera, random_splats
+from flexgs.bench.raster import RasterCase, bench_raster
+from flexgs.bench.scenes import front_camera, random_splats
 from flexgs.camera import Camera
 from flexgs.errors import MissingDependencyError
-from flexgs.raster import RasterConfig, RenderOutput, render
+from flexgs.raster import render
+from flexgs.raster.contract import RasterConfig, RenderOutput
 from flexgs.raster.cpu import kernels
 from flexgs.raster.cpu.autograd import Project, view_of
 from flexgs.raster.cpu.pool import get_num_threads, set_num_threads

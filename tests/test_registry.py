@@ -13,8 +13,7 @@ from flexgs.errors import UserError
 from flexgs.model.elastic import ElasticModel
 from flexgs.ply import ply_bytes, write_ply
 from flexgs.report.table import psnr_auc
-from flexgs.tracking import notes, pyfunc
-from flexgs.tracking.mlflow_runs import Run, Tracking, sqlite_uri
+from flexgs.tracking import Run, Tracking, notes, pyfunc, sqlite_uri
 from flexgs.tracking.pyfunc import Cutter
 from flexgs.training.trainer import Trainer
 
@@ -84,9 +83,9 @@ def test_a_logged_model_is_cut_in_a_fresh_process(model, uri, tmp_path):
 
 def test_leftovers_are_not_logged(model, tmp_path, monkeypatch):
     """What lies about in the folders of the sources and of the model does not change what is logged: not by a file."""
-    package = Path(pyfunc.__file__).parent
+    package = Path(pyfunc.__file__).parents[1]
     clean = shutil.copytree(package, tmp_path / "flexgs", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(pyfunc, "__file__", str(clean / "pyfunc.py"))
+    monkeypatch.setattr(pyfunc, "__file__", str(clean / "tracking" / "pyfunc.py"))
     (tmp_path / "model").mkdir()
     model.save(tmp_path / "model")
     for left in ("splats.pyc", "model/__pycache__/field.cpython-311.pyc", "raster/cpu/__pycache__/kernels.nbi", "splats.py~",
@@ -129,7 +128,7 @@ def test_only_a_better_version_takes_the_alias(model, uri, tmp_path):
 
 
 def test_a_large_model_stays_where_it_is(uri, tmp_path, monkeypatch):
-    monkeypatch.setattr("flexgs.tracking.mlflow_runs.MODEL_BYTES", 10)
+    monkeypatch.setattr("flexgs.tracking.run.MODEL_BYTES", 10)
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "model" / "model.safetensors").write_bytes(bytes(11))
     tracking, run = started(uri, tmp_path)
@@ -145,7 +144,7 @@ def test_a_model_that_cannot_be_registered_is_a_warning(uri, tmp_path, caplog):
     (tmp_path / "artifacts").mkdir()
     (tmp_path / "artifacts" / "models").write_text("in the way")
     run.log_results(results(20.0), tmp_path / "run")
-    assert [r.levelname for r in caplog.records if r.name == "flexgs.tracking.mlflow_runs"] == ["WARNING"]
+    assert [r.levelname for r in caplog.records if r.name == "flexgs.tracking"] == ["WARNING"]
     done = tracking.client.get_run(run.id)
     assert done.info.status == "FINISHED" and done.data.metrics["psnr/ratio_0.05"] == 20.05 and tracking.available()
 

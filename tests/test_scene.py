@@ -18,13 +18,14 @@ import torch
 from conftest import shared
 from PIL import Image
 
+from flexgs.datasets.catalog import find_scenes
 from flexgs.demo.stages import STAGES
-from flexgs.demo.synthetic import photograph
+from flexgs.demo.synthetic import photograph, write_synthetic
 from flexgs.demo.tracer import Tracer
 from flexgs.errors import UserError
-from flexgs.scene import Points, ViewSampler, find_scenes, initial_splats, load_scene, write_synthetic
+from flexgs.ply import read_points
+from flexgs.scene import Points, ViewSampler, initial_splats, load_scene
 from flexgs.scene.capture import LENSES, Lens
-from flexgs.scene.ply import read_points
 from flexgs.scene.polynomial import POLYNOMIAL
 from flexgs.scene.undistort import MAX_FOV, _sources, remap
 from flexgs.scene.views import ImageCache

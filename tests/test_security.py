@@ -26,7 +26,7 @@ from flexgs.commands.deploy import Info
 from flexgs.deploy.serve import application
 from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
-from flexgs.tracking.mlflow_runs import Tracking, sqlite_uri
+from flexgs.tracking import Tracking, sqlite_uri
 from flexgs.urls import public
 from flexgs.view.viewer import Viewer
 from flexgs.view.visitors import Visitors

@@ -5,11 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
+from flexgs.datasets.catalog import find_scenes
 from flexgs.demo import synthetic
 from flexgs.demo.stages import STAGES, Builder
+from flexgs.demo.synthetic import SYNTHETIC, ensure_synthetic, write_synthetic
 from flexgs.demo.tracer import FAR, Tracer, speckled
 from flexgs.errors import UserError
-from flexgs.scene import SYNTHETIC, ensure_synthetic, find_scenes, load_scene, write_synthetic
+from flexgs.scene import load_scene
 
 SMALL = {"views": 10, "width": 48, "height": 36}
 

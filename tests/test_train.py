@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from flexgs import stored
 from flexgs.config import Config, Evaluation, count_at
-from flexgs.distributed.group import Group
+from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.evaluate import evaluate
 from flexgs.model.elastic import ElasticModel

@@ -38,14 +38,15 @@ import tuning.trial
 from flexgs.cli import guard, parse
 from flexgs.config import Config
 from flexgs.datasets.catalog import how_to_get
+from flexgs.demo.synthetic import SYNTHETIC
 from flexgs.errors import UserError
 from flexgs.files import make_folder, only_one, write_json
 from flexgs.inputs import read_json
 from flexgs.report.sheet import Sheet
 from flexgs.report.table import print_table
-from flexgs.scene import SYNTHETIC, Scene
+from flexgs.scene import Scene
 from flexgs.scene.identity import check_same_capture
-from flexgs.tracking.mlflow_runs import ratio_name
+from flexgs.tracking import ratio_name
 from flexgs.urls import public
 from ray_jobs import warm_up
 from ray_jobs.cluster import Cluster

@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flexgs.bench.raster import front_camera, random_splats
+from flexgs.bench.scenes import front_camera, random_splats
 from flexgs.camera import Camera
 from flexgs.config import Config, Distributed
-from flexgs.distributed.group import Group
+from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.raster import render
 from flexgs.raster.cpu import pool

@@ -97,7 +97,7 @@ class DataMake:
     folder: tyro.conf.Positional[Path] = Path("data/synthetic")
 
     def __call__(self) -> None:
-        from flexgs.scene import ensure_synthetic
+        from flexgs.demo.synthetic import ensure_synthetic
 
         print("\n".join(map(str, ensure_synthetic(self.folder))))
 

@@ -114,8 +114,8 @@ class Cut:
             print(f"{chosen.about} loses {chosen.loses}: {_loss(cut, stored, model, scene)}")
 
     def _profile(self, model: "ElasticModel | Progressive"):
-        from flexgs.cli import pick_device
         from flexgs.deploy.frame_time import Profile, measure_frames
+        from flexgs.device import pick_device
 
         if self.profile:
             return Profile.load(self.profile)
@@ -189,8 +189,8 @@ class View:
     device: str = "auto"
 
     def __call__(self) -> None:
-        from flexgs.cli import pick_device
         from flexgs.deploy.source import open_model
+        from flexgs.device import pick_device
         from flexgs.model.elastic import ElasticModel
         from flexgs.scene.identity import GIVE_SCENE, check_same_capture
         from flexgs.urls import public
@@ -225,8 +225,8 @@ class Render:
     device: str = "auto"
 
     def __call__(self) -> None:
-        from flexgs.cli import pick_device
         from flexgs.deploy.source import open_model
+        from flexgs.device import pick_device
         from flexgs.view.camera_path import PATHS
         from flexgs.view.video import write_video
 
@@ -296,7 +296,7 @@ def _loss(cut: "Splats", stored: "Splats", model: "ElasticModel | Progressive", 
     """What a format has cost, in words: on the test views, or against the renders of the float model."""
     import statistics
 
-    from flexgs.evaluate import psnr
+    from flexgs.image.psnr import psnr
     from flexgs.raster import render
     from flexgs.view.camera_path import orbit
 

@@ -186,7 +186,7 @@ def ray_cluster(address: str | None) -> str:
 
 def mlflow_server(uri: str | None, storage: Path) -> str:
     """Writes a run with a file and deletes it; a database that is not there yet is not made."""
-    from flexgs.tracking.mlflow_runs import sqlite_uri
+    from flexgs.tracking import sqlite_uri
 
     telemetry.turn_off()
     for key, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}.items():
@@ -227,7 +227,8 @@ def disk(storage: Path) -> str:
 
 
 def captures(data_root: Path | None) -> str:
-    from flexgs.scene import SYNTHETIC, find_scenes
+    from flexgs.datasets.catalog import find_scenes
+    from flexgs.demo.synthetic import SYNTHETIC
 
     if data_root is None:
         return f"no --data-root named: the built-in {' and '.join(SYNTHETIC)}"

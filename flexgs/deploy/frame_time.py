@@ -10,12 +10,12 @@ import torch
 from sklearn.isotonic import isotonic_regression
 
 from flexgs.camera import Camera
-from flexgs.deploy.progressive import Progressive
+from flexgs.device import clock
 from flexgs.errors import UserError
 from flexgs.files import write_json
 from flexgs.inputs import Range, read_json, typed
-from flexgs.model.elastic import ElasticModel
-from flexgs.raster import clock, render
+from flexgs.model.elastic import Cuttable
+from flexgs.raster import render
 from flexgs.splats import Splats
 from flexgs.view.camera_path import around, orbit
 
@@ -62,7 +62,7 @@ class Profile:
                             'lists gaussians and ms, such as {"gaussians": [10000, 1000000], "ms": [2.5, 14]}') from None
 
 
-def measure_frames(model: ElasticModel | Progressive, size: tuple[int, int], device: str) -> Profile:
+def measure_frames(model: Cuttable, size: tuple[int, int], device: str) -> Profile:
     """Render cuts of the model along its orbit, on this machine; the median of the frames counts."""
     cameras = orbit(model.cameras or around(model.cut(1.0)), 6, *size)
     frame_ms(model.cut(1.0).to(device), cameras[0])  # compiles and warms up

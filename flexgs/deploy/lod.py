@@ -3,25 +3,16 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from flexgs.errors import UserError
 from flexgs.files import atomic_folder
 from flexgs.formats import save
 from flexgs.formats.interchange import splat_transform
+from flexgs.model.elastic import Cuttable
 from flexgs.ply import in_world, is_wide, ply_bytes
 from flexgs.splats import Splats
 
 META = "lod-meta.json"
-
-
-class Cuttable(Protocol):
-    """An ElasticModel or a Progressive."""
-
-    @property
-    def sh_degree(self) -> int: ...
-    def __len__(self) -> int: ...
-    def cut(self, budget: str | float) -> Splats: ...
 
 
 def write_lod(model: Cuttable, output: Path, percentages: Sequence[float],

@@ -33,8 +33,7 @@ from flexgs.config import Config, check_ratio, count_at
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
 from flexgs.model.budget import fitting
-from flexgs.model.elastic import ElasticModel, Place
-from flexgs.model.transform import make_transform
+from flexgs.model.elastic import ElasticModel, Place, make_transform
 from flexgs.splats import Splats
 
 MAGIC, VERSION = b"FLEXGS", 1

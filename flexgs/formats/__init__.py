@@ -17,17 +17,17 @@ from typing import NamedTuple
 import torch
 
 from flexgs.camera import WORLD
-from flexgs.distributed.group import Group
+from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
 from flexgs.formats import gltf, interchange, latents, vq
-from flexgs.formats.fidelity import ANY, BITS, Bounds, damage, unit
+from flexgs.formats.fidelity import ANY, BITS, Bounds, damage
 from flexgs.inputs import regular_file
 from flexgs.model.importance import score
 from flexgs.ply import checked, in_world, is_wide, local, ply_bytes, read_ply, write_ply
 from flexgs.ply_rows import read_head
 from flexgs.scene.views import View
-from flexgs.splats import SH_C0, Splats
+from flexgs.splats import SH_C0, Splats, unit_quaternions
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Format:
         UserError, and the file that was there stays, if splats are not finite or come back as others than they were.
         """
         given = checked(splats, path).detach().to("cpu")
-        given = given.changed(quats=unit(given.quats))
+        given = given.changed(quats=unit_quaternions(given.quats))
         given = given[self.order(given)] if self.order else given
         with atomic_file(path) as out:
             try:

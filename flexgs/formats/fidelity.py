@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from flexgs.raster.reference import rotations
 from flexgs.splats import SH_C0, Splats, quantile
@@ -67,11 +66,6 @@ def errors(given: Splats, stored: Splats) -> dict[str, Tensor]:
             "colours": SH_C0 * (stored.sh0 - given.sh0).abs().amax(1),
             "harmonics": torch.cat([torch.zeros(len(given), 1), (stored.shN - given.shN).abs().flatten(1)], dim=1).amax(1)}
 
-
-def unit(quats: Tensor) -> Tensor:
-    """Quaternions [N, 4] of length 1. One without a length is no rotation, which is how it is rendered."""
-    none = quats.new_tensor([1.0, 0, 0, 0])
-    return torch.where(quats.norm(dim=1, keepdim=True) > 1e-12, normalize(quats, dim=1), none)
 
 
 def _extent(splats: Splats) -> float:

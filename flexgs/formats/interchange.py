@@ -23,11 +23,10 @@ from PIL import Image
 from flexgs.errors import MissingDependencyError, UserError
 from flexgs.formats import decode, spz
 from flexgs.formats.axes import PLY, turned
-from flexgs.formats.fidelity import unit
 from flexgs.formats.node import npx
 from flexgs.inputs import Range, parse_json, regular_file, typed
 from flexgs.ply import MOST_LOGIT, checked, read_ply, to_ply
-from flexgs.splats import SH_C0, Splats
+from flexgs.splats import SH_C0, Splats, unit_quaternions
 
 SPLAT_TRANSFORM = "@playcanvas/splat-transform@3.7.0"
 
@@ -106,7 +105,8 @@ def _read_splat(path: Path) -> Splats:
     rgba = torch.from_numpy(rows["rgba"] / np.float32(255))
     return checked(Splats(
         means=torch.from_numpy(rows["means"].astype(np.float32)), scales=torch.from_numpy(np.log(rows["sizes"])),
-        quats=unit(torch.from_numpy((rows["quats"].astype(np.float32) - 128) / 128)), sh0=(rgba[:, :3] - 0.5) / SH_C0,
+        quats=unit_quaternions(torch.from_numpy((rows["quats"].astype(np.float32) - 128) / 128)),
+        sh0=(rgba[:, :3] - 0.5) / SH_C0,
         opacities=torch.logit(rgba[:, 3].double()).clamp(-MOST_LOGIT, MOST_LOGIT).float(),
         shN=torch.zeros(len(rows), 0, 3)), path)
 

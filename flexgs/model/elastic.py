@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from flexgs import stored
 from flexgs.camera import WORLD, Camera, Origin
@@ -13,7 +14,10 @@ from flexgs.config import Config
 from flexgs.errors import UserError
 from flexgs.files import newest
 from flexgs.inputs import Layout, shown, typed
-from flexgs.model.transform import Transform, make_transform
+from flexgs.model.budget import fitting
+from flexgs.model.deltas import Deltas
+from flexgs.model.field import Field
+from flexgs.model.transform import Transform
 from flexgs.splats import Splats
 from flexgs.stored import SPLATS, Stored, layout_of, part, splats_of
 
@@ -44,6 +48,22 @@ class Place:
             if not 1e-30 < getattr(place, name) < 1e30:
                 raise UserError(f"{where}: found {name} {shown(getattr(place, name))}, expected a length; the file is damaged")
         return place
+
+
+class Cuttable(Protocol):
+    """What can be cut to any budget: an ElasticModel, or one that is packed in a file (deploy/progressive.py)."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def cameras(self) -> Sequence[Camera]:
+        """From where the model is worth looking at; may be empty."""
+    @property
+    def sh_degree(self) -> int: ...
+    def __len__(self) -> int:
+        """The number of Gaussians of the whole."""
+    def cut(self, budget: str | float) -> Splats:
+        """Plain Gaussians for a budget; see ElasticModel.cut."""
 
 
 @dataclass(eq=False)
@@ -78,8 +98,6 @@ class ElasticModel:
 
         Deterministic, nested and of exact count; the transform is baked in. At ratio 1 it is the base model.
         """
-        from flexgs.model.budget import fitting  # the one look ahead: only deploy knows the size of files
-
         return fitting(budget, len(self), self.sh_degree, self.first)
 
     def first(self, kept: int, ratio: float) -> Splats:
@@ -123,3 +141,14 @@ class ElasticModel:
                    zip(*(tensors.get(name, ()) for name in CAMERAS), strict=True)]
         splats = Splats(**part(tensors, "splats."), origin=place.origin)
         return ElasticModel(splats, transform, config, cameras, file.about.get("capture"))
+
+
+def make_transform(config: Config, splats: Splats, points: Tensor | None = None, unit: float = 1.0) -> Transform:
+    """The transform that config asks for, initialised to change nothing unless config says otherwise.
+
+    points [M, 3] of the capture are the other choice for the field's box; a transform that is loaded needs none.
+    """
+    place = points if points is not None and config.field.box == "points" else splats.means
+    kinds = {"none": lambda: Transform(unit), "deltas": lambda: Deltas(config.deltas, len(splats), unit),
+             "field": lambda: Field(config.field, place, unit)}
+    return kinds[config.transform.kind]()

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from flexgs.camera import Camera
-from flexgs.distributed.group import Group
+from flexgs.distributed import Group
 from flexgs.errors import UserError
-from flexgs.raster import Contributions, render
+from flexgs.raster import render
+from flexgs.raster.contract import Contributions
 from flexgs.scene import View
 from flexgs.splats import Splats, quantile
 

@@ -46,17 +46,3 @@ class Transform(nn.Module):
     def regulariser(self) -> Tensor | float:
         """Loss on the transform's own parameters, added once per elastic render."""
         return 0.0
-
-
-def make_transform(config: Config, splats: Splats, points: Tensor | None = None, unit: float = 1.0) -> Transform:
-    """The transform that config asks for, initialised to change nothing unless config says otherwise.
-
-    points [M, 3] of the capture are the other choice for the field's box; a transform that is loaded needs none.
-    """
-    from flexgs.model.deltas import Deltas
-    from flexgs.model.field import Field
-
-    place = points if points is not None and config.field.box == "points" else splats.means
-    kinds = {"none": lambda: Transform(unit), "deltas": lambda: Deltas(config.deltas, len(splats), unit),
-             "field": lambda: Field(config.field, place, unit)}
-    return kinds[config.transform.kind]()

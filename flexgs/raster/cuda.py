@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flexgs.camera import Camera
 from flexgs.errors import MissingDependencyError
-from flexgs.raster import Contributions, RasterConfig
+from flexgs.raster.contract import Contributions, RasterConfig
 from flexgs.splats import Splats
 
 TILE = 16

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flexgs.camera import Camera
-from flexgs.raster import RasterConfig, RenderOutput
+from flexgs.raster.contract import RasterConfig, RenderOutput
 from flexgs.splats import SH_C0, Splats
 
 TILE = 16

@@ -41,7 +41,7 @@ def published(scene: str) -> dict[str, list[dict[str, Any]]]:
     if scene not in SCENES:
         raise UserError(f"{scene}: no published figures; expected one of {', '.join(SCENES)}")
     rows: dict[str, list[dict[str, Any]]] = {}
-    with files("flexgs.evaluate").joinpath("published.csv").open(encoding="utf-8") as lines:
+    with files("flexgs.report").joinpath("published.csv").open(encoding="utf-8") as lines:
         for line in csv.DictReader(lines):
             if line["scene"] == scene:
                 [entry] = rows.setdefault(line["method"], [{"ratios": {}}])

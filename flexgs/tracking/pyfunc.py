@@ -69,7 +69,7 @@ def save(model: Path, folder: Path, about: Model | None = None) -> None:
     """Write the MLflow model of what ElasticModel.save has put into the folder model."""
     here = Path(__file__)
     with tempfile.TemporaryDirectory() as temporary:
-        package = shutil.copytree(here.parent, Path(temporary) / "flexgs", ignore=_no_modules)
+        package = shutil.copytree(here.parents[1], Path(temporary) / "flexgs", ignore=_no_modules)
         mlflow.pyfunc.save_model(
             folder, mlflow_model=about, python_model=str(here), code_paths=[str(package)],
             artifacts={name: str(model / name) for name in MODEL},

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from flexgs.camera import Camera
 from flexgs.config import Base
-from flexgs.distributed.group import Group
+from flexgs.distributed import Group
 from flexgs.errors import UserError
-from flexgs.raster import RenderOutput
+from flexgs.raster.contract import RenderOutput
 from flexgs.seeds import generator
 from flexgs.splats import Splats, cat
 from flexgs.training.optim import Optimizer

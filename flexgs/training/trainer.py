@@ -14,15 +14,15 @@ from torch import Tensor
 from flexgs import stored
 from flexgs.camera import Camera
 from flexgs.config import Config, check_same_method, count_at
+from flexgs.distributed import Group
 from flexgs.distributed.gradients import summed_gradients, totals
-from flexgs.distributed.group import Group
 from flexgs.errors import UserError
 from flexgs.image.losses import as_float, halved, photometric
 from flexgs.inputs import Layout
-from flexgs.model.elastic import ElasticModel, Place
+from flexgs.model.elastic import ElasticModel, Place, make_transform
 from flexgs.model.importance import score
 from flexgs.model.order import GsNet, Selection, sampled_order
-from flexgs.model.transform import Transform, make_transform
+from flexgs.model.transform import Transform
 from flexgs.raster import render
 from flexgs.scene import Points, Scene, ViewSampler, initial_splats
 from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture

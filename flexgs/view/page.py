@@ -19,12 +19,11 @@ from string import Template
 import numpy as np
 
 from flexgs.camera import WORLD, Camera
-from flexgs.deploy.progressive import Progressive
 from flexgs.errors import UserError
 from flexgs.files import atomic_file, make_folder
 from flexgs.formats import save
 from flexgs.formats.node import run
-from flexgs.model.elastic import ElasticModel
+from flexgs.model.elastic import Cuttable
 from flexgs.splats import Splats
 from flexgs.view.camera_path import around, fov, start
 
@@ -32,7 +31,7 @@ WEB = Path(__file__).with_name("web")
 RATIOS = (0.01, 0.05, 0.15, 1.0)
 
 
-def write_page(model: ElasticModel | Progressive, path: Path, title: str, ratios: Sequence[float] = RATIOS) -> str:
+def write_page(model: Cuttable, path: Path, title: str, ratios: Sequence[float] = RATIOS) -> str:
     """A page with a stage for each ratio; a sentence about it. UserError if the viewer must be built without Node.js."""
     if path.suffix.lower() != ".html":
         raise UserError(f"--html {path}: expected a name that ends in .html")

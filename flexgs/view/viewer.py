@@ -16,25 +16,24 @@ from torch import Tensor
 
 from flexgs.camera import Camera
 from flexgs.config import count_at
-from flexgs.deploy.progressive import Progressive
+from flexgs.device import clock
 from flexgs.errors import MissingDependencyError, UserError
-from flexgs.evaluate import psnr
-from flexgs.model.elastic import ElasticModel
+from flexgs.image.psnr import psnr
+from flexgs.model.elastic import Cuttable
 from flexgs.ply import is_wide, ply_bytes
-from flexgs.raster import clock, render
+from flexgs.raster import render
 from flexgs.scene import Scene, View
 from flexgs.splats import Splats
 from flexgs.view.camera_path import around, start
 from flexgs.view.visitors import Visitors, url
 
-Model = ElasticModel | Progressive
 DRAFT_MS, SMALLEST, WIDEST = 60.0, 0.3, 1280
 NOTHING, PHOTOGRAPH = "the same", "photograph"
 LEAST, STEPS = 0.1, (1, 5, 15, 50, 100)
 """Percent: the least that can be chosen, and what buttons choose."""
 
 
-def view(models: Mapping[str, Model], scene: Scene | None, host: str, port: int, device: str,
+def view(models: Mapping[str, Cuttable], scene: Scene | None, host: str, port: int, device: str,
          names: Sequence[str] = ()) -> None:
     """Serve until Ctrl-C. names: see Visitors."""
     viewer = Viewer(models, scene, host, port, device, names)
@@ -48,7 +47,7 @@ def view(models: Mapping[str, Model], scene: Scene | None, host: str, port: int,
 class Viewer:
     """A server at url; every browser that connects has a camera and a panel of its own."""
 
-    def __init__(self, models: Mapping[str, Model], scene: Scene | None, host: str, port: int, device: str,
+    def __init__(self, models: Mapping[str, Cuttable], scene: Scene | None, host: str, port: int, device: str,
                  names: Sequence[str] = ()):
         try:
             from flexgs.view import viser_server

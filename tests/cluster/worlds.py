@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from flexgs.config import Config
-from flexgs.distributed.group import Group
+from flexgs.distributed import Group
 from flexgs.evaluate import evaluate
 from flexgs.files import write_json
 from flexgs.run import LocalSession, resume

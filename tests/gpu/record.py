@@ -14,11 +14,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from flexgs.cli import pick_device
 from flexgs.commands.doctor import installed, said
+from flexgs.device import clock, pick_device
 from flexgs.errors import MissingDependencyError, UserError
 from flexgs.files import atomic_file, make_folder, write_json
-from flexgs.raster import clock
 from flexgs.run import git_sha
 
 Row = dict[str, Any]

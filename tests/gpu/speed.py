@@ -11,8 +11,10 @@ from unittest.mock import patch
 
 import torch
 
-from flexgs.bench.raster import ROUND
-from flexgs.raster import Contributions, clock, render
+from flexgs.bench.step import ROUND
+from flexgs.device import clock
+from flexgs.raster import render
+from flexgs.raster.contract import Contributions
 from flexgs.training import trainer as module
 from flexgs.training.trainer import Trainer
 from tests.gpu.record import Part, Row, Study

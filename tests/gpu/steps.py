@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 
 from flexgs.bench.ddp import bench_scene
-from flexgs.bench.raster import random_splats
+from flexgs.bench.scenes import random_splats
 from flexgs.config import Config, Rates
 from flexgs.image.losses import as_float, photometric
 from flexgs.scene import Scene, ViewSampler

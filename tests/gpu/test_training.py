@@ -13,7 +13,7 @@ import math
 import pytest
 import torch
 
-from flexgs.distributed.group import Group
+from flexgs.distributed import Group
 from flexgs.evaluate import evaluate
 from flexgs.model.elastic import ElasticModel
 from flexgs.raster.reference import relative_l2

@@ -14,7 +14,7 @@ from flexgs.raster.cpu.pool import run_ranges, run_strides
 from flexgs.splats import Splats
 
 if TYPE_CHECKING:
-    from flexgs.raster import Contributions, RasterConfig
+    from flexgs.raster.contract import Contributions, RasterConfig
 
 
 class View(NamedTuple):

@@ -1,0 +1,62 @@
+"""Gaussians and cameras to time the rasterizer with."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flexgs.camera import Camera
+from flexgs.splats import SH_C0, Splats
+
+FOV = 60.0  # degrees across the image
+
+
+def random_splats(count: int, *, sh_degree: int = 3, seed: int = 0, points: np.ndarray | None = None,
+                  size: float = 0.6) -> Splats:  # fmt: skip
+    """Gaussians in front of a camera at the origin that looks along z, or at `points` [M, 3] (subset, or repeated).
+
+    Standard deviations are `size` times the mean distance to the 3 nearest neighbours, log-normal per axis; opacities
+    are uniform in [0.05, 0.95].
+    """
+    from scipy.spatial import cKDTree
+
+    rng = np.random.default_rng(seed)
+    if points is None:
+        # Clusters, ground and a far wall, half of it outside the image, as in a real capture.
+        centres = rng.uniform([-6, -4, 4], [6, 2, 12], (40, 3))
+        near = centres[rng.integers(40, size=count)] + 0.4 * rng.standard_normal((count, 3))
+        ground = np.stack([rng.uniform(-14, 14, count), np.full(count, 2.0), rng.uniform(-2, 16, count)], 1)
+        wall = np.stack([rng.uniform(-20, 20, count), rng.uniform(-12, 4, count), np.full(count, 18.0)], 1)
+        xyz = np.choose(rng.choice(3, (count, 1), p=[0.5, 0.3, 0.2]), [near, ground, wall])
+        xyz += 0.02 * rng.standard_normal((count, 3))
+    else:
+        xyz = points[rng.permutation(len(points))[np.arange(count) % len(points)]].astype(np.float64)
+    spacing = cKDTree(xyz).query(xyz, 4)[0][:, 1:].mean(1).clip(1e-4)
+    scales = size * spacing[:, None] * np.exp(0.4 * rng.standard_normal((count, 3)))
+    opacity = rng.uniform(0.05, 0.95, count)
+    arrays = {
+        "means": xyz,
+        "quats": rng.standard_normal((count, 4)),
+        "scales": np.log(scales),
+        "opacities": np.log(opacity / (1 - opacity)),
+        "sh0": (rng.uniform(0, 1, (count, 3)) - 0.5) / SH_C0,
+        "shN": 0.1 * rng.standard_normal((count, (sh_degree + 1) ** 2 - 1, 3)),
+    }
+    means, quats, scales, opacities, sh0, shN = (torch.from_numpy(a.astype(np.float32)) for a in arrays.values())
+    return Splats(means, quats, scales, opacities, sh0, shN)
+
+
+def front_camera(width: int, height: int) -> Camera:
+    """A camera at the origin that looks along z, 60 degrees wide."""
+    f = width / (2 * np.tan(np.radians(FOV / 2)))
+    K = torch.tensor([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]], dtype=torch.float32)
+    return Camera(torch.eye(4), K, width, height)
+
+
+def load_points(path: Path) -> tuple[np.ndarray, Camera]:
+    """Points and the first camera of an .npz with means3d [M, 3], viewmats [C, 4, 4], Ks [C, 3, 3], width, height."""
+    with np.load(path) as z:
+        camera = Camera(
+            torch.from_numpy(z["viewmats"][0]), torch.from_numpy(z["Ks"][0]), int(z["width"]), int(z["height"])
+        )
+        return z["means3d"], camera
