@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from flexgs.errors import UserError
-from flexgs.inputs import Range, read_json, typed
+from flexgs.inputs import Name, Range, read_json, typed
 
 Ratio = Annotated[float, Range(1e-6, 1)]
 """A share of the Gaussians: of the largest models that there are, a millionth is a handful."""
@@ -35,7 +35,7 @@ Temperature = Annotated[float, Range(1e-3, 1000)]
 
 MOST_CELLS = 2**26
 """Numbers in the planes of the field, ten times those of the paper: with their gradient and moments they take 1 GB."""
-Score = Literal["alpha_t", "opacity_t", "flexgs", "lightgaussian", "c3dgs", "eagles", "opacity", "volume", "footprint"]
+SCORES = Name("alpha_t", "opacity_t", "flexgs", "lightgaussian", "c3dgs", "eagles", "opacity", "volume", "footprint")
 Input = Literal["means", "quats", "scales", "opacities", "importance"]
 Head = Literal["means", "scales", "quats", "opacities", "sh0"]
 
@@ -161,10 +161,10 @@ class Ratios:
 class Order:
     """Which Gaussians stay: the first floor(e N) of one order, so cuts are nested."""
 
-    kind: Literal["sampled", "importance", "opacity", "gsnet"] = "sampled"
+    kind: Annotated[str, Name("sampled", "importance", "opacity", "gsnet")] = "sampled"
     """sampled: weighted sampling without replacement, the score as weight; importance: by descending score; both as of the
     beginning of stage 2. opacity: by descending opacity, as training changes it; gsnet: learned."""
-    score: Score = "alpha_t"
+    score: Annotated[str, SCORES] = "alpha_t"
     """What a Gaussian is worth; model/importance.py says how each is computed."""
     temperature: Factor = 1.0
     """sampled: scale of the Gumbel noise on log score; 0 is the plain order by importance."""
@@ -174,7 +174,7 @@ class Order:
     @property
     def fixed(self) -> bool:
         """Whether the order stays as it was when stage 2 began."""
-        return self.kind in ("sampled", "importance")
+        return self.kind not in ("opacity", "gsnet")
 
 
 @dataclass
@@ -209,7 +209,7 @@ class GsNet:
 class Transform:
     """What changes in the Gaussians that stay; nothing at e = 1."""
 
-    kind: Literal["deltas", "field", "none"] = "deltas"
+    kind: Annotated[str, Name("deltas", "field", "none")] = "deltas"
 
 
 @dataclass

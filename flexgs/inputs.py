@@ -4,6 +4,7 @@ Whatever is wrong with them is a UserError of one line that names the file, what
 """
 
 import json
+import re
 import stat
 import typing
 from collections.abc import Mapping
@@ -44,6 +45,19 @@ class Range:
         low, high = (f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (self.low, self.high))
         least, most = "above" if self.ends[0] == "(" else "at least", "below" if self.ends[1] == ")" else "at most"
         return f"{low} to {high}" if self.ends == "[]" else f"{least} {low} and {most} {high}"
+
+
+class Name:
+    """Which words a field takes: those that are built in, or module:name (see extensions.py)."""
+
+    def __init__(self, *built_in: str):
+        self.built_in = built_in
+
+    def __contains__(self, value: str) -> bool:
+        return value in self.built_in or re.fullmatch(r"[\w.]+:\w+", value) is not None
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.built_in)}, or module:name"
 
 
 def regular_file(path: Path | str, expected: str = "a file") -> Path:
@@ -123,6 +137,8 @@ def typed(kind: Any, value: Any, where: str) -> Any:
     if origin is Annotated:
         value = typed(args[0], value, where)
         for limits in args[1:]:
+            if isinstance(limits, Name) and value not in limits:
+                raise UserError(f"{where}: found {shown(value)}, expected {limits}")
             number, entries = (len(value), " entries") if isinstance(value, tuple) else (value, "")
             if isinstance(limits, Range) and number not in limits:
                 raise UserError(f"{where}: found {shown(number)}{entries}, expected {limits}{entries}")

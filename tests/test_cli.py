@@ -140,7 +140,7 @@ def test_bad_captures(capture, tmp_path, capsys):
     (["--evaluation.ratios", "0.1", "1.5"], "evaluation.ratios: found 1.5"),
     (["--steps", "0"], "--steps: found 0"),
     (["--preset", "nonsense"], "--preset nonsense"),
-    (["--order.score", "beauty"], "'beauty' for argument '--order.score'"),
+    (["--order.score", "beauty"], "--order.score: found 'beauty', expected one of alpha_t"),
     (["--device", "cuda:7"], "--device cuda:7"),
     (["--stepz", "7"], "--stepz"),
     (["--steps", "many"], "many"),

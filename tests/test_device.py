@@ -16,7 +16,7 @@ from torch import Tensor
 from flexgs import seeds
 from flexgs.camera import Camera
 from flexgs.config import Config
-from flexgs.model import importance
+from flexgs.model import importance, order
 from flexgs.raster.contract import RenderOutput
 from flexgs.splats import Splats
 from flexgs.training import trainer as module
@@ -40,7 +40,8 @@ def meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(module, "render", render)
     monkeypatch.setattr(importance, "render", render)
     monkeypatch.setattr(module, "totals", lambda named: dict.fromkeys(named, 0.0))
-    monkeypatch.setattr(module, "generator", lambda *key, device="cpu": seeds.generator(*key))  # there is none of this device
+    for drawing in (module, order):  # there is no generator of this device
+        monkeypatch.setattr(drawing, "generator", lambda *key, device="cpu": seeds.generator(*key))
     # How many Gaussians GsNet draws is the one size that depends on values; here it takes all.
     with torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True):
         yield
@@ -53,7 +54,7 @@ def test_step(preset: str, scene) -> None:
     trainer = Trainer(config, scene, device="meta")
     for _ in range(6):
         trainer.train_step()
-    assert trainer.stage == 2 and trainer._elastic
+    assert trainer.stage == 2 and trainer.elastic
     assert {t.device.type for t in trainer._tensors().values()} == {"meta"}
 
 

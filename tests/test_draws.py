@@ -138,7 +138,7 @@ def test_a_learned_order_is_that_of_its_margins():
         trainer = begun(Trainer(config, tiny_scene()), tiny_splats())
         before = trainer.splats.clone()
         found = trainer.model()
-        z = trainer.gsnet.logits(before, trainer.rank, 0.5).detach().double()
+        z = trainer.order.gsnet.logits(before, trainer.order.rank, 0.5).detach().double()
         margin = z[:, 1] - z[:, 0]
         if noise:
             margin = margin + torch.logit(torch.rand(40, generator=generator(0, "order"), dtype=torch.float64))

@@ -17,7 +17,7 @@ from flexgs import config as cfg
 from flexgs.bench.scenes import front_camera
 from flexgs.camera import Camera
 from flexgs.image.losses import photometric
-from flexgs.model.order import GsNet, gumbel_softmax, straight_through
+from flexgs.model.gsnet import GsNet, gumbel_softmax, straight_through
 from flexgs.raster import render
 from flexgs.raster.contract import RasterConfig
 from flexgs.raster.reference import relative_l2, render_reference, to_float64

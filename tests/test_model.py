@@ -13,8 +13,9 @@ from flexgs.errors import UserError
 from flexgs.model.deltas import Deltas
 from flexgs.model.elastic import ElasticModel, make_transform
 from flexgs.model.field import AXES, E_MIN, Field
+from flexgs.model.gsnet import GsNet, importance_mask, top
 from flexgs.model.merge import merged
-from flexgs.model.order import GsNet, importance_mask, sampled_order, top
+from flexgs.model.order import sampled_order
 from flexgs.seeds import generator
 from flexgs.splats import Splats
 from flexgs.training.densify import rotation_matrices

@@ -117,13 +117,13 @@ def test_global_importance_is_computed_again_every_so_many_views():
     trainer.train_step()
     changed = []
     while trainer.step < 222:
-        before = trainer.rank.clone()
+        before = trainer.order.rank.clone()
         trainer.splats.opacities.data.copy_(torch.randn(40, generator=torch.Generator().manual_seed(trainer.step)))
         scores, at = trainer._scores(), trainer.step
         trainer.train_step()
-        if not torch.equal(trainer.rank, before):
+        if not torch.equal(trainer.order.rank, before):
             changed.append(at)
-            assert trainer.rank.tolist() == scores.argsort(descending=True).argsort().tolist()  # 0: the most important
+            assert trainer.order.rank.tolist() == scores.argsort(descending=True).argsort().tolist()  # 0: the most important
     assert changed == [210, 220]
 
 

@@ -108,6 +108,10 @@ def margins(trainer: Trainer, net, splats: Splats, rank: Tensor, ratio: float) -
     return linear(torch.cat([*hidden, e], dim=1), net.last.weight, net.last.bias)
 
 
+def net_of(trainer: Trainer):
+    return getattr(trainer.order, "gsnet", None)
+
+
 def selected(trainer: Trainer, net, splats: Splats, ratio: float, position: int,
              i: int) -> tuple[Tensor, Tensor | None, Tensor]:
     """Rows, the factor on their opacities, and the selector's own loss."""
@@ -116,7 +120,7 @@ def selected(trainer: Trainer, net, splats: Splats, ratio: float, position: int,
         return splats.opacities.detach().argsort(descending=True)[:k], None, none
     if net is None:
         return torch.arange(k), None, none
-    o, rank = config.gsnet, trainer.rank
+    o, rank = config.gsnet, trainer.order.rank
     assert rank is not None
     z, progress = margins(trainer, net, splats, rank, ratio), progress_of(trainer, position)
     tau = math.exp(math.log(o.temperature) + progress * math.log(o.temperature_end / o.temperature))
@@ -208,12 +212,12 @@ class Hand:
         self.trainer, self.config = trainer, trainer.config
         self.splats = to_float64(trainer.splats)
         self.transform = copy.deepcopy(trainer.transform).double()
-        self.net = copy.deepcopy(trainer.gsnet).double() if trainer.gsnet else None
+        self.net = copy.deepcopy(net_of(trainer)).double() if net_of(trainer) else None
         self.gradient = torch.zeros(N, dtype=torch.float64)
         self.seen = torch.zeros(N)
         self.loss = torch.zeros((), dtype=torch.float64)
         self.masked: set[bool] = set()
-        names = {id(p): q for module, twin in ((trainer.transform, self.transform), (trainer.gsnet, self.net)) if twin
+        names = {id(p): q for module, twin in ((trainer.transform, self.transform), (net_of(trainer), self.net)) if twin
                  for p, q in zip(module.parameters(), twin.parameters(), strict=True)}  # type: ignore[union-attr]
         names |= {id(p): q for (_, p), (_, q) in zip(trainer.splats.items(), self.splats.items(), strict=True)}
         self.twins = {name: names[id(p)] for name, p in trainer.optimizer.parameters()}
@@ -318,7 +322,7 @@ def trainer_of(config: Config, position: int, base: Splats | None = None) -> Tra
     trainer.train_step()
     g = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for p in (*trainer.transform.parameters(), *(trainer.gsnet.parameters() if trainer.gsnet else ())):
+        for p in (*trainer.transform.parameters(), *trainer.order.parameters()):
             p += 0.05 * torch.randn(p.shape, generator=g)
     return trainer
 

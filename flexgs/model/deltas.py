@@ -42,6 +42,10 @@ class Deltas(Transform):
         for name, width in WIDTHS.items():
             self.register_parameter(name, nn.Parameter(torch.zeros(sum(self.counts), width)))
 
+    @classmethod
+    def make(cls, config: Config, splats: Splats, points: Tensor | None, unit: float) -> "Deltas":
+        return cls(config.deltas, len(splats), unit)
+
     def forward(self, kept: Splats, ratio: float, index: Tensor | None = None) -> Splats:
         assert index is None, "deltas belong to a fixed order"
         terms = self._terms(ratio, len(kept))

@@ -1,6 +1,6 @@
 """ElasticModel: splats in a nested order and the transform of those that stay; a cut is a prefix, transform baked in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ from flexgs import stored
 from flexgs.camera import WORLD, Camera, Origin
 from flexgs.config import Config
 from flexgs.errors import UserError
+from flexgs.extensions import named
 from flexgs.files import newest
 from flexgs.inputs import Layout, shown, typed
 from flexgs.model.budget import fitting
@@ -143,12 +144,12 @@ class ElasticModel:
         return ElasticModel(splats, transform, config, cameras, file.about.get("capture"))
 
 
+TRANSFORMS: Mapping[str, type[Transform]] = {"none": Transform, "deltas": Deltas, "field": Field}
+
+
 def make_transform(config: Config, splats: Splats, points: Tensor | None = None, unit: float = 1.0) -> Transform:
-    """The transform that config asks for, initialised to change nothing unless config says otherwise.
+    """The transform that config.transform.kind names, initialised to change nothing unless config says otherwise.
 
     points [M, 3] of the capture are the other choice for the field's box; a transform that is loaded needs none.
     """
-    place = points if points is not None and config.field.box == "points" else splats.means
-    kinds = {"none": lambda: Transform(unit), "deltas": lambda: Deltas(config.deltas, len(splats), unit),
-             "field": lambda: Field(config.field, place, unit)}
-    return kinds[config.transform.kind]()
+    return named("--transform.kind", config.transform.kind, TRANSFORMS, Transform).make(config, splats, points, unit)

@@ -55,6 +55,10 @@ class Field(Transform):
                     nn.init.zeros_(layer.weight)
                     nn.init.zeros_(layer.bias)
 
+    @classmethod
+    def make(cls, config: cfg.Config, splats: Splats, points: Tensor | None, unit: float) -> "Field":
+        return cls(config.field, points if points is not None and config.field.box == "points" else splats.means, unit)
+
     def forward(self, kept: Splats, ratio: float, index: Tensor | None = None) -> Splats:
         o = self.options
         hidden = self.trunk(self.features(kept.means, ratio))

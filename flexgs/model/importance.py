@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flexgs.camera import Camera
 from flexgs.distributed import Group
-from flexgs.errors import UserError
+from flexgs.extensions import named
 from flexgs.raster import render
 from flexgs.raster.contract import Contributions
 from flexgs.scene import View
@@ -93,10 +93,8 @@ SCORES: Mapping[str, Score] = {
 
 @torch.no_grad()
 def score(name: str, splats: Splats, views: Sequence[View], group: Group) -> Tensor:
-    """[N] float64 score by its name in SCORES; higher is more important."""
-    if name not in SCORES:
-        raise UserError(f"--order.score {name}: unknown; expected one of {', '.join(SCORES)}")
-    return SCORES[name](splats, views, group).double()
+    """[N] float64 score by its name in SCORES, or module:name; higher is more important."""
+    return named("--order.score", name, SCORES)(splats, views, group).double()
 
 
 @torch.no_grad()

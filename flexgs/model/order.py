@@ -1,31 +1,139 @@
 """The order: which Gaussians stay. Cuts at all ratios are prefixes of one permutation, so they are nested and repeatable.
 
-Training at a ratio asks for a Selection. A fixed order gives the first floor(e N); GsNet draws a random one, so that its
-gradient explores, or takes its floor(e N) largest margins; its margin gives the final order.
+An order is an object beside the transform. Training asks it for the rows that stage 2 begins with, for the Gaussians of each
+elastic render, and at the end for the final permutation. ORDERS has those that are built in; docs/extending.md writes one.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flexgs import config as cfg
-from flexgs.config import count_at
+from flexgs.config import Config, count_at
+from flexgs.errors import UserError
+from flexgs.extensions import named
+from flexgs.model.gsnet import GsNet
+from flexgs.model.selection import Selection
 from flexgs.seeds import generator
 from flexgs.splats import Splats
 
 
-@dataclass
-class Selection:
-    """The Gaussians of one elastic render."""
+class Order(nn.Module):
+    """By descending importance as of the beginning of stage 2, and fixed from then on; the base of the others.
 
-    index: slice | Tensor
-    """Rows of the splats."""
-    mask: Tensor | None = None
-    """Factor on their opacities: ones, through which the selector is differentiated (supplementary eq. 8)."""
-    losses: dict[str, Tensor] = field(default_factory=dict)
-    """The selector's own terms, weighted."""
+    What it keeps between steps are its parameters and buffers, which checkpoints hold under their own names.
+    """
+
+    fixed = True
+    """Whether the Gaussians that stay are always the first ones, so that a transform may store rows for them."""
+    refresh_every: int | None = None
+    """Views between two calls of refresh() during stage 2; None: it is called when stage 2 begins only."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+
+    def begin(self, scores: Tensor) -> Tensor | None:
+        """Rows [M] of the Gaussians, in the order that stage 2 trains them in, by importance [N]; None: all, as they are."""
+        return self.permutation(scores)[:count_at(self.config.order.keep, len(scores))]
+
+    def permutation(self, scores: Tensor) -> Tensor:
+        """[N] permutation, the first to stay first, by importance [N]."""
+        return sampled_order(scores, 0.0, self.config.seed)
+
+    def build(self, splats: Splats, unit: float = 1.0) -> None:
+        """Make parameters and buffers for these Gaussians, in stage 2 or from a checkpoint; unit is a length in world units."""
+
+    def refresh(self, scores: Tensor) -> None:
+        """Take the importance [N] of the Gaussians as they are now."""
+
+    def select(self, splats: Splats, ratio: float, progress: float, draw: tuple[int, int]) -> Selection:
+        """The Gaussians of one elastic render at ratio.
+
+        Args:
+            progress: how far stage 2 is, 0 to 1.
+            draw: number of the training view and of the render within it, to key random numbers with (see flexgs/seeds.py).
+        """
+        return Selection(slice(0, count_at(ratio, len(splats))))
+
+    def final(self, splats: Splats, scores: Callable[[], Tensor]) -> Tensor | None:
+        """[N] permutation for the trained model; None: it is in its order already. scores() is the importance as it is now."""
+        if self.config.ratios.renders or self.config.transform.kind != "none":
+            return None
+        return self.permutation(scores())  # nothing was trained for the order of the beginning
+
+    def groups(self, config: Config) -> list[dict[str, Any]]:
+        """Parameter groups for Adam, as those of a transform."""
+        return []
+
+
+class Sampled(Order):
+    """Weighted sampling without replacement, the importance as weight."""
+
+    def permutation(self, scores: Tensor) -> Tensor:
+        return sampled_order(scores, self.config.order.temperature, self.config.seed)
+
+
+class Opacity(Order):
+    """By descending opacity, as training changes it."""
+
+    fixed = False
+
+    def select(self, splats: Splats, ratio: float, progress: float, draw: tuple[int, int]) -> Selection:
+        return Selection(torch.topk(splats.opacities.detach(), count_at(ratio, len(splats)), sorted=False).indices)
+
+    def final(self, splats: Splats, scores: Callable[[], Tensor]) -> Tensor | None:
+        return splats.opacities.argsort(descending=True, stable=True)
+
+
+class Learned(Order):
+    """By the margins of GsNet, which global importance teaches."""
+
+    fixed = False
+    gsnet: GsNet
+    rank: Tensor
+    """[N] place of each Gaussian by global importance, 0 the most important: the teacher of GsNet."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.refresh_every = config.gsnet.refresh
+
+    def begin(self, scores: Tensor) -> Tensor | None:
+        return None
+
+    def build(self, splats: Splats, unit: float = 1.0) -> None:
+        self.gsnet = GsNet(self.config.gsnet, splats, unit)
+        self.register_buffer("rank", torch.zeros(len(splats), dtype=torch.int64))
+
+    def refresh(self, scores: Tensor) -> None:
+        order = torch.argsort(scores, descending=True, stable=True)
+        self.rank = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+
+    def select(self, splats: Splats, ratio: float, progress: float, draw: tuple[int, int]) -> Selection:
+        random = generator(self.config.seed, "gumbel", *draw, device=splats.means.device)
+        return self.gsnet.select(splats, ratio, self.rank, progress, random)
+
+    def final(self, splats: Splats, scores: Callable[[], Tensor]) -> Tensor | None:
+        return self.gsnet.order(splats, self.rank, self.config.seed)
+
+    def groups(self, config: Config) -> list[dict[str, Any]]:
+        return self.gsnet.groups(config)
+
+
+ORDERS: Mapping[str, type[Order]] = {"sampled": Sampled, "importance": Order, "opacity": Opacity, "gsnet": Learned}
+
+
+def make_order(config: Config) -> Order:
+    """The order that config.order.kind names. UserError if it is unknown, or at odds with the transform or with order.keep."""
+    order = named("--order.kind", config.order.kind, ORDERS, Order)(config)
+    if not order.fixed and config.transform.kind == "deltas":
+        raise UserError(f"--transform.kind deltas: needs a fixed order, found --order.kind {config.order.kind}; "
+                        "expected field or none")
+    if not order.fixed and config.order.keep < 1:
+        raise UserError(f"--order.keep: found {config.order.keep} with --order.kind {config.order.kind}, whose order is known "
+                        "at the end only; expected --order.kind importance or sampled")
+    return order
 
 
 def sampled_order(score: Tensor, temperature: float, seed: int) -> Tensor:
@@ -37,131 +145,3 @@ def sampled_order(score: Tensor, temperature: float, seed: int) -> Tensor:
     uniform = torch.rand(len(score), generator=generator(seed, "order"), dtype=torch.float64).to(score.device)
     noise = -(-uniform.clamp(1e-300).log()).clamp(1e-300).log()
     return torch.argsort(logs + temperature * noise, descending=True, stable=True)
-
-
-INPUTS = {"means": 3, "quats": 4, "scales": 3, "opacities": 1, "importance": 1}
-
-
-class GsNet(nn.Module):
-    """FlexGS's adaptive selector: logits (drop, keep) per Gaussian and ratio, sampled by a straight-through Gumbel-softmax.
-
-    The last layer is linear in the concatenated branches, so the margin keep - drop is a(Gaussian) + b(ratio): without noise
-    the order does not depend on the ratio, and order() is all that inference needs.
-
-    Everywhere, rank [N] is each Gaussian's place by global importance, 0 the most important: an input, and the teacher.
-    """
-
-    centre: Tensor
-    spread: Tensor
-    scale: Tensor
-
-    def __init__(self, options: cfg.GsNet, splats: Splats, unit: float = 1.0):
-        """unit: the length in world units that raw inputs are counted in."""
-        super().__init__()
-        self.options, self.unit = options, unit
-        means, scales = splats.means.detach(), splats.scales.detach()
-        self.register_buffer("centre", means.median(dim=0).values)
-        self.register_buffer("spread", (means - means.median(dim=0).values).abs().mean(dim=0) * 2 + 1e-8 * unit)
-        self.register_buffer("scale", scales.median())
-        sizes = [INPUTS[name] for name in options.inputs]
-        width, self.parts = (64, [sum(sizes)]) if options.shape == "paper" else (32, sizes)
-        self.attributes = nn.ModuleList(_branch(d, width) for d in self.parts)
-        self.ratio = _branch(1, width)
-        self.last = nn.Linear(width * (len(self.parts) + 1), 2)
-
-    def logits(self, splats: Splats, rank: Tensor, ratio: float) -> Tensor:
-        """[N, 2] logits of (drop, keep)."""
-        x = torch.cat([self._input(name, splats, rank) for name in self.options.inputs], dim=1)
-        parts = (x.detach() if self.options.detach else x).split(self.parts, dim=1)
-        h = [net(part) for net, part in zip(self.attributes, parts, strict=True)]
-        e = self.ratio(x.new_full((1, 1), ratio))
-        return self.last(torch.cat([*h, e.expand(len(x), -1)], dim=1))
-
-    def order(self, splats: Splats, rank: Tensor, seed: int) -> Tensor:
-        """[N] permutation by the margin, the same for every ratio.
-
-        With order_noise, by the margin plus logistic noise (the difference of two Gumbel draws), as the official code selects;
-        but that draws anew for each cut, here one seeded draw serves all, so that cuts stay nested and repeatable.
-        """
-        with torch.no_grad():
-            margin = _margin(self.logits(splats, rank, 1.0))
-            if self.options.order_noise:
-                uniform = torch.rand(len(margin), generator=generator(seed, "order"), dtype=torch.float64)
-                margin = margin + torch.logit(uniform, eps=1e-12).to(margin)
-            return torch.argsort(margin, descending=True, stable=True)
-
-    def select(self, splats: Splats, ratio: float, rank: Tensor, progress: float,
-               random: torch.Generator) -> Selection:
-        """The selection to train at ratio: random, or without noise the floor(ratio N) of the largest margins.
-
-        progress in [0, 1] through stage 2 sets the temperature.
-        """
-        o = self.options
-        tau = o.temperature * (o.temperature_end / o.temperature) ** progress
-        logits = self.logits(splats, rank, ratio)
-        m = straight_through(gumbel_softmax(logits, tau, random)) if o.noise else top(_margin(logits), ratio, tau)
-        index = m.detach().nonzero()[:, 0]
-        if len(index) == 0:  # nothing drawn: render the best one, so that there is an image to learn from
-            index = rank.argmin()[None]
-        losses = {}
-        if o.gi_weight:
-            losses["gi"] = o.gi_weight * (m - importance_mask(rank, ratio)).abs().mean()
-        if o.sparsity_weight and o.noise:  # without noise the number is exact, and the gradient would be that of its rounding
-            losses["sparsity"] = o.sparsity_weight * (ratio - m.mean()).abs()
-        return Selection(index, m[index], losses)
-
-    def groups(self, config: cfg.Config) -> list[dict[str, Any]]:
-        return [{"name": "selector", "params": list(self.parameters()), "lr": config.rates.selector, "decay": 0.1}]
-
-    def _input(self, name: str, splats: Splats, rank: Tensor) -> Tensor:
-        """[N, INPUTS[name]] what the branches see of one attribute."""
-        raw = not self.options.normalise
-        if name == "means":
-            return splats.means / self.unit if raw else (splats.means - self.centre) / self.spread
-        if name == "quats":
-            quats = torch.nn.functional.normalize(splats.quats, dim=1)
-            return quats if raw else torch.where(quats[:, :1] < 0, -quats, quats)  # q and -q are the same rotation
-        if name == "scales":
-            return splats.scales.exp() / self.unit if raw else splats.scales - self.scale
-        if name == "opacities":
-            return (torch.sigmoid(splats.opacities) if raw else splats.opacities)[:, None]
-        return -torch.special.ndtri((rank + 0.5) / len(rank))[:, None].float()  # resolves the few most important best
-
-
-def gumbel_softmax(logits: Tensor, tau: float, random: torch.Generator) -> Tensor:
-    """[N, C] soft sample: softmax((logits + Gumbel noise) / tau), supplementary eq. 1-3."""
-    uniform = torch.rand(logits.shape, generator=random, device=random.device).to(logits).clamp(1e-20, 1 - 1e-7)
-    return torch.softmax((logits - (-uniform.log()).log()) / tau, dim=-1)
-
-
-def straight_through(soft: Tensor) -> Tensor:
-    """[N] hard 0/1 sample of the last class, with the gradient of the soft one.
-
-    Supplementary eq. 5 has its stop-gradient on the wrong term, which would leave no gradient; this is hard + soft - sg(soft).
-    """
-    keep = soft[:, -1]
-    hard = (soft.argmax(dim=-1) == soft.shape[1] - 1).to(keep)
-    return hard + (keep - keep.detach())  # exactly 0 or 1: of |m - teacher| the rounding would be the gradient
-
-
-def top(margin: Tensor, ratio: float, tau: float) -> Tensor:
-    """[N] 1 for the floor(ratio N) largest margins, else 0, with the gradient of sigmoid((margin - the smallest kept) / tau).
-
-    Our noise-free alternative to supplementary eq. 1-5: what is trained is what is deployed.
-    """
-    kept = torch.argsort(margin.detach(), descending=True, stable=True)[:count_at(ratio, len(margin))]
-    soft = torch.sigmoid((margin - margin.detach()[kept[-1:]]) / tau)
-    return torch.zeros_like(margin).index_fill(0, kept, 1.0) + (soft - soft.detach())
-
-
-def importance_mask(rank: Tensor, ratio: float) -> Tensor:
-    """[N] float: 1 for the floor(ratio N) most important by rank, the teacher of the global-importance loss."""
-    return (rank < count_at(ratio, len(rank))).float()
-
-
-def _margin(logits: Tensor) -> Tensor:
-    return logits[:, 1] - logits[:, 0]
-
-
-def _branch(inputs: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())

@@ -21,6 +21,11 @@ class Transform(nn.Module):
         super().__init__()
         self.unit = unit
 
+    @classmethod
+    def make(cls, config: Config, splats: Splats, points: Tensor | None, unit: float) -> "Transform":
+        """One for these Gaussians [N], that changes nothing yet; points [M, 3] are those of the capture while it is trained."""
+        return cls(unit)
+
     def forward(self, kept: Splats, ratio: float, index: Tensor | None = None) -> Splats:
         """The kept Gaussians at this ratio, changed; index gives their places in the order (None: the first ones)."""
         return kept

@@ -21,7 +21,7 @@ from flexgs.image.losses import as_float, halved, photometric
 from flexgs.inputs import Layout
 from flexgs.model.elastic import ElasticModel, Place, make_transform
 from flexgs.model.importance import score
-from flexgs.model.order import GsNet, Selection, sampled_order
+from flexgs.model.order import make_order
 from flexgs.model.transform import Transform
 from flexgs.raster import render
 from flexgs.scene import Points, Scene, ViewSampler, initial_splats
@@ -62,10 +62,10 @@ class Trainer:
         self.splats = first.to(self.device).requires_grad_(not self.frozen)
         self.optimizer = Optimizer(splat_groups(self.splats, config.rates, scene.extent, unit=self.unit), self.batch)
         self.densifier = Densifier(config.base, self.base_steps, scene.extent, config.seed, len(self.splats), self.device)
+        self.order = make_order(config)
         self.transform: Transform = Transform()
-        self.gsnet: GsNet | None = None
-        self.rank: Tensor | None = None
-        """[N] place of each Gaussian by global importance, the teacher of GsNet."""
+        self.elastic = False
+        """Whether stage 2 has begun: the Gaussians are in their order, which and the transform have their parameters."""
         self._meter = Meter()
         self._ahead = ThreadPoolExecutor(1, "prefetch")
 
@@ -112,10 +112,10 @@ class Trainer:
     def train_step(self) -> None:
         """One optimizer step: the gradient over `batch` views, averaged over the workers."""
         before = self.step
-        if self.stage == 2 and not self._elastic:
+        if self.stage == 2 and not self.elastic:
             self._begin_stage_2()
-        elif self.gsnet and crosses(before - self.batch, before, self.config.gsnet.refresh):
-            self._set_rank(self._scores())
+        elif self.elastic and self.order.refresh_every and crosses(before - self.batch, before, self.order.refresh_every):
+            self.order.refresh(self._scores())
         total: list[Tensor] = []
         for slot in self.group.share(self.batch):
             loss = self._view_loss(before + slot)
@@ -176,7 +176,7 @@ class Trainer:
         sparse = self.config.ratios.half_above
         if sparse is not None and camera.width * camera.height > sparse * count_at(ratio, len(self.splats)):
             camera, target, mask = halved(camera, target, mask)
-        selection = self._select(ratio, position, i)
+        selection = self.order.select(self.splats, ratio, self._progress(position), (position, i))
         # The kept rows are a leaf of their own: its gradient is as small as the cut, and is added to the rows it came from.
         leaf = self.splats[selection.index].detach().requires_grad_(not self.frozen)
         index = selection.index if isinstance(selection.index, Tensor) else None
@@ -199,16 +199,6 @@ class Trainer:
                 whole.grad[index].add_(part.grad, alpha=factor)
             else:
                 whole.grad.index_add_(0, index, part.grad, alpha=factor)
-
-    def _select(self, ratio: float, position: int, i: int) -> Selection:
-        count = count_at(ratio, len(self.splats))
-        if self.config.order.kind == "opacity":
-            return Selection(torch.topk(self.splats.opacities.detach(), count, sorted=False).indices)
-        if self.gsnet is None:
-            return Selection(slice(0, count))
-        assert self.rank is not None
-        return self.gsnet.select(self.splats, ratio, self.rank, self._progress(position),
-                                 generator(self.config.seed, "gumbel", position, i, device=self.device))
 
     def _ratio(self, position: int, i: int) -> float:
         """The ratio of the i-th elastic render of a view."""
@@ -233,57 +223,42 @@ class Trainer:
 
     # ------------------------------------------------------------------ stage 2
 
-    _elastic = False
-
     def _begin_stage_2(self) -> None:
-        """Put the Gaussians in their order, add the transform and the selector."""
-        order, scores = self.config.order, self._scores()
-        if order.kind == "gsnet":
-            self._set_rank(scores)
-        else:
-            rows = self._fixed_order(scores)[: count_at(order.keep, len(scores))]
+        """Put the Gaussians in their order, and give the order and the transform their parameters."""
+        scores = self._scores()
+        rows = self.order.begin(scores)
+        if rows is not None:
             self.splats, scores = reorder(self.splats, self.optimizer, rows), scores[rows]
         self._make_stage_2()
+        self.order.refresh(scores)
         self.transform.start(self.splats, scores)
 
     def _scores(self) -> Tensor:
         return score(self.config.order.score, self.splats, self.scene.train, self.group)
-
-    def _fixed_order(self, scores: Tensor) -> Tensor:
-        order = self.config.order
-        return sampled_order(scores, order.temperature if order.kind == "sampled" else 0.0, self.config.seed)
 
     def _make_stage_2(self) -> None:
         """The parts of stage 2 and their parameter groups, for the splats as they are."""
         with torch.random.fork_rng(devices=[]):  # layers initialise themselves from the global generator
             torch.manual_seed(self.config.seed)
             self.transform = make_transform(self.config, self.splats, self.scene.points.xyz, self.unit).to(self.device)
-            if self.config.order.kind == "gsnet":
-                self.gsnet = GsNet(self.config.gsnet, self.splats, self.unit).to(self.device)
+            self.order.build(self.splats, self.unit)
+            self.order.to(self.device)
         moments = self.optimizer.moments()
         groups = splat_groups(self.splats, self.config.rates, self.scene.extent, self.config.rates.shN_factor, self.unit)
         groups += self.transform.groups(self.config, self.scene.extent)
-        groups += self.gsnet.groups(self.config) if self.gsnet else []
+        groups += self.order.groups(self.config)
         self.optimizer = Optimizer(groups, self.batch)
         if not self.config.rates.restart:
             self.optimizer.load_moments(moments)
-        self._elastic = True
-
-    def _set_rank(self, scores: Tensor) -> None:
-        order = torch.argsort(scores, descending=True, stable=True)
-        self.rank = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+        self.elastic = True
 
     def model(self) -> ElasticModel:
         """The elastic model as it stands, in its final order."""
-        if not self._elastic:
+        if not self.elastic:
             self._begin_stage_2()
-        splats, order = self.splats.detach(), self.config.order
-        if self.gsnet and self.rank is not None:
-            splats = splats[self.gsnet.order(splats, self.rank, self.config.seed)]
-        elif order.kind == "opacity":
-            splats = splats[splats.opacities.argsort(descending=True, stable=True)]
-        elif not self.config.ratios.renders and self.config.transform.kind == "none":
-            splats = splats[self._fixed_order(self._scores())]  # nothing was trained for the order of the beginning
+        splats = self.splats.detach()
+        final = self.order.final(splats, self._scores)
+        splats = splats if final is None else splats[final]
         return ElasticModel(splats, self.transform.stored(), self.config, [view.camera for view in self.scene.train],
                             self.scene.digest)
 
@@ -310,10 +285,8 @@ class Trainer:
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"splats.{name}": t for name, t in self.splats.items()}
-        if self._elastic:
-            tensors |= {f"transform.{name}": t for name, t in self.transform.state_dict().items()}
-        if self.gsnet and self.rank is not None:
-            tensors |= {f"gsnet.{name}": t for name, t in self.gsnet.state_dict().items()} | {"rank": self.rank}
+        if self.elastic:
+            tensors |= {f"transform.{name}": t for name, t in self.transform.state_dict().items()} | self.order.state_dict()
         return tensors
 
     def save(self, folder: Path) -> None:
@@ -323,7 +296,7 @@ class Trainer:
             tensors |= self.densifier.tensors()
         stored.save(folder, STATE, tensors, {
             "scene": self.scene.name, "capture": self.scene.digest, "step": self.step, "base_steps": self.base_steps,
-            "elastic": self._elastic, **Place(self.splats.origin, self.unit).to_dict(), "seconds": self.seconds,
+            "elastic": self.elastic, **Place(self.splats.origin, self.unit).to_dict(), "seconds": self.seconds,
             "config": self.config.to_dict()})
 
     def load(self, folder: Path) -> None:
@@ -354,9 +327,7 @@ class Trainer:
         if about["elastic"]:
             self._make_stage_2()
             self.transform.load_state_dict(stored.part(tensors, "transform."))
-            if self.gsnet:
-                self.gsnet.load_state_dict(stored.part(tensors, "gsnet."))
-                self.rank = tensors["rank"]
+            self.order.load_state_dict({name: tensors[name] for name in self.order.state_dict()})
         self.optimizer.load_moments(stored.part(tensors, "adam."))
         if "densify.seen" in tensors:
             self.densifier.gradient, self.densifier.seen = tensors["densify.gradient"], tensors["densify.seen"]
@@ -372,10 +343,10 @@ class Trainer:
                 transform = make_transform(self.config, splats.detach())
                 layout |= stored.layout_of(transform, "transform.")
                 groups += transform.groups(self.config, 1.0)
-                if self.config.order.kind == "gsnet":
-                    gsnet = GsNet(self.config.gsnet, splats.detach())
-                    layout |= stored.layout_of(gsnet, "gsnet.") | {"rank": ("int64", ("Gaussians",))}
-                    groups += gsnet.groups(self.config)
+                order = make_order(self.config)
+                order.build(splats.detach())
+                layout |= stored.layout_of(order, "")
+                groups += order.groups(self.config)
         for name, parameter in Optimizer(groups, self.batch).parameters():
             if f"adam.{name}/step" in heads:  # it has been trained
                 layout |= {f"adam.{name}/step": ("float32", ()), f"adam.{name}/exp_avg": ("float32", tuple(parameter.shape)),

@@ -117,8 +117,8 @@ def pieces(trainer: Trainer) -> Iterator[dict[str, float]]:
     def rendered(splats: Any, *_: Any) -> str:
         return "whole render" if len(splats) == len(trainer.splats) else "elastic renders"
 
-    places = {"selection": (trainer, "_select"), "transform": (trainer.transform, "forward"), "loss": (module, "photometric"),
-              "backward": (torch.Tensor, "backward"), "Adam": (trainer.optimizer, "step")}
+    places = {"selection": (trainer.order, "select"), "transform": (trainer.transform, "forward"),
+              "loss": (module, "photometric"), "backward": (torch.Tensor, "backward"), "Adam": (trainer.optimizer, "step")}
     with ExitStack() as patches:
         patches.enter_context(patch.object(module, "render", timed(rendered, module.render)))
         for piece, (owner, name) in places.items():
