@@ -28,7 +28,8 @@ QUIET = 60.0
 SLOWEST = 16_384
 """Bytes a second, on the average."""
 REDIRECTS = 5
-CHUNK = 1 << 20
+PIECE, PIECES = 1 << 16, 16
+"""Bytes that are read at a time, and how many times ahead."""
 TRANSIENT = (408, 425, 429)
 """Of the 4xx those that another attempt may mend; of the 5xx all."""
 
@@ -111,13 +112,13 @@ def request(url: str, headers: Mapping[str, str] | None = None, seconds: float =
     with _loop(url) as wait:
         session = wait(_session(), math.inf)
         try:
-            response = wait(_follow(session, url, headers), min(latest, time.monotonic() + QUIET))
+            response, body = wait(_asked(session, url, headers), min(latest, time.monotonic() + QUIET))
             span, length = _checked(response, url, "Range" in headers)
 
             def chunks(most: int) -> Iterator[bytes]:
                 left = most if length is None else min(length, most)
                 end, done = min(latest, time.monotonic() + QUIET + left / SLOWEST), 0
-                while data := wait(response.content.read(CHUNK), end):
+                while data := wait(body.next(), end):
                     done += len(data)
                     if done > left:
                         raise HTTPError(url, f"found more than {left:,} bytes, expected no more: the server is at fault")
@@ -127,7 +128,34 @@ def request(url: str, headers: Mapping[str, str] | None = None, seconds: float =
 
             yield Answer(lambda name: ", ".join(response.headers.getall(name, ())), span, length, chunks)
         finally:
-            wait(session.close(), math.inf)
+            wait(_closed(session), math.inf)
+
+
+class _Body:
+    """The body of an answer. It is read as it comes and for a few pieces ahead, since aiohttp drops what it holds when the line
+    breaks: a download could not go on from there."""
+
+    def __init__(self, content: aiohttp.StreamReader):
+        self._content = content
+        self._ahead: asyncio.Queue[bytes | Exception] = asyncio.Queue(PIECES)
+        if start := content.read_nowait(-1):
+            self._ahead.put_nowait(start)
+        self._task = asyncio.create_task(self._pump())
+
+    async def _pump(self) -> None:
+        try:
+            while data := await self._content.read(PIECE):
+                await self._ahead.put(data)
+            await self._ahead.put(b"")
+        except Exception as e:
+            await self._ahead.put(e)
+
+    async def next(self) -> bytes:
+        """A piece, or nothing at its end."""
+        item = await self._ahead.get()
+        if isinstance(item, Exception):
+            raise item
+        return item
 
 
 @contextmanager
@@ -158,7 +186,19 @@ def _loop(url: str) -> Iterator[Callable[[Coroutine[Any, Any, Any], float], Any]
 async def _session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(headers={"User-Agent": "flexgs", "Accept-Encoding": "identity"}, auto_decompress=False,
                                  timeout=aiohttp.ClientTimeout(total=None, sock_connect=QUIET, sock_read=QUIET),
-                                 cookie_jar=aiohttp.DummyCookieJar(), read_bufsize=CHUNK, trust_env=True)
+                                 cookie_jar=aiohttp.DummyCookieJar(), read_bufsize=PIECE, trust_env=True)
+
+
+async def _closed(session: aiohttp.ClientSession) -> None:
+    """Close it, and end what still reads from it."""
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await session.close()
+
+
+async def _asked(session: aiohttp.ClientSession, url: str, headers: Mapping[str, str]) -> tuple[aiohttp.ClientResponse, _Body]:
+    response = await _follow(session, url, headers)
+    return response, _Body(response.content)
 
 
 async def _follow(session: aiohttp.ClientSession, url: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:

@@ -69,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
         if status == 206:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         if source.length:
-            self.send_header("Content-Length", str(len(body) - start))
+            self.send_header("Content-Length", str(max(0, len(body) - start)))
         self.end_headers()
         self.wfile.write(body[start:start + source.breaks.pop(0)] if source.breaks else body[start:])
         if source.then is not None:

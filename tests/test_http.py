@@ -1,6 +1,7 @@
 """The one HTTP client, against a server on loopback that says what it likes."""
 
 import asyncio
+import contextlib
 import socket
 import socketserver
 import threading
@@ -13,6 +14,8 @@ import pytest
 from flexgs import http
 from flexgs.http import HTTPError, Remote, request
 
+TEN = b"Content-Length: 10\r\n\r\n0123456789"
+NONE = b"Content-Length: 0\r\n\r\n"
 PART = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-9/1000\r\n"
 
 
@@ -29,10 +32,8 @@ def server() -> Iterator[Server]:
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             said.asked += 1
-            try:
+            with contextlib.suppress(OSError):  # the client has gone, as it should
                 said.reply(self.request.recv(65536), self.request)
-            except OSError:  # the client has gone, as it should
-                pass
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as tcp:
         tcp.daemon_threads = True
@@ -66,13 +67,13 @@ def drips(start: bytes, drop: bytes) -> Callable[[bytes, socket.socket], None]:
     (PART + b"Content-Length: 10\r\n\r\nshort", "the connection broke"),
     (PART + b"Connection: close\r\n\r\nshort", "the connection broke"),
     (PART + b"Transfer-Encoding: chunked\r\n\r\nb\r\n0123456789a\r\n0\r\n\r\n", "found more than 10 bytes, expected no more"),
-    (PART + b"Content-Encoding: gzip\r\nContent-Length: 10\r\n\r\n0123456789", "found Content-Encoding gzip"),
-    (b"HTTP/1.1 206 OK\r\nContent-Length: 10\r\n\r\n0123456789", "without a valid Content-Range"),
-    (b"HTTP/1.1 206 OK\r\nContent-Range: bytes 9-0/10\r\nContent-Length: 10\r\n\r\n0123456789", "without a valid Content-Range"),
-    (b"HTTP/1.1 206 OK\r\nContent-Range: bytes 5-14/100\r\nContent-Length: 10\r\n\r\n0123456789", "found bytes 5 to 14 of 100"),
+    (PART + b"Content-Encoding: gzip\r\n" + TEN, "found Content-Encoding gzip"),
+    (b"HTTP/1.1 206 OK\r\n" + TEN, "without a valid Content-Range"),
+    (b"HTTP/1.1 206 OK\r\nContent-Range: bytes 9-0/10\r\n" + TEN, "without a valid Content-Range"),
+    (b"HTTP/1.1 206 OK\r\nContent-Range: bytes 5-14/100\r\n" + TEN, "found bytes 5 to 14 of 100"),
     (b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-99/100\r\nContent-Length: 100\r\n\r\n", "found bytes 0 to 99 of 100"),
-    (b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-9/*\r\nContent-Length: 10\r\n\r\n0123456789", "does not say how large the file is"),
-    (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n0123456789", "the server sends whole files only"),
+    (b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-9/*\r\n" + TEN, "does not say how large the file is"),
+    (b"HTTP/1.1 200 OK\r\n" + TEN, "the server sends whole files only"),
     (b"HTTP/1.1 204 No\r\n\r\n", "the server says 204 No Content"),
     (b"HTTP/1.1 404 \x1b[31m\r\nContent-Length: 0\r\n\r\n", "the server says 404 Not Found|not HTTP"),
     (b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n",
@@ -130,8 +131,8 @@ def test_a_redirect_is_followed_with_the_range_and_without_the_password(server):
     def reply(request: bytes, line: socket.socket) -> None:
         asked.append(request)
         port = server.url.split(":")[2].split("/")[0]
-        line.sendall(PART + b"Content-Length: 10\r\n\r\n0123456789" if b"/other" in request else
-                     f"HTTP/1.1 307 Moved\r\nLocation: http://localhost:{port}/other file\r\nContent-Length: 0\r\n\r\n".encode())
+        line.sendall(PART + TEN if b"/other" in request else
+                     f"HTTP/1.1 307 Moved\r\nLocation: http://localhost:{port}/other file\r\n".encode() + NONE)
 
     server.reply = reply
     assert Remote(server.url.replace("//", "//me:pass@")).read(0, 10) == b"0123456789"
@@ -142,7 +143,7 @@ def test_a_redirect_is_followed_with_the_range_and_without_the_password(server):
 def test_a_file_that_changes_between_two_ranges_is_noticed(server):
     totals = iter((b"1000", b"1001"))
     server.reply = lambda asked, line: line.sendall(b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-9/" + next(totals)
-                                                    + b"\r\nContent-Length: 10\r\n\r\n0123456789")
+                                                    + b"\r\n" + TEN)
     remote = Remote(server.url)
     assert remote.read(0, 10) == b"0123456789" and remote.size == 1000 and remote.read(1000, 5) == b""
     with pytest.raises(HTTPError, match="found bytes 0 to 9 of 1001, expected 0 to 9 of 1000: the file has changed"):
@@ -154,7 +155,7 @@ def test_a_file_that_changes_between_two_ranges_is_noticed(server):
     ("file:///etc/passwd", "file:///etc/passwd: found file, expected http or https"),
     ("http://127.0.0.1:abc/x", "that makes no sense, expected http"), ("http://[::1/x", "that makes no sense, expected http"),
     ("http://", "that makes no sense"), ("http://127.0.0.1:99999/x", "that makes no sense"),
-    ("http://me:hunter2@127.0.0.1:9/x?token=hunter2", r"http://127.0.0.1:9/x\?token=\*\*\*: no connection \(Connection refused"),
+    ("http://me:hunter2@127.0.0.1:9/x?token=hunter2", r"http://127.0.0.1:9/x\?token=\*\*\*: no connection \(Connection ref"),
     ("http://no.such.host.invalid/x", "no connection"),
 ])
 def test_addresses_that_lead_nowhere_are_one_line_without_secrets(url, shown):
@@ -165,7 +166,7 @@ def test_addresses_that_lead_nowhere_are_one_line_without_secrets(url, shown):
 
 def test_it_reads_where_a_loop_runs_already(server):
     """As in a notebook."""
-    server.reply = says(PART + b"Content-Length: 10\r\n\r\n0123456789")
+    server.reply = says(PART + TEN)
 
     async def cell() -> bytes:
         return Remote(server.url).read(0, 10)

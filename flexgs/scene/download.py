@@ -90,11 +90,11 @@ def fetch(archive: Archive, folder: Path, *, tries: int = 6, pause: float = 1.0,
         try:
             version = _attempt(archive, part, end - time.monotonic())
         except HTTPError as e:
-            if e.status == 416:  # what is here is longer than the file
+            if longer := e.status == 416:  # what is here is longer than the file
                 data.unlink(missing_ok=True)
             left = tries if _size(data) > most else left - 1
             most = max(most, _size(data))
-            if left <= 0 or not (e.transient or e.status == 416) or time.monotonic() > end:
+            if left <= 0 or not (e.transient or longer) or time.monotonic() > end:
                 raise UserError(f"{e}; {_by_hand(file)}") from None
             print(f"{archive.file}: {e.reason}; goes on from {_size(data) / 1e6:,.1f} MB", flush=True)
             time.sleep(min(pause * 2 ** (tries - left), LONGEST_PAUSE))
