@@ -250,7 +250,7 @@ def _explain(error: Exception, url: str) -> NoReturn:
         case aiohttp.ClientPayloadError():
             raise HTTPError(url, "the connection broke", transient=True) from None
         case aiohttp.ClientResponseError():
-            raise HTTPError(url, f"found an answer that is not HTTP ({first_line(ValueError(error.message))})", transient=True
+            raise HTTPError(url, f"found an answer that is not HTTP ({first_line(ValueError(error.message)).rstrip(': ')})", transient=True
                             ) from None
         case aiohttp.ClientError() | OSError():
             number = getattr(error, "errno", None) or 0

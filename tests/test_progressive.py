@@ -240,6 +240,12 @@ def test_a_run_is_served_packed_and_nothing_else_of_it(trained, tmp_path):
         for hidden in ("config.json", "results.json", "model/model.json", "cuts/../config.json", "checkpoints/"):
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 urllib.request.urlopen(f"{url}/{hidden}", timeout=10)
+    (run / ".published").mkdir()  # killed while it published: these count, wherever they are
+    for part in ("model", "cuts"):
+        (run / part).rename(run / ".published" / part)
+    with serving(run) as url:
+        assert same(Progressive.open(f"{url}/model.fgs").cut(0.05), ElasticModel.load(run).cut(0.05))
+        assert b"studio_005.00pct.ply" in urllib.request.urlopen(f"{url}/cuts/", timeout=10).read()
     (run / "model.fgs").write_bytes(b"of an earlier model")
     os.utime(run / "model.fgs", (0, 0))
     application(run, Visitors("127.0.0.1"))
