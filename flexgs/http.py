@@ -206,7 +206,7 @@ async def _follow(session: aiohttp.ClientSession, url: str, headers: Mapping[str
     place = url
     for _ in range(REDIRECTS + 1):
         if (scheme := urlsplit(place).scheme) not in ("http", "https"):
-            raise HTTPError(url, f"found {scheme or 'no scheme'}, expected http or https"
+            raise HTTPError(url, f"found {scheme[:20] or 'no scheme'}, expected http or https"
                                  + (f" behind a redirect to {public(place)[:100]}" if place != url else ""))
         response = await session.get(place, headers=headers, allow_redirects=False)
         if response.status not in (301, 302, 303, 307, 308):
@@ -237,23 +237,27 @@ def _checked(response: aiohttp.ClientResponse, url: str, ranged: bool) -> tuple[
 
 def _explain(error: Exception, url: str) -> NoReturn:
     """Raise an error of a request as HTTPError."""
+    transient = True
     match error:
         case HTTPError():
             raise error
         case aiohttp.ServerTimeoutError():
-            raise HTTPError(url, f"no answer for {QUIET:g} s", transient=True) from None
+            reason = f"no answer for {QUIET:g} s"
         case TimeoutError():
-            raise HTTPError(url, "the answer takes too long", transient=True) from None
-        case aiohttp.InvalidURL() | ValueError():
-            raise HTTPError(url, "found an address, here or in a redirect, that makes no sense, expected http(s)://HOST/PATH"
-                            ) from None
-        case aiohttp.ClientPayloadError():
-            raise HTTPError(url, "the connection broke", transient=True) from None
+            reason = "the answer takes too long"
+        case aiohttp.ClientPayloadError() | aiohttp.ServerDisconnectedError():
+            reason = "the connection broke"
         case aiohttp.ClientResponseError():
-            raise HTTPError(url, f"found an answer that is not HTTP ({first_line(ValueError(error.message)).rstrip(': ')})", transient=True
-                            ) from None
-        case aiohttp.ClientError() | OSError():
-            number = getattr(error, "errno", None) or 0
-            reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or first_line(error)
-            raise HTTPError(url, f"no connection ({reason})", transient=not isinstance(error, aiohttp.ClientSSLError)) from None
-    raise error
+            what = first_line(ValueError(error.message)).partition(":")[0]  # behind it are bytes of the answer
+            reason = f"found an answer that is not HTTP ({what})"
+        case aiohttp.ClientSSLError():
+            reason, transient = f"no connection ({first_line(error)})", False
+        case OSError():
+            number = error.errno or 0
+            reason = f"no connection ({os.strerror(number) if number > 0 else error.strerror or first_line(error)})"
+        case aiohttp.ClientError() | ValueError():
+            reason = "found an address, here or in a redirect, that makes no sense, expected http(s)://HOST/PATH"
+            transient = False
+        case _:
+            raise error
+    raise HTTPError(url, reason, transient) from None

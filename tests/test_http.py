@@ -2,8 +2,13 @@
 
 import asyncio
 import contextlib
+import os
+import shutil
 import socket
 import socketserver
+import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +30,8 @@ class Server:
     reply: Callable[[bytes, socket.socket], None] = lambda asked, line: None
     """(request, connection): what it does."""
     asked: int = 0
+    peek: bool = False
+    """Leave the request in the connection, which the reply reads itself."""
 
 
 @pytest.fixture
@@ -33,7 +40,7 @@ def server() -> Iterator[Server]:
         def handle(self) -> None:
             said.asked += 1
             with contextlib.suppress(OSError):  # the client has gone, as it should
-                said.reply(self.request.recv(65536), self.request)
+                said.reply(self.request.recv(65536, socket.MSG_PEEK if said.peek else 0), self.request)
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as tcp:
         tcp.daemon_threads = True
@@ -62,7 +69,8 @@ def drips(start: bytes, drop: bytes) -> Callable[[bytes, socket.socket], None]:
     (b"garbage\r\n\r\n", "found an answer that is not HTTP"),
     (b"HTTP/1.1 206 OK\r\n" + b"a: b\r\n" * 5000 + b"\r\n", "found an answer that is not HTTP"),
     (b"HTTP/1.1 206 OK\r\nContent-Length: x\r\n\r\n", "found an answer that is not HTTP"),
-    (b"", "no connection"),
+    (b"", "the connection broke"),
+    (b"HTTP/1.1 200 OK\r\nSet-Cookie: key=hunter2\r\n", "the connection broke"),
     (PART + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "found an answer that is not HTTP|the connection broke"),
     (PART + b"Content-Length: 10\r\n\r\nshort", "the connection broke"),
     (PART + b"Connection: close\r\n\r\nshort", "the connection broke"),
@@ -138,6 +146,35 @@ def test_a_redirect_is_followed_with_the_range_and_without_the_password(server):
     assert Remote(server.url.replace("//", "//me:pass@")).read(0, 10) == b"0123456789"
     assert b"Authorization: Basic" in asked[0] and b"GET /other%20file" in asked[1] and b"Authorization" not in asked[1]
     assert all(b"Range: bytes=0-9\r\n" in one for one in asked)
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="makes its certificate with openssl")
+def test_a_redirect_never_leads_from_https_to_http(server, tmp_path):
+    """In a process of its own, which trusts the certificate."""
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", key,
+                    "-out", cert, "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
+                   check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    moved = b"HTTP/1.1 302 Found\r\nLocation: " + server.url.encode() + b"\r\n" + NONE
+    moved_safely = moved.replace(b"http:", b"https:")
+
+    def reply(start: bytes, line: socket.socket) -> None:
+        with context.wrap_socket(line, server_side=True) as safe:
+            asked = safe.recv(65536)
+            safe.sendall(moved if b"/down" in asked else moved_safely if b"/up" in asked else PART + TEN)
+
+    server.reply, server.peek = reply, True
+    script = ("import sys; from flexgs.errors import UserError; from flexgs.http import Remote\n"
+              "for url in sys.argv[1:]:\n    try: print(Remote(url).read(0, 10))\n    except UserError as e: print(e)")
+    urls = [server.url.replace("http", "https").replace("m.fgs", name) for name in ("down", "up")]
+    said = subprocess.run([sys.executable, "-c", script, *urls], env={**os.environ, "SSL_CERT_FILE": str(cert)},
+                          capture_output=True, text=True, check=True).stdout.splitlines()
+    assert said == [f"{urls[0]}: found a redirect from https to {server.url}, expected one to https", "b'0123456789'"]
+    with pytest.raises(HTTPError, match=r"no connection \(.*certificate") as error:  # here it is not trusted
+        Remote(urls[1]).read(0, 10)
+    assert not error.value.transient
 
 
 def test_a_file_that_changes_between_two_ranges_is_noticed(server):

@@ -133,7 +133,8 @@ def check_cameras(viewmats: Tensor, Ks: Tensor, sizes: Tensor, where: str) -> No
     K [C, 3, 3] not above 0, or width and height [C, 2] no numbers of pixels."""
     R, last = viewmats[:, :3, :3].double(), viewmats.new_tensor([0.0, 0.0, 0.0, 1.0])
     sound = torch.isfinite(viewmats).flatten(1).all(dim=1) & torch.isfinite(Ks).flatten(1).all(dim=1)
-    sound &= ((R @ R.mT - torch.eye(3, dtype=R.dtype)).abs() < 1e-3).flatten(1).all(dim=1) & (viewmats[:, 3] == last).all(dim=1)
+    sound &= ((R @ R.mT - torch.eye(3, dtype=R.dtype)).abs() < 1e-3).flatten(1).all(dim=1)
+    sound &= ((viewmats[:, 3] - last).abs() < 1e-3).all(dim=1)
     sound &= (Ks.diagonal(dim1=1, dim2=2)[:, :2] > 0).all(dim=1) & ((sizes >= 1) & (sizes <= MOST_PIXELS)).all(dim=1)
     if not sound.all():
         bad = int((~sound).nonzero()[0])
