@@ -247,6 +247,8 @@ def _explain(error: Exception, url: str) -> NoReturn:
             reason = "the answer takes too long"
         case aiohttp.ClientPayloadError() | aiohttp.ServerDisconnectedError():
             reason = "the connection broke"
+        case aiohttp.ClientHttpProxyError():
+            reason, transient = f"the proxy says {error.status}", error.status >= 500
         case aiohttp.ClientResponseError():
             what = first_line(ValueError(error.message)).partition(":")[0]  # behind it are bytes of the answer
             reason = f"found an answer that is not HTTP ({what})"

@@ -201,6 +201,15 @@ def test_addresses_that_lead_nowhere_are_one_line_without_secrets(url, shown):
     assert "hunter2" not in str(error.value) and str(error.value).isprintable()
 
 
+def test_a_proxy_of_the_environment_is_asked(server, monkeypatch):
+    seen = []
+    server.reply = lambda asked, line: (seen.append(asked), line.sendall(b"HTTP/1.1 407 Who\r\n" + NONE))
+    monkeypatch.setenv("https_proxy", server.url)
+    with pytest.raises(HTTPError, match=r"https://example\.invalid/x: the proxy says 407"):
+        Remote("https://example.invalid/x").read(0, 10)
+    assert seen[0].startswith(b"CONNECT example.invalid:443 ")
+
+
 def test_it_reads_where_a_loop_runs_already(server):
     """As in a notebook."""
     server.reply = says(PART + TEN)

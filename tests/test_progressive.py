@@ -123,7 +123,7 @@ def set_field(about, resolution: int, **changes) -> None:
     (lambda about, _: about.update(splats=True), "splats: found True, expected int"),
     (lambda about, _: about.update(sh_degree=0), "which is no size that they deflate to"),
     (lambda about, _: about.update(sh_degree=4), "sh_degree: found 4, expected 0 to 3"),
-    (lambda about, _: about.update(chunks=[]), "chunks: found 0 entries, expected 1 to 1,000"),
+    (lambda about, _: about.update(chunks=[]), "chunks: found 0 entries, expected 1 to 200"),
     (lambda about, _: about.update(more=1), "unknown setting .'more'."),
     (lambda about, _: about.update(config={"steps": "x"}), "config: steps: found 'x', expected int"),
     (lambda about, _: about.update(config=None), "config: found None, expected dict"),

@@ -42,7 +42,7 @@ HEAD = struct.Struct("<6sHII")
 RATIOS = (0.01, 0.05, 0.15, 0.5, 1.0)
 CAMERAS = 8
 """At most, that a file has."""
-MOST_HEADER = 1 << 20
+MOST_HEADER, MOST_CHUNKS = 1 << 20, 200
 MOST_DEFLATED = 1032
 """Deflate makes nothing smaller than by this factor."""
 AGAIN = "get the file again"
@@ -80,7 +80,7 @@ class Header(Place):
     config: dict[str, Any]
     splats: Annotated[int, Range(1, 1 << 40)]
     sh_degree: Annotated[int, Range(0, 3)]
-    chunks: Annotated[tuple[Chunk, ...], Range(1, 1000)]
+    chunks: Annotated[tuple[Chunk, ...], Range(1, MOST_CHUNKS)]
     cameras: tuple[Annotated[tuple[float, ...], Range(27, 27)], ...] = ()
 
 
@@ -88,6 +88,8 @@ def write(model: ElasticModel, path: Path, ratios: Sequence[float] = RATIOS) -> 
     """model as a file, with a chunk for each of these rising ratios, the last of which is 1."""
     for ratio in ratios:
         check_ratio(ratio, "--ratios")
+    if len(ratios) > MOST_CHUNKS:
+        raise UserError(f"--ratios: found {len(ratios)}, expected at most {MOST_CHUNKS}")
     if not _rise_to_all(ratios):
         raise UserError(f"--ratios: found {' '.join(f'{r:g}' for r in ratios)}, expected rising ones, the last of them 1")
     tensors, chunks, bodies = _tensors(model), [], []
