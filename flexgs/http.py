@@ -163,7 +163,7 @@ def _loop(url: str) -> Iterator[Callable[[Coroutine[Any, Any, Any], float], Any]
     """wait(work, end) of an event loop of its own, in a thread, since the caller's may run already (in a notebook): the result
     of work, or HTTPError, by the time.monotonic() of end."""
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread = threading.Thread(target=loop.run_forever, name="flexgs http", daemon=True)
     thread.start()
 
     def wait(work: Coroutine[Any, Any, Any], end: float) -> Any:
