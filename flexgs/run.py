@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flexgs.config import Config, check_same_method
-from flexgs.deploy.export import write_ply
-from flexgs.deploy.formats import as_stored, read
+from flexgs.deploy.formats import as_stored, read, save
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.evaluate import lpips
@@ -196,7 +195,7 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
         first = not newest(folder, "results.json").exists()
         model.save(_made(staged(folder) / "model"))
         for ratio in config.evaluation.ratios:
-            write_ply(model.cut(ratio), _made(staged(folder) / "cuts") / cut_name(scene.name, ratio))
+            save(model.cut(ratio), _made(staged(folder) / "cuts") / cut_name(scene.name, ratio))
         if first:
             publish(folder)  # a model is more than its figures; one that has figures is replaced when the new ones are there
     measured = evaluate(model, scene, config.evaluation, config.background, group)
