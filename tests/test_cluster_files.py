@@ -170,7 +170,7 @@ def test_compose(tmp_path):
                 secrets = re.findall(r"\$\{(\w+)(:\?[^}]*)?\}", value)
                 assert secrets and all(required for _, required in secrets), key
     mlflow = config["services"]["mlflow"]
-    (installed,) = re.findall(r"pip install --no-cache-dir -c /tmp/constraints.txt (.+) &&", mlflow["build"]["dockerfile_inline"])
+    (installed,) = re.findall(r"install --no-cache-dir -c /tmp/constraints.txt (.+) &&", mlflow["build"]["dockerfile_inline"])
     assert {"mlflow"} < set(installed.split()) <= declared("", "cluster") <= set(PINS)
     assert mlflow["image"] == f"flexgs-mlflow:{PINS['mlflow']}" and mlflow["build"]["context"] == ".."
 

@@ -26,7 +26,7 @@ PROGRAM = """#!/usr/bin/env node
 const [what] = process.argv.slice(2)
 if (what == "fail") { console.error("first\\n\\n  the reason  \\n"); process.exit(3) }
 if (what == "hang") setInterval(() => {}, 1000)
-else console.log("hello", what)
+else console.log("hello", what, "in", process.cwd())
 """
 
 
@@ -93,14 +93,15 @@ def test_two_at_once_fetch_it_once(source):
     both = [subprocess.Popen([sys.executable, "-c", code], cwd=TOP, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=60)[0] for process in both]
     folder = node.kept(source, "a test")
-    assert said == 2 * [f"{folder} hello you\n\n"]
+    assert said == 2 * [f"{folder} hello you in {TOP}\n\n"]
     assert not list(folder.rglob("was-run"))  # what comes from the registry installs nothing by itself
     assert [path.name for path in folder.parent.iterdir() if path.name != ".lock"] == [folder.name]
 
 
-def test_what_a_program_says_and_does(source):
+def test_what_a_program_says_and_does(source, monkeypatch):
     folder = node.kept(source, "a test")
-    assert node.run(folder, "greet", "a b", seconds=20, doing="a test") == "hello a b\n"
+    monkeypatch.chdir(source)
+    assert node.run(folder, "greet", "a b", seconds=20, doing="a test") == f"hello a b in {source}\n"
     with pytest.raises(UserError, match=r"^a test failed: the reason$"):
         node.run(folder, "greet", "fail", seconds=20, doing="a test")
     with pytest.raises(UserError, match=r"^a test: greet did not end in 1 s"):

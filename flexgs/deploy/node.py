@@ -28,7 +28,7 @@ UNREACHED = "the npm registry is needed once; npm config get registry says where
 
 def cache() -> Path:
     """Where flexgs keeps what it has fetched or built: $XDG_CACHE_HOME/flexgs, else ~/.cache/flexgs."""
-    return make_folder(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flexgs")
+    return make_folder(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "flexgs")
 
 
 def digest(source: Path) -> str:
@@ -67,12 +67,12 @@ def kept(source: Path, doing: str) -> Path:
 
 
 def run(folder: Path, program: str, *args: str | Path, seconds: float, doing: str) -> str:
-    """Run a program of the packages that were fetched into folder, and return what it prints.
+    """Run a program of the packages that were fetched into folder, in the current one, and return what it prints.
 
     UserError with its last line if it fails, or if it takes more than so many seconds.
     """
     _installed("node", doing)
-    done = _run([folder / "node_modules" / ".bin" / program, *args], seconds, doing, folder)
+    done = _run([folder / "node_modules" / ".bin" / program, *args], seconds, doing)
     said = done.stdout + done.stderr
     if done.returncode:
         raise UserError(f"{doing} failed: {_line(said, -1) or f'exit code {done.returncode}'}")
@@ -95,7 +95,8 @@ def _installed(command: str, doing: str) -> str:
     raise UserError(f"{doing}: found no {command}, which it needs; install Node.js 20 or newer (nodejs.org)")
 
 
-def _run(command: list[str | Path], seconds: float, doing: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str | Path], seconds: float, doing: str,
+         folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     try:
         return bounded.run(command, seconds, folder=folder)
     except subprocess.TimeoutExpired:

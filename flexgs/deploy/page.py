@@ -64,8 +64,9 @@ def viewer() -> str:
     built = node.cache() / f"viewer-{node.digest(WEB)}.js"
     if not built.exists():
         with tempfile.TemporaryDirectory() as temporary, atomic_file(built) as out:
-            node.fetch(WEB, Path(temporary), doing="--html")
-            node.run(Path(temporary), "esbuild", "viewer.js", "--bundle", "--minify", "--format=iife", "--global-name=flexgs",
+            folder = Path(temporary)
+            node.fetch(WEB, folder, doing="--html")
+            node.run(folder, "esbuild", folder / "viewer.js", "--bundle", "--minify", "--format=iife", "--global-name=flexgs",
                      "--charset=ascii", f"--outfile={out}", seconds=120, doing="--html")
     return built.read_text()
 
