@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from flexgs.camera import look_at
+from flexgs.deploy.node import UNREACHED
 from flexgs.deploy.page import write_page
 from flexgs.deploy.path import fov, start
 from flexgs.deploy.source import open_model
@@ -54,6 +55,8 @@ def page(trained, tmp_path_factory) -> Path:
     try:
         write_page(open_model(trained), path, "studio <1>")
     except UserError as e:
+        if UNREACHED not in str(e) and shutil.which("npm"):
+            raise
         pytest.skip(f"the page cannot be built here: {e}")
     return path
 
