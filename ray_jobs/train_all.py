@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python itself adds only the folder of the script
 
 from flexgs.cli import guard, parse
-from flexgs.evaluate.table import print_results
+from flexgs.report.table import print_results
 from flexgs.training.memory import expected_memory
 from flexgs.urls import public
 from ray_jobs import warm_up

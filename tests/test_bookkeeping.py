@@ -10,7 +10,7 @@ from tiny import begun, same, tiny_config, tiny_scene, tiny_splats
 
 from flexgs import compare
 from flexgs.config import Config
-from flexgs.distributed import Group
+from flexgs.distributed.group import Group
 from flexgs.run import LocalSession, run
 from flexgs.training.checkpoint import latest_checkpoint
 from flexgs.training.trainer import Trainer

@@ -8,10 +8,10 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from flexgs.deploy.progressive import write
-from flexgs.deploy.visitors import Visitors, url
 from flexgs.errors import UserError
 from flexgs.files import newest
 from flexgs.model.elastic import ElasticModel
+from flexgs.view.visitors import Visitors, url
 
 
 def application(folder: Path, visitors: Visitors) -> web.Application:
