@@ -2,13 +2,19 @@
 # make test    the tests (ARGS=--slow: also those that take a minute each)
 # make lint    ruff and mypy
 # make setup   only the virtual environment in .venv
+# make pins    the versions of all packages, from pyproject.toml and package.json (ARGS=--upgrade: the newest)
 
 VENV := .venv
 STAMP := $(VENV)/.installed
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
 	$(if $(shell $(p) -c 'import sys; print(*[1] * ((3, 11) <= sys.version_info[:2] <= (3, 13)))' 2>/dev/null),$(p))))
 
-.PHONY: setup train test lint
+# What uv is asked: one version of each package for all systems and Pythons, and no word on where packages are found.
+UV ?= uv
+COMPILE = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --fork-strategy fewest --all-extras \
+	--no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command 'make pins'
+
+.PHONY: setup train test lint pins
 
 setup: $(STAMP)
 
@@ -30,3 +36,11 @@ test: setup
 lint: setup
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/mypy
+
+# Versions that are there stay, unless they no longer fit.
+pins:
+	@command -v $(UV) >/dev/null || { echo "make pins needs uv (pip install uv), or its place: make pins UV=/path/to/uv" >&2; exit 2; }
+	$(COMPILE) $(ARGS) --output-file constraints.txt
+	$(COMPILE) --generate-hashes --constraints constraints.txt --output-file requirements-hashes.txt
+	for folder in view/web formats/splat_transform; do npm install --prefix flexgs/$$folder --package-lock-only --ignore-scripts \
+		--omit-lockfile-registry-resolved --no-audit --no-fund || exit; done

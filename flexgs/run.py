@@ -22,10 +22,9 @@ from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.evaluate import chosen, evaluate
 from flexgs.files import atomic_file, atomic_folder, make_folder, newest, publish, read_jsonl, staged, tidy, write_json
-from flexgs.formats import as_stored, read
+from flexgs.formats import as_stored, read, save
 from flexgs.image import lpips
 from flexgs.inputs import read_json, typed
-from flexgs.ply import write_ply
 from flexgs.report.pictures import write_curve, write_grid
 from flexgs.scene import Scene
 from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture
@@ -196,7 +195,7 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
         first = not newest(folder, "results.json").exists()
         model.save(_made(staged(folder) / "model"))
         for ratio in config.evaluation.ratios:
-            write_ply(model.cut(ratio), _made(staged(folder) / "cuts") / cut_name(scene.name, ratio))
+            save(model.cut(ratio), _made(staged(folder) / "cuts") / cut_name(scene.name, ratio))
         if first:
             publish(folder)  # a model is more than its figures; one that has figures is replaced when the new ones are there
     measured = evaluate(model, scene, config.evaluation, config.background, group)

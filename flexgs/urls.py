@@ -31,6 +31,11 @@ _RULES = [(re.compile(pattern, re.IGNORECASE), by) for pattern, by in (
     (r"\b(authorization:?\s*|)(bearer|basic)\s+[\w.~+/=-]{8,}", rf"\1\2 {HIDDEN}"))]
 
 
+def is_url(text: str) -> bool:
+    """Whether it begins as an address does, of whatever scheme, and not as a path."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE) is not None
+
+
 def public(text: str) -> str:
     """The text, which may be an address, a command or an error, without what gives access: what stands before the @ of an
     address, values of a query or fragment that are named like secrets, and the like elsewhere. Other text stays as it is."""

@@ -14,6 +14,7 @@ from flexgs.scene import load_scene
 from flexgs.splats import Splats
 
 torch.set_num_threads(1)  # idle OpenMP threads spin, and the machines that run tests have few cores
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # where the tests' servers are, whatever leads outside
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

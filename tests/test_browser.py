@@ -16,6 +16,7 @@ from PIL import Image
 from flexgs.camera import look_at
 from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
+from flexgs.formats.node import UNREACHED
 from flexgs.raster import render
 from flexgs.scene import load_scene
 from flexgs.view.camera_path import fov, start
@@ -54,6 +55,8 @@ def page(trained, tmp_path_factory) -> Path:
     try:
         write_page(open_model(trained), path, "studio <1>")
     except UserError as e:
+        if UNREACHED not in str(e) and shutil.which("npm"):
+            raise
         pytest.skip(f"the page cannot be built here: {e}")
     return path
 

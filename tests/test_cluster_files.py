@@ -14,10 +14,10 @@ import yaml
 from jsonschema import Draft202012Validator, ValidationError
 
 from flexgs import run
+from tests.test_packages import PINS, declared
 
 TOP = Path(__file__).parent.parent
 FOLDER = TOP / "cluster"
-PINS = dict(line.split("==") for line in (TOP / "constraints.txt").read_text().split() if "==" in line)
 
 
 def read(name: str) -> Any:
@@ -169,8 +169,10 @@ def test_compose(tmp_path):
             if re.search("PASSWORD|SECRET|_KEY|URI|MC_HOST", key):
                 secrets = re.findall(r"\$\{(\w+)(:\?[^}]*)?\}", value)
                 assert secrets and all(required for _, required in secrets), key
-    pinned = dict(re.findall(r"([\w-]+)==([\d.]+)", str(config["services"]["mlflow"]["build"])))
-    assert pinned and pinned.items() <= PINS.items() and set(pinned) >= {"mlflow", "mlflow-skinny", "mlflow-tracing"}
+    mlflow = config["services"]["mlflow"]
+    (installed,) = re.findall(r"install --no-cache-dir -c /tmp/constraints.txt (.+) &&", mlflow["build"]["dockerfile_inline"])
+    assert {"mlflow"} < set(installed.split()) <= declared("", "cluster") <= set(PINS)
+    assert mlflow["image"] == f"flexgs-mlflow:{PINS['mlflow']}" and mlflow["build"]["context"] == ".."
 
 
 # ---------------------------------------------------------------------- Slurm

@@ -47,6 +47,12 @@ class Source:
     """Whether it heeds If-Range."""
     length: bool = True
     status: int = 200
+    first: list[int] = field(default_factory=list)
+    """Statuses of the first answers, before that one."""
+    piece: int | None = None
+    """It sends no more than so many bytes of a range."""
+    wrong: bool = False
+    """Of a range it sends the start of the file."""
     asked: list[tuple[str | None, str | None, int]] = field(default_factory=list)
     """Range, If-Range and status of each request."""
 
@@ -56,10 +62,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         source, asked = self.source, self.headers.get("Range")
-        body, status, start = source.body, source.status, 0
+        body, status, start = source.body, source.first.pop(0) if source.first else source.status, 0
         if status == 200 and asked and source.ranges and (self.headers.get("If-Range") == source.etag or not source.if_range):
-            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
+            start = 0 if source.wrong else int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
             status = 206 if start < len(body) else 416
+        end = min(len(body), start + source.piece) if source.piece and status == 206 else len(body)
         source.asked.append((asked, self.headers.get("If-Range"), status))
         self.send_response(status)
         if source.etag:
@@ -68,11 +75,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("x-goog-hash", "crc32c=AAAAAA==")
             self.send_header("x-goog-hash", f"md5={source.md5}")
         if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(body)}")
         if source.length:
-            self.send_header("Content-Length", str(len(body) - start))
+            self.send_header("Content-Length", str(max(0, end - start)))
         self.end_headers()
-        self.wfile.write(body[start:start + source.breaks.pop(0)] if source.breaks else body[start:])
+        self.wfile.write(body[start:start + source.breaks.pop(0)] if source.breaks else body[start:end])
         if source.then is not None:
             source.body, source.then, source.etag = source.then, None, '"two"'
 
@@ -203,6 +210,49 @@ def test_a_server_that_refuses_is_named_with_the_way_by_hand(source, release, tm
     assert len(source.asked) == requests and not (tmp_path / "one").exists()
     (tmp_path / "downloads" / "some.zip").write_bytes(release)
     assert get([known(source)], tmp_path, **QUICK) == [tmp_path / "one"] and len(source.asked) == requests
+
+
+@pytest.mark.parametrize("first", [[429], [503, 408], [425]])
+def test_a_server_that_is_busy_is_asked_again(source, junk, tmp_path, first):
+    source.body, source.first = junk, first
+    asked = [*first, 200]
+    assert fetch(Archive(source.url, "x.zip"), tmp_path, **QUICK).read_bytes() == junk
+    assert [status for _, _, status in source.asked] == asked
+
+
+def test_a_range_that_was_not_asked_for_is_not_taken(source, junk, tmp_path):
+    source.body, source.breaks, source.wrong = junk, [100_000], True
+    assert fetch(Archive(source.url, "x.zip"), tmp_path, **QUICK).read_bytes() == junk
+    assert [status for _, _, status in source.asked] == [200, 206, 200]  # from its start, then
+    source.status, source.asked = 206, []
+    with pytest.raises(UserError, match="the server says 206 Partial Content; try again later"):
+        fetch(Archive(source.url, "y.zip"), tmp_path, **QUICK)
+
+
+def test_a_server_that_sends_less_of_a_range_than_there_is(source, junk, tmp_path):
+    source.body, source.breaks, source.piece = junk, [100_000], 150_000
+    assert fetch(Archive(source.url, "x.zip"), tmp_path, **QUICK).read_bytes() == junk
+    assert [status for _, _, status in source.asked] == [200, 206, 206, 206]
+
+
+def test_a_download_has_an_end(source, junk, tmp_path, monkeypatch):
+    source.body, source.breaks = junk, list(range(100_000, 100_050))  # each a little, without end
+    with pytest.raises(UserError, match=r"some\.zip: .*; try again later"):
+        fetch(Archive(source.url, "x.zip"), tmp_path, tries=50, pause=0.05, longest=0.2)
+    assert 1 < len(source.asked) < 10 and (tmp_path / "x.zip.part" / "data").exists()
+    source.length, source.breaks = False, []  # and so has a body that nobody knows the length of
+    usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="found more than 100,000 bytes"):
+        fetch(Archive(source.url, "y.zip"), tmp_path, **QUICK)
+
+
+def test_secrets_in_the_address_of_an_archive_are_not_shown(source, tmp_path, capsys):
+    source.status = 503
+    url = source.url.replace("//", "//me:hunter2@") + "?token=hunter2"
+    with pytest.raises(UserError, match=r"some\.zip\?token=\*\*\*: the server says 503 Service Unavailable; try") as error:
+        fetch(Archive(url, "x.zip"), tmp_path, **QUICK)
+    assert "hunter2" not in str(error.value) + capsys.readouterr().out
 
 
 def test_nobody_listens(source, tmp_path):

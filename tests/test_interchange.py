@@ -5,18 +5,19 @@ import random
 import re
 import shutil
 import struct
-import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import random_splats, shared
 
-from flexgs import load
+from flexgs import bounded, load
 from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
 from flexgs.formats import FORMATS, decode, format_at, format_of, gltf, interchange, read, save
+from flexgs.formats.node import UNREACHED
 from flexgs.image.psnr import psnr
 from flexgs.model.elastic import ElasticModel
 from flexgs.ply import read_ply, to_ply, write_ply
@@ -73,15 +74,18 @@ def test_what_comes_back(tmp_path, name, degree):
 
 
 @NODE
-def test_gltf_comes_back_exactly(tmp_path, splats):
+def test_gltf_comes_back_exactly(tmp_path, monkeypatch):
     """And its axes are those of glTF: y up."""
+    monkeypatch.chdir(tmp_path)
     for degree in (0, 3):
         splats = ours(50, degree)
         try:
-            gltf.write(splats, tmp_path / "x.glb")
+            gltf.write(splats, Path("x.glb"))
         except UserError as e:
+            if UNREACHED not in str(e):
+                raise
             pytest.skip(f"splat-transform cannot be had here: {e}")
-        again = gltf.read(tmp_path / "x.glb")
+        again = gltf.read(Path("x.glb"))
         assert again.sh_degree == degree
         same_to(EXACT, splats, again)
 
@@ -318,6 +322,6 @@ def test_a_decoder_does_not_run_for_ever(tmp_path):
     with zipfile.ZipFile(path, "w") as packed:
         for name, raw in (parts | {"meta.json": json.dumps(about).encode()}).items():
             packed.writestr(name, raw)
-    command = [sys.executable, "-I", decode.__file__, "sog", path, tmp_path / "out.ply", "1"]
-    done = subprocess.run(command, timeout=30, check=False, capture_output=True)
+    command = [sys.executable, "-I", decode.__file__, "sog", path, tmp_path / "out.ply"]
+    done = bounded.run(command, seconds=30, cpu_seconds=1, memory=interchange.MOST_MEMORY)
     assert done.returncode != 0 and not (tmp_path / "out.ply").exists()

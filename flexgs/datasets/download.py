@@ -8,33 +8,31 @@
 import base64
 import binascii
 import hashlib
-import http.client
 import os
-import re
 import shutil
 import stat
 import time
-import urllib.error
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from flexgs.datasets.catalog import Archive, Known, is_capture
 from flexgs.errors import UserError
 from flexgs.files import make_folder, only_one, write_json
+from flexgs.http import Answer, HTTPError, request
 from flexgs.inputs import read_json
 from flexgs.scene.colmap import find_models
+from flexgs.urls import public
 
 CHUNK = 1 << 20
-TIMEOUT = 60
 LONGEST_PAUSE = 60.0
+LONGEST = 24 * 3600.0
+"""Seconds for an archive, all attempts of one call together."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,6 @@ class Version:
     size: int | None
     md5: str | None
     """Base64, as Google Cloud Storage says it in x-goog-hash; of its crc32c no use is made."""
-
-
-class _BrokenOffError(Exception):
-    """The connection failed, which another attempt may mend; its text says how."""
 
 
 def get(wanted: Sequence[Known], data_root: Path, *, tries: int = 6, pause: float = 1.0) -> list[Path]:
@@ -77,28 +71,32 @@ def get(wanted: Sequence[Known], data_root: Path, *, tries: int = 6, pause: floa
     return list(targets.values())
 
 
-def fetch(archive: Archive, folder: Path, *, tries: int = 6, pause: float = 1.0) -> Path:
+def fetch(archive: Archive, folder: Path, *, tries: int = 6, pause: float = 1.0, longest: float = LONGEST) -> Path:
     """The archive as a file in folder. One that is there already is taken as it is, after a look at its checksum.
 
-    tries: how often in a row a connection may fail without bringing a byte; between them pause seconds, doubled each time.
-    UserError as of get.
+    tries: how often in a row a connection may fail without getting further than any before; between them pause seconds, doubled
+    each time. longest: seconds in all. UserError as of get.
     """
     file, part = folder / archive.file, make_folder(folder / f"{archive.file}.part")
+    url = public(archive.url)
     if file.exists():
         if wrong := _wrong(file, archive, None):
-            raise UserError(f"{file}: {wrong}: it is cut off or damaged, or another archive than {archive.url}: remove it, and "
+            raise UserError(f"{file}: {wrong}: it is cut off or damaged, or another archive than {url}: remove it, and "
                             "the same command downloads it")
         return file
-    data, left, before = part / "data", tries, ""
+    data, left, before, end = part / "data", tries, "", time.monotonic() + longest
+    most = _size(data)
     while True:
-        have = _size(data)
         try:
-            version = _attempt(archive, part)
-        except _BrokenOffError as e:
-            left = tries if _size(data) > have else left - 1
-            if left <= 0:
-                raise UserError(f"{archive.url}: {e}; {_by_hand(file)}") from None
-            print(f"{archive.file}: {e}; goes on from {_size(data) / 1e6:,.1f} MB", flush=True)
+            version = _attempt(archive, part, end - time.monotonic())
+        except HTTPError as e:
+            if longer := e.status == 416:  # what is here is longer than the file
+                data.unlink(missing_ok=True)
+            left = tries if _size(data) > most else left - 1
+            most = max(most, _size(data))
+            if left <= 0 or not (e.transient or longer) or time.monotonic() > end:
+                raise UserError(f"{e}; {_by_hand(file)}") from None
+            print(f"{archive.file}: {e.reason}; goes on from {_size(data) / 1e6:,.1f} MB", flush=True)
             time.sleep(min(pause * 2 ** (tries - left), LONGEST_PAUSE))
             continue
         wrong = _wrong(data, archive, version)
@@ -107,7 +105,7 @@ def fetch(archive: Archive, folder: Path, *, tries: int = 6, pause: float = 1.0)
             return file
         data.unlink()
         if before:
-            raise UserError(f"{archive.url}: arrived damaged twice ({wrong}); nothing is kept; {_by_hand(file)}")
+            raise UserError(f"{url}: arrived damaged twice ({wrong}); nothing is kept; {_by_hand(file)}")
         before = wrong
         print(f"{archive.file}: arrived damaged ({wrong}); once more", flush=True)
 
@@ -117,57 +115,37 @@ def _by_hand(file: Path) -> str:
             f"a folder for each capture, into {file.parent.parent}")
 
 
-def _attempt(archive: Archive, part: Path) -> Version:
-    """Bring part/data to its end in one request. If that fails, what has arrived stays. _BrokenOffError, and UserError for an
-    answer that will not change."""
+def _attempt(archive: Archive, part: Path, seconds: float) -> Version:
+    """Bring part/data to its end in one request of so many seconds at most. HTTPError, and what has arrived stays."""
     data, about = part / "data", part / "version.json"
-    have, version = _size(data), _read(about)
-    request = urllib.request.Request(archive.url, headers={"Accept-Encoding": "identity", "User-Agent": "flexgs"})
+    have, version, headers = _size(data), _read(about), {}
     if have and version and version.validator:
         if have == version.size:
             return version
-        request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", version.validator)
-    try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as e:
-        e.close()
-        if e.code == 416:  # what is here is longer than the file
-            data.unlink(missing_ok=True)
-        elif 400 <= e.code < 500 and e.code not in (408, 425, 429):
-            raise UserError(f"{archive.url}: the server says {e.code} {e.reason}; {_by_hand(part.with_suffix(''))}") from None
-        raise _BrokenOffError(f"the server says {e.code} {e.reason}") from None
-    except (OSError, http.client.HTTPException) as e:
-        raise _BrokenOffError(f"no connection ({getattr(e, 'reason', e)})") from None
-    with response:
-        before = version if response.status == 206 else None
-        now = _version(response, have if before else 0)
+        headers = {"Range": f"bytes={have}-", "If-Range": version.validator}
+    with request(archive.url, headers, seconds) as answer:
+        before = version if answer.span else None
+        now = _version(answer)
         if before:
-            start = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-            if not start or int(start[1]) != have or (now.validator, now.size) != (before.validator, before.size):
+            assert answer.span
+            if answer.span.first != have or now.validator != before.validator or now.size not in (None, before.size):
                 data.unlink()
-                raise _BrokenOffError("the file has changed on the server")
+                raise HTTPError(archive.url, "the file has changed on the server", transient=True)
             now = before
         else:
             data.unlink(missing_ok=True)  # first: what is of another version must not be taken for the start of this one
+            have = 0
             write_json(about, asdict(now))
         if now.size is not None:
-            _check_room(part, now.size - (have if before else 0))
+            _check_room(part, now.size - have)
         with data.open("ab" if before else "wb") as out, _progress() as progress:
-            task = progress.add_task(archive.file, total=now.size, completed=out.tell())
-            while chunk := _more(response):
+            task = progress.add_task(archive.file, total=now.size, completed=have)
+            for chunk in answer.chunks(shutil.disk_usage(part).free if now.size is None else now.size - have):
                 out.write(chunk)
                 progress.advance(task, len(chunk))
-    if now.size is not None and _size(data) != now.size:
-        raise _BrokenOffError("the connection broke")
+    if now.size is not None and _size(data) != now.size:  # the server has sent a part of what was asked for
+        raise HTTPError(archive.url, "the connection broke", transient=True)
     return now
-
-
-def _more(response: Any) -> bytes:
-    try:
-        return response.read1(CHUNK)
-    except (OSError, http.client.HTTPException) as e:
-        raise _BrokenOffError(f"the connection broke ({e})") from None
 
 
 def unpack(file: Path, inside: str, target: Path) -> None:
@@ -214,13 +192,12 @@ def _is_evil(info: zipfile.ZipInfo) -> bool:
             or kind not in (0, stat.S_IFREG, stat.S_IFDIR))
 
 
-def _version(response: Any, start: int) -> Version:
-    """By the headers of an answer whose body starts at an offset of the file."""
-    headers = response.headers
-    etag, length = headers.get("ETag"), headers.get("Content-Length")
-    hashes = dict(one.strip().partition("=")[::2] for line in headers.get_all("x-goog-hash", ()) for one in line.split(","))
-    return Version(etag if etag and not etag.startswith("W/") else headers.get("Last-Modified"),
-                   int(length) + start if length and length.isdigit() else None, hashes.get("md5"))
+def _version(answer: Answer) -> Version:
+    etag, hashes = answer.header("ETag"), answer.header("x-goog-hash").split(",")
+    validator = etag if etag and not etag.startswith("W/") else answer.header("Last-Modified")
+    return Version(validator if validator and validator.isascii() and validator.isprintable() else None,
+                   answer.span.total if answer.span else answer.length,
+                   dict(one.strip().partition("=")[::2] for one in hashes).get("md5"))
 
 
 def _read(file: Path) -> Version | None:

@@ -20,7 +20,7 @@ def describe(model: ElasticModel | Progressive, source: str) -> Mapping[str, str
     opacity = torch.sigmoid(whole.opacities)
     path, config = Path(source), model.config
     if isinstance(model, Progressive):
-        kind = "packed elastic model, chunks up to " + ", ".join(f"{100 * chunk['ratio']:g} %" for chunk in model.chunks)
+        kind = "packed elastic model, chunks up to " + ", ".join(f"{100 * chunk.ratio:g} %" for chunk in model.chunks)
     elif path.is_dir():
         kind = f"elastic model, preset {config.preset}"
     else:

@@ -12,19 +12,17 @@ read and smaller ones do not. So each byte is sent once, and whoever has the chu
 the model itself does, bit for bit. Chunks follow each other, so their offsets are sums, and a client over HTTP asks for ranges.
 """
 
-import contextlib
 import itertools
 import json
 import struct
-import urllib.error
-import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Protocol
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -32,28 +30,66 @@ from flexgs.camera import Camera
 from flexgs.config import Config, check_ratio, count_at
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
+from flexgs.inputs import Range, check_tensors, parse_json, regular_file, typed
 from flexgs.model.budget import fitting
-from flexgs.model.elastic import ElasticModel, Place, make_transform
+from flexgs.model.elastic import ElasticModel, Place, check_cameras, make_transform
 from flexgs.splats import Splats
+from flexgs.urls import is_url, public
 
 MAGIC, VERSION = b"FLEXGS", 1
 HEAD = struct.Struct("<6sHII")
 RATIOS = (0.01, 0.05, 0.15, 0.5, 1.0)
 CAMERAS = 8
 """At most, that a file has."""
-MOST_HEADER = 1 << 20
+MOST_HEADER, MOST_CHUNKS = 1 << 20, 200
 MOST_DEFLATED = 1032
 """Deflate makes nothing smaller than by this factor."""
+AGAIN = "get the file again"
 
-Read = Callable[[int, int], bytes]
-"""(offset, length) -> that many bytes, or fewer where the file ends."""
+
+class File(Protocol):
+    """What is read from: a file here, or one behind a URL (Remote in http.py)."""
+
+    size: int | None
+    """Bytes of the whole, once any have been read."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """That many bytes, or fewer where the file ends."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Of a file, what the header says of it."""
+
+    ratio: Annotated[float, Range(0, 1, "(]")]
+    bytes: Annotated[int, Range(1, 1 << 50)]
+    crc32: Annotated[int, Range(0, 2**32 - 1)]
+    parts: tuple[tuple[str, int, int], ...]
+
+    def check(self, size: int) -> None:
+        """ValueError unless so many bytes can have been deflated to what it has."""
+        if not self.bytes - size // 1000 - 64 <= size <= MOST_DEFLATED * self.bytes:
+            raise ValueError(f"{size:,} bytes in {self.bytes:,}, which is no size that they deflate to")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header(Place):
+    """Of a file, with the place of its model."""
+
+    config: dict[str, Any]
+    splats: Annotated[int, Range(1, 1 << 40)]
+    sh_degree: Annotated[int, Range(0, 3)]
+    chunks: Annotated[tuple[Chunk, ...], Range(1, MOST_CHUNKS)]
+    cameras: tuple[Annotated[tuple[float, ...], Range(27, 27)], ...] = ()
 
 
 def write(model: ElasticModel, path: Path, ratios: Sequence[float] = RATIOS) -> None:
     """model as a file, with a chunk for each of these rising ratios, the last of which is 1."""
     for ratio in ratios:
         check_ratio(ratio, "--ratios")
-    if not ratios or any(a >= b for a, b in itertools.pairwise(ratios)) or ratios[-1] != 1:
+    if len(ratios) > MOST_CHUNKS:
+        raise UserError(f"--ratios: found {len(ratios)}, expected at most {MOST_CHUNKS}")
+    if not _rise_to_all(ratios):
         raise UserError(f"--ratios: found {' '.join(f'{r:g}' for r in ratios)}, expected rising ones, the last of them 1")
     tensors, chunks, bodies = _tensors(model), [], []
     for parts, ratio in zip(_parts(model, ratios), ratios, strict=True):
@@ -76,46 +112,39 @@ class Progressive:
     source: str
     model: ElasticModel
     """With zeros for what has not been read."""
-    chunks: list[dict[str, Any]]
+    chunks: Sequence[Chunk]
     offset: int
     """Of the first chunk that has not been read; what has been transferred so far."""
-    read: Read
+    file: File
     loaded: int = 0
     """Chunks that have been read."""
 
     @staticmethod
     def open(source: str | Path) -> "Progressive":
-        """Read the header of a file, or of an http(s) URL; UserError if it is none of ours, broken or cut off."""
-        where = str(source)
-        read = _http(where) if where.startswith(("http://", "https://")) else _file(Path(source))
-        head = read(0, HEAD.size)
+        """Read the header of a file, or of an http(s) URL; UserError if it is none of ours, broken or cut off.
+
+        No memory is taken for a model before its header is known to describe one that the file has room for.
+        """
+        where, file = public(str(source)), _opened(source)
+        head = file.read(0, HEAD.size)
         if len(head) < HEAD.size or head[:6] != MAGIC:
             raise UserError(f"{where}: not a progressive model of flexgs; expected a file of `flexgs pack`")
         _, version, length, crc = HEAD.unpack(head)
         if version != VERSION:
             raise UserError(f"{where}: format {version}, this version reads {VERSION}")
-        raw = read(HEAD.size, length) if length <= MOST_HEADER else b""
+        raw = file.read(HEAD.size, length) if length <= MOST_HEADER else b""
         if len(raw) != length or zlib.crc32(raw) != crc:
-            raise UserError(f"{where}: the header is cut off or damaged; get the file again")
-        try:
-            about = json.loads(raw)
-            config, n, degree, chunks = (about[key] for key in ("config", "splats", "sh_degree", "chunks"))
-            row = 4 * (14 + 3 * ((degree + 1) ** 2 - 1))
-            if not 0 < n * row <= MOST_DEFLATED * sum(chunk["bytes"] for chunk in chunks):
-                raise ValueError(f"{n} Gaussians in a file that is too small for them")
-            model = _empty(Config.from_dict(config, where), n, degree, place := Place.of(about, where))
-            model.cameras = [_camera(numbers, place) for numbers in about.get("cameras", ())]
-            expected = _parts(model, [chunk["ratio"] for chunk in chunks])
-            if [chunk["parts"] for chunk in chunks] != [[list(part) for part in parts] for parts in expected]:
-                raise ValueError("the chunks are not those of such a model")
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, MemoryError) as e:
-            raise UserError(f"{where}: the header makes no sense ({e}); get the file again") from None
-        return Progressive(where, model, chunks, HEAD.size + length, read)
+            raise UserError(f"{where}: the header is cut off or damaged; {AGAIN}")
+        header: Header = typed(Header, parse_json(raw, where, AGAIN), where)
+        size = HEAD.size + length + sum(chunk.bytes for chunk in header.chunks)
+        if file.size != size:
+            raise UserError(f"{where}: found {file.size:,} bytes, expected {size:,} as its header says; {AGAIN}")
+        return Progressive(where, _model(header, where), header.chunks, HEAD.size + length, file)
 
     def load(self, ratio: float) -> int:
         """Read the chunks that cuts up to this ratio need; the bytes of the file that have been read in all."""
         check_ratio(ratio)
-        while self.loaded < len(self.chunks) and (not self.loaded or self.chunks[self.loaded - 1]["ratio"] < ratio):
+        while self.loaded < len(self.chunks) and (not self.loaded or self.chunks[self.loaded - 1].ratio < ratio):
             self._load(self.chunks[self.loaded])
             self.loaded += 1
         return self.offset
@@ -144,21 +173,31 @@ class Progressive:
     def cameras(self) -> Sequence[Camera]:
         return self.model.cameras
 
-    def _load(self, chunk: dict[str, Any]) -> None:
-        body = self.read(self.offset, chunk["bytes"])
-        if len(body) != chunk["bytes"] or zlib.crc32(body) != chunk["crc32"]:
-            raise UserError(f"{self.source}: the chunk of {100 * chunk['ratio']:g} % is cut off or damaged; get the file again")
+    def _load(self, chunk: Chunk) -> None:
+        what = f"{self.source}: the chunk of {100 * chunk.ratio:g} %"
         tensors = _tensors(self.model)
-        wanted = [tensors[name][first:last] for name, first, last in chunk["parts"]]
-        size = sum(t.nbytes for t in wanted)
-        raw = zlib.decompressobj().decompress(body, size + 1)
-        if len(raw) != size:
-            raise UserError(f"{self.source}: the chunk of {100 * chunk['ratio']:g} % has {len(raw)} bytes, expected {size}")
-        at = 0
-        for rows in wanted:
-            rows.copy_(_restored(raw[at:at + rows.nbytes], rows))
-            at += rows.nbytes
-        self.offset += chunk["bytes"]
+        wanted = [tensors[name][first:last] for name, first, last in chunk.parts]
+        size = sum(rows.nbytes for rows in wanted)
+        if (free := psutil.virtual_memory().available) < chunk.bytes + 2 * size:
+            raise UserError(f"{what} takes {(chunk.bytes + 2 * size) / 1e9:.1f} GB of memory, found {free / 1e9:.1f} GB free; "
+                            "ask for less of the model, or use a larger machine")
+        body = self.file.read(self.offset, chunk.bytes)
+        if len(body) != chunk.bytes or zlib.crc32(body) != chunk.crc32:
+            raise UserError(f"{what} is cut off or damaged; {AGAIN}")
+        inflater = zlib.decompressobj()
+        try:
+            raw = inflater.decompress(body, size + 1)
+        except zlib.error as e:
+            raise UserError(f"{what} is not deflated ({e}); {AGAIN}") from None
+        if len(raw) != size or not inflater.eof or inflater.unused_data:
+            raise UserError(f"{what} is of another length than its {size:,} bytes deflated; {AGAIN}")
+        ends = list(itertools.accumulate(rows.nbytes for rows in wanted))
+        stored = [_restored(raw[end - rows.nbytes:end], rows) for rows, end in zip(wanted, ends, strict=True)]
+        for (name, _, _), rows in zip(chunk.parts, stored, strict=True):
+            check_tensors({name: rows}, {name: (_dtype(rows), tuple(rows.shape))}, what)
+        for mine, rows in zip(wanted, stored, strict=True):
+            mine.copy_(rows)
+        self.offset += chunk.bytes
 
 
 def _tensors(model: ElasticModel) -> dict[str, Tensor]:
@@ -183,14 +222,41 @@ def _parts(model: ElasticModel, ratios: Sequence[float]) -> Iterator[list[tuple[
         yield parts
 
 
-def _empty(config: Config, n: int, sh_degree: int, place: Place) -> ElasticModel:
-    """A model of zeros, which take no memory until they are written to."""
-    def zeros(*shape: int) -> Tensor:
-        return torch.from_numpy(np.zeros(shape, np.float32))
+def _model(header: Header, where: str) -> ElasticModel:
+    """The model of a header, of zeros that take no memory until they are written to. UserError unless the chunks are what such
+    a model has, and can be as small as they are."""
+    n, rest = header.splats, (header.sh_degree + 1) ** 2 - 1
+    config = Config.from_dict(header.config, f"{where}: config")
+    with torch.device("meta"):
+        splats = Splats(torch.empty(n, 3), torch.empty(n, 4), torch.empty(n, 3), torch.empty(n), torch.empty(n, 3),
+                        torch.empty(n, rest, 3), header.origin)
+        model = ElasticModel(splats, make_transform(config, splats, unit=header.unit).stored(), config)
+    try:
+        if not _rise_to_all(ratios := [chunk.ratio for chunk in header.chunks]):
+            raise ValueError("the chunks do not rise to all of the model")
+        tensors = _tensors(model)
+        for chunk, parts in zip(header.chunks, _parts(model, ratios), strict=True):
+            if chunk.parts != tuple(parts):
+                raise ValueError("the chunks are not those of such a model")
+            chunk.check(sum(tensors[name][first:last].nbytes for name, first, last in parts))
+    except ValueError as e:
+        raise UserError(f"{where}: the header makes no sense ({e}); {AGAIN}") from None
+    model.splats = splats.map(_zeros)
+    model.transform.load_state_dict({name: _zeros(t) for name, t in model.transform.state_dict().items()}, assign=True)
+    model.cameras = _cameras(header, where)
+    return model
 
-    splats = Splats(zeros(n, 3), zeros(n, 4), zeros(n, 3), zeros(n), zeros(n, 3), zeros(n, (sh_degree + 1) ** 2 - 1, 3),
-                    place.origin)
-    return ElasticModel(splats, make_transform(config, splats, unit=place.unit).stored(), config)
+
+def _zeros(like: Tensor) -> Tensor:
+    return torch.from_numpy(np.zeros(like.shape, _dtype(like)))
+
+
+def _dtype(t: Tensor) -> str:
+    return str(t.dtype).removeprefix("torch.")
+
+
+def _rise_to_all(ratios: Sequence[float]) -> bool:
+    return bool(ratios) and ratios[-1] == 1 and all(a < b for a, b in itertools.pairwise(ratios))
 
 
 def _numbers(camera: Camera) -> list[float]:
@@ -198,10 +264,13 @@ def _numbers(camera: Camera) -> list[float]:
     return [camera.width, camera.height, *(float(f"{value:.9g}") for value in values)]
 
 
-def _camera(numbers: list[float], place: Place) -> Camera:
-    width, height, *rest = numbers
-    values = torch.tensor(rest, dtype=torch.float32)
-    return Camera(values[:16].view(4, 4), values[16:].view(3, 3), int(width), int(height), place.near, place.origin)
+def _cameras(header: Header, where: str) -> list[Camera]:
+    """The reverse of _numbers, for all of them."""
+    numbers = torch.tensor(header.cameras, dtype=torch.float64).view(-1, 27)
+    sizes, viewmats, Ks = numbers[:, :2].long(), numbers[:, 2:18].float().view(-1, 4, 4), numbers[:, 18:].float().view(-1, 3, 3)
+    check_cameras(viewmats, Ks, sizes, where)
+    return [Camera(viewmat, K, width, height, header.near, header.origin)
+            for viewmat, K, (width, height) in zip(viewmats, Ks, sizes.tolist(), strict=True)]
 
 
 def _transposed(rows: Tensor) -> bytes:
@@ -215,30 +284,23 @@ def _restored(raw: bytes, like: Tensor) -> Tensor:
     return torch.from_numpy(plain.reshape(-1)).view(like.dtype).view(like.shape)
 
 
-def _file(path: Path) -> Read:
-    def read(offset: int, length: int) -> bytes:
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(length)
+class _Local:
+    def __init__(self, path: Path):
+        self.path = regular_file(path, "a file of `flexgs pack`")
+        self.size: int | None = self.path.stat().st_size
 
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    return read
-
-
-def _http(url: str) -> Read:
-    def read(offset: int, length: int) -> bytes:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-{offset + length - 1}"})
+    def read(self, offset: int, length: int) -> bytes:
         try:
-            with contextlib.closing(urllib.request.urlopen(request, timeout=60)) as answer:
-                if answer.status != 206:
-                    raise UserError(f"{url}: the server sends whole files only; expected one that answers ranges")
-                return answer.read(length)
-        except urllib.error.HTTPError as e:
-            if e.code == 416:  # behind the end
-                return b""
-            raise UserError(f"{url}: {e}") from None
-        except (urllib.error.URLError, OSError) as e:
-            raise UserError(f"{url}: no answer ({getattr(e, 'reason', e)})") from None
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                return file.read(length)
+        except OSError as e:
+            raise UserError(f"{self.path}: cannot be read ({e.strerror or e})") from None
 
-    return read
+
+def _opened(source: str | Path) -> File:
+    if not is_url(str(source)):
+        return _Local(Path(source))
+    from flexgs.http import Remote  # a fifth of a second to import, which a file here need not
+
+    return Remote(str(source))

@@ -9,6 +9,7 @@ from aiohttp.typedefs import Handler
 
 from flexgs.deploy.progressive import write
 from flexgs.errors import UserError
+from flexgs.files import newest
 from flexgs.model.elastic import ElasticModel
 from flexgs.view.visitors import Visitors, url
 
@@ -35,12 +36,12 @@ def application(folder: Path, visitors: Visitors) -> web.Application:
             return web.Response(status=404, text="no such file\n")
 
     app = web.Application(middlewares=[guard])
-    model, packed, cuts = folder / "model", folder / "model.fgs", folder / "cuts"
+    model, packed, cuts = newest(folder, "model"), folder / "model.fgs", newest(folder, "cuts")
     weights = model / "model.safetensors"
     if not weights.is_file():
         app.add_routes([web.static("/", folder, show_index=True)])
         return app
-    for part in (model, *model.iterdir()):
+    for part in (model.parent, model, *model.iterdir()):
         if not _is_inside(part, folder):
             raise UserError(f"{part}: leads out of {folder}, which is all that is served; put the file itself there")
     if not _is_inside(packed, folder) or not packed.exists() or packed.stat().st_mtime < weights.stat().st_mtime:

@@ -12,6 +12,7 @@ from flexgs.model.elastic import ElasticModel
 from flexgs.model.importance import score
 from flexgs.model.transform import Transform
 from flexgs.scene import Scene
+from flexgs.urls import is_url
 
 
 def open_model(source: str | Path, scene: Scene | None = None) -> ElasticModel | Progressive:
@@ -21,7 +22,7 @@ def open_model(source: str | Path, scene: Scene | None = None) -> ElasticModel |
     UserError if it is none of these, or broken.
     """
     where = str(source)
-    if where.startswith(("http://", "https://")) or where.lower().endswith(".fgs"):
+    if is_url(where) or where.lower().endswith(".fgs"):
         return Progressive.open(source)
     path = Path(source)
     if path.is_dir():

@@ -1,33 +1,13 @@
-"""A program, python decode.py KIND FILE PLY SECONDS: reads a file with gaussforge.
+"""A program, python decode.py KIND FILE PLY: reads a file with gaussforge, so that its C++ has a process of its own."""
 
-Its memory is bounded by the size of the file and its time by SECONDS of the processor, and it ends with its parent.
-"""
-
-import ctypes
 import sys
 from pathlib import Path
 
-MOST_MEMORY = 1 << 30
-"""Of the address space, in bytes, besides TIMES what the file has."""
-TIMES = 128
-PR_SET_PDEATHSIG, SIGKILL = 1, 9
 
-
-def main(kind: str, file: str, ply: str, seconds: str = "10") -> None:
-    raw = Path(file).read_bytes()
-    try:
-        import resource  # not on Windows
-
-        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY + TIMES * len(raw),) * 2)
-        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds),) * 2)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (ImportError, ValueError):  # ValueError: the machine allows less
-        pass
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL)
+def main(kind: str, file: str, ply: str) -> None:
     from gaussforge import GaussForge
 
-    made = GaussForge().convert(raw, kind, "ply")
+    made = GaussForge().convert(Path(file).read_bytes(), kind, "ply")
     if "data" not in made:
         sys.exit(str(made.get("error")))
     Path(ply).write_bytes(made["data"])

@@ -2,7 +2,7 @@
 
 Extra `export`: gsply writes compressed PLY and SPZ (gaussforge 0.6.0 mixes up the harmonics of the one and leaves 4 bits to
 those of the other, which costs 1.4 to 1.8 dB); gaussforge writes SOG and .splat, and reads all four. splat-transform of
-PlayCanvas, which Node's npx fetches on first use, writes glTF and streamed SOG.
+PlayCanvas, a program for Node.js that is fetched on first use, writes glTF and streamed SOG.
 """
 
 import functools
@@ -20,15 +20,17 @@ import numpy as np
 import torch
 from PIL import Image
 
+from flexgs import bounded
 from flexgs.errors import MissingDependencyError, UserError
-from flexgs.formats import decode, spz
+from flexgs.formats import decode, node, spz
 from flexgs.formats.axes import PLY, turned
-from flexgs.formats.node import npx
 from flexgs.inputs import Range, parse_json, regular_file, typed
 from flexgs.ply import MOST_LOGIT, checked, read_ply, to_ply
 from flexgs.splats import SH_C0, Splats, unit_quaternions
 
-SPLAT_TRANSFORM = "@playcanvas/splat-transform@3.7.0"
+SPLAT_TRANSFORM = Path(__file__).with_name("splat_transform")
+MOST_MEMORY, TIMES = 1 << 30, 128
+"""Of its address space, in bytes, a decoder may take the one and the other times the size of its file."""
 
 
 def write(splats: Splats, path: Path, kind: str) -> None:
@@ -80,10 +82,11 @@ def read(path: Path, kind: str) -> Splats:
     if kind == "sog":
         _check_sog(path)
     with tempfile.TemporaryDirectory() as folder:
-        plain, most = Path(folder) / "read.ply", 10 + path.stat().st_size // 250_000
+        plain, size = Path(folder) / "read.ply", path.stat().st_size
+        most = 10 + size // 250_000
         try:
-            done = subprocess.run([sys.executable, "-I", decode.__file__, kind, path, plain, str(most)], capture_output=True,
-                                  text=True, check=False, errors="replace", timeout=4 * most)
+            done = bounded.run([sys.executable, "-I", decode.__file__, kind, path, plain], seconds=4 * most, cpu_seconds=most,
+                               memory=MOST_MEMORY + TIMES * size)
         except subprocess.TimeoutExpired:
             raise _broken(path, kind, f"the reader did not end in {4 * most} s") from None
         if done.returncode:
@@ -139,14 +142,20 @@ def _broken(path: Path, kind: str, why: str) -> UserError:
 
 def splat_transform(inputs: Sequence[str | Path], output: Path) -> None:
     """Let splat-transform make output, of a kind that its suffix says, from PLY files and options between them."""
-    npx(SPLAT_TRANSFORM, "splat-transform", "--quiet", "--overwrite", *_without_gpu(), *inputs, output)
+    seconds = 600 + sum(part.stat().st_size for part in inputs if isinstance(part, Path)) / 50_000
+    _splat_transform("--quiet", "--overwrite", *_without_gpu(), *inputs, output, seconds=seconds)
 
 
 @functools.cache
 def _without_gpu() -> tuple[str, ...]:
     """Without a GPU splat-transform wants to be told, and its k-means takes minutes: one iteration costs some 0.03 dB."""
-    none = "No GPU adapters" in npx(SPLAT_TRANSFORM, "splat-transform", "--list-gpus")
+    none = "No GPU adapters" in _splat_transform("--list-gpus", seconds=60)
     return ("--gpu", "cpu", "--sh-iterations", "1") if none else ()
+
+
+def _splat_transform(*args: str | Path, seconds: float) -> str:
+    doing = "splat-transform"
+    return node.run(node.kept(SPLAT_TRANSFORM, doing), doing, *args, seconds=seconds, doing=doing)
 
 
 def _gaussforge(kind: str):

@@ -1,25 +1,103 @@
-"""Programs of the npm registry, at fixed versions, where Node is installed."""
+"""Programs of the npm registry, where Node.js is installed: the packages that a package-lock.json names, and no others.
 
+Nothing that a package would run to install itself is run.
+"""
+
+import hashlib
+import os
+import platform
 import shutil
 import subprocess
 from pathlib import Path
 
+from flexgs import bounded
 from flexgs.errors import UserError
+from flexgs.files import atomic_folder, make_folder, only_one
+from flexgs.inputs import parse_json
+from flexgs.urls import public
+
+FETCH = 600.0
+"""Seconds that all packages may take to arrive."""
+_CI = ("ci", "--json", "--ignore-scripts", "--no-audit", "--no-fund", "--logs-max=0", "--fetch-retries=1",
+       "--fetch-retry-mintimeout=1000")
+_CURES = {"EUSAGE": "package.json and package-lock.json do not belong together; install flexgs again",
+          "EINTEGRITY": "the registry has sent something else than package-lock.json names; is there a proxy that changes it?"}
+"""What to do about npm's errors; about any other: UNREACHED."""
+UNREACHED = "the npm registry is needed once; npm config get registry says where it is looked for"
 
 
-def npx(package: str, program: str, *args: str | Path) -> str:
-    """Run a program of a package, which is fetched on first use, and return what it prints; UserError as run()."""
-    return run("npx", "--yes", "--package", package, "--", program, *args, doing=program)
+def cache() -> Path:
+    """Where flexgs keeps what it has fetched or built: $XDG_CACHE_HOME/flexgs, else ~/.cache/flexgs."""
+    return make_folder(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "flexgs")
 
 
-def run(command: str, *args: str | Path, doing: str, folder: Path | None = None) -> str:
-    """Run npx or npm in folder and return what it prints; UserError if Node is absent, or with the last line if it fails."""
-    found = shutil.which(command)
-    if not found:
-        raise UserError(f"{doing}: found no {command}, which it needs; install Node.js 20 or newer (nodejs.org)")
-    done = subprocess.run([found, *map(str, args)], capture_output=True, text=True, check=False, cwd=folder, errors="replace")
+def digest(source: Path) -> str:
+    """Of the packages and programs of a folder, for this kind of machine: they may hold machine code."""
+    parts = [platform.system(), platform.machine(), *(file.read_text() for file in _files(source))]
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=6).hexdigest()
+
+
+def fetch(source: Path, folder: Path, doing: str) -> None:
+    """Copy source's programs and package-lock.json into folder, and fetch the packages into its node_modules.
+
+    UserError if they cannot be had. doing: what they are needed for, in words for the user.
+    """
+    for file in _files(source):
+        shutil.copy(file, folder)
+    done = _run([_installed("npm", doing), *_CI], FETCH, doing, folder)
+    if done.returncode:
+        try:
+            error = parse_json(done.stdout.encode(), "npm")["error"]
+            code, said = str(error["code"]), str(error["summary"])
+        except (UserError, KeyError, TypeError):  # it was killed, or is another npm
+            code, said = "", done.stderr
+        reason = _line(said) or f"exit code {done.returncode}"
+        raise UserError(f"{doing}: npm ci failed ({reason}); {_CURES.get(code, UNREACHED)}")
+
+
+def kept(source: Path, doing: str) -> Path:
+    """The folder of fetch(), which is filled once by whoever comes first, and then kept in the cache."""
+    folder = cache() / "npm" / f"{source.name}-{digest(source)}"
+    if not folder.exists():
+        with only_one(folder.parent, wait=True):
+            if not folder.exists():
+                with atomic_folder(folder) as temporary:
+                    fetch(source, temporary, doing)
+    return folder
+
+
+def run(folder: Path, program: str, *args: str | Path, seconds: float, doing: str) -> str:
+    """Run a program of the packages that were fetched into folder, in the current one, and return what it prints.
+
+    UserError with its last line if it fails, or if it takes more than so many seconds.
+    """
+    _installed("node", doing)
+    done = _run([folder / "node_modules" / ".bin" / program, *args], seconds, doing)
     said = done.stdout + done.stderr
     if done.returncode:
-        lines = [line for line in said.splitlines() if line.strip()]
-        raise UserError(f"{doing} failed: {lines[-1].strip() if lines else f'exit code {done.returncode}'}")
+        raise UserError(f"{doing} failed: {_line(said, -1) or f'exit code {done.returncode}'}")
     return said
+
+
+def _line(said: str, which: int = 0) -> str:
+    """One of the lines that a program has said, without secrets."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return public(lines[which])[:200] if lines else ""
+
+
+def _files(source: Path) -> list[Path]:
+    return sorted(source.glob("*.js*"))
+
+
+def _installed(command: str, doing: str) -> str:
+    if found := shutil.which(command):
+        return found
+    raise UserError(f"{doing}: found no {command}, which it needs; install Node.js 20 or newer (nodejs.org)")
+
+
+def _run(command: list[str | Path], seconds: float, doing: str,
+         folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    try:
+        return bounded.run(command, seconds, folder=folder)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{doing}: {Path(command[0]).name} did not end in {seconds:.0f} s; try again") from None

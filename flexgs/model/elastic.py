@@ -1,9 +1,9 @@
 """ElasticModel: splats in a nested order and the transform of those that stay; a cut is a prefix, transform baked in."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from flexgs.config import Config
 from flexgs.errors import UserError
 from flexgs.extensions import named
 from flexgs.files import newest
-from flexgs.inputs import Layout, shown, typed
+from flexgs.inputs import Layout, Range, typed
 from flexgs.model.budget import fitting
 from flexgs.model.deltas import Deltas
 from flexgs.model.field import Field
@@ -25,6 +25,10 @@ from flexgs.stored import SPLATS, Stored, layout_of, part, splats_of
 DAMAGED = "the model is damaged: copy it again; a run without results.json makes it again"
 CAMERAS: Layout = {"cameras.viewmat": ("float32", ("cameras", 4, 4)), "cameras.K": ("float32", ("cameras", 3, 3)),
                    "cameras.size": ("int64", ("cameras", 2))}
+MOST_PIXELS = 1 << 17
+"""On a side of a photograph."""
+
+Length = Annotated[float, Range(1e-30, 1e30)]
 
 
 @dataclass(frozen=True)
@@ -33,22 +37,18 @@ class Place:
 
     origin: Origin = WORLD
     """Where (0, 0, 0) of positions and cameras is in the capture's own coordinates."""
-    unit: float = 1.0
+    unit: Length = 1.0
     """The length that the transform counts in."""
-    near: float = 0.01
+    near: Length = 0.01
     """Of all cameras."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "origin": list(self.origin)}
+        return {"origin": list(self.origin), "unit": self.unit, "near": self.near}
 
     @staticmethod
     def of(about: dict[str, Any], where: str) -> "Place":
         """The one that a description from a file has among other things; UserError names where."""
-        place: Place = typed(Place, {key: about[key] for key in ("origin", "unit", "near") if key in about}, where)
-        for name in ("unit", "near"):
-            if not 1e-30 < getattr(place, name) < 1e30:
-                raise UserError(f"{where}: found {name} {shown(getattr(place, name))}, expected a length; the file is damaged")
-        return place
+        return typed(Place, {key: about[key] for key in ("origin", "unit", "near") if key in about}, where)
 
 
 class Cuttable(Protocol):
@@ -138,6 +138,8 @@ class ElasticModel:
         optional = CAMERAS if CAMERAS.keys() & file.heads.keys() else {}
         tensors = file.tensors({**SPLATS, **layout_of(transform, "transform."), **optional})
         transform.load_state_dict(part(tensors, "transform."), assign=True)
+        if optional:
+            check_cameras(tensors["cameras.viewmat"], tensors["cameras.K"], tensors["cameras.size"], str(file.file))
         cameras = [Camera(viewmat, K, int(size[0]), int(size[1]), place.near, place.origin) for viewmat, K, size in
                    zip(*(tensors.get(name, ()) for name in CAMERAS), strict=True)]
         splats = Splats(**part(tensors, "splats."), origin=place.origin)
@@ -153,3 +155,18 @@ def make_transform(config: Config, splats: Splats, points: Tensor | None = None,
     points [M, 3] of the capture are the other choice for the field's box; a transform that is loaded needs none.
     """
     return named("--transform.kind", config.transform.kind, TRANSFORMS, Transform).make(config, splats, points, unit)
+
+
+def check_cameras(viewmats: Tensor, Ks: Tensor, sizes: Tensor, where: str) -> None:
+    """UserError for a camera of a file that sees nothing: the pose [C, 4, 4] no rotation and translation, focal lengths in
+    K [C, 3, 3] not above 0, or width and height [C, 2] no numbers of pixels."""
+    R, last = viewmats[:, :3, :3].double(), viewmats.new_tensor([0.0, 0.0, 0.0, 1.0])
+    sound = torch.isfinite(viewmats).flatten(1).all(dim=1) & torch.isfinite(Ks).flatten(1).all(dim=1)
+    sound &= ((R @ R.mT - torch.eye(3, dtype=R.dtype)).abs() < 1e-3).flatten(1).all(dim=1)
+    sound &= ((viewmats[:, 3] - last).abs() < 1e-3).all(dim=1)
+    sound &= (Ks.diagonal(dim1=1, dim2=2)[:, :2] > 0).all(dim=1) & ((sizes >= 1) & (sizes <= MOST_PIXELS)).all(dim=1)
+    if not sound.all():
+        bad = int((~sound).nonzero()[0])
+        raise UserError(f"{where}: found camera {bad + 1} of {'x'.join(map(str, sizes[bad].tolist()))} pixels with focal "
+                        f"lengths {Ks[bad, 0, 0]:g} and {Ks[bad, 1, 1]:g}, expected sizes of 1 to {MOST_PIXELS:,}, lengths "
+                        "above 0 and a rotation; the file is damaged")

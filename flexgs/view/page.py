@@ -5,11 +5,8 @@ of the model are scripts one behind the other: a browser shows the first while t
 """
 
 import base64
-import hashlib
 import json
 import math
-import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,9 +17,8 @@ import numpy as np
 
 from flexgs.camera import WORLD, Camera
 from flexgs.errors import UserError
-from flexgs.files import atomic_file, make_folder
-from flexgs.formats import save
-from flexgs.formats.node import run
+from flexgs.files import atomic_file
+from flexgs.formats import node, save
 from flexgs.model.elastic import Cuttable
 from flexgs.splats import Splats
 from flexgs.view.camera_path import around, fov, start
@@ -62,21 +58,14 @@ def write_page(model: Cuttable, path: Path, title: str, ratios: Sequence[float] 
 
 
 def viewer() -> str:
-    """The program of the page, built on first use and then kept in $XDG_CACHE_HOME/flexgs, else ~/.cache/flexgs."""
-    sources = [WEB / name for name in ("viewer.js", "package.json")]
-    digest = hashlib.blake2b(b"".join(source.read_bytes() for source in sources), digest_size=6).hexdigest()
-    built = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flexgs" / f"viewer-{digest}.js"
+    """The program of the page, built on first use and then kept in the user's cache."""
+    built = node.cache() / f"viewer-{node.digest(WEB)}.js"
     if not built.exists():
-        make_folder(built.parent)
-        with tempfile.TemporaryDirectory() as temporary:
+        with tempfile.TemporaryDirectory() as temporary, atomic_file(built) as out:
             folder = Path(temporary)
-            for source in sources:
-                shutil.copy(source, folder)
-            run("npm", "install", "--no-audit", "--no-fund", "--no-package-lock", folder=folder, doing="--html")
-            run("npx", "esbuild", "viewer.js", "--bundle", "--minify", "--format=iife", "--global-name=flexgs",
-                "--charset=ascii", "--outfile=built.js", folder=folder, doing="--html")
-            with atomic_file(built) as out:
-                shutil.copy(folder / "built.js", out)
+            node.fetch(WEB, folder, doing="--html")
+            node.run(folder, "esbuild", folder / "viewer.js", "--bundle", "--minify", "--format=iife", "--global-name=flexgs",
+                     "--charset=ascii", f"--outfile={out}", seconds=120, doing="--html")
     return built.read_text()
 
 
