@@ -88,7 +88,7 @@ def refused(source: Path, *words: str) -> None:
 
 
 def test_two_at_once_fetch_it_once(source):
-    code = (f"from pathlib import Path; from flexgs.deploy import node; f = node.kept(Path({str(source)!r}), 'a test'); "
+    code = (f"from pathlib import Path; from flexgs.formats import node; f = node.kept(Path({str(source)!r}), 'a test'); "
             "print(f, node.run(f, 'greet', 'you', seconds=20, doing='a test'))")
     both = [subprocess.Popen([sys.executable, "-c", code], cwd=TOP, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=60)[0] for process in both]

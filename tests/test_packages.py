@@ -124,9 +124,9 @@ def test_the_hashes_without_those_of_torch(tmp_path):
     assert {"torchmetrics", "nvidia-ml-py"} < kept and {p.strip() for p in others} < {p.strip() for p in paragraphs}
 
 
-@pytest.mark.parametrize("name", ["web", "splat_transform"])
+@pytest.mark.parametrize("name", ["view/web", "formats/splat_transform"])
 def test_locks_of_npm(name):
-    folder = TOP / "flexgs" / "deploy" / name
+    folder = TOP / "flexgs" / name
     wanted = json.loads((folder / "package.json").read_text())["dependencies"]
     root, *packages = json.loads((folder / "package-lock.json").read_text())["packages"].items()
     assert root[0] == "" and root[1]["dependencies"] == wanted
