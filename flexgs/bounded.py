@@ -1,7 +1,7 @@
 """Programs of others, in processes with bounded time and memory that end with the one that started them.
 
-This file is also what stands between: `python bounded.py PARENT PROGRAM ...` binds its own process to its parent, and then becomes
-the program. (Python's preexec_fn may deadlock where there are threads.)
+This file is also what stands between: `python bounded.py PARENT PROGRAM ...` binds its own process to its parent, and then
+becomes the program. (Python's preexec_fn may deadlock where there are threads.)
 """
 
 import contextlib
@@ -43,8 +43,9 @@ def _kill(pid: int) -> None:
 
 
 def limit(memory: int = -1, cpu_seconds: int = -1) -> None:
-    """For this process, where the system can: so many bytes of addresses and seconds of a processor at most, no core file, and an
-    end when the one that started it ends. -1: as it was."""
+    """For this process, where the system can: at most so many bytes of addresses and seconds of a processor, no core file, and an
+    end when the one that started it ends. -1: as it was.
+    """
     if sys.platform == "win32":
         return
     import resource
