@@ -43,8 +43,8 @@ def _kill(pid: int) -> None:
 
 
 def limit(memory: int = -1, cpu_seconds: int = -1) -> None:
-    """For this process, where the system can: at most so many bytes of addresses and seconds of a processor, no core file, and an
-    end when the one that started it ends. -1: as it was.
+    """For this process, where the system can: at most so many bytes of addresses and seconds of a processor, no core file, and its
+    end with that of the one that started it. -1: as it was.
     """
     if sys.platform == "win32":
         return
