@@ -43,8 +43,9 @@ def _kill(pid: int) -> None:
 
 
 def limit(memory: int = -1, cpu_seconds: int = -1) -> None:
-    """For this process, where the system can: at most so many bytes of addresses and seconds of a processor, no core file, and its
-    end with that of the one that started it. -1: as it was.
+    """For this process, where the system can: at most so many bytes of addresses and seconds of a processor, and no core file.
+
+    -1: as it was. It also ends with the one that started it.
     """
     if sys.platform == "win32":
         return
