@@ -237,13 +237,12 @@ def _made(folder: Path) -> Path:
 
 def _forget_after(path: Path, step: int) -> None:
     """Drop the lines that a resumed run is going to write again, and those that are none; says so if it was not a kill that has
-    cut off the last one."""
-    if path.exists():
-        with atomic_file(path) as out:
-            rows = history(path)
-            if (lost := len(path.read_bytes().splitlines()) - len(rows)) > 1:
-                print(f"flexgs: {path}: {lost} lines are damaged and left out", file=sys.stderr, flush=True)
-            out.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
+    cut off the last one. What is no file, or a link to one, becomes a file."""
+    rows = history(path)
+    if (lost := len(path.read_bytes().splitlines()) - len(rows) if path.is_file() else 0) > 1:
+        print(f"flexgs: {path}: {lost} lines are damaged and left out", file=sys.stderr, flush=True)
+    with atomic_file(path) as out:
+        out.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
 
 
 def history(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """A folder over HTTP, with ranges."""
 
 import asyncio
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,14 +11,15 @@ from aiohttp.typedefs import Handler
 from flexgs.deploy.progressive import write
 from flexgs.deploy.visitors import Visitors, url
 from flexgs.errors import UserError
+from flexgs.files import newest
 from flexgs.model.elastic import ElasticModel
 
 
 def application(folder: Path, visitors: Visitors) -> web.Application:
     """The files below folder and lists of them; nothing above it, and no links out of it.
 
-    Of a run only what it is cut from and its cuts: model.fgs, which is packed if it is not there or older than the model, and
-    cuts/. Its settings and checkpoints name paths of this machine.
+    Of a run only what it is cut from and its cuts: model.fgs, which is packed if it is not there or has another time than the
+    model, and cuts/. Its settings and checkpoints name paths of this machine.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -35,7 +37,7 @@ def application(folder: Path, visitors: Visitors) -> web.Application:
             return web.Response(status=404, text="no such file\n")
 
     app = web.Application(middlewares=[guard])
-    model, packed, cuts = folder / "model", folder / "model.fgs", folder / "cuts"
+    model, packed, cuts = newest(folder, "model"), folder / "model.fgs", folder / "cuts"
     weights = model / "model.safetensors"
     if not weights.is_file():
         app.add_routes([web.static("/", folder, show_index=True)])
@@ -43,8 +45,10 @@ def application(folder: Path, visitors: Visitors) -> web.Application:
     for part in (model, *model.iterdir()):
         if not _is_inside(part, folder):
             raise UserError(f"{part}: leads out of {folder}, which is all that is served; put the file itself there")
-    if not _is_inside(packed, folder) or not packed.exists() or packed.stat().st_mtime < weights.stat().st_mtime:
-        write(ElasticModel.load(folder), packed)  # takes the place of a link, and leaves what it leads to alone
+    made = weights.stat().st_mtime_ns
+    if not _is_inside(packed, folder) or not packed.exists() or packed.stat().st_mtime_ns != made:
+        write(ElasticModel.load(model), packed)  # takes the place of a link, and leaves what it leads to alone
+        os.utime(packed, ns=(made, made))  # the time of the model that it was made of, as clocks are set back and files copied
 
     async def send(request: web.Request) -> web.StreamResponse:
         if not _is_inside(packed, folder):
@@ -70,10 +74,9 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 def serve(folder: Path, host: str, port: int, names: Sequence[str] = ()) -> None:
     """Until Ctrl-C; UserError if there is no such host or port, or it is taken. names: see Visitors."""
-    if not host:
-        raise UserError("--host: found nothing, expected a name or address of this machine, or 0.0.0.0 for all that it has")
+    app = application(folder, Visitors(host, names))
     try:
-        asyncio.run(_run(application(folder, Visitors(host, names)), host, port))
+        asyncio.run(_run(app, host, port))
     except (OSError, OverflowError) as e:
         raise UserError(f"--host {host} --port {port}: {getattr(e, 'strerror', None) or e}; choose another") from None
 

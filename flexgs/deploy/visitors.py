@@ -8,6 +8,8 @@ import ipaddress
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+from flexgs.errors import UserError
+
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -15,6 +17,9 @@ class Visitors:
     """Who may ask a server that listens at host; names are further ones that it is called by, such as a proxy's."""
 
     def __init__(self, host: str, names: Sequence[str] = ()):
+        """UserError without a host, which systems take for all addresses that they have."""
+        if not host.strip():
+            raise UserError("--host: found nothing, expected a name or address of this machine, or 0.0.0.0 for all that it has")
         address = _address(host)
         self.names = {host.lower(), *(name.lower() for name in names)}
         self.any_address = address is not None and address.is_unspecified  # an address is no name that could lead elsewhere
