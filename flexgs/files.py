@@ -203,7 +203,7 @@ def _beside(path: Path) -> Path:
 
 def _stem(path: Path) -> str:
     """What names in its folder begin with that are for path, whose own name may be as long as the disk takes."""
-    return f".{path.name.encode()[:200].decode(errors='ignore')}."
+    return f".{os.fsencode(path.name)[:200].decode(errors='ignore')}."
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from flexgs.deploy.source import open_model
 from flexgs.deploy.viewer import Viewer
 from flexgs.deploy.visitors import Visitors
 from flexgs.errors import UserError
+from flexgs.model.elastic import ElasticModel
 from flexgs.tracking import Tracking, sqlite_uri
 from flexgs.urls import public
 
@@ -153,9 +154,26 @@ def test_nothing_outside_of_a_run_is_sent(folder, tmp_path):
         assert ask(port, "/model.fgs")[0] == 404
     assert secret.read_text() == "private"
     shutil.move(folder / "model", outside / "model")
-    (folder / "model").symlink_to(outside / "model")
+    for link, target in ((folder / ".published", outside), (folder / "model", outside / "model")):
+        link.symlink_to(target)
     with pytest.raises(UserError, match="leads out of"):
         application(folder, Visitors("127.0.0.1"))
+
+
+def test_what_is_served_is_made_of_the_model_that_is_there(folder):
+    """Whichever of the two is newer: clocks are set back, and runs are copied with their times."""
+    with served(folder) as port:
+        first = ask(port, "/model.fgs")[1]
+    model = folder / "model"
+    splats = ElasticModel.load(model)
+    splats.splats.means.add_(1.0)
+    splats.save(model)
+    os.utime(model / "model.safetensors", (1, 1))
+    with served(folder) as port:
+        assert ask(port, "/model.fgs")[1] != first
+    before = (folder / "model.fgs").stat()
+    with served(folder):  # and only then
+        assert (folder / "model.fgs").stat().st_ino == before.st_ino
 
 
 def test_nothing_outside_of_a_folder_is_sent(tmp_path, caplog):
@@ -247,10 +265,16 @@ def test_the_viewer_asks_who_is_there(trained, caplog):
     ("AWS_SECRET_ACCESS_KEY=hush python x --token hush", "AWS_SECRET_ACCESS_KEY=*** python x --token ***"),
     ("Authorization: Bearer hushhush", "Authorization: Bearer ***"),
     ("{'password': 'hush'}", "{'password': ***}"),
+    ("x-api-key: hush\nA: b", "x-api-key: ***\nA: b"),
+    ("aws_secret_access_key = hush", "aws_secret_access_key = ***"),
+    ("Set-Cookie: sid=hush; Path=/", "Set-Cookie: ***"),
+    ("Authorization: token hush", "Authorization: ***"),
+    ("https://h/x?code=hush&a=1", "https://h/x?code=***&a=1"),
+    ("no access for hf_hushhushhushhushhush", "no access for ***"),
     *((same, same) for same in (
         "sqlite:////data/mlflow.db", "file:///tmp/x@y/z", "http://127.0.0.1:5000/x@y", "http://[::1]:5000/x", "databricks://profile",
         "http://127.0.0.1:5000 cannot be written (mail a@b)", "runs//a:b/c.ply", "sqlite:////data/a%20b.db",
-        "http://mlflow:5000/#/experiments/1", "s3://b/x?endpoint_override=127.0.0.1:9000&scheme=http", "https://h/a/@b/c")),
+        "http://mlflow:5000/#/experiments/1", "s3://b/x?endpoint_override=127.0.0.1:9000&scheme=http", "https://h/a/@b/c", "/etc/passwd: File exists", "token.json: no such file")),
 ])
 def test_what_is_shown_of_a_text_has_no_secret(text, shown):
     assert public(text) == shown
