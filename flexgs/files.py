@@ -34,7 +34,7 @@ _LOCK = ".lock"
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary file of path's name, in a folder beside it, that takes its place when the block ends well. UserError if path
     is a folder, or cannot be written."""
-    if path.is_dir():
+    if os.path.isdir(path):  # False for a name that is too long
         raise UserError(f"{path}: is a folder; expected the name of a file")
     with _workplace(path) as out:
         yield out  # many writers go by the suffix
@@ -215,6 +215,8 @@ def _workplace(path: Path) -> Iterator[Path]:
         if _TEMPORARY.fullmatch(left.name) and (left / _LOCK).exists() and not _in_use(left):
             _remove(left)
     try:
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()  # a name that is too long is found out before the work
         place.mkdir()
         lock = FileLock(place / _LOCK)
         lock.acquire(blocking=False)

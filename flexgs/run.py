@@ -217,7 +217,7 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
 
 
 def cut_name(scene: str, ratio: float) -> str:
-    """berlin_005.00pct.ply, of as many digits as the ratio needs: sorts by ratio."""
+    """berlin_005.00pct.ply: sorts by ratio, and has as many digits as it needs."""
     whole, _, rest = percent_name(ratio).partition(".")
     return f"{scene}_{whole:0>3}.{rest:0<2}pct.ply"
 

@@ -146,8 +146,7 @@ def test_ratios_have_names_of_their_own():
         f"a_{percent}pct.ply" for percent in ("001.00", "005.00", "010.00", "012.50", "050.00", "100.00", "007.00")]
     for name in (ratio_name, percent_name, metric_name, lambda ratio: cut_name("a", ratio)):
         assert len({name(ratio) for ratio in ratios}) == len(ratios)
-    names = [cut_name("a", ratio) for ratio in sorted(ratios)]
-    assert names == sorted(names) and all(float(ratio_name(ratio)) == ratio for ratio in ratios)
+    assert all(float(ratio_name(ratio)) == ratio for ratio in ratios)
 
 
 def test_cells_of_a_comparison():

@@ -90,7 +90,7 @@ def test_help_can_be_read_alone(monkeypatch, capsys):
     text = output("train", "--help")
     assert "{None}" not in text and all(f"  {name} " in text for name in PRESETS)
     words = " ".join(text.replace("│", " ").split())
-    assert "--data.factor INT Downscaling: the folder images_N if there is one, else images resized. (default: 4; expected: 1 to 64)" in words
+    assert "--data.factor INT Downscaling" in words and "(default: 4; expected: 1 to 64)" in words
     assert "(default: 0.01 0.05 0.1 0.15 0.5 1.0; expected: 1e-06 to 1; 1 to 1,000 entries)" in words
 
 
@@ -324,7 +324,7 @@ def test_killed_at_any_moment_and_started_again(capture, tmp_path):
     (["cut", "RUN", "--budget", "1e400MB", "-o", "x.ply"], "budget '1e400MB': found more than any model has"),
     (["cut", "RUN", "--budget", "5ms", "--size", "0", "9", "-o", "x.ply"], "--size: found 0, expected 16 to 16,384"),
     (["render", "RUN", "--frames", "0", "-o", "x.png"], "--frames: found 0, expected 1 to 1,000,000"),
-    (["render", "RUN", "--size", "17", "16", "-o", "x.png"], "expected an even width and height"),
+    (["render", "RUN", "--size", "17", "16", "-o", "x.png"], "expected width and height even"),
     (["view", "RUN", "--host", ""], "--host: found nothing"),
     (["serve", "RUN", "--port", "-1"], "--port: found -1, expected 0 to 65,535"),
     (["bench", "ddp", "--step-ms", "nan"], "--step-ms: found nan"),

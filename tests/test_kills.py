@@ -103,18 +103,20 @@ def killed(folder: Path, code: str) -> None:
 
 
 def test_what_a_killed_command_leaves_goes_with_the_next_to_the_same_output(tmp_path):
-    """But not what belongs to another output, or to a process that is still at work."""
+    """But not what belongs to one that is still at work, which the owner of the folder leaves alone too."""
     for output in ("a b.ply", "[x].ply"):
         killed(tmp_path, f"with atomic_file(Path({output!r})) as out: out.write_text('half'); os._exit(9)")
         killed(tmp_path, f"with atomic_folder(Path({output!r})) as out: (out / 'x').write_text('half'); os._exit(9)")
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 2  # the second has removed what the first has left
     with atomic_file(tmp_path / "a b.ply") as first:
         first.write_text("first")
         with atomic_file(tmp_path / "a b.ply") as second:
             second.write_text("second")
             tidy(tmp_path)
-            assert first.read_text() == "first" and len(list(tmp_path.iterdir())) == 2
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a b.ply": "first"}
+            assert first.read_text() == "first" and second.read_text() == "second"
+    with atomic_file(tmp_path / "[x].ply") as out:
+        out.write_text("whole")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a b.ply": "first", "[x].ply": "whole"}
 
 
 def test_names_as_long_as_a_disk_takes(tmp_path):

@@ -274,7 +274,8 @@ def test_the_viewer_asks_who_is_there(trained, caplog):
     *((same, same) for same in (
         "sqlite:////data/mlflow.db", "file:///tmp/x@y/z", "http://127.0.0.1:5000/x@y", "http://[::1]:5000/x", "databricks://profile",
         "http://127.0.0.1:5000 cannot be written (mail a@b)", "runs//a:b/c.ply", "sqlite:////data/a%20b.db",
-        "http://mlflow:5000/#/experiments/1", "s3://b/x?endpoint_override=127.0.0.1:9000&scheme=http", "https://h/a/@b/c", "/etc/passwd: File exists", "token.json: no such file")),
+        "http://mlflow:5000/#/experiments/1", "s3://b/x?endpoint_override=127.0.0.1:9000&scheme=http", "https://h/a/@b/c",
+        "/etc/passwd: File exists", "token.json: no such file")),
 ])
 def test_what_is_shown_of_a_text_has_no_secret(text, shown):
     assert public(text) == shown

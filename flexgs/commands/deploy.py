@@ -234,7 +234,7 @@ class Render:
         from flexgs.deploy.video import write_video
 
         if self.size[0] % 2 or self.size[1] % 2:
-            raise UserError(f"--size: found {self.size[0]} {self.size[1]}, expected an even width and height")
+            raise UserError(f"--size: found {self.size[0]} {self.size[1]}, expected width and height even")
         if self.budget is not None and self.ratio is not None:
             raise UserError(f"render: found --ratio {self.ratio:g} and --budget {self.budget}, expected one of them")
         ratio = 1.0 if self.ratio is None else check_ratio(self.ratio, "--ratio")
