@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import re
-import signal
 import sys
 import traceback
 import warnings
@@ -28,7 +27,7 @@ from flexgs.config import METHODS, PRESETS, Config, Distributed, Evaluation
 from flexgs.errors import UserError, cure, interruption, one_line, pasted
 from flexgs.files import make_folder, only_one
 from flexgs.inputs import Range, limits, typed
-from flexgs.signals import Terminated, terminate
+from flexgs.signals import Terminated, listen
 from flexgs.sizes import fitting
 from flexgs.urls import first_line, public
 
@@ -389,6 +388,7 @@ def guard(main: Callable[[], int | None]) -> int:
     mend, 1 with one line where memory or disk ran out, 130 for Ctrl-C, 143 for SIGTERM, and 1 with a stack trace, which has
     lost its secrets, for a mistake of flexgs."""
     telemetry.turn_off()
+    listen()
     warnings.showwarning = _warn
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold what a terminal cannot show
@@ -428,7 +428,6 @@ def main() -> None:
         sys.exit(0)
     if args[0] not in COMMANDS:
         sys.exit(guard(functools.partial(_unknown, args[0])))
-    signal.signal(signal.SIGTERM, terminate)
     sys.exit(guard(lambda: parse(COMMANDS[args[0]], args[1:], f"flexgs {args[0]}")()))
 
 

@@ -16,6 +16,13 @@ def terminate(*_: object) -> None:
     raise Terminated
 
 
+def listen() -> None:
+    """From now on SIGTERM ends this process as Ctrl-C does. To be said again after a library has set a handler of its own, as
+    the start of Ray does: its prints the stack and aborts."""
+    if threading.current_thread() is threading.main_thread():  # no other may say what a signal does
+        signal.signal(signal.SIGTERM, terminate)
+
+
 @contextmanager
 def held() -> Iterator[Callable[[], KeyboardInterrupt | None]]:
     """While the block runs, what it is given tells which signal has come, as the exception to raise when all is kept.

@@ -206,7 +206,9 @@ def test_nothing_outside_of_a_folder_is_sent(tmp_path, caplog):
     ("lab", "LAB:80", None, True), ("lab", "proxy.example", None, True), ("lab", "localhost", None, False),
     ("127.0.0.1", "localhost:80", "http://localhost:80", True), ("127.0.0.1", "localhost:80", "http://localhost:81", False),
     ("127.0.0.1", "localhost:80", "http://evil.example", False), ("127.0.0.1", "localhost:80", "null", False),
-    ("127.0.0.1", "localhost:80", "http://[", False),
+    ("127.0.0.1", "localhost:80", "http://[", False), ("127.0.0.1", "localhost:80", "chrome-extension://localhost:80", False),
+    ("127.0.0.1", "evil@localhost", None, False), ("127.0.0.1", "localhost:80, evil", None, False),
+    ("127.0.0.1", "localhost:evil", None, False), ("127.0.0.1", "localhost/x", None, False),
 ])
 def test_who_is_answered(bound, host, origin, answered):
     refusal = Visitors(bound, ["proxy.example"]).refusal([host], [origin] if origin else [])

@@ -1,11 +1,13 @@
 """A folder over HTTP, with ranges."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from flexgs.deploy.progressive import write
@@ -81,7 +83,13 @@ def serve(folder: Path, host: str, port: int, names: Sequence[str] = ()) -> None
         raise UserError(f"--host {host} --port {port}: {getattr(e, 'strerror', None) or e}; choose another") from None
 
 
+def _is_request(record: logging.LogRecord) -> bool:
+    """Whether what aiohttp logs is about more than bytes that are no request, each of which would be a stack trace."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
 async def _run(app: web.Application, host: str, port: int) -> None:
+    logging.getLogger("aiohttp.server").addFilter(_is_request)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
