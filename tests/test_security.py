@@ -37,12 +37,17 @@ SMALL = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max
          "--checkpoint-every", "40", "--evaluation.ratios", "0.05", "1"]
 CLUSTER = """
 import sys, ray
+from flexgs.cli import guard
 from ray_jobs.cluster import Cluster
-with Cluster("local") as cluster:
-    cluster.nodes()
-    ray.get(ray.remote(lambda: 1).remote())
-    print("dashboard", ray._private.worker.get_dashboard_url(), flush=True)
-    sys.stdin.read()
+
+def job():
+    with Cluster("local") as cluster:
+        cluster.nodes()
+        ray.get(ray.remote(lambda: 1).remote())
+        print("dashboard", ray._private.worker.get_dashboard_url(), flush=True)
+        sys.stdin.read()
+
+sys.exit(guard(job))
 """
 
 
@@ -67,14 +72,15 @@ def environment() -> dict[str, str]:
 
 @pytest.mark.ray
 def test_ray_on_a_laptop_listens_on_loopback_alone_and_wants_a_token(tmp_path):
-    with psutil.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                      env=environment() | {"HOME": str(tmp_path)}) as cluster:
+    with psutil.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                      text=True, env=environment() | {"HOME": str(tmp_path)}) as cluster:
         while (line := cluster.stdout.readline()) and not line.startswith("dashboard"):
             pass
         found, page = listeners(cluster), f"http://{line.split()[1]}/api/jobs/"
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(page, timeout=20)
-        cluster.stdin.close()
+        cluster.terminate()
+        assert cluster.stderr.read() == "flexgs: interrupted\n" and cluster.wait(60) == 143  # no stack of Ray's
     assert {"gcs_server", "raylet/raylet", "ray::"} <= set(found), found
     assert set().union(*found.values()) == {"127.0.0.1"}, found
     assert refused.value.code == 401  # another user of this machine has no token, and cannot read ours

@@ -157,14 +157,19 @@ def _search(search: Search, options: SearchScene, progress: Progress, cluster: C
     suggest = Suggest(search.start, pareto, first)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a table of its own, whatever verbose says
     early = ASHAScheduler(time_attr="rung", max_t=RUNGS, grace_period=1, reduction_factor=2)
-    found = tune.Tuner(
+    tuner = tune.Tuner(
         trainable(search, room),
         tune_config=tune.TuneConfig(
             search_alg=OptunaSearch(suggest, storage=study._storage, study_name=study.study_name, sampler=study.sampler, **aim),
             scheduler=early if options.early_stopping and not pareto else None, num_samples=missing, time_budget_s=seconds,
             max_concurrent_trials=most, **({} if pareto else aim)),
         # Tune's own files serve nobody: a search continues from the records of its trials.
-        run_config=tune.RunConfig(name="tune", storage_path=str(search.folder), callbacks=[progress], verbose=0)).fit()
+        run_config=tune.RunConfig(name="tune", storage_path=str(search.folder), callbacks=[progress], verbose=0))
+    try:
+        found = tuner.fit()
+    except KeyboardInterrupt:  # SIGTERM, since Tune itself takes Ctrl-C for the end of its trials
+        progress.parent.finish("KILLED")
+        raise
     shutil.rmtree(search.folder / "tune", ignore_errors=True)
     return (len(found) >= missing and progress.ended >= missing) or seconds is not None
 
