@@ -24,7 +24,7 @@ from flexgs import telemetry
 from flexgs.commands.data import Data
 from flexgs.commands.deploy import Cut, FrameSize, Info, Pack, Render, Serve, View
 from flexgs.config import METHODS, PRESETS, Config, Distributed, Evaluation
-from flexgs.errors import UserError, cure, interruption, one_line, pasted
+from flexgs.errors import UserError, cure, one_line, pasted
 from flexgs.files import make_folder, only_one
 from flexgs.inputs import Range, limits, typed
 from flexgs.signals import Terminated, listen
@@ -388,7 +388,8 @@ def guard(main: Callable[[], int | None]) -> int:
     mend, 1 with one line where memory or disk ran out, 130 for Ctrl-C, 143 for SIGTERM, and 1 with a stack trace, which has
     lost its secrets, for a mistake of flexgs."""
     telemetry.turn_off()
-    listen()
+    came = listen()
+    came.clear()
     warnings.showwarning = _warn
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold what a terminal cannot show
@@ -398,7 +399,7 @@ def guard(main: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Exception, KeyboardInterrupt) as e:
-        code, said = _ending(e)
+        code, said = _ending(came[-1] if came and not isinstance(e, KeyboardInterrupt) else e)
         print(said, file=sys.stderr)
         return code
 
@@ -407,8 +408,8 @@ def _ending(error: BaseException) -> tuple[int, str]:
     """The exit code, and what is said, of a command that an error has ended."""
     if isinstance(error, UserError):
         return 2, f"flexgs: {one_line(public(str(error)))}"
-    if stopped := interruption(error):
-        return 143 if isinstance(stopped, Terminated) else 130, f"flexgs: interrupted{f'; {stopped}' if str(stopped) else ''}"
+    if isinstance(error, KeyboardInterrupt):
+        return 143 if isinstance(error, Terminated) else 130, f"flexgs: interrupted{f'; {error}' if str(error) else ''}"
     if advice := cure(error):
         return 1, f"flexgs: {advice}, and give the same command again ({one_line(first_line(error))})"
     if isinstance(error, OSError) and error.filename is not None:  # no such folder, no permission, another kind of file

@@ -27,15 +27,6 @@ def cure(error: BaseException) -> str | None:
     return None
 
 
-def interruption(error: BaseException | None) -> KeyboardInterrupt | None:
-    """The Ctrl-C or SIGTERM that an error is or was raised after: libraries that are being imported turn it into others."""
-    while error:
-        if isinstance(error, KeyboardInterrupt):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
 def one_line(text: str) -> str:
     """text on a line that does nothing to a terminal: names of files, which come from anybody, may hold any character."""
     return "".join(c if c.isprintable() else " " if c in "\n\t" else repr(c)[1:-1] for c in text.strip())

@@ -18,7 +18,6 @@ import pytest
 from flexgs import cli
 from flexgs.config import PRESETS
 from flexgs.scene.synthetic import write_synthetic
-from flexgs.signals import Terminated
 from tests.test_scene import to_transforms
 
 SMALL = ["--preset", "smoke", "--steps", "40", "--data.factor", "1", "--base.max-splats", "800", "--report-every", "20"]
@@ -353,14 +352,14 @@ def test_paths_are_printed_as_they_are_typed(trained, tmp_path, monkeypatch, cap
 
 def test_an_interruption_that_a_library_turns_into_an_error_is_one(capsys):
     """As Ctrl-C does while SciPy is being imported."""
-    def interrupted() -> None:
-        try:
-            raise Terminated
-        except KeyboardInterrupt:
-            raise RecursionError("maximum recursion depth exceeded")  # noqa: B904
+    def interrupted(sent: signal.Signals) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(sent)
+        raise RecursionError("maximum recursion depth exceeded")
 
-    assert cli.guard(interrupted) == 143
-    assert capsys.readouterr().err == "flexgs: interrupted\n"
+    for sent, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        assert cli.guard(lambda sent=sent: interrupted(sent)) == code
+        assert capsys.readouterr().err == "flexgs: interrupted\n"
 
 
 def test_a_stack_trace_has_no_secret(capsys):
