@@ -5,6 +5,7 @@
 
 import statistics
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,10 @@ import numpy as np
 import torch
 
 from flexgs.camera import Camera
+from flexgs.errors import UserError
+from flexgs.inputs import regular_file
 from flexgs.splats import SH_C0, Splats
+from flexgs.urls import first_line
 
 if TYPE_CHECKING:
     from flexgs.scene import Scene
@@ -79,12 +83,17 @@ def front_camera(width: int, height: int) -> Camera:
 
 
 def load_points(path: Path) -> tuple[np.ndarray, Camera]:
-    """Points and the first camera of an .npz with means3d [M, 3], viewmats [C, 4, 4], Ks [C, 3, 3], width, height."""
-    with np.load(path) as z:
-        camera = Camera(
-            torch.from_numpy(z["viewmats"][0]), torch.from_numpy(z["Ks"][0]), int(z["width"]), int(z["height"])
-        )
-        return z["means3d"], camera
+    """Points and the first camera of an .npz with means3d [M, 3], viewmats [C, 4, 4], Ks [C, 3, 3], width, height. UserError
+    if it is none."""
+    expected = "an .npz with means3d, viewmats, Ks, width and height"
+    try:
+        with np.load(regular_file(path, expected)) as z:
+            camera = Camera(
+                torch.from_numpy(z["viewmats"][0]), torch.from_numpy(z["Ks"][0]), int(z["width"]), int(z["height"])
+            )
+            return z["means3d"], camera
+    except (ValueError, KeyError, TypeError, IndexError, EOFError, AttributeError, zipfile.BadZipFile) as e:
+        raise UserError(f"{path}: not readable ({first_line(e)}), expected {expected}") from None
 
 
 def _forward(backend: Callable, splats: Splats, camera: Camera) -> None:

@@ -46,6 +46,15 @@ class Range:
         return f"{low} to {high}" if self.ends == "[]" else f"{least} {low} and {most} {high}"
 
 
+def limits(kind: Any) -> str:
+    """What the Ranges of an annotated type say, in words; empty where it has none."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is not Annotated:
+        return next(filter(None, map(limits, args)), "")
+    entries = " entries" if typing.get_origin(args[0]) is tuple else ""
+    return "; ".join(filter(None, [limits(args[0]), *(f"{own}{entries}" for own in args[1:] if isinstance(own, Range))]))
+
+
 def regular_file(path: Path | str, expected: str = "a file") -> Path:
     """path itself if it is a file, or a link to one. UserError for what is not there and for folders, devices and pipes,
     which hang or never end when they are read."""

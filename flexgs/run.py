@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from flexgs.config import Config, check_same_method
+from flexgs.config import Config, check_same_method, percent_name
 from flexgs.deploy.formats import as_stored, read, save
 from flexgs.distributed import Group
 from flexgs.errors import UserError
@@ -216,8 +216,9 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
 
 
 def cut_name(scene: str, ratio: float) -> str:
-    """berlin_005.00pct.ply: sorts by ratio."""
-    return f"{scene}_{100 * ratio:06.2f}pct.ply"
+    """berlin_005.00pct.ply: sorts by ratio, and has as many digits as it needs."""
+    whole, _, rest = percent_name(ratio).partition(".")
+    return f"{scene}_{whole:0>3}.{rest:0<2}pct.ply"
 
 
 def git_sha() -> str | None:
@@ -236,13 +237,14 @@ def _made(folder: Path) -> Path:
 
 def _forget_after(path: Path, step: int) -> None:
     """Drop the lines that a resumed run is going to write again, and those that are none; says so if it was not a kill that has
-    cut off the last one."""
-    if path.exists():
-        with atomic_file(path) as out:
-            rows = history(path)
-            if (lost := len(path.read_bytes().splitlines()) - len(rows)) > 1:
-                print(f"flexgs: {path}: {lost} lines are damaged and left out", file=sys.stderr, flush=True)
-            out.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
+    cut off the last one. What is no file, or a link to one, becomes a file."""
+    if not os.path.lexists(path):
+        return
+    rows = history(path)
+    if (lost := len(path.read_bytes().splitlines()) - len(rows) if path.is_file() else 0) > 1:
+        print(f"flexgs: {path}: {lost} lines are damaged and left out", file=sys.stderr, flush=True)
+    with atomic_file(path) as out:
+        out.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
 
 
 def history(path: Path) -> list[dict[str, Any]]:

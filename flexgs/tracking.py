@@ -25,12 +25,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlencode
 
 from flexgs import notes, telemetry
-from flexgs.config import Evaluation
+from flexgs.config import Evaluation, ratio_name
 from flexgs.errors import UserError
 from flexgs.evaluate.table import psnr_auc
 from flexgs.files import write_json
@@ -266,7 +267,7 @@ class Run:
         from mlflow.entities import Metric
 
         at = _ms(when)  # sent again with the same time, it is one metric to MLflow
-        metrics = [Metric(f"{_METRIC_NAMES.get(key, key)}/{ratio_name(float(ratio))}", float(value), at, steps)
+        metrics = [Metric(f"{_METRIC_NAMES.get(key, key)}/{metric_name(float(ratio))}", float(value), at, steps)
                    for ratio, row in ratios.items() for key, value in row.items() if _is_number(value)]
         # MLflow draws over steps and time only: with the ratio as the step, it draws quality over ratio.
         metrics += [Metric(CURVE, row["psnr"], at, round(1000 * float(ratio)))
@@ -324,9 +325,9 @@ class Run:
         return tags
 
 
-def ratio_name(ratio: float) -> str:
+def metric_name(ratio: float) -> str:
     """0.05 -> ratio_0.05: at least two decimals, as many as the ratio needs."""
-    return "ratio_" + max(f"{ratio:.2f}", f"{ratio:.6f}".rstrip("0"), key=len)
+    return "ratio_" + max(f"{ratio:.2f}", f"{Decimal(ratio_name(ratio)):f}", key=len)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -382,7 +383,7 @@ def _open(uri: str, name: str, artifacts: Path | None) -> tuple[Any, str]:
 
 def _page() -> dict[str, str]:
     """The tags of an experiment that say how MLflow shows it."""
-    ratios = [ratio_name(ratio) for ratio in Evaluation().ratios]
+    ratios = [metric_name(ratio) for ratio in Evaluation().ratios]
     columns = ["metrics.`psnr_auc`", *(f"metrics.`psnr/{ratio}`" for ratio in ratios), "metrics.`splats/ratio_1.00`",
                "metrics.`train_seconds`", "attributes.`Dataset`", "attributes.`Models`"]
     return {

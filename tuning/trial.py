@@ -25,7 +25,7 @@ from flexgs.inputs import read_json
 from flexgs.model.elastic import ElasticModel
 from flexgs.run import LocalSession, resume, train
 from flexgs.scene import Scene
-from flexgs.tracking import ratio_name
+from flexgs.tracking import metric_name
 from flexgs.training.checkpoint import checkpoints
 from flexgs.training.trainer import Trainer
 from tuning.space import Params, applied
@@ -167,7 +167,7 @@ def _trainer(search: Search, config: Config, scene: Scene, folder: Path, device:
 def flat(measured: dict[str, Any]) -> dict[str, float]:
     """figures() by the names of objectives: psnr_auc, mb, psnr/ratio_0.05."""
     return {key: value for key, value in measured.items() if key != "ratios"} | {
-        f"{key}/{ratio_name(float(ratio))}": row[key] for ratio, row in measured["ratios"].items() for key in ("psnr", "ssim")}
+        f"{key}/{metric_name(float(ratio))}": row[key] for ratio, row in measured["ratios"].items() for key in ("psnr", "ssim")}
 
 
 def _digest(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Protocol
 from flexgs.deploy.export import in_world, is_wide, ply_bytes
 from flexgs.deploy.formats import save
 from flexgs.deploy.interchange import splat_transform
-from flexgs.errors import UserError
+from flexgs.errors import UserError, pasted
 from flexgs.files import atomic_folder
 from flexgs.splats import Splats
 
@@ -51,5 +51,5 @@ def write_lod(model: Cuttable, output: Path, percentages: Sequence[float],
         whole = ply_bytes(len(model), model.sh_degree, is_wide(change(model.cut(1.0))))
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     counts = ", ".join(f"{len(level):,}" for level in levels)
-    return (f"{output}: levels of {counts} Gaussians, {size / 1e6:.2f} MB; the whole as PLY "
+    return (f"{pasted(output)}: levels of {counts} Gaussians, {size / 1e6:.2f} MB; the whole as PLY "
             f"{whole / 1e6:.2f} MB")

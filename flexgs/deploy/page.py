@@ -20,7 +20,7 @@ from flexgs.deploy import node
 from flexgs.deploy.formats import save
 from flexgs.deploy.path import around, fov, start
 from flexgs.deploy.progressive import Progressive
-from flexgs.errors import UserError
+from flexgs.errors import UserError, pasted
 from flexgs.files import atomic_file
 from flexgs.model.elastic import ElasticModel
 from flexgs.splats import Splats
@@ -55,7 +55,7 @@ def write_page(model: ElasticModel | Progressive, path: Path, title: str, ratios
         start=json.dumps(_start(cameras, unit, model.config.background)), stages="\n".join(stages))
     with atomic_file(path) as out:
         out.write_text(page)
-    return (f"{path}: {path.stat().st_size / 1e6:.2f} MB, of which the viewer {len(program) / 1e6:.2f}; stages of "
+    return (f"{pasted(path)}: {path.stat().st_size / 1e6:.2f} MB, of which the viewer {len(program) / 1e6:.2f}; stages of "
             f"{', '.join(f'{size / 1e6:.2f}' for size in sizes)} MB (SPZ)")
 
 
