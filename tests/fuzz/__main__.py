@@ -2,9 +2,9 @@
 
     python -m tests.fuzz --cases 20000
 
-Each case takes a valid file or folder, changes something in it, and lets its reader read it in a process of its own, with limits
-of memory and time. What else happens than the two is printed, a line for each kind and place, with the number of its first case;
-the exit code is then 1. Equal seeds make equal cases:
+Each case takes a valid file or folder, changes something in it, and lets its reader read it in a process of its own, with
+limits of memory and time. What else happens than these two is printed, a line for each kind and place, with the number of its
+first case; the exit code is then 1. Equal seeds make equal cases:
 
     python -m tests.fuzz --seed 0 --case 123       that case alone, with its trace; its files are kept
 """
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.fuzz.cases import Cases
+from tests.fuzz.cases import Cases, outcome_of, write_seeds
 from tests.fuzz.readers import READERS, SHARED
 from tests.fuzz.workers import Outcome, run
 
@@ -33,17 +33,34 @@ def main() -> int:
     parser.add_argument("--case", type=int, help="this one alone, with what was said; its files are kept")
     options = parser.parse_args()
     if not (SHARED / "samples").is_dir():
-        print(f"fuzz: no files of strangers: {SHARED / 'samples'} does not exist (FLEXGS_SHARED names another folder); left out")
+        print(f"fuzz: no files of strangers: {SHARED / 'samples'} does not exist (FLEXGS_SHARED names another)")
     with tempfile.TemporaryDirectory(prefix="flexgs-fuzz-") as folder:
+        _import()
+        writer = multiprocessing.get_context("fork").Process(target=write_seeds, args=(options.reader, Path(folder)))
+        writer.start()  # a process of its own: some files come from a training, whose threads no worker could be forked with
+        writer.join()
+        if writer.exitcode:
+            return 2
         cases = Cases(options.seed, options.reader, Path(folder))
         return one(cases, options.case) if options.case is not None else study(cases, options.cases, options.jobs)
+
+
+def _import() -> None:
+    """What readers import when they are first used, once for all workers."""
+    import torch
+
+    import tuning.search  # noqa: F401
+    from flexgs.scene.capture import library
+
+    library()
+    torch.set_num_threads(1)  # nor with these
 
 
 def one(cases: Cases, number: int) -> int:
     kept = Path(tempfile.mkdtemp(prefix=f"flexgs-fuzz-{number}-"))
     reader, path, what = cases.make(number, kept)
     print(f"case {number}: {reader}, {path}: {what}")
-    found = next(run(lambda _, folder: cases.outcome(reader, path), 1, 1))[1]
+    found = next(run(lambda _, folder: outcome_of(reader, path), 1, 1))[1]
     print(f"{found.how} {found.place}\n{found.said}")
     return found.how not in ("read", "refused")
 
@@ -53,7 +70,9 @@ def study(cases: Cases, count: int, jobs: int) -> int:
     start = time.monotonic()
     ends: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in cases.readers}
     findings: dict[tuple[str, str, str], int] = {}
-    again = " ".join(["python -m tests.fuzz --seed", cases.seed, *(["--reader", *cases.readers] * (len(cases.readers) < len(READERS)))])
+    again = f"python -m tests.fuzz --seed {cases.seed}"
+    if len(cases.readers) < len(READERS):
+        again += f" --reader {' '.join(cases.readers)}"
     times: collections.Counter[tuple[str, str, str]] = collections.Counter()
     for number, found in run(cases, count, jobs):
         reader = cases.reader(number)
@@ -71,7 +90,8 @@ def study(cases: Cases, count: int, jobs: int) -> int:
         print(f"{name:16}{counts.total():8}{counts['read']:8}{counts['refused']:9}{counts['found']:7}")
     for key, n in times.most_common():
         print(f"{n:6} x {' '.join(key)}    --case {findings[key]}")
-    print(f"{count:,} cases in {seconds:.0f} s, {count / seconds:.0f} a second: {times.total():,} findings of {len(times)} kinds")
+    print(f"{count:,} cases in {seconds:.0f} s, {count / seconds:.0f} a second: {times.total():,} findings of {len(times)} "
+          "kinds")
     return bool(times)
 
 

@@ -2,11 +2,11 @@
 
 import os
 import re
+import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-
-import torch
 
 from tests.fuzz.mutate import changed
 from tests.fuzz.readers import READERS, flaw
@@ -20,22 +20,34 @@ class FlawError(AssertionError):
     """What was read is not sound."""
 
 
+def write_seeds(readers: Sequence[str], folder: Path) -> None:
+    """The valid files of each reader, which it has to read, into folder/NAME."""
+    for name in readers:
+        (folder / name).mkdir()
+        with warnings.catch_warnings(action="ignore"):  # what is doubtful about them
+            READERS[name].seeds(folder / name)
+            for path in sorted((folder / name).iterdir()):
+                with tempfile.TemporaryDirectory() as other:
+                    found = outcome_of(name, _write(_files(path, folder / name), Path(other)))
+                assert found.how == "read", f"{path}, not changed: {found}"
+
+
+def outcome_of(name: str, path: Path) -> Outcome:
+    """What the reader of this name makes of path; what it has read has to be sound."""
+    def read() -> None:
+        if wrong := flaw(READERS[name].read(path)):
+            raise FlawError(wrong)
+
+    return outcome(read, path.name if READERS[name].names_file else "")
+
+
 class Cases:
     """Those of a seed over some readers. The same seed and readers make the same cases in every process."""
 
     def __init__(self, seed: str, readers: Sequence[str], folder: Path):
-        """folder: an empty one, for the valid files."""
-        torch.set_num_threads(1)  # a thread pool does not live on in a process that is forked
+        """folder: where write_seeds has put the valid files of these readers."""
         self.seed, self.readers = seed, list(readers)
-        self.seeds: dict[str, list[Files]] = {}
-        for name in self.readers:
-            (folder / name).mkdir()
-            READERS[name].seeds(folder / name)
-            self.seeds[name] = [_files(path, folder / name) for path in sorted((folder / name).iterdir())]
-            for i, files in enumerate(self.seeds[name]):
-                (folder / f"{name} {i}").mkdir()
-                found = self.outcome(name, _write(files, folder / f"{name} {i}"))
-                assert found.how == "read", f"{name}, {next(iter(files))}, not changed: {found}"
+        self.seeds = {name: [_files(path, folder / name) for path in sorted((folder / name).iterdir())] for name in readers}
 
     def reader(self, number: int) -> str:
         return self._draw(number).choices(self.readers, [READERS[name].share for name in self.readers])[0]
@@ -53,15 +65,7 @@ class Cases:
 
     def __call__(self, number: int, folder: Path) -> Outcome:
         name, path, _ = self.make(number, folder)
-        return self.outcome(name, path)
-
-    def outcome(self, name: str, path: Path) -> Outcome:
-        """What the reader makes of path; what it has read has to be sound."""
-        def read() -> None:
-            if wrong := flaw(READERS[name].read(path)):
-                raise FlawError(wrong)
-
-        return outcome(read, path.name if READERS[name].names_file else "")
+        return outcome_of(name, path)
 
     def _draw(self, number: int) -> Random:
         return Random(f"{self.seed} {number}")

@@ -19,12 +19,12 @@ from typing import Any
 
 INTEGERS = (0, 1, -1, 127, 255, 256, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1)
 FLOATS = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, 1e-310, 0.5, -3.0, 65504.0, 1e19, 1e38, -3.4e38, 1e300)
-STRINGS = ("", " ", ".", "..", "/", "/dev/zero", "\0", "a\nb", "\x1b[31m", "\ud800", "\udcff", "é", "１", "²", "1_000", "0x10", "1e400",
-           "NaN", "true", "#", "-", "--help", "c" * 300, "d/" * 3000)
+STRINGS = ("", " ", ".", "..", "/", "/dev/zero", "\0", "a\nb", "\x1b[31m", "\ud800", "\udcff", "é", "１", "²", "1_000", "0x10",
+           "1e400", "NaN", "true", "#", "-", "--help", "c" * 300, "d/" * 3000)
 DEEP, TWICE = "@deep@", "@twice@"
 """What stands for brackets within each other, and for a key that comes a second time, until JSON is written."""
-VALUES: tuple[Any, ...] = (*INTEGERS, *FLOATS, *STRINGS, None, True, False, 10**30, 10**400, [], {}, [[]], [{}], {"a": 1}, [1, 2, 3],
-                           [1.0] * 16, DEEP)
+VALUES: tuple[Any, ...] = (*INTEGERS, *FLOATS, *STRINGS, None, True, False, 10**30, 10**400, [], {}, [[]], [{}], {"a": 1},
+                           [1, 2, 3], [1.0] * 16, DEEP)
 
 Opened = tuple[list[bytes], Callable[[list[bytes]], bytes]]
 """The parts of a packed file, and what packs them again."""
@@ -136,7 +136,8 @@ def _png(raw: bytes) -> Opened:
 
 def _npy(raw: bytes) -> Opened:
     length = struct.unpack_from("<H", raw, 8)[0]
-    return [raw[10:10 + length], raw[10 + length:]], lambda parts: raw[:8] + struct.pack("<H", len(parts[0])) + parts[0] + parts[1]
+    return ([raw[10:10 + length], raw[10 + length:]],
+            lambda parts: raw[:8] + struct.pack("<H", len(parts[0])) + parts[0] + parts[1])
 
 
 def _ply(raw: bytes) -> Opened:
@@ -163,7 +164,8 @@ def _json(raw: bytes, draw: Random) -> bytes:
     holder, key = draw.choice(list(_spots(tree)))
     value = holder[key]
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    match draw.choice(("replaced", "replaced", "number", "number", "removed", "renamed", "twice", "another's", "wrapped", "text")):
+    match draw.choice(("replaced", "replaced", "number", "number", "removed", "renamed", "twice", "another's", "wrapped",
+                       "text")):
         case "number" if number:
             holder[key] = draw.choice((value + 1, value - 1, -value, 2 * value, value / 3, value * 10**6, *INTEGERS, *FLOATS))
         case "removed":
@@ -212,8 +214,8 @@ def _text(raw: bytes, draw: Random) -> bytes:
     words = lines[i].split(" ")
     j = draw.randrange(len(words))
     end = "\n" if lines[i].endswith("\n") else ""
-    match draw.choice(("line removed", "line twice", "lines exchanged", "line cut", "ends", "word", "word", "word", "word removed",
-                       "word twice", "blank", "encoding", "long")):
+    match draw.choice(("line removed", "line twice", "lines exchanged", "line cut", "ends", "word", "word", "word",
+                       "word removed", "word twice", "blank", "encoding", "long")):
         case "line removed":
             del lines[i]
         case "line twice":
@@ -249,7 +251,8 @@ def _bytes(raw: bytes, draw: Random) -> bytes:
     at = draw.randrange(min(size, 64) if draw.random() < 0.5 else size) if size else 0
     to = min(size, at + draw.choice((1, 4, 16, 64, 1024)))
     other = draw.randrange(size) if size else 0
-    match draw.choice(("bit", "bit", "run", "integer", "integer", "float", "float", "cut", "more", "removed", "twice", "exchanged")):
+    match draw.choice(("bit", "bit", "run", "integer", "integer", "float", "float", "cut", "more", "removed", "twice",
+                       "exchanged")):
         case "bit" if size:
             return raw[:at] + bytes([raw[at] ^ 1 << draw.randrange(8)]) + raw[at + 1:]
         case "run":

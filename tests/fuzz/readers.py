@@ -1,5 +1,6 @@
 """Every reader of flexgs, tiny valid files for it that the project makes itself, and whether what it has read is sound."""
 
+import atexit
 import dataclasses
 import functools
 import json
@@ -8,7 +9,7 @@ import os
 import re
 import shutil
 import struct
-import types
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flexgs import cli, stored
+from flexgs import cli
 from flexgs.bench import load_points
 from flexgs.camera import Camera, look_at
 from flexgs.config import Config
-from flexgs.deploy import formats, interchange, progressive, vq
+from flexgs.deploy import formats, progressive, vq
 from flexgs.deploy.budget import parse as parse_budget
 from flexgs.deploy.export import checked, write_ply
 from flexgs.deploy.frame_time import Profile
@@ -34,7 +35,7 @@ from flexgs.errors import UserError
 from flexgs.evaluate import lpips
 from flexgs.evaluate.table import psnr_auc, results_table
 from flexgs.model.elastic import ElasticModel
-from flexgs.model.transform import Transform, make_transform
+from flexgs.model.transform import make_transform
 from flexgs.run import history, read_results, recorded_capture
 from flexgs.scene import Points, Scene, download, load_scene
 from flexgs.scene.capture import Lens, library
@@ -50,14 +51,16 @@ WIDTH, HEIGHT, VIEWS = 32, 24, 4
 
 @dataclass(frozen=True)
 class Reader:
-    """seeds(folder) writes valid files and folders into an empty folder; read(path) reads one of them and returns what it made of
-    it. Only files whose name `changed` matches are changed."""
+    """How a kind of file is made and read."""
 
     seeds: Callable[[Path], None]
+    """Writes valid files and folders, each a seed, into an empty folder."""
     read: Callable[[Path], Any]
+    """Reads a seed, and returns what it has made of it."""
     share: int = 4
     """Of the cases; less for what takes long."""
     changed: str = ""
+    """A pattern; only files whose path it finds are changed."""
     names_file: bool = True
     """Whether a refusal has to name the file; what is not read from one names a flag."""
 
@@ -145,9 +148,10 @@ def _ply_seeds(folder: Path) -> None:
 
 
 def _spz_seeds(folder: Path) -> None:
-    """Versions 3 and 4 as gsply writes them, 3 with the record of its axes; 1 and 2 made of 3, whose rows are alike otherwise."""
-    import gsply
+    """Versions 3 and 4 as gsply writes them, 3 with the record of its axes too; 1 and 2 made of 3, in two columns of others."""
     import gzip
+
+    import gsply
 
     s = _splats(40, 1)
     data = gsply.GSData(**{name: t.numpy() for name, t in s.items() if name != "quats"},
@@ -279,7 +283,8 @@ def _frames(names: list[str]) -> list[dict[str, Any]]:
 def _transforms_seeds(folder: Path) -> None:
     """As nerfstudio, instant-ngp, Metashape and Blender's scenes have them, with lists of views, points and masks."""
     points = ("ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n"
-              "property uchar red\nproperty uchar green\nproperty uchar blue\nend_header\n0 0 0 1 2 3\n1 0 0 4 5 6\n0 1 0 7 8 9\n")
+              "property uchar red\nproperty uchar green\nproperty uchar blue\nend_header\n"
+              "0 0 0 1 2 3\n1 0 0 4 5 6\n0 1 0 7 8 9\n")
     lens = {"w": WIDTH, "h": HEIGHT, "fl_x": 28.0, "fl_y": 28.0, "cx": 16.0, "cy": 12.0}
     kinds: dict[str, dict[str, Any]] = {
         "lists": {**lens, "camera_model": "OPENCV", "k1": 0.05, "k2": 0.01, "p1": 0.001, "p2": 0.001, "ply_file_path": "p.ply",
@@ -338,7 +343,8 @@ def _points_seeds(folder: Path) -> None:
 
     draw = np.random.default_rng(0)
     for name, (columns, kind, most) in colours.items():
-        rows = np.zeros(20, [(axis, "f8" if name == "wide" else "f4") for axis in "xyz"] + [(column, kind) for column in columns])
+        axis_kind: Any = "f8" if name == "wide" else "f4"
+        rows = np.zeros(20, [*((axis, axis_kind) for axis in "xyz"), *((column, kind) for column in columns)])
         for column in rows.dtype.names or ():
             rows[column] = draw.uniform(0, 1 if column in "xyz" else most, 20)
         for text in (False, True):
@@ -388,11 +394,13 @@ def _words_seeds(folder: Path) -> None:
              "eval": "eval RUN --ratios 0.1 0.5 --lpips vgg"}
     for name, line in lines.items():
         (folder / name).mkdir()
-        (folder / name / "words").write_text("\n".join(line.replace("config.json", str(folder / "config.json")).split()) + "\n")
+        (folder / name / "words").write_text("\n".join(line.split()) + "\n")
+        (folder / name / "config.json").write_text(json.dumps(Config().to_dict()))
 
 
 def _words(path: Path) -> Any:
-    words = (path / "words").read_text("utf-8", "surrogateescape").splitlines()
+    text = (path / "words").read_text("utf-8", "surrogateescape")
+    words = text.replace("config.json", str(path / "config.json")).splitlines()
     if not words or words[0] not in cli.COMMANDS:
         return
     try:
@@ -418,17 +426,18 @@ def _profile(path: Path) -> Any:
 
 
 @functools.cache
-def _tiny() -> tuple[Scene, Config, Path]:
-    """A capture, the settings of a comparison of seconds, and the folder around both."""
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp(prefix="flexgs-fuzz-"))
-    _reconstruction(folder / "capture", LENSES["pinhole"])
+def _tiny() -> tuple[Scene, Config]:
+    """A capture, whose photographs are there no more, and the settings of a comparison of seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        _reconstruction(Path(folder) / "capture", LENSES["pinhole"])
+        scene = load_scene(Path(folder) / "capture", factor=1, cache_bytes=1 << 20)
+        for view in (*scene.train, *scene.test):
+            view.prefetch()
     config = Config.from_preset("smoke")
     config.steps, config.base.max_splats, config.data.factor = 8, 40, 1
     config.evaluation.ratios, config.evaluation.lpips = (0.5, 1.0), ()
     config.report_every = config.checkpoint_every = config.check_every = 2
-    return load_scene(folder / "capture", factor=1), config, folder
+    return scene, config
 
 
 METHODS = ("plain", "default", "paper --field.resolution 4 4 4 4 --field.levels 1 --field.channels 2 --field.width 8")
@@ -445,16 +454,21 @@ def _compared() -> Path:
     """The folder of a comparison, trained once: stage 1, and runs with everything in them."""
     from flexgs import compare
 
-    scene, config, folder = _tiny()
-    compare.train_stage1(scene, config, folder / "compare", "cpu", lambda step, metrics: None)
-    for cell in _cells(folder / "compare"):
+    scene, config = _tiny()
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    compare.train_stage1(scene, config, folder, "cpu", lambda step, metrics: None)
+    for cell in _cells(folder):
         compare.train_cell(cell, scene, "cpu", lambda step, metrics: None)
-    return folder / "compare"
+    return folder
+
+
+OUTPUTS = shutil.ignore_patterns("*.png", "*.ply", "checkpoints", ".*")
 
 
 def _runs_seeds(folder: Path) -> None:
     for cell in _cells(_compared()):
-        shutil.copytree(cell.folder, folder / cell.folder.name, ignore=shutil.ignore_patterns("*.png", "*.ply", "checkpoints", ".*"))
+        shutil.copytree(cell.folder, folder / cell.folder.name, ignore=OUTPUTS)
 
 
 def _run(path: Path) -> Any:
@@ -479,15 +493,16 @@ def _metrics(path: Path) -> Any:
 
 
 def _comparison_seeds(folder: Path) -> None:
-    shutil.copytree(_compared(), folder / "compare",
-                    ignore=shutil.ignore_patterns("*.png", "*.ply", "checkpoints", ".*", "default*", "paper*"))
+    shutil.copytree(_compared(), folder / "compare", ignore=OUTPUTS)
+    for path in [*(folder / "compare").glob("*/default*"), *(folder / "compare").glob("*/paper*")]:
+        shutil.rmtree(path)
 
 
 def _comparison(path: Path) -> Any:
     from flexgs import compare
     from flexgs.evaluate.comparison import cost_sheet, quality_sheet
 
-    scene, config, _ = _tiny()
+    scene, config = _tiny()
     cells = compare.cells(METHODS[:1], config, path)
     finished = [compare.done(cell, scene) for cell in cells]
     rows = compare.measured(cells)
@@ -509,7 +524,7 @@ def _checkpoint_seeds(folder: Path) -> None:
 def _trainer(preset: str) -> Any:
     from flexgs.training.trainer import Trainer
 
-    return Trainer(next(cell.config for cell in _cells(_compared()) if cell.config.preset == preset), _tiny()[0])
+    return Trainer(next(cell.config for cell in _cells(Path()) if cell.config.preset == preset), _tiny()[0])
 
 
 def _checkpoint(path: Path) -> Any:
@@ -521,7 +536,7 @@ def _checkpoint(path: Path) -> Any:
 def _trial_seeds(folder: Path) -> None:
     from tuning.trial import Record
 
-    figures = {"psnr_auc": 20.5, "mb": 1.25, "ratios": {"0.5": {"psnr": 20.0, "ssim": 0.5, "splats": 20, "mb": 0.1, "ms": None}}}
+    figures = {"psnr_auc": 20.5, "mb": 1.25, "ratios": {"0.5": {"psnr": 20.0, "ssim": 0.5, "splats": 20, "mb": 0.1}}}
     for name, rungs in {"new": {}, "begun": {"1": figures}, "finished": {"1": figures, "2": figures, "4": figures}}.items():
         (folder / name).mkdir()
         Record({"rates.sh0": 1e-3, "structure": "sampled deltas"}, 1, rungs, 3.5).save(folder / name)
@@ -536,7 +551,7 @@ def _trial(path: Path) -> Any:
 
 
 def _search_seeds(folder: Path) -> None:
-    scene, config, _ = _tiny()
+    scene, config = _tiny()
     (folder / "search").mkdir()
     (folder / "search" / "search.json").write_text(json.dumps({
         "capture": "capture", "digest": scene.digest, "objective": "psnr_auc", "start": config.to_dict()}))
@@ -546,8 +561,8 @@ def _search(path: Path) -> Any:
     from tuning.search import _same_as_before
     from tuning.trial import Search
 
-    scene, config, folder = _tiny()
-    _same_as_before(Search(folder / "capture", path, config), "psnr_auc", scene)
+    scene, config = _tiny()
+    _same_as_before(Search(Path("capture"), path, config), "psnr_auc", scene)
 
 
 def _version_seeds(folder: Path) -> None:
@@ -562,10 +577,10 @@ def _lpips_seeds(folder: Path) -> None:
     torch.save(state, folder / "alexnet_features_f16.pth")
 
 
-SPLATS = {"ply": Reader(_ply_seeds, _look, 20),
-          "compressed_ply": Reader(_written("compressed_ply"), _look, 1), "spz": Reader(_spz_seeds, _look, 1),
-          "sog": Reader(_written("sog"), _look, 1), "splat": Reader(_splat_seeds, _look, 8), "gltf": Reader(_glb_seeds, _look, 12),
-          "vq": Reader(_vq_seeds, _look, 12), "latents": Reader(_written("latents"), _look, 12), "fgs": Reader(_fgs_seeds, _look, 20),
+SPLATS = {"ply": Reader(_ply_seeds, _look, 20), "compressed_ply": Reader(_written("compressed_ply"), _look, 1),
+          "spz": Reader(_spz_seeds, _look, 1), "sog": Reader(_written("sog"), _look, 1),
+          "splat": Reader(_splat_seeds, _look, 8), "gltf": Reader(_glb_seeds, _look, 12), "vq": Reader(_vq_seeds, _look, 12),
+          "latents": Reader(_written("latents"), _look, 12), "fgs": Reader(_fgs_seeds, _look, 20),
           "model": Reader(_model_seeds, _look, 20)}
 CAPTURES = {"colmap_binary": Reader(_colmap_seeds(False), _scene, 20, r"sparse/"),
             "colmap_text": Reader(_colmap_seeds(True), _scene, 20, r"sparse/"),
@@ -575,7 +590,7 @@ CAPTURES = {"colmap_binary": Reader(_colmap_seeds(False), _scene, 20, r"sparse/"
             "points": Reader(_points_seeds, _points, 20), "bench_points": Reader(_bench_seeds, load_points, 4),
             "zip": Reader(_zip_seeds, _unpack, 8)}
 OTHERS = {"config": Reader(_config_seeds, lambda path: Config.load(path).to_dict(), 12),
-          "command_line": Reader(_words_seeds, _words, 1, names_file=False),
+          "command_line": Reader(_words_seeds, _words, 1, "words", names_file=False),
           "profile": Reader(_profile_seeds, _profile, 12), "results": Reader(_runs_seeds, _run, 12, r"results\.json"),
           "metrics": Reader(_runs_seeds, _metrics, 4, r"metrics\.jsonl"),
           "comparison": Reader(_comparison_seeds, _comparison, 8, r"\.json|safetensors"),

@@ -1,4 +1,7 @@
-"""Cases in processes of their own, which import once: what crashes, hangs or fills the memory ends one of them and is a finding."""
+"""Cases in processes of their own, which import once.
+
+What crashes, hangs or fills the memory ends one of them, is a finding, and another takes its place.
+"""
 
 import multiprocessing
 import resource
@@ -38,20 +41,16 @@ def outcome(read: Callable[[], Any], named: str) -> Outcome:
         read()
     except UserError as e:
         said = str(e)
-        if len(said.splitlines()) != 1 or named not in said or not _printable(said):
-            wrong = "many lines" if len(said.splitlines()) != 1 else "not printable" if not _printable(said) else "no file named"
-            return Outcome(wrong, _place(e), ascii(said))
+        if not said.isprintable():  # it has several lines, control characters, or what UTF-8 cannot hold
+            return Outcome("not a line", _place(e), ascii(said))
+        if named not in said:
+            return Outcome("no file named", _place(e), said)
         return Outcome("refused", "", said)
     except Exception as e:
         return Outcome(type(e).__name__, _place(e), "".join(traceback.format_exception(e)))
     if resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > BYTES >> 10:
         return Outcome("memory", "", "a process that it started took more than 2 GB")
     return Outcome("read")
-
-
-def _printable(said: str) -> bool:
-    """Whether a terminal may be given it: it has no control characters, and UTF-8 can hold it."""
-    return said.isprintable()
 
 
 def _place(error: BaseException) -> str:
