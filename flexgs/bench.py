@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from flexgs.camera import Camera
+from flexgs.deploy.arrays import load_arrays
+from flexgs.errors import UserError
 from flexgs.splats import SH_C0, Splats
 
 if TYPE_CHECKING:
@@ -78,13 +80,20 @@ def front_camera(width: int, height: int) -> Camera:
     return Camera(torch.eye(4), K, width, height)
 
 
+POINTS: dict[str, tuple[int, ...]] = {"means3d": (0, 3), "viewmats": (0, 4, 4), "Ks": (0, 3, 3), "width": (), "height": ()}
+"""Shapes of what load_points reads; 0 is any number."""
+
+
 def load_points(path: Path) -> tuple[np.ndarray, Camera]:
     """Points and the first camera of an .npz with means3d [M, 3], viewmats [C, 4, 4], Ks [C, 3, 3], width, height."""
-    with np.load(path) as z:
-        camera = Camera(
-            torch.from_numpy(z["viewmats"][0]), torch.from_numpy(z["Ks"][0]), int(z["width"]), int(z["height"])
-        )
-        return z["means3d"], camera
+    arrays = load_arrays(path, POINTS, "an .npz of points")
+    for name, shape in POINTS.items():
+        found = arrays[name]
+        if (found.dtype.kind not in "fiu" or found.ndim != len(shape) or not found.size or not np.isfinite(found).all()
+                or any(size and size != n for size, n in zip(shape, found.shape, strict=True))):
+            raise UserError(f"{path}: found {name} of {found.dtype} {found.shape}, expected finite numbers {shape}, 0 for any")
+    viewmat, K = (torch.from_numpy(arrays[name][0].astype(np.float32)) for name in ("viewmats", "Ks"))
+    return arrays["means3d"], Camera(viewmat, K, int(arrays["width"]), int(arrays["height"])).check(str(path))
 
 
 def _forward(backend: Callable, splats: Splats, camera: Camera) -> None:

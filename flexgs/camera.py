@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flexgs.errors import UserError
+
 Origin = tuple[float, float, float]
 """Where (0, 0, 0) of some coordinates lies in those of the capture, exact to float64."""
 WORLD: Origin = (0.0, 0.0, 0.0)
@@ -15,6 +17,9 @@ WORLD: Origin = (0.0, 0.0, 0.0)
 MOST_AWAY = 4
 """Extents that a scene may lie away from (0, 0, 0) and keep its coordinates: Adam's last steps, 1.6e-6 of an extent, are
 still several times what float32 rounds to there."""
+
+FARTHEST = 1e15
+"""Units from (0, 0, 0) that cameras and points may be: float32 can still square it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +39,17 @@ class Camera:
     """Depth below which nothing is drawn, in world units."""
     origin: Origin = WORLD
     """Where (0, 0, 0) of viewmat's world is in the capture's own coordinates."""
+
+    def check(self, where: str) -> "Camera":
+        """Itself; UserError, which names the file that it comes from, if it is no camera: one that is turned and moved, not
+        stretched, of a positive size and focal length, and so near that float32 can square its distance."""
+        R, moved, focal = self.viewmat[:3, :3].double(), self.viewmat[:3, 3], self.K.diagonal()[:2]
+        turned = bool(((R @ R.mT - torch.eye(3)).abs() < 0.01).all()) and float(torch.linalg.det(R)) > 0
+        if not (turned and bool((moved.abs() < FARTHEST).all()) and bool((focal > 0).all()) and bool(self.K.isfinite().all())
+                and 0 < self.width < 1 << 17 and 0 < self.height < 1 << 17):
+            raise UserError(f"{where}: found a camera of {self.width}x{self.height} pixels that is not a rotation, a translation "
+                            "and a positive focal length; the file is damaged")
+        return self
 
     @property
     def center(self) -> Tensor:

@@ -25,7 +25,7 @@ from flexgs import telemetry
 from flexgs.commands.data import Data
 from flexgs.commands.deploy import Cut, Info, Pack, Render, Serve, View
 from flexgs.config import METHODS, PRESETS, Config, Distributed, Evaluation, check_ratio
-from flexgs.errors import UserError, cure
+from flexgs.errors import UserError, cure, line
 from flexgs.files import make_folder, only_one
 from flexgs.signals import Terminated, terminate
 from flexgs.sizes import fitting
@@ -354,7 +354,7 @@ def last_value(flag: str, args: Sequence[str]) -> str | None:
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"flexgs: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"flexgs: warning: {line(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def guard(main: Callable[[], int | None]) -> int:

@@ -371,7 +371,11 @@ class Config:
     @staticmethod
     def from_dict(values: dict[str, Any], source: str = "config") -> "Config":
         """The reverse of to_dict; UserError names a key that is unknown or a value of the wrong type."""
-        return typed(Config, values, source).check()
+        config: Config = typed(Config, values, source)
+        try:
+            return config.check()
+        except UserError as e:
+            raise UserError(f"{source}: {e}") from None
 
     @staticmethod
     def load(path: Path) -> "Config":

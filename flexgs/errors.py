@@ -4,7 +4,18 @@ import errno
 
 
 class UserError(Exception):
-    """One line for the user: the file or option, what was found, what was expected, what to do. Exit code 2."""
+    """One line for the user: the file or option, what was found, what was expected, what to do. Exit code 2.
+
+    It is a line whatever is quoted in it; see line().
+    """
+
+    def __init__(self, text: str):
+        super().__init__(line(text))
+
+
+def line(text: str) -> str:
+    """text as one line that every terminal can show: other characters, which come from outside, become escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class MissingDependencyError(UserError):

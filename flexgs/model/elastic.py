@@ -119,7 +119,7 @@ class ElasticModel:
         optional = CAMERAS if CAMERAS.keys() & file.heads.keys() else {}
         tensors = file.tensors({**SPLATS, **layout_of(transform, "transform."), **optional})
         transform.load_state_dict(part(tensors, "transform."), assign=True)
-        cameras = [Camera(viewmat, K, int(size[0]), int(size[1]), place.near, place.origin) for viewmat, K, size in
-                   zip(*(tensors.get(name, ()) for name in CAMERAS), strict=True)]
+        cameras = [Camera(viewmat, K, int(size[0]), int(size[1]), place.near, place.origin).check(str(file.file))
+                   for viewmat, K, size in zip(*(tensors.get(name, ()) for name in CAMERAS), strict=True)]
         splats = Splats(**part(tensors, "splats."), origin=place.origin)
         return ElasticModel(splats, transform, config, cameras, file.about.get("capture"))

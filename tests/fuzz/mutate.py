@@ -38,7 +38,7 @@ def changed(raw: bytes, draw: Random) -> bytes:
 
 
 def _change(raw: bytes, draw: Random) -> bytes:
-    if draw.random() < 0.85 and (opened := _opened(raw)):
+    if draw.random() < 0.85 and (opened := _opened(raw)) and opened[0]:
         parts, close = opened
         i = draw.randrange(len(parts))
         parts[i] = _change(parts[i], draw)

@@ -10,7 +10,7 @@ import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,6 @@ def flaw(value: Any) -> str:
         return flaw(torch.from_numpy(value.copy())) if value.dtype.kind in "fiu" else ""
     if isinstance(value, float):
         return "" if math.isfinite(value) else "a number that is not finite"
-    if isinstance(value, str):
-        return "" if len(value.splitlines()) < 2 and value.isprintable() else f"text that is no line: {value!a}"
     if isinstance(value, Splats) and {len(t) for _, t in value.items()} != {len(value)}:
         return "attributes of different lengths"
     if isinstance(value, Points) and len(value.xyz) != len(value.rgb):
@@ -88,6 +86,12 @@ def flaw(value: Any) -> str:
     if dataclasses.is_dataclass(value):
         return next(filter(None, (flaw(getattr(value, f.name)) for f in dataclasses.fields(value))), "")
     return ""
+
+
+def _lines(texts: Iterable[str]) -> None:
+    """What a person gets to see of what was read."""
+    if wrong := [text for text in texts if not text.isprintable()]:
+        raise AssertionError(f"text that is not a line: {wrong[0]!a}")
 
 
 # -- Gaussians --------------------------------------------------------------------------------------------------------------
@@ -123,7 +127,8 @@ def _look(path: Path) -> Any:
     paths = [make(model.cameras or around(whole), 3, WIDTH, HEIGHT) for make in PATHS.values()]
     if isinstance(model, ElasticModel):
         check_same_capture(model.capture, "4-01234567-01234567-01234567", path, "give another")
-    return whole, part, paths, dict(about)
+    _lines(about.values())
+    return whole, part, paths
 
 
 def _written(name: str) -> Callable[[Path], None]:
@@ -325,14 +330,15 @@ def _scene(path: Path) -> Any:
              for v, (p, m) in zip(views, pictures, strict=True)}
     if sizes != {True}:
         raise AssertionError("a picture is not as large as its camera says")
-    return [v.camera for v in views], scene.points, scene.extent, scene.origin, scene.protocol, scene.doubts, scene.summary()
+    _lines([*scene.doubts, scene.summary()])
+    return [v.camera for v in views], scene.points, scene.extent, scene.origin, scene.protocol
 
 
 def _checked_capture(path: Path) -> Any:
     found = check_capture(path)
     if lost := [line for line in found.wrong if str(path) not in line and path.name not in line]:
         raise AssertionError(f"data check names no file: {lost}")
-    return found.holds, found.doubts, found.wrong
+    _lines([found.holds, *found.doubts, *found.wrong])
 
 
 def _points_seeds(folder: Path) -> None:
@@ -354,7 +360,7 @@ def _points_seeds(folder: Path) -> None:
 def _points(path: Path) -> Any:
     doubts: list[str] = []
     xyz, rgb = read_points(path, doubts)
-    return Points(torch.from_numpy(xyz), torch.from_numpy(rgb)), doubts
+    return Points(torch.from_numpy(xyz), torch.from_numpy(rgb))
 
 
 def _bench_seeds(folder: Path) -> None:

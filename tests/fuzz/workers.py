@@ -37,6 +37,7 @@ def outcome(read: Callable[[], Any], named: str) -> Outcome:
     """How a read ended. Allowed is that it succeeds, and a UserError of one line with `named` in it."""
     from flexgs.errors import UserError
 
+    before = _children()
     try:
         read()
     except UserError as e:
@@ -46,11 +47,18 @@ def outcome(read: Callable[[], Any], named: str) -> Outcome:
         if named not in said:
             return Outcome("no file named", _place(e), said)
         return Outcome("refused", "", said)
+    except MemoryError as e:
+        return Outcome("memory", _place(e), f"more than {BYTES:,} bytes")
     except Exception as e:
         return Outcome(type(e).__name__, _place(e), "".join(traceback.format_exception(e)))
-    if resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > BYTES >> 10:
+    if before <= BYTES < _children():
         return Outcome("memory", "", "a process that it started took more than 2 GB")
     return Outcome("read")
+
+
+def _children() -> int:
+    """Bytes of the largest process that this one has started."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
 
 
 def _place(error: BaseException) -> str:
@@ -138,5 +146,9 @@ def _work(case: Case, numbers: range, folder: Path, pipe: Connection) -> None:
     for number in numbers:
         place = folder / str(number)
         place.mkdir()
-        pipe.send(case(number, place))
+        try:
+            pipe.send(case(number, place))
+        except BaseException:
+            traceback.print_exc(file=sys.__stderr__)  # the case could not be made
+            raise
         shutil.rmtree(place, ignore_errors=True)
