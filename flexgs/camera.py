@@ -47,8 +47,8 @@ class Camera:
         turned = bool(((R @ R.mT - torch.eye(3)).abs() < 0.01).all()) and float(torch.linalg.det(R)) > 0
         if not (turned and bool((moved.abs() < FARTHEST).all()) and bool((focal > 0).all()) and bool(self.K.isfinite().all())
                 and 0 < self.width < 1 << 17 and 0 < self.height < 1 << 17):
-            raise UserError(f"{where}: found a camera of {self.width}x{self.height} pixels that is not a rotation, a translation "
-                            "and a positive focal length; the file is damaged")
+            raise UserError(f"{where}: found a camera of {self.width}x{self.height} pixels that is not a rotation, a "
+                            "translation and a positive focal length; the file is damaged")
         return self
 
     @property

@@ -98,8 +98,8 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
     places = np.stack([_place(frame.viewmat) for frame in frames])
     if not np.abs(places).max() < FARTHEST:
         far = frames[int(np.abs(places).max(1).argmax())]
-        raise UserError(f"{capture.file}: found the camera of {far.name} over {FARTHEST:g} units from 0 0 0, expected a capture "
-                        "that float32 can hold: the file is damaged, copy or export it again")
+        raise UserError(f"{capture.file}: found the camera of {far.name} over {FARTHEST:g} units from 0 0 0, expected a "
+                        "capture that float32 can hold: the file is damaged, copy or export it again")
     origin = local_origin(places, np.linalg.norm(places - places.mean(0), axis=1).max())
     cache = ImageCache(default_cache() if cache_bytes is None else cache_bytes)
     finder = Masks(frames, factor) if masks else None

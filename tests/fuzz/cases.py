@@ -58,7 +58,7 @@ class Cases:
         draw.random()  # which the reader was chosen with
         files = draw.choice(self.seeds[name])
         target = draw.choice([file for file in sorted(files) if re.search(READERS[name].changed, file)])
-        if draw.random() > 0.04:
+        if draw.random() > 0.04 or not READERS[name].names_file:
             return name, _write({**files, target: changed(files[target], draw)}, folder), f"{target} changed"
         path = _write(files, folder)
         return name, path, f"{target} {_replace(folder / target, draw, self.seeds)}"

@@ -21,6 +21,8 @@ INTEGERS = (0, 1, -1, 127, 255, 256, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**31, 
 FLOATS = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, 1e-310, 0.5, -3.0, 65504.0, 1e19, 1e38, -3.4e38, 1e300)
 STRINGS = ("", " ", ".", "..", "/", "/dev/zero", "\0", "a\nb", "\x1b[31m", "\ud800", "\udcff", "é", "１", "²", "1_000", "0x10",
            "1e400", "NaN", "true", "#", "-", "--help", "c" * 300, "d/" * 3000)
+MOST = 8 << 20
+"""Bytes of a file: readers are to be tried, not disks."""
 DEEP, TWICE = "@deep@", "@twice@"
 """What stands for brackets within each other, and for a key that comes a second time, until JSON is written."""
 VALUES: tuple[Any, ...] = (*INTEGERS, *FLOATS, *STRINGS, None, True, False, 10**30, 10**400, [], {}, [[]], [{}], {"a": 1},
@@ -33,7 +35,8 @@ Opened = tuple[list[bytes], Callable[[list[bytes]], bytes]]
 def changed(raw: bytes, draw: Random) -> bytes:
     """The bytes of a file with one to four changes."""
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
-        raw = _change(raw, draw)
+        new = _change(raw, draw)
+        raw = new if len(new) <= MOST else raw
     return raw
 
 
