@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,19 +98,19 @@ def read_results(folder: Path) -> dict[str, Any] | None:
         typed(kind, results.get(key), f"{path}: {key}")
     for key in PROTOCOL if "digest" in results["protocol"] else ():
         typed(int, results["protocol"].get(key), f"{path}: {key} of the protocol")
-    check_figures(results.get("ratios"), str(path))
+    check_figures(results.get("ratios"), FIGURES, str(path))
     return results
 
 
-def check_figures(ratios: Any, where: str) -> None:
-    """UserError, which names the file, unless ratios are what tables, charts and figures take: {"0.05": {"psnr": ...}, ...}."""
+def check_figures(ratios: Any, names: Sequence[str], where: str) -> None:
+    """UserError, which names the file, unless ratios are figures of these names at some ratios: {"0.05": {"psnr": ...}, ...}."""
     rows: dict[str, dict[str, float | None]] = typed(dict[str, dict[str, float | None]], ratios, f"{where}: ratios")
     if not rows:
         raise UserError(f"{where}: found no ratios, expected at least one")
     for ratio, row in rows.items():
         with contextlib.suppress(ValueError):
             if 0 < float(ratio) <= 1:
-                for name in FIGURES:
+                for name in names:
                     typed(float, row.get(name), f"{where}: {name} at ratio {ratio}")
                 continue
         raise UserError(f"{where}: found the ratio {shown(ratio)}, expected one above 0 and at most 1")

@@ -82,7 +82,7 @@ class Record:
                                 f"{', '.join(map(str, MEASURED_AT))}")
             for name in ("psnr_auc", "mb"):
                 typed(float, measured.get(name), f"{path}: {name} after {quarters} quarters")
-            check_figures(measured.get("ratios"), str(path))
+            check_figures(measured.get("ratios"), ("psnr", "ssim"), str(path))
         return record
 
 
