@@ -599,7 +599,7 @@ OTHERS = {"config": Reader(_config_seeds, lambda path: Config.load(path).to_dict
           "command_line": Reader(_words_seeds, _words, 1, "words", names_file=False),
           "profile": Reader(_profile_seeds, _profile, 12), "results": Reader(_runs_seeds, _run, 12, r"results\.json"),
           "metrics": Reader(_runs_seeds, _metrics, 4, r"metrics\.jsonl"),
-          "comparison": Reader(_comparison_seeds, _comparison, 8, r"\.json|safetensors"),
+          "comparison": Reader(_comparison_seeds, _comparison, 2, r"\.json|safetensors"),
           "checkpoint": Reader(_checkpoint_seeds, _checkpoint, 12), "trial": Reader(_trial_seeds, _trial, 12),
           "search": Reader(_search_seeds, _search, 4), "download_state": Reader(_version_seeds, download._read, 2),
           "lpips": Reader(_lpips_seeds, lambda path: list(lpips._features("alex", path).parameters()), 1)}

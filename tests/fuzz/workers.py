@@ -23,7 +23,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 OURS = tuple(str(ROOT / name) for name in ("flexgs", "ray_jobs", "tuning"))
 SECONDS, LONGEST, BYTES = 10.0, 60.0, 2 << 30
-"""That a case may take: of the processor, and on the clock, which runs on while others have the machine; and bytes beyond what a
+"""That a case may take: of the processor, and on the clock, which runs on while others have the machine; bytes beyond what a
 process has before its first."""
 
 
@@ -53,13 +53,13 @@ def outcome(read: Callable[[], Any], named: str) -> Outcome:
         return Outcome("memory", _place(e), f"more than {BYTES:,} bytes")
     except Exception as e:
         return Outcome(type(e).__name__, _place(e), "".join(traceback.format_exception(e)))
-    if before <= BYTES < _children():
+    if _children() > max(BYTES, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10):
         return Outcome("memory", "", "a process that it started took more than 2 GB")
     return Outcome("read")
 
 
 def _children() -> int:
-    """Bytes of the largest process that this one has started."""
+    """Bytes of the largest process that this one has started; it begins with those of this one."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
 
 
