@@ -86,7 +86,7 @@ POINTS: dict[str, tuple[int, ...]] = {"means3d": (0, 3), "viewmats": (0, 4, 4), 
 
 def load_points(path: Path) -> tuple[np.ndarray, Camera]:
     """Points and the first camera of an .npz with means3d [M, 3], viewmats [C, 4, 4], Ks [C, 3, 3], width, height."""
-    arrays = load_arrays(path, POINTS, "an .npz of points")
+    arrays = load_arrays(path, POINTS, "points")
     for name, shape in POINTS.items():
         found = arrays[name]
         if (found.dtype.kind not in "fiu" or found.ndim != len(shape) or not found.size or not np.isfinite(found).all()

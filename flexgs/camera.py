@@ -43,8 +43,10 @@ class Camera:
     def check(self, where: str) -> "Camera":
         """Itself; UserError, which names the file that it comes from, if it is no camera: one that is turned and moved, not
         stretched, of a positive size and focal length, and so near that float32 can square its distance."""
-        R, moved, focal = self.viewmat[:3, :3].double(), self.viewmat[:3, 3], self.K.diagonal()[:2]
-        turned = bool(((R @ R.mT - torch.eye(3)).abs() < 0.01).all()) and float(torch.linalg.det(R)) > 0
+        pose, focal = self.viewmat.double(), self.K.diagonal()[:2]
+        R, moved = pose[:3, :3], pose[:3, 3]
+        turned = (bool(((R @ R.mT - torch.eye(3)).abs() < 0.01).all()) and float(torch.linalg.det(R)) > 0
+                  and pose[3].tolist() == [0, 0, 0, 1])
         if not (turned and bool((moved.abs() < FARTHEST).all()) and bool((focal > 0).all()) and bool(self.K.isfinite().all())
                 and 0 < self.width < 1 << 17 and 0 < self.height < 1 << 17):
             raise UserError(f"{where}: found a camera of {self.width}x{self.height} pixels that is not a rotation, a "

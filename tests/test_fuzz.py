@@ -159,6 +159,7 @@ def test_what_is_too_far_for_float32(tmp_path: Path):
 
 
 @pytest.mark.parametrize("change", [{"viewmat": torch.zeros(4, 4)}, {"viewmat": torch.diag(torch.tensor([1.0, 1, -1, 1]))},
+                                    {"viewmat": torch.diag(torch.tensor([1.0, 1, 1, 2]))}, {"viewmat": 1e20 * torch.eye(4)},
                                     {"K": torch.zeros(3, 3)}, {"width": 0}])
 def test_cameras_of_a_model_are_cameras(tmp_path: Path, change: dict):
     camera = look_at(torch.tensor([0.0, 0, 3]), torch.zeros(3), torch.tensor([0.0, 1, 0]), 8, 6)

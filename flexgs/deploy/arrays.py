@@ -17,9 +17,9 @@ MOST_PACKED = 16
 """Times that arrays are larger than their file: positions hardly pack at all."""
 
 
-def load_arrays(path: Path | str, names: Iterable[str], expected: str) -> dict[str, np.ndarray]:
-    """Arrays of any .npz file by their names; UserError if it is broken or has none of such a name."""
-    path = regular_file(path, expected)
+def load_arrays(path: Path | str, names: Iterable[str], kind: str) -> dict[str, np.ndarray]:
+    """Arrays of any .npz file by their names; UserError, which calls it a file of this kind, if it is broken or lacks one."""
+    path = regular_file(path, f"a {kind} file")
     try:
         with zipfile.ZipFile(path) as packed:
             claimed = sum(entry.file_size for entry in packed.infolist())
@@ -28,7 +28,7 @@ def load_arrays(path: Path | str, names: Iterable[str], expected: str) -> dict[s
         with np.load(path, allow_pickle=False) as file:
             return {name: np.asarray(file[name]) for name in names}  # bytes, if it is of another kind
     except Exception as e:  # zipfile, zlib and numpy raise many kinds for broken files
-        raise UserError(f"{path}: not readable as {expected} ({str(e) or type(e).__name__}); write it again") from None
+        raise UserError(f"{path}: not a readable {kind} file ({str(e) or type(e).__name__}); write it again") from None
 
 
 def write_arrays(path: Path | str, kind: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -40,10 +40,10 @@ def write_arrays(path: Path | str, kind: str, arrays: Mapping[str, np.ndarray]) 
 
 def read_arrays(path: Path | str, kind: str, layout: Layout) -> dict[str, np.ndarray]:
     """What write_arrays wrote; UserError if the file is broken, of another kind, or not of this layout."""
-    found = str(load_arrays(path, ("kind",), f"a {kind.split()[0]} file")["kind"])[:40]
+    found = str(load_arrays(path, ("kind",), kind.split()[0])["kind"])[:40]
     if found != kind:
         raise UserError(f"{path}: found a file of kind {found!r}, expected {kind!r}; write it again")
-    planes = load_arrays(path, layout, f"a {kind.split()[0]} file")
+    planes = load_arrays(path, layout, kind.split()[0])
     numbers: dict[str, int] = {}
 
     def fits(size: int, dimension: str | int) -> bool:
