@@ -103,7 +103,7 @@ def read_results(folder: Path) -> dict[str, Any] | None:
 
 
 def check_figures(ratios: Any, names: Sequence[str], where: str) -> None:
-    """UserError, which names the file, unless ratios are figures of these names at some ratios: {"0.05": {"psnr": ...}, ...}."""
+    """UserError, which names the file, unless ratios are figures of these names at some ratios: {"0.05": {"psnr": 20.5}}."""
     rows: dict[str, dict[str, float | None]] = typed(dict[str, dict[str, float | None]], ratios, f"{where}: ratios")
     if not rows:
         raise UserError(f"{where}: found no ratios, expected at least one")

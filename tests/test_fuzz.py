@@ -48,7 +48,7 @@ def test_damaged_files_are_read_or_refused_in_a_line(tmp_path: Path):
         found = cases(number, folder)
         assert found.how in ("read", "refused"), f"{cases.make(number, folder)}: {found}"
         ends.setdefault(found.how, set()).add(cases.reader(number))
-    assert ends["refused"] == set(QUICK) and len(ends["read"]) > len(QUICK) / 2
+    assert min(len(names) for names in ends.values()) > len(QUICK) / 2
 
 
 def test_cases_repeat(tmp_path: Path):

@@ -1,5 +1,7 @@
 """Numbered cases: which file of which reader, and what is done to it."""
 
+import contextlib
+import io
 import os
 import re
 import tempfile
@@ -24,7 +26,7 @@ def write_seeds(readers: Sequence[str], folder: Path) -> None:
     """The valid files of each reader, which it has to read, into folder/NAME."""
     for name in readers:
         (folder / name).mkdir()
-        with warnings.catch_warnings(action="ignore"):  # what is doubtful about them
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
             READERS[name].seeds(folder / name)
             for path in sorted((folder / name).iterdir()):
                 with tempfile.TemporaryDirectory() as other:

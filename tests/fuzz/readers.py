@@ -84,7 +84,7 @@ def flaw(value: Any) -> str:
     if isinstance(value, list | tuple):
         return next(filter(None, map(flaw, value)), "")
     if dataclasses.is_dataclass(value):
-        return next(filter(None, (flaw(getattr(value, f.name)) for f in dataclasses.fields(value))), "")
+        return next((f"{f.name}: {wrong}" for f in dataclasses.fields(value) if (wrong := flaw(getattr(value, f.name)))), "")
     return ""
 
 
