@@ -20,6 +20,7 @@ from flexgs.compare import measured
 from flexgs.config import Config
 from flexgs.deploy import latents
 from flexgs.deploy.info import describe
+from flexgs.deploy.path import around
 from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
 from flexgs.model.elastic import ElasticModel
@@ -43,7 +44,7 @@ def test_damaged_files_are_read_or_refused_in_a_line(tmp_path: Path):
     write_seeds(QUICK, tmp_path)
     cases = Cases("suite", QUICK, tmp_path)
     ends: dict[str, set[str]] = {}
-    for number in range(160):
+    for number in range(300):
         (folder := tmp_path / str(number)).mkdir()
         found = cases(number, folder)
         assert found.how in ("read", "refused"), f"{cases.make(number, folder)}: {found}"
@@ -185,9 +186,11 @@ def test_names_that_no_file_can_have(tmp_path: Path, name: str):
     refused(lambda: load_scene(tmp_path), str(tmp_path))
 
 
-def test_sizes_beyond_float32_are_described(tmp_path: Path):
+def test_sizes_beyond_float32_are_described_and_looked_at(tmp_path: Path):
     splats: Splats = random_splats(5)
     row = np.zeros(5, [("means", "<f4", 3), ("sizes", "<f4", 3), ("rgba", "u1", 4), ("quats", "u1", 4)])
     row["means"], row["sizes"], row["rgba"], row["quats"] = splats.means, 3e38, 128, 200
     (tmp_path / "x.splat").write_bytes(row.tobytes())
+    one = splats.changed(means=torch.zeros(5, 3), scales=torch.full((5, 3), 1e4))
+    assert all(bool(camera.viewmat.isfinite().all()) for camera in around(one))
     assert math.isfinite(float(describe(open_model(tmp_path / "x.splat"), str(tmp_path / "x.splat"))["size"].split()[-2]))
