@@ -31,7 +31,7 @@ from flexgs.scene.identity import check_same_capture
 from flexgs.scene.views import find_image
 from flexgs.splats import Splats
 from tests.fuzz.cases import Cases, write_seeds
-from tests.fuzz.mutate import changed
+from tests.fuzz.mutate import changed, opened
 from tuning.trial import Record
 
 QUICK = ("ply", "splat", "gltf", "latents", "model", "colmap_binary", "colmap_text", "transforms", "images", "points",
@@ -184,6 +184,15 @@ def test_names_that_no_file_can_have(tmp_path: Path, name: str):
     frames = [{"file_path": name, "transform_matrix": np.eye(4).tolist()}]
     (tmp_path / "transforms.json").write_text(json.dumps({"camera_angle_x": 1.0, "frames": frames}))
     refused(lambda: load_scene(tmp_path), str(tmp_path))
+
+
+def test_harmonics_of_different_lengths(tmp_path: Path):
+    write_seeds(("gltf",), tmp_path)
+    (head, *rest), close = opened((tmp_path / "gltf" / "x.glb").read_bytes()) or ([b""], b"".join)
+    about = json.loads(head)
+    about["accessors"][-1]["count"] = 1
+    (tmp_path / "x.glb").write_bytes(close([json.dumps(about).encode(), *rest]))
+    refused(lambda: open_model(tmp_path / "x.glb"), "x.glb: not a readable .glb file of Gaussians (its harmonics")
 
 
 def test_sizes_beyond_float32_are_described_and_looked_at(tmp_path: Path):

@@ -41,8 +41,8 @@ def changed(raw: bytes, draw: Random) -> bytes:
 
 
 def _change(raw: bytes, draw: Random) -> bytes:
-    if draw.random() < 0.85 and (opened := _opened(raw)) and opened[0]:
-        parts, close = opened
+    if draw.random() < 0.85 and (packed := opened(raw)) and packed[0]:
+        parts, close = packed
         i = draw.randrange(len(parts))
         parts[i] = _change(parts[i], draw)
         with contextlib.suppress(Exception):  # parts that cannot be packed any more
@@ -56,7 +56,7 @@ def _change(raw: bytes, draw: Random) -> bytes:
 
 # -- packed files ---------------------------------------------------------------------------------------------------------
 
-def _opened(raw: bytes) -> Opened | None:
+def opened(raw: bytes) -> Opened | None:
     """None for what is not packed, and for what an earlier change has broken."""
     for start, opener in OPENERS.items():
         if raw.startswith(start):
