@@ -380,7 +380,7 @@ def last_value(flag: str, args: Sequence[str]) -> str | None:
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"flexgs: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"flexgs: warning: {one_line(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def guard(main: Callable[[], int | None]) -> int:

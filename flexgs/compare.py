@@ -23,6 +23,7 @@ from flexgs.evaluate.comparison import Rows, Sheet, cost_sheet, published_sheet,
 from flexgs.evaluate.pictures import write_tradeoff
 from flexgs.evaluate.table import mean_ratios
 from flexgs.files import atomic_file, atomic_folder, write_json
+from flexgs.inputs import regular_file, typed
 from flexgs.run import LocalSession, finished, git_sha, read_results, resume, run, train
 from flexgs.scene import Scene
 from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture
@@ -145,13 +146,15 @@ def measured(cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
         row = found.setdefault(cell.method, {}).setdefault(cell.config.seed, {
             "seed": cell.config.seed, "ratios": {}, "train_seconds": before, "stored_mb": 0.0})
         own = results["train_seconds"] - before
+        model = regular_file(cell.folder / "model" / "model.safetensors", "the model of a finished cell")
         row["train_seconds"] = round(row["train_seconds"] + own, 1)
-        row["stored_mb"] = round(row["stored_mb"] + (cell.folder / "model" / "model.safetensors").stat().st_size / 1e6, 3)
+        row["stored_mb"] = round(row["stored_mb"] + model.stat().st_size / 1e6, 3)
         if cell.ratio is None:
             row["ratios"] = results["ratios"]
         else:
-            figures = results["ratios"]["1"]
-            row["ratios"][ratio_name(cell.ratio)] = {**figures, "cut_seconds": round(own + figures["cut_seconds"], 3)}
+            figures = results["ratios"].get("1", {})
+            seconds = typed(float, figures.get("cut_seconds"), f"{cell.folder}/results.json: cut_seconds at ratio 1")
+            row["ratios"][ratio_name(cell.ratio)] = {**figures, "cut_seconds": round(own + seconds, 3)}
     return {method: list(seeds.values()) for method, seeds in found.items()}
 
 

@@ -6,7 +6,13 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """One line for the user: the file or option, what was found, what was expected, what to do. Exit code 2."""
+    """One line for the user: the file or option, what was found, what was expected, what to do. Exit code 2.
+
+    It is a line whatever is quoted in it; see line().
+    """
+
+    def __init__(self, text: str):
+        super().__init__(line(text))
 
 
 class MissingDependencyError(UserError):

@@ -158,7 +158,8 @@ def typed(kind: Any, value: Any, where: str) -> Any:
             return value
     elif type(None) in args:
         return None if value is None else typed(args[0], value, where)
-    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    elif kind is float and not isinstance(value, bool) and (isinstance(value, float) or (
+            isinstance(value, int) and abs(value) < 2**1023)):  # no larger one is a float
         return float(value)
     elif not origin and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from flexgs.evaluate import lpips
 from flexgs.evaluate.metrics import chosen, evaluate
 from flexgs.evaluate.pictures import write_curve, write_grid
 from flexgs.files import atomic_file, atomic_folder, make_folder, newest, publish, read_jsonl, staged, tidy, write_json
-from flexgs.inputs import read_json, typed
+from flexgs.inputs import read_json, shown, typed
 from flexgs.scene import Scene
 from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture
 from flexgs.signals import held
@@ -34,9 +34,12 @@ from flexgs.training.checkpoint import DamagedError, checkpoints
 from flexgs.training.memory import expected_disk
 from flexgs.training.trainer import Report, Trainer
 
-RESULTS: dict[str, Any] = {"scene": str, "steps": int, "train_seconds": float, "protocol": dict,
-                           "ratios": dict[str, dict[str, float | None]]}
-"""What a results.json has at least."""
+RESULTS: dict[str, Any] = {"scene": str, "preset": str, "steps": int, "train_seconds": float, "protocol": dict}
+"""What a results.json has at least, beside ratios."""
+PROTOCOL = ("train_views", "test_views", "width", "height", "points")
+"""The numbers in a protocol that has the digest of a capture."""
+FIGURES = ("psnr", "ssim", "splats", "mb")
+"""What is measured at every ratio; other figures may be there, or be null."""
 
 
 class Session(Protocol):
@@ -92,7 +95,24 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     results = read_json(path, advice="remove it, and the same command evaluates again")
     for key, kind in RESULTS.items():
         typed(kind, results.get(key), f"{path}: {key}")
+    for key in PROTOCOL if "digest" in results["protocol"] else ():
+        typed(int, results["protocol"].get(key), f"{path}: {key} of the protocol")
+    check_figures(results.get("ratios"), FIGURES, str(path))
     return results
+
+
+def check_figures(ratios: Any, names: Sequence[str], where: str) -> None:
+    """UserError, which names the file, unless ratios are figures of these names at some ratios: {"0.05": {"psnr": 20.5}}."""
+    rows: dict[str, dict[str, float | None]] = typed(dict[str, dict[str, float | None]], ratios, f"{where}: ratios")
+    if not rows:
+        raise UserError(f"{where}: found no ratios, expected at least one")
+    for ratio, row in rows.items():
+        with contextlib.suppress(ValueError):
+            if 0 < float(ratio) <= 1:
+                for name in names:
+                    typed(float, row.get(name), f"{where}: {name} at ratio {ratio}")
+                continue
+        raise UserError(f"{where}: found the ratio {shown(ratio)}, expected one above 0 and at most 1")
 
 
 def recorded_capture(folder: Path) -> Path:

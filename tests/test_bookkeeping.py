@@ -104,9 +104,9 @@ def test_a_checkpoint_is_all_that_the_next_step_depends_on(elastic, tmp_path):
 def cell_folder(folder: Path, seconds: float, ratios: tuple[str, ...], size: int) -> None:
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "model.safetensors").write_bytes(bytes(size))
-    rows = {ratio: {"psnr": 20.0 + float(ratio), "cut_seconds": 0.5} for ratio in ratios}
+    rows = {ratio: {"psnr": 20.0 + float(ratio), "ssim": 0.5, "splats": 9, "mb": 1.0, "cut_seconds": 0.5} for ratio in ratios}
     (folder / "results.json").write_text(json.dumps(
-        {"scene": "tiny", "steps": 40, "train_seconds": seconds, "protocol": {}, "ratios": rows}))
+        {"scene": "tiny", "preset": "plain", "steps": 40, "train_seconds": seconds, "protocol": {}, "ratios": rows}))
 
 
 def test_time_and_bytes_of_a_comparison(tmp_path):

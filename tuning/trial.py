@@ -18,12 +18,13 @@ from typing import Any
 from flexgs.compare import train_stage1
 from flexgs.config import BASE_RATES, Config
 from flexgs.distributed import Group
+from flexgs.errors import UserError
 from flexgs.evaluate.metrics import evaluate
 from flexgs.evaluate.table import psnr_auc
 from flexgs.files import atomic_folder, only_one, write_json
-from flexgs.inputs import read_json
+from flexgs.inputs import read_json, shown, typed
 from flexgs.model.elastic import ElasticModel
-from flexgs.run import LocalSession, resume, train
+from flexgs.run import LocalSession, check_figures, resume, train
 from flexgs.scene import Scene
 from flexgs.tracking import metric_name
 from flexgs.training.checkpoint import checkpoints
@@ -73,7 +74,16 @@ class Record:
 
     @staticmethod
     def load(folder: Path) -> "Record":
-        return read_json(folder / "trial.json", Record, "remove its folder, and the search begins this trial anew")
+        path = folder / "trial.json"
+        record: Record = read_json(path, Record, "remove its folder, and the search begins this trial anew")
+        for quarters, measured in record.rungs.items():
+            if quarters not in map(str, MEASURED_AT):
+                raise UserError(f"{path}: found what was measured after {shown(quarters)} quarters, expected "
+                                f"{', '.join(map(str, MEASURED_AT))}")
+            for name in ("psnr_auc", "mb"):
+                typed(float, measured.get(name), f"{path}: {name} after {quarters} quarters")
+            check_figures(measured.get("ratios"), ("psnr", "ssim"), str(path))
+        return record
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from torch import Tensor
 
 from flexgs import stored
-from flexgs.camera import WORLD, Camera, Origin
+from flexgs.camera import WORLD, Camera, Origin, check_cameras
 from flexgs.config import Config
 from flexgs.errors import UserError
 from flexgs.files import newest
@@ -21,8 +20,6 @@ from flexgs.stored import SPLATS, Stored, layout_of, part, splats_of
 DAMAGED = "the model is damaged: copy it again; a run without results.json makes it again"
 CAMERAS: Layout = {"cameras.viewmat": ("float32", ("cameras", 4, 4)), "cameras.K": ("float32", ("cameras", 3, 3)),
                    "cameras.size": ("int64", ("cameras", 2))}
-MOST_PIXELS = 1 << 17
-"""On a side of a photograph."""
 
 Length = Annotated[float, Range(1e-30, 1e30)]
 
@@ -126,18 +123,3 @@ class ElasticModel:
                    zip(*(tensors.get(name, ()) for name in CAMERAS), strict=True)]
         splats = Splats(**part(tensors, "splats."), origin=place.origin)
         return ElasticModel(splats, transform, config, cameras, file.about.get("capture"))
-
-
-def check_cameras(viewmats: Tensor, Ks: Tensor, sizes: Tensor, where: str) -> None:
-    """UserError for a camera of a file that sees nothing: the pose [C, 4, 4] no rotation and translation, focal lengths in
-    K [C, 3, 3] not above 0, or width and height [C, 2] no numbers of pixels."""
-    R, last = viewmats[:, :3, :3].double(), viewmats.new_tensor([0.0, 0.0, 0.0, 1.0])
-    sound = torch.isfinite(viewmats).flatten(1).all(dim=1) & torch.isfinite(Ks).flatten(1).all(dim=1)
-    sound &= ((R @ R.mT - torch.eye(3, dtype=R.dtype)).abs() < 1e-3).flatten(1).all(dim=1)
-    sound &= ((viewmats[:, 3] - last).abs() < 1e-3).all(dim=1)
-    sound &= (Ks.diagonal(dim1=1, dim2=2)[:, :2] > 0).all(dim=1) & ((sizes >= 1) & (sizes <= MOST_PIXELS)).all(dim=1)
-    if not sound.all():
-        bad = int((~sound).nonzero()[0])
-        raise UserError(f"{where}: found camera {bad + 1} of {'x'.join(map(str, sizes[bad].tolist()))} pixels with focal "
-                        f"lengths {Ks[bad, 0, 0]:g} and {Ks[bad, 1, 1]:g}, expected sizes of 1 to {MOST_PIXELS:,}, lengths "
-                        "above 0 and a rotation; the file is damaged")

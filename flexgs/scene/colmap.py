@@ -269,8 +269,8 @@ def _contradicted(found: _Model, poses: dict[int, Array]) -> tuple[dict[str, flo
             continue
         checked += 1
         lens, pose = found.cameras[image.camera], poses.get(image.id, image.pose)
-        rays = found.xyz[at] @ pose[:3, :3].T + pose[:3, 3]
         with np.errstate(all="ignore"):
+            rays = found.xyz[at] @ pose[:3, :3].T + pose[:3, 3]
             off = np.linalg.norm(lens.colmap().img_from_cam(rays) - image.xy[rows], axis=1)
         off = float(np.median(np.where(np.isfinite(off) & (rays[:, 2] > 0), off, lens.width + lens.height)))
         if off > max(4, 0.005 * max(lens.width, lens.height)):  # COLMAP itself drops what is off by more than 4

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flexgs.camera import WORLD, Origin, focus, local_origin, offset, unit_of
-from flexgs.errors import UserError
+from flexgs.camera import FARTHEST, WORLD, Origin, focus, local_origin, offset, unit_of
+from flexgs.errors import UserError, one_line
 from flexgs.scene.capture import Capture, Frame, Points
 from flexgs.scene.colmap import PLACES, find_models, read_colmap
 from flexgs.scene.identity import capture_digest
@@ -96,6 +96,10 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
     resize = factor if not reduced else 1
 
     places = np.stack([_place(frame.viewmat) for frame in frames])
+    if not np.abs(places).max() < FARTHEST:
+        far = frames[int(np.abs(places).max(1).argmax())]
+        raise UserError(f"{capture.file}: found the camera of {far.name} over {FARTHEST:g} units from 0 0 0, expected a "
+                        "capture that float32 can hold: the file is damaged, copy or export it again")
     origin = local_origin(places, np.linalg.norm(places - places.mean(0), axis=1).max())
     cache = ImageCache(default_cache() if cache_bytes is None else cache_bytes)
     finder = Masks(frames, factor) if masks else None
@@ -116,7 +120,7 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
     if len(train) < 2:
         raise UserError(f"{root}: found {len(train)} training views of {len(views)} images, expected at least 2: "
                         "change test_every or add images")
-    points, note = capture.points, "capture"
+    points, note = _near(capture, doubts), "capture"
     if points is None:
         points, note = _random_points([view.camera.viewmat.double().numpy() for view in train], seed), "random"
         doubts.append(f"{capture.file.parent}: the capture has no points; starting from {RANDOM_POINTS} random ones")
@@ -146,9 +150,19 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         **({"max_fov": MAX_FOV} if any(view.lens.wide for view in views) else {}),
         **({"origin": list(origin)} if origin != WORLD else {}),
     }
+    doubts = [one_line(doubt) for doubt in doubts]
     for doubt in doubts:
         warnings.warn(doubt, stacklevel=2)
     return Scene(name or root.resolve().name, root, train, test, points, extent, protocol, origin, doubts)
+
+
+def _near(capture: Capture, doubts: list[str]) -> Points | None:
+    """The points that are where float32 can hold them."""
+    if capture.points is None or bool((near := (capture.points.xyz.abs() < FARTHEST).all(1)).all()):
+        return capture.points
+    doubts.append(f"{capture.file}: {int((~near).sum())} of {len(near)} points are over {FARTHEST:g} units from 0 0 0 and are "
+                  "left out")
+    return Points(capture.points.xyz[near], capture.points.rgb[near]) if bool(near.any()) else None
 
 
 def _place(viewmat: np.ndarray) -> np.ndarray:

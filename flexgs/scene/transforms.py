@@ -104,14 +104,14 @@ class _Places:
             named = named.replace("\\", "/")
             path = self.root / named
         absolute = named.startswith("/") or re.match("[A-Za-z]:/", named)
-        if absolute and not path.exists() and not find_image(path):
+        if absolute and not os.path.exists(path) and not find_image(path):
             parts = [part for part in named.split("/") if part][:-1 if named.endswith("/") else None]
             for i in range(1, len(parts)):
                 here = self.root / "/".join(parts[i:])
-                if here.is_file() or find_image(here):
+                if os.path.isfile(here) or find_image(here):
                     self.moved, self.example = self.moved + 1, self.example or named
                     return here
-        return Path(os.path.normpath(path)) if "./" in named and not path.is_symlink() and ".." not in path.parts else path
+        return Path(os.path.normpath(path)) if "./" in named and not os.path.islink(path) and ".." not in path.parts else path
 
 
 def _name(frames: list[Frame]) -> None:
