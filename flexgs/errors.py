@@ -12,7 +12,7 @@ class UserError(Exception):
     """
 
     def __init__(self, text: str):
-        super().__init__(line(text))
+        super().__init__(one_line(text))
 
 
 class MissingDependencyError(UserError):
