@@ -583,6 +583,10 @@ def _lpips_seeds(folder: Path) -> None:
     torch.save(state, folder / "alexnet_features_f16.pth")
 
 
+def _backbone(path: Path) -> Any:
+    return list(lpips._features("alex", lpips._file("alex", path.parent)).parameters())
+
+
 SPLATS = {"ply": Reader(_ply_seeds, _look, 20), "compressed_ply": Reader(_written("compressed_ply"), _look, 1),
           "spz": Reader(_spz_seeds, _look, 1), "sog": Reader(_written("sog"), _look, 1),
           "splat": Reader(_splat_seeds, _look, 8), "gltf": Reader(_glb_seeds, _look, 12), "vq": Reader(_vq_seeds, _look, 12),
@@ -602,5 +606,5 @@ OTHERS = {"config": Reader(_config_seeds, lambda path: Config.load(path).to_dict
           "comparison": Reader(_comparison_seeds, _comparison, 2, r"\.json|safetensors"),
           "checkpoint": Reader(_checkpoint_seeds, _checkpoint, 12), "trial": Reader(_trial_seeds, _trial, 12),
           "search": Reader(_search_seeds, _search, 4), "download_state": Reader(_version_seeds, download._read, 2),
-          "lpips": Reader(_lpips_seeds, lambda path: list(lpips._features("alex", path).parameters()), 1)}
+          "lpips": Reader(_lpips_seeds, _backbone, 1)}
 READERS = {**SPLATS, **CAPTURES, **OTHERS}
