@@ -1,5 +1,6 @@
 """load_scene: a capture on disk -> cameras, images and points ready for training."""
 
+import contextlib
 import os
 import warnings
 from collections import Counter
@@ -17,7 +18,7 @@ from flexgs.scene.identity import capture_digest
 from flexgs.scene.masks import Masks
 from flexgs.scene.transforms import find_transforms, read_transforms
 from flexgs.scene.undistort import MAX_FOV
-from flexgs.scene.views import Head, ImageCache, View, default_cache, find_image, is_photograph, plain, read_head, stem
+from flexgs.scene.views import Head, ImageCache, View, default_cache, find_image, image_size, is_photograph, plain, read_head, stem
 from flexgs.seeds import generator
 
 RANDOM_POINTS = 10_000
@@ -194,6 +195,8 @@ def _locate(capture: Capture, frames: list[Frame], factor: int, doubts: list[str
             hint = f", or use the factor {others[0]} of {folder.name}_{others[0]}/" if others and not reduced else ""
             raise UserError(f"{text}: copy them to there{hint}")
         doubts.append(f"{text}; going on without them")
+    if reduced:
+        doubts += _unlike(frames[0], found[0], factor)
     kept: dict[Path, Frame] = {}
     again = []
     for frame, file in zip(frames, found, strict=True):
@@ -207,6 +210,17 @@ def _locate(capture: Capture, frames: list[Frame], factor: int, doubts: list[str
         doubts.append(f"{capture.file}: names {len(again)} photographs more than once, for instance {again[0]}; their first "
                       "pose is used")
     return list(kept.values()), list(kept), reduced
+
+
+def _unlike(frame: Frame, file: Path | None, factor: int) -> list[str]:
+    """A doubt if the photograph of images_<factor> is not 1/factor of that of images/, where both are there."""
+    with contextlib.suppress(UserError):  # of images/ nothing is trained on
+        if file and (whole := find_image(frame.folder / frame.file)):
+            (width, height), (full_width, full_height) = image_size(file), image_size(whole)
+            if abs(width - full_width / factor) > 2 + 0.005 * width or abs(height - full_height / factor) > 2 + 0.005 * height:
+                return [f"{file}: found {width}x{height} pixels for a photograph of {full_width}x{full_height} in "
+                        f"{frame.folder.name}/, which is not 1/{factor} of it; this size is trained at"]
+    return []
 
 
 def _count(capture: Capture, frames: list[Frame], files: list[Path], doubts: list[str]) -> int:

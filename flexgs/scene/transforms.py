@@ -23,6 +23,9 @@ SPLITS = ("train", "val", "test")
 PERSPECTIVE = ("OPENCV", "PERSPECTIVE", "SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV")
 """Values of camera_model that are a perspective lens with the coefficients that stand beside it, as nerfstudio reads them."""
 
+FOCAL = {"fl_x", "fl_y", "camera_angle_x", "camera_angle_y"}
+"""A frame that says one of these has none of the file's: its own camera_angle_x counts where the file has fl_x."""
+
 
 def find_transforms(root: Path) -> list[Path]:
     """transforms.json, or else transforms_train.json with those of val and test beside it; empty if neither is there."""
@@ -51,7 +54,8 @@ def read_transforms(root: Path, files: list[Path]) -> Capture:
         size = _image_size(file, data, paths)
         for i, (entry, path) in enumerate(zip(data["frames"], paths, strict=True)):
             where = f"{file}: frame {i} ({entry['file_path']})"
-            lens = _lens({**data, **entry}, size, where, notes)
+            shared = {key: value for key, value in data.items() if key not in FOCAL} if FOCAL & entry.keys() else data
+            lens = _lens({**shared, **entry}, size, where, notes)
             lens.check(file)
             named = entry.get("mask_path")
             if named is not None and not isinstance(named, str):
