@@ -128,6 +128,7 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
     extent = 1.1 * float((centres - centres.mean(0)).norm(dim=1).max())
     if extent == 0:
         raise UserError(f"{capture.file}: all cameras are at the same place; expected a capture from several places")
+    doubts += _blind(capture.file, views, points) if capture.points is not None else []
     for view in views:
         view.camera = replace(view.camera, near=NEAR * unit_of(extent))
     (width, height), _ = Counter((view.camera.width, view.camera.height) for view in views).most_common(1)[0]
@@ -210,6 +211,23 @@ def _locate(capture: Capture, frames: list[Frame], factor: int, doubts: list[str
         doubts.append(f"{capture.file}: names {len(again)} photographs more than once, for instance {again[0]}; their first "
                       "pose is used")
     return list(kept.values()), list(kept), reduced
+
+
+def _blind(file: Path, views: list[View], points: Points) -> list[str]:
+    """A doubt if most cameras have not one of the capture's points in their image: they look elsewhere."""
+    xyz = points.xyz[::max(1, len(points) // 10_000)]
+    blind = []
+    for view in views:
+        at = (xyz @ view.camera.viewmat[:3, :3].T + view.camera.viewmat[:3, 3]) @ view.camera.K.T
+        u, v, depth = at.unbind(1)
+        inside = (u >= 0) & (u <= view.camera.width * depth) & (v >= 0) & (v <= view.camera.height * depth)
+        if not bool((inside & (depth > 0)).any()):
+            blind.append(view.name)
+    if 2 * len(blind) <= len(views):
+        return []
+    return [f"{file}: {len(blind)} of {len(views)} cameras see none of the {len(points):,} points, for instance that of "
+            f"{blind[0]}; the poses may be of another convention (world to camera in place of camera to world, or other axes) "
+            "or the points of another reconstruction"]
 
 
 def _unlike(frame: Frame, file: Path | None, factor: int) -> list[str]:

@@ -54,8 +54,8 @@ class Masks:
                         "instance; these photographs count as a whole")
         for folder, index in filter(None, self.folders.values()):
             if not index:
-                said.append(f"{folder}: holds no image, so there are no masks; expected PNG, JPEG, WebP, TIFF or BMP files with "
-                            "the names of the photographs")
+                said.append(f"{folder}: holds no image, so there are no masks; expected PNG, JPEG, WebP, TIFF or BMP files "
+                            "with the names of the photographs")
             if left := sorted(set(index.values()) - self.used):
                 said.append(f"{folder}: {len(left)} of {len(set(index.values()))} masks fit no photograph and are not used, "
                             f"for instance {left[0].name}; expected the name of the photograph, or that and _mask")
