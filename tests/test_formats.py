@@ -252,5 +252,5 @@ def test_a_far_gaussian_does_not_hide_that_few_others_collapse(far, tmp_path):
     means = splats.means.clone()
     means[0] = far
     with pytest.raises(UserError, match="cannot hold these Gaussians"):
-        save(splats.changed(means=means), tmp_path / "a.compressed.ply")
+        FORMATS["compressed_ply"].write(splats.changed(means=means), tmp_path / "a.compressed.ply")
     assert not list(tmp_path.iterdir())

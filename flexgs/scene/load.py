@@ -18,7 +18,8 @@ from flexgs.scene.identity import capture_digest
 from flexgs.scene.masks import Masks
 from flexgs.scene.transforms import find_transforms, read_transforms
 from flexgs.scene.undistort import MAX_FOV
-from flexgs.scene.views import Head, ImageCache, View, default_cache, find_image, image_size, is_photograph, plain, read_head, stem
+from flexgs.scene.views import (Head, ImageCache, View, default_cache, find_image, image_size, is_photograph, plain,
+                                read_head, stem)
 from flexgs.seeds import generator
 
 RANDOM_POINTS = 10_000

@@ -12,8 +12,8 @@ class Masks:
     """The masks of a capture, each used at most once per photograph.
 
     A frame's own mask counts, by its name with any suffix. Otherwise it is looked for beside the images folder, in masks/,
-    masks_<factor>/ or another masks_<n>/, or mask/ in their place, in upper or lower case: for `a/b.jpg`, `a/b`, `a/b.jpg`, `a/b_mask` or `a/b.jpg_mask` with the suffix of an
-    image, in upper or lower case.
+    masks_<factor>/ or another masks_<n>/, or mask/ in their place, in upper or lower case: for `a/b.jpg`, `a/b`, `a/b.jpg`,
+    `a/b_mask` or `a/b.jpg_mask` with the suffix of an image, in upper or lower case too.
     """
 
     def __init__(self, frames: list[Frame], factor: int):
