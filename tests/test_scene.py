@@ -1041,3 +1041,17 @@ def test_cameras_that_see_none_of_the_points_are_said(copy):
         frame["transform_matrix"] = np.linalg.inv(frame["transform_matrix"]).tolist()
     save(copy, data)
     assert "cameras see none of the 4,002 points" in re.sub(r"the [\d,]+ points", "the 4,002 points", doubts(copy)[1])
+
+
+def test_text_files_of_another_state_than_the_binary_ones_are_said(copy):
+    model = copy / "sparse" / "0"
+    found = pycolmap.Reconstruction(str(model))
+    found.write_text(str(model))
+    assert ".txt files" not in doubts(copy)[1]
+    found.transform(pycolmap.Sim3d(3.0, pycolmap.Rotation3d(), np.array([1.0, 2, 3])))
+    found.write_text(str(model))
+    scene, said = doubts(copy)
+    assert "its .txt files hold other images, poses or cameras than its .bin files" in said
+    for file in model.glob("*.txt"):
+        file.unlink()
+    same_views(scene, doubts(copy)[0])

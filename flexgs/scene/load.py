@@ -18,8 +18,7 @@ from flexgs.scene.identity import capture_digest
 from flexgs.scene.masks import Masks
 from flexgs.scene.transforms import find_transforms, read_transforms
 from flexgs.scene.undistort import MAX_FOV
-from flexgs.scene.views import (Head, ImageCache, View, default_cache, find_image, image_size, is_photograph, plain,
-                                read_head, stem)
+from flexgs.scene.views import Head, ImageCache, View, default_cache, find_image, is_photograph, plain, read_head, stem
 from flexgs.seeds import generator
 
 RANDOM_POINTS = 10_000
@@ -235,7 +234,7 @@ def _unlike(frame: Frame, file: Path | None, factor: int) -> list[str]:
     """A doubt if the photograph of images_<factor> is not 1/factor of that of images/, where both are there."""
     with contextlib.suppress(UserError):  # of images/ nothing is trained on
         if file and (whole := find_image(frame.folder / frame.file)):
-            (width, height), (full_width, full_height) = image_size(file), image_size(whole)
+            (width, height), (full_width, full_height) = read_head(file)[:2], read_head(whole)[:2]
             if abs(width - full_width / factor) > 2 + 0.005 * width or abs(height - full_height / factor) > 2 + 0.005 * height:
                 return [f"{file}: found {width}x{height} pixels for a photograph of {full_width}x{full_height} in "
                         f"{frame.folder.name}/, which is not 1/{factor} of it; this size is trained at"]
