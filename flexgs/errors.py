@@ -8,7 +8,7 @@ from pathlib import Path
 class UserError(Exception):
     """One line for the user: the file or option, what was found, what was expected, what to do. Exit code 2.
 
-    It is a line whatever is quoted in it; see line().
+    It is a line whatever is quoted in it; see one_line().
     """
 
     def __init__(self, text: str):

@@ -127,6 +127,7 @@ def _text(path: Path, head: Head, before: tuple[Element, ...], wanted: Element, 
     return out
 
 
+@np.errstate(invalid="ignore")  # of NaN that signal
 def colours(rows: np.ndarray, file: Path, doubts: list[str]) -> np.ndarray | None:
     """Colours [N, 3] of the rows of an element, float64 from 0 to 255, NaN where they are of no known kind; None without any.
 

@@ -327,7 +327,7 @@ def test_killed_at_any_moment_and_started_again(capture, tmp_path):
     (["view", "RUN", "--host", ""], "--host: found nothing"),
     (["serve", "RUN", "--port", "-1"], "--port: found -1, expected 0 to 65,535"),
     (["bench", "ddp", "--step-ms", "nan"], "--step-ms: found nan"),
-    (["bench", "raster", "--points", "RUN/results.json"], "results.json: not readable ("),
+    (["bench", "raster", "--points", "RUN/results.json"], "results.json: not a readable points file"),
     (["data", "make", "RUN/results.json/x"], "results.json/x: Not a directory"),
     (["info", "a\x1b[31mb\nc"], r"a\x1b[31mb c: no such file"),
 ])

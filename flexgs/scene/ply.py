@@ -11,6 +11,7 @@ from flexgs.ply import AXES, colours, read_element
 GREY = 128
 
 
+@np.errstate(invalid="ignore")  # of NaN that signal
 def read_points(file: Path, doubts: list[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(xyz float64 [M, 3], rgb uint8 [M, 3]) of the vertices of a PLY file.
 
