@@ -24,7 +24,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from flexgs.errors import UserError
 from flexgs.files import make_folder, only_one, write_json
 from flexgs.http import Answer, HTTPError, request
-from flexgs.inputs import read_json
+from flexgs.inputs import read_json, regular_file
 from flexgs.scene.catalog import Archive, Known, is_capture
 from flexgs.scene.colmap import find_models
 from flexgs.urls import public
