@@ -22,7 +22,7 @@ from typing import Any
 
 from flexgs.cli import guard, parse
 from flexgs.errors import UserError
-from flexgs.tracking import SERVER, Tracking, sqlite_uri
+from flexgs.tracking.mlflow_runs import SERVER, Tracking, sqlite_uri
 from flexgs.urls import public
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -15,10 +15,10 @@ from playwright.sync_api import Browser, sync_playwright
 
 from flexgs.cli import guard, load_capture, parse
 from flexgs.config import Config
-from flexgs.deploy.page import write_page
 from flexgs.deploy.source import open_model
-from flexgs.deploy.viewer import PHOTOGRAPH, Viewer
 from flexgs.errors import UserError
+from flexgs.view.page import write_page
+from flexgs.view.viewer import PHOTOGRAPH, Viewer
 
 SOFTWARE = ["--no-sandbox", "--disable-background-networking", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
             "--ignore-gpu-blocklist"]

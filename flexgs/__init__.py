@@ -30,7 +30,7 @@ def train(scene: "Scene", config: Config, device: str = "auto",
     its own. progress takes a line of text every config.report_every views; None is silent.
     """
     from flexgs.cli import pick_device, progress_line
-    from flexgs.deploy.formats import read
+    from flexgs.formats import read
     from flexgs.training.trainer import Trainer
 
     config.check()
@@ -53,7 +53,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     homes = {"load_scene": ("flexgs.scene", "load_scene"), "render": ("flexgs.raster", "render"),
-             "save": ("flexgs.deploy.formats", "save")}
+             "save": ("flexgs.formats", "save")}
     if name not in homes:
         raise AttributeError(f"module 'flexgs' has no attribute {name!r}")
     module, attribute = homes[name]

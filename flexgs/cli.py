@@ -58,9 +58,9 @@ class Train:
     typed: Typed = frozenset()
 
     def __call__(self) -> None:
-        from flexgs.distributed import Group
-        from flexgs.evaluate.table import print_results
+        from flexgs.distributed.group import Group
         from flexgs.model.elastic import ElasticModel
+        from flexgs.report.table import print_results
         from flexgs.run import LocalSession, finished, run
         from flexgs.training.memory import expected_memory
 
@@ -123,10 +123,10 @@ class Compare:
 
     def __call__(self) -> None:
         from flexgs import compare
-        from flexgs.evaluate.comparison import quality_sheet
-        from flexgs.evaluate.published import SCENES, published
-        from flexgs.evaluate.table import print_table
-        from flexgs.tracking import Tracking, sqlite_uri
+        from flexgs.report.comparison import quality_sheet
+        from flexgs.report.published import SCENES, published
+        from flexgs.report.table import print_table
+        from flexgs.tracking.mlflow_runs import Tracking, sqlite_uri
 
         if self.scene is None:
             if self.published is None:
@@ -173,9 +173,9 @@ class Eval:
     """Print JSON instead of a table."""
 
     def __call__(self) -> None:
-        from flexgs.evaluate.metrics import evaluate
-        from flexgs.evaluate.table import print_results
+        from flexgs.evaluate import evaluate
         from flexgs.model.elastic import ElasticModel
+        from flexgs.report.table import print_results
         from flexgs.run import recorded_capture
         from flexgs.scene.identity import GIVE_SCENE, check_same_capture
 
@@ -222,8 +222,8 @@ class Bench:
     distributed: Distributed = field(default_factory=Distributed)
 
     def __call__(self) -> None:
-        from flexgs.bench import bench_raster, bench_step
-        from flexgs.bench_ddp import bench_ddp
+        from flexgs.bench.ddp import bench_ddp
+        from flexgs.bench.raster import bench_raster, bench_step
         from flexgs.deploy.frame_time import measure_frames
         from flexgs.deploy.source import open_model
         from flexgs.training.checkpoint import Checkpoint
@@ -262,7 +262,7 @@ class Doctor:
     """host:port of a cluster. Default: $RAY_ADDRESS."""
 
     def __call__(self) -> int:
-        from flexgs.doctor import Places, examine
+        from flexgs.commands.doctor import Places, examine
 
         return examine(Places(self.storage, self.data_root, self.mlflow_uri, self.ray_address))
 

@@ -17,18 +17,18 @@ from statistics import fmean
 from typing import Any
 
 from flexgs.config import BASE_RATES, PRESETS, Config, check_same_method, count_at, percent_name, ratio_name
-from flexgs.distributed import Group
+from flexgs.distributed.group import Group
 from flexgs.errors import UserError
-from flexgs.evaluate.comparison import Rows, Sheet, cost_sheet, published_sheet, quality_sheet, write_csv
-from flexgs.evaluate.pictures import write_tradeoff
-from flexgs.evaluate.table import mean_ratios
 from flexgs.files import atomic_file, atomic_folder, write_json
 from flexgs.inputs import regular_file, typed
+from flexgs.report.comparison import Rows, Sheet, cost_sheet, published_sheet, quality_sheet, write_csv
+from flexgs.report.pictures import write_tradeoff
+from flexgs.report.table import mean_ratios
 from flexgs.run import LocalSession, finished, git_sha, read_results, resume, run, train
 from flexgs.scene import Scene
 from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture
 from flexgs.stored import splats_of
-from flexgs.tracking import Tracking, flatten
+from flexgs.tracking.mlflow_runs import Tracking, flatten
 from flexgs.training.checkpoint import Checkpoint, latest_checkpoint
 from flexgs.training.trainer import Report, Trainer
 

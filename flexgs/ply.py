@@ -1,158 +1,147 @@
-"""Reading PLY files: heads as programs write them, bodies compared with the file's size before memory is taken, colours."""
+"""Splats to and from the PLY file that every 3DGS viewer opens."""
 
+import io
 import re
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
+import torch
+from plyfile import PlyData, PlyElement  # for writing
 
+from flexgs.camera import WORLD, local_origin
 from flexgs.errors import UserError
-from flexgs.inputs import regular_file, shown
-from flexgs.splats import SH_C0
+from flexgs.files import atomic_file
+from flexgs.formats.fidelity import unit
+from flexgs.ply_rows import AXES, HARMONICS, colours, read_element
+from flexgs.splats import SH_C0, Splats
 
-MOST_HEAD = 1 << 20
-"""Bytes of a head; those of compressed PLY with all harmonics are four thousand."""
-TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4", "double": "f8",
-         "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4", "float32": "f4",
-         "float64": "f8"}
-Order = Literal["", "<", ">"]
-ORDERS: dict[str, Order] = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
-AXES = ("x", "y", "z")
-COLOURS = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b"))
-HARMONICS = ("f_dc_0", "f_dc_1", "f_dc_2")
+MOST_LOGIT = 16.0
+"""Opacity 1 to seven digits; 8-bit formats know 0 and 1 themselves."""
 
 
-@dataclass(frozen=True)
-class Element:
-    name: str
-    count: int
-    properties: dict[str, str]
-    """Name -> numpy's type, in the order of the file."""
-    lists: bool = False
-    """It has properties of no fixed size, which properties leaves out."""
+def ply_properties(sh_degree: int) -> list[str]:
+    """Property names in the order of the 3DGS release; viewers rely on it. All are float32 but wide x y z."""
+    rest = 3 * ((sh_degree + 1) ** 2 - 1)
+    return ["x", "y", "z", "nx", "ny", "nz", *(f"f_dc_{i}" for i in range(3)), *(f"f_rest_{i}" for i in range(rest)),
+            "opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
 
 
-@dataclass(frozen=True)
-class Head:
-    order: Order
-    """"<", ">", or empty for text."""
-    elements: tuple[Element, ...]
-    bytes: int
-    """Of the head itself: where the body starts."""
-
-    def element(self, name: str) -> Element | None:
-        return next((e for e in self.elements if e.name == name), None)
+def ply_bytes(n: int, sh_degree: int, wide: bool = False) -> int:
+    """Size in bytes of the file that write_ply makes of n Gaussians, of such as is_wide() where wide."""
+    return len(_header(n, sh_degree, wide)) + (4 * len(ply_properties(sh_degree)) + 12 * wide) * n
 
 
-def read_head(path: Path | str) -> Head:
-    """The head of a PLY file. Comments may be of any encoding, lines may be blank or end in CR LF. UserError if it is none."""
-    path = regular_file(path, "a PLY file")
-    with path.open("rb") as file:
-        start = file.read(MOST_HEAD)
-    end = re.search(rb"(?:^|\n)[ \t]*end_header[ \t]*(?:\r\n|\n|\r|$)", start)
-    if not re.match(rb"ply\s", start) or not end:
-        raise UserError(f"{path}: not a readable PLY file (its head does not start with ply or has no end); export it again")
-    order: Order | None = None
-    elements: list[Element] = []
-    for number, raw in enumerate(start[:end.start()].splitlines()[1:], 2):
-        words = raw.decode("ascii", "replace").split()
-        match words:
-            case [] | ["comment" | "obj_info", *_]:
-                pass
-            case ["format", kind, "1.0"] if kind in ORDERS and order is None:
-                order = ORDERS[kind]
-            case ["element", name, count] if count.isdecimal() and len(count) < 16:
-                elements.append(Element(name, int(count), {}))
-            case ["property", "list", first, second, _] if elements and first in TYPES and second in TYPES:
-                elements[-1] = Element(elements[-1].name, elements[-1].count, elements[-1].properties, lists=True)
-            case ["property", kind, name] if elements and kind in TYPES and name not in elements[-1].properties:
-                elements[-1].properties[name] = TYPES[kind]
-            case _:
-                raise UserError(f"{path}: not a readable PLY file (line {number} of its head is {shown(' '.join(words))}); "
-                                "export it again")
-    if order is None or len({e.name for e in elements}) < len(elements):
-        raise UserError(f"{path}: not a readable PLY file (found no format line, or two elements of one name); export it again")
-    return Head(order, tuple(elements), end.end())
+def is_wide(splats: Splats) -> bool:
+    """Whether the capture's own coordinates need float64: float32 would move more than 1 % of the Gaussians by more than 5 % of
+    the middle one of their standard deviations."""
+    if splats.origin == WORLD:
+        return False
+    world = splats.detach().means.double() + splats.means.new_tensor(splats.origin, dtype=torch.float64)
+    moved = (world - world.float()).abs().amax(1)
+    return bool((moved > 0.05 * splats.scales.detach().double().median(1).values.exp()).double().mean() > 0.01)
 
 
-def read_element(path: Path | str, name: str) -> np.ndarray:
-    """The rows of one element as a structured array in the order of the machine. UserError if the file is too short for them,
-    has no such element, or has lists in it or, in a binary file, before it."""
-    path = Path(path)
-    head = read_head(path)
-    wanted = head.element(name)
-    if wanted is None or not wanted.properties:
-        found = ", ".join(shown(e.name) for e in head.elements[:8]) or "none"
-        raise UserError(f"{path}: not a readable PLY file of {name}: found the elements {found}, expected one called {name} "
-                        "with properties")
-    before = head.elements[:head.elements.index(wanted)]
-    if wanted.lists or (head.order and any(e.lists for e in before)):
-        raise UserError(f"{path}: not a readable PLY file of {name}: found lists in or before them, expected numbers alone")
-    plain = np.dtype([(p, t) for p, t in wanted.properties.items()])
-    if not head.order:
-        return _text(path, head, before, wanted, plain)
-    stored = plain.newbyteorder(head.order)
-    start = head.bytes + sum(e.count * sum(np.dtype(t).itemsize for t in e.properties.values()) for e in before)
-    end = start + wanted.count * stored.itemsize
-    if end > (size := path.stat().st_size):
-        raise UserError(f"{path}: not a readable PLY file: found {size:,} bytes, expected {end:,} for its"
-                        f" {wanted.count:,} {name} rows; it is cut off or damaged")
-    with path.open("rb") as file:
-        file.seek(start)
-        return np.fromfile(file, stored, wanted.count).astype(plain, copy=False)
+def in_world(splats: Splats, path: Path | str) -> Splats:
+    """splats in the capture's own coordinates, for a file of float32 at path; UserError if that is too little."""
+    if is_wide(splats):
+        raise UserError(f"{path}: positions about {place(splats)} need float64, which this format cannot hold; expected "
+                        "NAME.ply, or --local for positions from there")
+    return splats.at(WORLD)
 
 
-def _text(path: Path, head: Head, before: tuple[Element, ...], wanted: Element, plain: np.dtype) -> np.ndarray:
-    """Rows of a text file: a line each, after those of the elements before."""
-    with path.open("rb") as file:
-        file.seek(head.bytes)
-        lines = [line for line in file.read().splitlines() if line.strip()]
-    rows = lines[(skipped := sum(e.count for e in before)):skipped + wanted.count]
-    if len(rows) < wanted.count:
-        raise UserError(f"{path}: not a readable PLY file: found {len(rows):,} lines, expected {wanted.count:,} of "
-                        f"{wanted.name}; it is cut off or damaged")
-    out = np.empty(len(rows), plain)
-    try:
-        values = np.array([line.split() for line in rows], np.float64).reshape(len(rows), -1)
-        columns = dict(zip(wanted.properties, values.T, strict=True))
-    except ValueError:
-        raise UserError(f"{path}: not a readable PLY file: found a line that is not {len(wanted.properties)} numbers; "
-                        "export it again") from None
-    for name, column in columns.items():
-        if (kind := plain[name]).kind in "iu" and not ((np.iinfo(kind).min <= column) & (column <= np.iinfo(kind).max)).all():
-            raise UserError(f"{path}: not a readable PLY file: found a {shown(name)} that {kind} cannot hold; export it again")
-        with np.errstate(over="ignore"):  # doubles beyond float32 become infinite
-            out[name] = column
-    return out
+def local(splats: Splats) -> Splats:
+    """splats in coordinates whose (0, 0, 0) is their origin, wherever that is."""
+    return replace(splats, origin=WORLD)
 
 
-@np.errstate(invalid="ignore")  # of NaN that signal
-def colours(rows: np.ndarray, file: Path, doubts: list[str]) -> np.ndarray | None:
-    """Colours [N, 3] of the rows of an element, float64 from 0 to 255, NaN where they are of no known kind; None without any.
+def place(splats: Splats) -> str:
+    """The origin, as options and messages write it."""
+    return " ".join(f"{value:.12g}" for value in splats.origin)
 
-    Those of COLOURS: bytes as they are, integers of 16 bits as 0 to 65535, and floats as 0 to 1, or to 255 if any is above 1;
-    else HARMONICS of degree 0. doubts: where to put what had to be assumed, a line each.
+
+def write_ply(splats: Splats, path: Path | str) -> None:
+    """A binary 3DGS PLY: raw log-scales and opacity logits, unit quaternions, SH channel by channel, zero normals.
+
+    In the capture's own coordinates; x y z are of type double where float32 would not do (is_wide), else all is float32.
     """
-    names = {name.lower(): name for name in rows.dtype.names or ()}
-    if triple := next((triple for triple in COLOURS if set(triple) <= set(names)), None):
-        columns = [rows[names[name]] for name in triple]
-        values = np.stack(columns, 1)
-        kinds = {column.dtype.kind + str(column.dtype.itemsize) for column in columns}
-        most = float(np.nanmax(values, initial=0)) if len(values) else 0.0
-        if kinds == {"u1"}:
-            scale = 1.0
-        elif kinds <= {"f4", "f8"}:
-            scale = 255.0 if most <= 1 else 1.0
-        else:
-            scale = 1.0 if most <= 255 else 1 / 257
-            if kinds == {"u2"} and most <= 255:
-                doubts.append(f"{file}: its colours have 16 bits and none is above 255: taken as 0 to 255")
-        values = values.astype(np.float64) * scale
-    elif set(HARMONICS) <= set(names):
-        values = np.stack([rows[names[name]] for name in HARMONICS], 1).astype(np.float64)
-        values = np.clip(255 * (0.5 + SH_C0 * values), 0, 255)
-    else:
-        return None
-    known = np.all((values > -1) & (values < 256), axis=1, keepdims=True)  # false for NaN
-    return np.where(known, np.clip(values, 0, 255), np.nan)
+    with atomic_file(Path(path)) as out:
+        _ply(splats).write(str(out))
+
+
+def to_ply(splats: Splats) -> bytes:
+    """What write_ply writes."""
+    out = io.BytesIO()
+    _ply(splats).write(out)
+    return out.getvalue()
+
+
+def _ply(splats: Splats) -> PlyData:
+    s = splats.detach().to("cpu")
+    n = len(s)
+    quats = unit(s.quats)
+    wide = is_wide(s)
+    world = (s.means.double() + torch.tensor(s.origin, dtype=torch.float64)).numpy()
+    columns = torch.cat([torch.from_numpy(world).float(), torch.zeros(n, 3), s.sh0, s.shN.transpose(1, 2).reshape(n, -1),
+                         s.opacities[:, None], s.scales, quats], dim=1).contiguous().numpy()
+    rows = columns.view([(name, "<f4") for name in ply_properties(s.sh_degree)])[:, 0]
+    if wide:
+        rows = rows.astype([(name, "<f8" if name in AXES else "<f4") for name in ply_properties(s.sh_degree)])
+        for name, values in zip(AXES, world.T, strict=True):
+            rows[name] = values
+    return PlyData([PlyElement.describe(rows, "vertex")], byte_order="<")
+
+
+def read_ply(path: Path | str) -> Splats:
+    """The Gaussians of a 3DGS PLY, of spherical-harmonics degree 0 to 3; harmonics may be counted from 0 or from 1, and colours
+    as points have them (red, green, blue) may stand in place of f_dc_*.
+
+    An opacity of 0 or 1, of infinite logit, is brought down to what the rasterizer can tell from it. Positions of type double
+    get an origin where float32 alone is too little.
+    """
+    vertex = read_element(path, "vertex")
+    names = set(vertex.dtype.names or ())
+    rgb = None if set(HARMONICS) <= names else colours(vertex, Path(path), [])
+    known = names if rgb is None else names | set(HARMONICS)
+    rest = sorted((name for name in names if re.fullmatch(r"f_rest_\d{1,3}", name)), key=lambda name: int(name[7:]))
+    if len(rest) not in (0, 9, 24, 45) or (missing := set(ply_properties(0)) - {"nx", "ny", "nz"} - known):
+        found = f"{len(rest)} f_rest properties" if len(rest) not in (0, 9, 24, 45) else f"no property {sorted(missing)[0]}"
+        raise UserError(f"{path}: not a 3DGS PLY: found {found}, expected x y z f_dc_* f_rest_* opacity scale_* rot_*")
+    if rest and (numbers := [int(name[7:]) for name in rest]) != list(range(numbers[0], numbers[0] + len(rest))):
+        raise UserError(f"{path}: not a 3DGS PLY: found f_rest properties with gaps, expected {len(rest)} in a row")
+
+    def column(*wanted: str) -> torch.Tensor:
+        if not wanted:
+            return torch.zeros(len(vertex), 0)
+        with np.errstate(over="ignore", invalid="ignore"):  # doubles beyond float32 become infinite, which checked() refuses
+            return torch.from_numpy(np.stack([np.asarray(vertex[w], np.float32) for w in wanted], axis=1))
+
+    shN = column(*rest).reshape(len(vertex), 3, len(rest) // 3).transpose(1, 2).contiguous()
+    with np.errstate(over="ignore", invalid="ignore"):  # checked() refuses what is not finite
+        world, origin = np.stack([np.asarray(vertex[axis], np.float64) for axis in AXES], axis=1), WORLD
+        if any(vertex[axis].dtype.itemsize > 4 for axis in AXES) and len(world) and np.isfinite(world).all():
+            origin = local_origin(world, float(np.median(np.abs(world - np.median(world, axis=0)).max(1))))
+        means = (world - np.array(origin)).astype(np.float32)
+    splats = Splats(means=torch.from_numpy(means), origin=origin, quats=column(*(f"rot_{i}" for i in range(4))),
+                    scales=column(*(f"scale_{i}" for i in range(3))),
+                    opacities=column("opacity")[:, 0].clamp(-MOST_LOGIT, MOST_LOGIT),
+                    sh0=column(*HARMONICS) if rgb is None else torch.from_numpy(((rgb / 255 - 0.5) / SH_C0).astype(np.float32)),
+                    shN=shN)
+    return checked(splats, path)
+
+
+def checked(splats: Splats, path: Path | str) -> Splats:
+    """splats themselves, read from path, or UserError where a renderer could not use them."""
+    if not len(splats):
+        raise UserError(f"{path}: found no Gaussians, expected at least one")
+    broken = [name for name, t in splats.items() if not bool(torch.isfinite(t).all())]
+    if broken:
+        raise UserError(f"{path}: found NaN or infinite {', '.join(broken)}, expected finite numbers; export it again")
+    return splats
+
+
+def _header(n: int, sh_degree: int, wide: bool) -> bytes:
+    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {n}",
+             *(f"property {'double' if wide and name in AXES else 'float'} {name}" for name in ply_properties(sh_degree)),
+             "end_header", ""]
+    return "\n".join(lines).encode()

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flexgs.config import Config, check_same_method, percent_name
-from flexgs.deploy.formats import as_stored, read, save
-from flexgs.distributed import Group
+from flexgs.distributed.group import Group
 from flexgs.errors import UserError
-from flexgs.evaluate import lpips
-from flexgs.evaluate.metrics import chosen, evaluate
-from flexgs.evaluate.pictures import write_curve, write_grid
+from flexgs.evaluate import chosen, evaluate
 from flexgs.files import atomic_file, atomic_folder, make_folder, newest, publish, read_jsonl, staged, tidy, write_json
+from flexgs.formats import as_stored, read, save
+from flexgs.image import lpips
 from flexgs.inputs import read_json, shown, typed
+from flexgs.report.pictures import write_curve, write_grid
 from flexgs.scene import Scene
 from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture
 from flexgs.signals import held

@@ -16,14 +16,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from flexgs import notes
 from flexgs.cli import progress_line
 from flexgs.errors import UserError
-from flexgs.evaluate.table import mean_ratios, psnr_auc
 from flexgs.files import read_jsonl
+from flexgs.report.table import mean_ratios, psnr_auc
 from flexgs.run import finished, git_sha, history
 from flexgs.scene import Scene as Capture
-from flexgs.tracking import Run, Tracking, flatten
+from flexgs.tracking import notes
+from flexgs.tracking.mlflow_runs import Run, Tracking, flatten
 from ray_jobs.schedule import Place, Scene, plan, speedup
 from ray_jobs.store import Store
 from ray_jobs.train_scene import RESULTS, STOP, SceneJob, train_scene

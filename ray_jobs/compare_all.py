@@ -25,12 +25,12 @@ from flexgs.cli import guard, parse
 from flexgs.compare import Cell
 from flexgs.config import METHODS, Config
 from flexgs.errors import UserError, pasted
-from flexgs.evaluate.comparison import Rows, mean_rows
-from flexgs.evaluate.published import SCENES, published
-from flexgs.evaluate.table import print_table
 from flexgs.files import make_folder, only_one
 from flexgs.raster.cpu import pool
-from flexgs.tracking import Tracking
+from flexgs.report.comparison import Rows, mean_rows
+from flexgs.report.published import SCENES, published
+from flexgs.report.table import print_table
+from flexgs.tracking.mlflow_runs import Tracking
 from ray_jobs import warm_up
 from ray_jobs.cluster import Cluster
 from ray_jobs.dataset import Dataset, exit_code, read_all

@@ -11,12 +11,12 @@ import tyro
 
 from flexgs.cli import AnyConfig, flags_in, last_value
 from flexgs.config import Config
+from flexgs.datasets.catalog import CATALOG, DATASETS, PROTOCOLS, find_dataset, say_absent
 from flexgs.errors import UserError, one_line
 from flexgs.files import make_folder
 from flexgs.scene import SYNTHETIC, Scene, ensure_synthetic, find_scenes
-from flexgs.scene.catalog import CATALOG, DATASETS, PROTOCOLS, find_dataset, say_absent
 from flexgs.sizes import DEMO, LAPTOP, fitting
-from flexgs.tracking import Tracking, sqlite_uri
+from flexgs.tracking.mlflow_runs import Tracking, sqlite_uri
 from flexgs.urls import public
 from ray_jobs.cluster import IN_JOB, Cluster
 from ray_jobs.store import Store, is_remote

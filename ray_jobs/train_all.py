@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python itself
 
 from flexgs.cli import guard, parse
 from flexgs.errors import pasted
-from flexgs.evaluate.table import print_results
+from flexgs.report.table import print_results
 from flexgs.training.memory import expected_memory
 from flexgs.urls import public
 from ray_jobs import warm_up

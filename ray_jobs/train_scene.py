@@ -34,7 +34,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.util.placement_group import NODE_ID_LABEL_KEY
 
 from flexgs.config import Config
-from flexgs.distributed import Group
+from flexgs.distributed.group import Group
 from flexgs.errors import UserError, cure
 from flexgs.files import only_one
 from flexgs.raster.cpu import pool

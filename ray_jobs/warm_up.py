@@ -12,7 +12,7 @@ from contextlib import contextmanager
 @contextmanager
 def in_background() -> Iterator[Callable[[], None]]:
     """Compile in another process; yields a function that waits for it."""
-    command = [sys.executable, "-m", "flexgs.raster.cpu.warmup"]
+    command = [sys.executable, "-m", "flexgs.training.warmup"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as compiler:  # if it fails, the workers compile
         try:
             yield lambda: _wait(compiler)

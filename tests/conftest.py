@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from flexgs.config import Config
+from flexgs.demo.synthetic import write_synthetic
 from flexgs.scene import load_scene
-from flexgs.scene.synthetic import write_synthetic
 from flexgs.splats import Splats
 
 torch.set_num_threads(1)  # idle OpenMP threads spin, and the machines that run tests have few cores

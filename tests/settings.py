@@ -88,7 +88,7 @@ def case(rng: random.Random) -> list[str]:
 
 def _train(flags: list[str], capture: Path, answer: Any) -> None:
     """In the process of a case: sends how it ended, and what was said."""
-    from flexgs.distributed import Group
+    from flexgs.distributed.group import Group
     from flexgs.model.elastic import ElasticModel
     from flexgs.run import LocalSession, run
     from flexgs.training.trainer import NonFiniteLossError
@@ -133,9 +133,7 @@ def outcome(flags: list[str], capture: Path) -> tuple[str, str]:
 
 
 def main() -> int:
-    import flexgs.run
-    import flexgs.training.cpu_ssim  # noqa: F401  imported once, for all that are forked from here
-    from flexgs.scene.synthetic import write_synthetic
+    from flexgs.demo.synthetic import write_synthetic
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=400)

@@ -10,9 +10,9 @@ from tiny import begun, same, tiny_config, tiny_scene, tiny_splats
 
 from flexgs import compare
 from flexgs.config import Config, percent_name, ratio_name
-from flexgs.distributed import Group
+from flexgs.distributed.group import Group
 from flexgs.run import LocalSession, cut_name, run
-from flexgs.tracking import metric_name
+from flexgs.tracking.mlflow_runs import metric_name
 from flexgs.training.checkpoint import latest_checkpoint
 from flexgs.training.trainer import Trainer
 from tuning.report import write as write_report

@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 
 from flexgs.camera import look_at
-from flexgs.deploy.node import UNREACHED
-from flexgs.deploy.page import write_page
-from flexgs.deploy.path import fov, start
 from flexgs.deploy.source import open_model
-from flexgs.deploy.viewer import Viewer
 from flexgs.errors import UserError
+from flexgs.formats.node import UNREACHED
 from flexgs.raster import render
 from flexgs.scene import load_scene
+from flexgs.view.camera_path import fov, start
+from flexgs.view.page import write_page
+from flexgs.view.viewer import Viewer
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",

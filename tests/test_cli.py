@@ -17,7 +17,7 @@ import pytest
 
 from flexgs import cli
 from flexgs.config import PRESETS
-from flexgs.scene.synthetic import write_synthetic
+from flexgs.demo.synthetic import write_synthetic
 from tests.test_scene import to_transforms
 
 SMALL = ["--preset", "smoke", "--steps", "40", "--data.factor", "1", "--base.max-splats", "800", "--report-every", "20"]

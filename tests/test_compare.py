@@ -5,7 +5,7 @@ import json
 import pytest
 
 from flexgs import compare
-from flexgs.bench import bench_step
+from flexgs.bench.raster import bench_step
 from flexgs.compare import method_config
 from flexgs.config import Config
 from flexgs.errors import UserError

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from flexgs.config import METHODS
 from flexgs.errors import UserError
-from flexgs.evaluate.comparison import CSV_HEADER, cost_sheet, mean_rows, published_sheet, quality_sheet, write_csv
-from flexgs.evaluate.pictures import write_tradeoff
-from flexgs.evaluate.published import PUBLISHED_AS, SCENES, published
-from flexgs.evaluate.sheet import Sheet
-from flexgs.evaluate.table import print_table
+from flexgs.report.comparison import CSV_HEADER, cost_sheet, mean_rows, published_sheet, quality_sheet, write_csv
+from flexgs.report.pictures import write_tradeoff
+from flexgs.report.published import PUBLISHED_AS, SCENES, published
+from flexgs.report.sheet import Sheet
+from flexgs.report.table import print_table
 
 
 def figures(psnr: float, ssim: float = 0.5, lpips: float | None = 0.25) -> dict:

@@ -12,24 +12,24 @@ from plyfile import PlyData
 
 from flexgs import Config, UserError
 from flexgs import config as cfg
-from flexgs.bench import random_splats
+from flexgs.bench.raster import random_splats
 from flexgs.camera import WORLD, Camera, unit_of
-from flexgs.deploy.budget import parse
-from flexgs.deploy.export import is_wide, ply_bytes, read_ply, write_ply
-from flexgs.deploy.formats import FORMATS, as_stored
-from flexgs.deploy.page import _in_units
-from flexgs.deploy.path import PATHS, around, start
 from flexgs.deploy.progressive import Progressive, write
-from flexgs.distributed import Group
-from flexgs.evaluate.metrics import psnr
+from flexgs.distributed.group import Group
+from flexgs.evaluate import psnr
+from flexgs.formats import FORMATS, as_stored
+from flexgs.model.budget import parse
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.field import Field
 from flexgs.model.importance import score
 from flexgs.model.merge import merged
+from flexgs.ply import is_wide, ply_bytes, read_ply, write_ply
 from flexgs.raster import render
 from flexgs.scene import initial_splats, load_scene, write_synthetic
 from flexgs.splats import cat, quantile
 from flexgs.training.trainer import Trainer
+from flexgs.view.camera_path import PATHS, around, start
+from flexgs.view.page import _in_units
 
 UTM = (5e5, 5.4e6, 100.0)
 

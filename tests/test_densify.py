@@ -7,7 +7,7 @@ import torch
 from tiny import begun, camera, tiny_config, tiny_scene, tiny_splats
 
 from flexgs.config import Base, Rates
-from flexgs.distributed import Group
+from flexgs.distributed.group import Group
 from flexgs.raster import RenderOutput
 from flexgs.splats import Splats
 from flexgs.training.densify import Densifier, halves

@@ -9,21 +9,21 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from flexgs import shared_memory
-from flexgs.bench_ddp import Link, bench_ddp, predicted
+from flexgs.bench.ddp import Link, bench_ddp, predicted
 from flexgs.config import Config, Distributed
-from flexgs.distributed import Group
+from flexgs.distributed import shared_memory
+from flexgs.distributed.gradients import summed_gradients
+from flexgs.distributed.group import Group
 from flexgs.errors import UserError
 from flexgs.run import LocalSession
 from flexgs.scene import load_scene
 from flexgs.seeds import generator
 from flexgs.training.checkpoint import latest_checkpoint
-from flexgs.training.gradients import summed_gradients
 from flexgs.training.trainer import NonFiniteLossError, Trainer
 from tests.conftest import random_splats
 
 # Workers are forked from a server that has imported what takes them seconds each; the last is what torch.testing imports.
-multiprocessing.set_forkserver_preload([__name__, "flexgs.raster.cpu.warmup", "flexgs.training.cpu_ssim",
+multiprocessing.set_forkserver_preload([__name__, "flexgs.training.warmup", "flexgs.image.ssim",
                                         "torch.distributed.tensor"])
 
 

@@ -13,8 +13,9 @@ import pytest
 import ray
 
 import flexgs
-from flexgs import cli, doctor, ray_address
-from flexgs.tracking import Tracking, sqlite_uri
+from flexgs import cli, ray_address
+from flexgs.commands import doctor
+from flexgs.tracking.mlflow_runs import Tracking, sqlite_uri
 from ray_jobs.cluster import this_python
 
 CLEAN = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "NUMBA_CACHE_DIR", "FLEXGS_LPIPS_WEIGHTS")

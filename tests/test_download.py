@@ -19,11 +19,12 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from flexgs.datasets import download
+from flexgs.datasets.catalog import CATALOG, DATASETS, Archive, Known, find_dataset, members
+from flexgs.datasets.download import fetch, get, unpack
 from flexgs.errors import UserError
 from flexgs.files import write_json
-from flexgs.scene import download, load_scene
-from flexgs.scene.catalog import CATALOG, DATASETS, Archive, Known, find_dataset, members
-from flexgs.scene.download import fetch, get, unpack
+from flexgs.scene import load_scene
 from tests.test_cli import flexgs
 
 QUICK = {"tries": 3, "pause": 0.01}
@@ -320,7 +321,7 @@ def test_killed_while_it_unpacks(source, release, tmp_path):
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads" / "some.zip").write_bytes(release)
     script = ("import os, signal, sys; from pathlib import Path; from flexgs.scene import download\n"
-              "from flexgs.scene.catalog import Archive, Known\n"
+              "from flexgs.datasets.catalog import Archive, Known\n"
               "copy, seen = download.shutil.copyfileobj, []\n"
               "def stop(*args):\n    copy(*args); seen.append(1)\n    len(seen) == 5 and os.kill(os.getpid(), signal.SIGKILL)\n"
               "download.shutil.copyfileobj = stop\n"

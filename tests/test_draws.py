@@ -7,7 +7,7 @@ import torch
 from tiny import UNIT, begun, same, tiny_config, tiny_scene, tiny_splats
 
 from flexgs.config import Config
-from flexgs.distributed import Group
+from flexgs.distributed.group import Group
 from flexgs.model.importance import score
 from flexgs.model.merge import merged
 from flexgs.scene import ViewSampler

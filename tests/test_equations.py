@@ -14,14 +14,14 @@ from conftest import random_splats
 from torch import Tensor
 
 from flexgs import config as cfg
-from flexgs.bench import front_camera
+from flexgs.bench.raster import front_camera
 from flexgs.camera import Camera
-from flexgs.model.selector import GsNet, gumbel_softmax, straight_through
+from flexgs.image.losses import photometric
+from flexgs.model.order import GsNet, gumbel_softmax, straight_through
 from flexgs.raster import RasterConfig, render
 from flexgs.raster.reference import relative_l2, render_reference, to_float64
 from flexgs.seeds import generator
 from flexgs.splats import Splats
-from flexgs.training.losses import photometric
 
 TAU = 0.7
 

@@ -8,15 +8,16 @@ import torch
 from scipy.signal import convolve2d
 from tiny import tiny_config, tiny_scene, tiny_splats
 
+from flexgs import evaluate as metrics
+from flexgs import formats
 from flexgs.config import Evaluation
-from flexgs.deploy import formats
-from flexgs.deploy.export import write_ply
-from flexgs.evaluate import lpips, metrics
-from flexgs.evaluate.metrics import evaluate
-from flexgs.evaluate.table import mean_ratios, psnr_auc
+from flexgs.evaluate import evaluate
+from flexgs.image import lpips
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.transform import Transform
+from flexgs.ply import write_ply
 from flexgs.raster.reference import render_reference, to_float64
+from flexgs.report.table import mean_ratios, psnr_auc
 
 WHITE = (1.0, 1.0, 1.0)
 

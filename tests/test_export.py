@@ -9,10 +9,10 @@ import torch
 from conftest import random_splats
 from plyfile import PlyData, PlyElement
 
-from flexgs.deploy.budget import largest, parse, resolve
-from flexgs.deploy.export import ply_bytes, ply_properties, read_ply, write_ply
 from flexgs.errors import UserError
 from flexgs.files import atomic_file, atomic_folder
+from flexgs.model.budget import largest, parse, resolve
+from flexgs.ply import ply_bytes, ply_properties, read_ply, write_ply
 from flexgs.splats import SH_C0
 
 

@@ -10,11 +10,10 @@ from conftest import random_splats
 
 from flexgs import config as cfg
 from flexgs.config import Config, Evaluation
-from flexgs.deploy import latents, vq
-from flexgs.deploy.arrays import read_arrays, write_arrays
-from flexgs.deploy.formats import FORMATS, as_stored
 from flexgs.errors import UserError
-from flexgs.evaluate.metrics import evaluate, psnr
+from flexgs.evaluate import evaluate, psnr
+from flexgs.formats import FORMATS, as_stored, latents, vq
+from flexgs.formats.arrays import read_arrays, write_arrays
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.transform import Transform
 from flexgs.raster import render

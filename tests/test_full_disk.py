@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from conftest import random_splats
 
-from flexgs.deploy.formats import FORMATS
-from flexgs.deploy.path import around
-from flexgs.deploy.video import write_video
 from flexgs.errors import UserError
+from flexgs.formats import FORMATS
+from flexgs.view.camera_path import around
+from flexgs.view.video import write_video
 
 
 @contextlib.contextmanager

@@ -14,15 +14,14 @@ import pytest
 import torch
 from conftest import random_splats
 
-from flexgs.bench import load_points
+from flexgs.bench.raster import load_points
 from flexgs.camera import look_at
 from flexgs.compare import measured
 from flexgs.config import Config
-from flexgs.deploy import latents
 from flexgs.deploy.info import describe
-from flexgs.deploy.path import around
 from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
+from flexgs.formats import latents
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.transform import Transform
 from flexgs.run import read_results
@@ -30,6 +29,7 @@ from flexgs.scene import load_scene
 from flexgs.scene.identity import check_same_capture
 from flexgs.scene.views import find_image
 from flexgs.splats import Splats
+from flexgs.view.camera_path import around
 from tests.fuzz.cases import Cases, write_seeds
 from tests.fuzz.mutate import changed, opened
 from tuning.trial import Record

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexgs.bench import front_camera, random_splats
+from flexgs.bench.raster import front_camera, random_splats
 from flexgs.camera import Camera
 from flexgs.raster import RasterConfig, render
 from flexgs.raster.cuda import TILE, render_cuda

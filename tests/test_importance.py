@@ -12,7 +12,7 @@ from conftest import random_splats
 from torch import Tensor
 
 from flexgs.camera import Camera
-from flexgs.distributed import Group
+from flexgs.distributed.group import Group
 from flexgs.errors import UserError
 from flexgs.model.importance import SCORES, score
 from flexgs.raster import RasterConfig

@@ -14,15 +14,14 @@ import torch
 from conftest import random_splats, shared
 
 from flexgs import bounded, load
-from flexgs.deploy import decode, gltf, interchange
-from flexgs.deploy.export import read_ply, to_ply, write_ply
-from flexgs.deploy.fidelity import unit
-from flexgs.deploy.formats import FORMATS, format_at, format_of, read, save
-from flexgs.deploy.node import UNREACHED
 from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
-from flexgs.evaluate.metrics import psnr
+from flexgs.evaluate import psnr
+from flexgs.formats import FORMATS, decode, format_at, format_of, gltf, interchange, read, save
+from flexgs.formats.fidelity import unit
+from flexgs.formats.node import UNREACHED
 from flexgs.model.elastic import ElasticModel
+from flexgs.ply import read_ply, to_ply, write_ply
 from flexgs.raster import render
 from flexgs.raster.reference import rotations
 from flexgs.splats import Splats

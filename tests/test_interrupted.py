@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 from tiny import begun, tiny_config, tiny_scene, tiny_splats
 
-from flexgs.distributed import Group
+from flexgs.distributed.group import Group
 from flexgs.errors import UserError
 from flexgs.files import atomic_folder, write_json
 from flexgs.model.elastic import ElasticModel

@@ -17,14 +17,14 @@ from PIL import Image
 
 from flexgs.cli import flags_in, parse
 from flexgs.config import Config
-from flexgs.distributed import Group
+from flexgs.demo.synthetic import write_synthetic
+from flexgs.distributed.group import Group
 from flexgs.errors import UserError
 from flexgs.files import read_jsonl
 from flexgs.run import LocalSession, run
 from flexgs.scene.capture import Lens
-from flexgs.scene.synthetic import write_synthetic
 from flexgs.sizes import Size, fitting
-from flexgs.tracking import Tracking
+from flexgs.tracking.mlflow_runs import Tracking
 from ray_jobs import batch, cluster, compare_all, dataset, schedule, train_all, train_scene
 from ray_jobs.cluster import this_python
 from ray_jobs.store import Store

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexgs.bench import front_camera
+from flexgs.bench.raster import front_camera
+from flexgs.image.losses import halved, photometric, ssim, ssim_map
 from flexgs.raster.cpu.pool import get_num_threads, set_num_threads
-from flexgs.training.losses import halved, photometric, ssim, ssim_map
 
 
 @pytest.fixture(autouse=True)

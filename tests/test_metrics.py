@@ -8,8 +8,8 @@ from conftest import random_splats, shared
 from flexgs import config as cfg
 from flexgs.config import Config, Evaluation
 from flexgs.errors import UserError
-from flexgs.evaluate import lpips
-from flexgs.evaluate.metrics import evaluate, psnr
+from flexgs.evaluate import evaluate, psnr
+from flexgs.image import lpips
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.transform import Transform
 

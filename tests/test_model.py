@@ -14,7 +14,7 @@ from flexgs.model.deltas import Deltas
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.field import AXES, E_MIN, Field
 from flexgs.model.merge import merged
-from flexgs.model.selector import GsNet, importance_mask, sampled_order, top
+from flexgs.model.order import GsNet, importance_mask, sampled_order, top
 from flexgs.model.transform import make_transform
 from flexgs.seeds import generator
 from flexgs.splats import Splats

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from flexgs.deploy import node
 from flexgs.errors import UserError
+from flexgs.formats import node
 
 TOP = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(not shutil.which("npm"), reason="Node.js is not installed")

@@ -21,14 +21,14 @@ from test_model import elastic
 
 from flexgs.camera import Camera
 from flexgs.deploy import progressive
-from flexgs.deploy.export import ply_bytes, read_ply
 from flexgs.deploy.progressive import HEAD, Progressive, write
 from flexgs.deploy.serve import application
 from flexgs.deploy.source import open_model
-from flexgs.deploy.visitors import Visitors
 from flexgs.errors import UserError
 from flexgs.http import Remote
 from flexgs.model.elastic import ElasticModel
+from flexgs.ply import ply_bytes, read_ply
+from flexgs.view.visitors import Visitors
 from tests.test_cli import flexgs
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexgs.bench import RasterCase, bench_raster, front_camera, random_splats
+from flexgs.bench.raster import RasterCase, bench_raster, front_camera, random_splats
 from flexgs.camera import Camera
 from flexgs.errors import MissingDependencyError
 from flexgs.raster import RasterConfig, RenderOutput, render

@@ -9,13 +9,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flexgs import notes, pyfunc
-from flexgs.deploy.export import ply_bytes, write_ply
 from flexgs.errors import UserError
-from flexgs.evaluate.table import psnr_auc
 from flexgs.model.elastic import ElasticModel
-from flexgs.pyfunc import Cutter
-from flexgs.tracking import Run, Tracking, sqlite_uri
+from flexgs.ply import ply_bytes, write_ply
+from flexgs.report.table import psnr_auc
+from flexgs.tracking import notes, pyfunc
+from flexgs.tracking.mlflow_runs import Run, Tracking, sqlite_uri
+from flexgs.tracking.pyfunc import Cutter
 from flexgs.training.trainer import Trainer
 
 LOAD_AND_CUT = """
@@ -91,7 +91,7 @@ def test_leftovers_are_not_logged(model, tmp_path, monkeypatch):
     model.save(tmp_path / "model")
     for left in ("splats.pyc", "model/__pycache__/field.cpython-311.pyc", "raster/cpu/__pycache__/kernels.nbi", "splats.py~",
                  "._splats.py", ".splats.py.swp", "#splats.py#", "splats.py.orig", "model/.DS_Store", "TAGS",
-                 ".ipynb_checkpoints/splats.py", "deploy/web/node_modules/x.py", "../model/.DS_Store", "../model/model.json~"):
+                 ".ipynb_checkpoints/splats.py", "view/web/node_modules/x.py", "../model/.DS_Store", "../model/model.json~"):
         (clean / left).parent.mkdir(parents=True, exist_ok=True)
         (clean / left).write_bytes(b"left")
     (clean / ".#splats.py").symlink_to("user@host.1:2")  # a lock of Emacs, which leads nowhere
@@ -129,7 +129,7 @@ def test_only_a_better_version_takes_the_alias(model, uri, tmp_path):
 
 
 def test_a_large_model_stays_where_it_is(uri, tmp_path, monkeypatch):
-    monkeypatch.setattr("flexgs.tracking.MODEL_BYTES", 10)
+    monkeypatch.setattr("flexgs.tracking.mlflow_runs.MODEL_BYTES", 10)
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "model" / "model.safetensors").write_bytes(bytes(11))
     tracking, run = started(uri, tmp_path)
@@ -145,7 +145,7 @@ def test_a_model_that_cannot_be_registered_is_a_warning(uri, tmp_path, caplog):
     (tmp_path / "artifacts").mkdir()
     (tmp_path / "artifacts" / "models").write_text("in the way")
     run.log_results(results(20.0), tmp_path / "run")
-    assert [r.levelname for r in caplog.records if r.name == "flexgs.tracking"] == ["WARNING"]
+    assert [r.levelname for r in caplog.records if r.name == "flexgs.tracking.mlflow_runs"] == ["WARNING"]
     done = tracking.client.get_run(run.id)
     assert done.info.status == "FINISHED" and done.data.metrics["psnr/ratio_0.05"] == 20.05 and tracking.available()
 

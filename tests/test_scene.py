@@ -18,14 +18,14 @@ import torch
 from conftest import shared
 from PIL import Image
 
+from flexgs.demo.stages import STAGES
+from flexgs.demo.synthetic import photograph
+from flexgs.demo.tracer import Tracer
 from flexgs.errors import UserError
 from flexgs.scene import Points, ViewSampler, find_scenes, initial_splats, load_scene, write_synthetic
 from flexgs.scene.capture import LENSES, Lens
 from flexgs.scene.ply import read_points
 from flexgs.scene.polynomial import POLYNOMIAL
-from flexgs.scene.stages import STAGES
-from flexgs.scene.synthetic import photograph
-from flexgs.scene.tracer import Tracer
 from flexgs.scene.undistort import MAX_FOV, _sources, remap
 from flexgs.scene.views import ImageCache
 from flexgs.splats import SH_C0

@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from flexgs.config import PRESETS, Config
-from flexgs.distributed import Group
+from flexgs.distributed.group import Group
 from flexgs.errors import UserError
-from flexgs.evaluate.metrics import chosen
-from flexgs.tracking import Tracking
+from flexgs.evaluate import chosen
+from flexgs.tracking.mlflow_runs import Tracking
 from ray_jobs import train_all
 from tuning import search as command
 from tuning.report import Gain, agreement, table

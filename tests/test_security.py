@@ -25,12 +25,12 @@ from flexgs.cli import Doctor, guard, parse
 from flexgs.commands.deploy import Info
 from flexgs.deploy.serve import application
 from flexgs.deploy.source import open_model
-from flexgs.deploy.viewer import Viewer
-from flexgs.deploy.visitors import Visitors
 from flexgs.errors import UserError
 from flexgs.model.elastic import ElasticModel
-from flexgs.tracking import Tracking, sqlite_uri
+from flexgs.tracking.mlflow_runs import Tracking, sqlite_uri
 from flexgs.urls import public
+from flexgs.view.viewer import Viewer
+from flexgs.view.visitors import Visitors
 
 TOP = Path(__file__).parent.parent
 SMALL = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "600", "--report-every", "20",
@@ -230,7 +230,7 @@ def test_serve_asks_who_is_there(folder):
 
 
 def test_the_viewer_asks_who_is_there(trained, caplog):
-    """If this fails with another version of viser, it starts its server in another way: flexgs/deploy/viser_server.py."""
+    """If this fails with another version of viser, it starts its server in another way: flexgs/view/viser_server.py."""
     viser = pytest.importorskip("viser", reason="viser is not installed")
     viewer = Viewer({"a": open_model(trained)}, None, "127.0.0.1", 0, "cpu")
     socket_headers = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13",

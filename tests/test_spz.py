@@ -9,10 +9,9 @@ import torch
 from conftest import random_splats
 
 from flexgs.camera import Camera, look_at
-from flexgs.deploy import spz
-from flexgs.deploy.axes import turned
-from flexgs.deploy.formats import FORMATS, read, save
 from flexgs.errors import UserError
+from flexgs.formats import FORMATS, read, save, spz
+from flexgs.formats.axes import turned
 from flexgs.raster import render
 from flexgs.splats import Splats
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from flexgs.demo import synthetic
+from flexgs.demo.stages import STAGES, Builder
+from flexgs.demo.tracer import FAR, Tracer, speckled
 from flexgs.errors import UserError
-from flexgs.scene import SYNTHETIC, ensure_synthetic, find_scenes, load_scene, synthetic, write_synthetic
-from flexgs.scene.stages import STAGES, Builder
-from flexgs.scene.tracer import FAR, Tracer, speckled
+from flexgs.scene import SYNTHETIC, ensure_synthetic, find_scenes, load_scene, write_synthetic
 
 SMALL = {"views": 10, "width": 48, "height": 36}
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from flexgs.evaluate.table import mean_ratios, print_results
+from flexgs.report.table import mean_ratios, print_results
 
 
 def result(scene: str, psnr: float, lpips: float | None = None) -> dict:

@@ -10,7 +10,7 @@ import pytest
 
 from flexgs.config import Config
 from flexgs.files import read_jsonl
-from flexgs.tracking import Tracking, flatten, metric_name, sqlite_uri
+from flexgs.tracking.mlflow_runs import Tracking, flatten, metric_name, sqlite_uri
 
 RESULTS = {"scene": "fox", "preset": "smoke", "steps": 200, "train_seconds": 3.5, "seconds": 4.0, "ratios": {
     "0.005": {"psnr": 15.0, "ssim": 0.4, "lpips_vgg": None, "splats": 5, "mb": 0.1, "ms": 1.0},
@@ -103,7 +103,7 @@ def test_a_run_that_mlflow_has_lost_is_made_again(uri, tmp_path):
 
 def test_no_mlflow_is_a_warning(tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with caplog.at_level(logging.WARNING, "flexgs.tracking"):
+    with caplog.at_level(logging.WARNING, "flexgs.tracking.mlflow_runs"):
         tracking = Tracking("http://me:secret@127.0.0.1:9", "flexgs-test")
         run = tracking.run(tmp_path / "fox", "fox", kind="scene")
         run.start()
@@ -116,7 +116,7 @@ def test_no_mlflow_is_a_warning(tmp_path, caplog, monkeypatch):
 
 
 def test_processes_that_start_together_share_one_database(tmp_path):
-    code = (f"from flexgs.tracking import Tracking; from pathlib import Path; import sys\n"
+    code = (f"from flexgs.tracking.mlflow_runs import Tracking; from pathlib import Path; import sys\n"
             f"t = Tracking('sqlite:///{tmp_path}/new.db', 'flexgs-test', Path({str(tmp_path)!r}) / 'artifacts')\n"
             f"r = t.run(Path({str(tmp_path)!r}) / sys.argv[1], sys.argv[1], kind='scene'); r.start(); r.finish()")
     processes = [subprocess.Popen([sys.executable, "-c", code, name], stderr=subprocess.PIPE, text=True) for name in "ab"]

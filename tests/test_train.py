@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 
 from flexgs import stored
 from flexgs.config import Config, Evaluation, count_at
-from flexgs.deploy.export import read_ply, write_ply
-from flexgs.distributed import Group
+from flexgs.distributed.group import Group
 from flexgs.errors import UserError
-from flexgs.evaluate.metrics import evaluate
+from flexgs.evaluate import evaluate
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.importance import score
 from flexgs.model.transform import Transform
+from flexgs.ply import read_ply, write_ply
 from flexgs.raster import render
 from flexgs.run import LocalSession, StoppedError, finished, history, resume, run
 from flexgs.training.checkpoint import DamagedError
@@ -142,7 +142,7 @@ def test_moments_are_forgotten_only_if_asked(scene, config):
 
 
 def test_run_folder_holds_what_it_promises(scene, config, tmp_path):
-    from flexgs.deploy.export import read_ply
+    from flexgs.ply import read_ply
 
     folder, lines = tmp_path / "studio", []
     session = LocalSession(folder, Group(), lambda step, m: lines.append(step))

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from ray import tune
 
 from flexgs.run import git_sha
-from flexgs.tracking import Run, Tracking
+from flexgs.tracking.mlflow_runs import Run, Tracking
 from ray_jobs.train_scene import describe
 from tuning.study import PARETO, best, front, quality
 from tuning.trial import MEASURED_AT, NUMBER, RUNGS, Record, Search, begun

@@ -9,10 +9,10 @@ import optuna
 from scipy.stats import spearmanr
 
 from flexgs.config import Config
-from flexgs.evaluate.pictures import pyplot, save, write_curve
-from flexgs.evaluate.sheet import Cell, Sheet
 from flexgs.files import atomic_file, write_json
 from flexgs.model.elastic import ElasticModel
+from flexgs.report.pictures import pyplot, save, write_curve
+from flexgs.report.sheet import Cell, Sheet
 from flexgs.scene import Scene
 from tuning.space import Params, applied, flags
 from tuning.study import PARETO, directions, front, frozen, quality

@@ -16,7 +16,7 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from flexgs.distributed import Group
+from flexgs.distributed.group import Group
 from flexgs.errors import UserError
 from flexgs.raster.cpu import pool
 from ray_jobs.cluster import Cluster

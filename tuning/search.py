@@ -37,15 +37,15 @@ import tuning.space
 import tuning.trial
 from flexgs.cli import guard, parse
 from flexgs.config import Config
+from flexgs.datasets.catalog import how_to_get
 from flexgs.errors import UserError, pasted
-from flexgs.evaluate.sheet import Sheet
-from flexgs.evaluate.table import print_table
 from flexgs.files import make_folder, only_one, write_json
 from flexgs.inputs import read_json
+from flexgs.report.sheet import Sheet
+from flexgs.report.table import print_table
 from flexgs.scene import SYNTHETIC, Scene
-from flexgs.scene.catalog import how_to_get
 from flexgs.scene.identity import check_same_capture
-from flexgs.tracking import metric_name
+from flexgs.tracking.mlflow_runs import metric_name
 from flexgs.urls import public
 from ray_jobs import warm_up
 from ray_jobs.cluster import Cluster

@@ -17,16 +17,16 @@ from typing import Any
 
 from flexgs.compare import train_stage1
 from flexgs.config import BASE_RATES, Config
-from flexgs.distributed import Group
+from flexgs.distributed.group import Group
 from flexgs.errors import UserError
-from flexgs.evaluate.metrics import evaluate
-from flexgs.evaluate.table import psnr_auc
+from flexgs.evaluate import evaluate
 from flexgs.files import atomic_folder, only_one, write_json
 from flexgs.inputs import read_json, shown, typed
 from flexgs.model.elastic import ElasticModel
+from flexgs.report.table import psnr_auc
 from flexgs.run import LocalSession, check_figures, resume, train
 from flexgs.scene import Scene
-from flexgs.tracking import metric_name
+from flexgs.tracking.mlflow_runs import metric_name
 from flexgs.training.checkpoint import checkpoints
 from flexgs.training.trainer import Trainer
 from tuning.space import Params, applied

@@ -19,8 +19,8 @@ class DataList:
         from rich import box
         from rich.table import Table
 
-        from flexgs.evaluate.table import print_table
-        from flexgs.scene.catalog import CATALOG, DATASETS, PROTOCOLS, is_capture
+        from flexgs.datasets.catalog import CATALOG, DATASETS, PROTOCOLS, is_capture
+        from flexgs.report.table import print_table
 
         table = Table("capture", "dataset", "camera", box=box.SIMPLE_HEAD, pad_edge=False)
         for heading in ("images", "pixels", "memory", *(f"{protocol} 1/" for protocol in PROTOCOLS)):
@@ -52,8 +52,8 @@ class DataGet:
     data_root: Path = Path("data")
 
     def __call__(self) -> None:
-        from flexgs.scene.catalog import CATALOG, DATASETS, members
-        from flexgs.scene.download import get
+        from flexgs.datasets.catalog import CATALOG, DATASETS, members
+        from flexgs.datasets.download import get
 
         if not self.names:
             raise UserError("data get: found no name, expected captures or datasets: `flexgs data list` has them")
@@ -75,7 +75,7 @@ class DataCheck:
     """Which of several COLMAP models, such as 1 for sparse/1."""
 
     def __call__(self) -> None:
-        from flexgs.scene.check import check_capture
+        from flexgs.datasets.check import check_capture
 
         if not self.folders:
             raise UserError("data check: found no folder, expected captures")

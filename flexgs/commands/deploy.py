@@ -53,10 +53,10 @@ class Cut:
     """Write positions from the model's origin, which is printed, for formats that cannot hold those of its capture."""
 
     def __call__(self) -> None:
-        from flexgs.deploy.export import local
         from flexgs.deploy.lod import write_lod
-        from flexgs.deploy.page import write_page
         from flexgs.deploy.source import open_model
+        from flexgs.ply import local
+        from flexgs.view.page import write_page
 
         if not self.html and not self.output:
             raise UserError("cut: found neither --output nor --html; expected -o NAME.ply, for instance")
@@ -75,10 +75,10 @@ class Cut:
             self._write(model, self.budget, self.output, scene)
 
     def _write(self, model: "ElasticModel | Progressive", budget: str, output: Path, scene: "Scene | None") -> None:
-        from flexgs.deploy.budget import largest, parse
-        from flexgs.deploy.export import is_wide, place
-        from flexgs.deploy.formats import FORMATS, format_of, localised
         from flexgs.deploy.progressive import Progressive
+        from flexgs.formats import FORMATS, format_of, localised
+        from flexgs.model.budget import largest, parse
+        from flexgs.ply import is_wide, place
 
         name = format_of(output)
         chosen, views, n = FORMATS[name], scene.train if scene else [], len(model)
@@ -139,9 +139,9 @@ class Pack:
     """Where its chunks end: what a client may show after each."""
 
     def __call__(self) -> None:
-        from flexgs.deploy.export import ply_bytes
         from flexgs.deploy.progressive import Progressive, write
         from flexgs.model.elastic import ElasticModel
+        from flexgs.ply import ply_bytes
 
         if self.output.suffix.lower() != ".fgs":
             raise UserError(f"--output {self.output}: expected a name that ends in .fgs")
@@ -194,10 +194,10 @@ class View:
     def __call__(self) -> None:
         from flexgs.cli import pick_device
         from flexgs.deploy.source import open_model
-        from flexgs.deploy.viewer import view
         from flexgs.model.elastic import ElasticModel
         from flexgs.scene.identity import GIVE_SCENE, check_same_capture
         from flexgs.urls import public
+        from flexgs.view.viewer import view
 
         scene = _capture(self.scene or _recorded_capture(self.source), self.source)
         models = {public(name): open_model(name, scene) for name in [self.source, *([self.other] if self.other else [])]}
@@ -229,9 +229,9 @@ class Render:
 
     def __call__(self) -> None:
         from flexgs.cli import pick_device
-        from flexgs.deploy.path import PATHS
         from flexgs.deploy.source import open_model
-        from flexgs.deploy.video import write_video
+        from flexgs.view.camera_path import PATHS
+        from flexgs.view.video import write_video
 
         if self.size[0] % 2 or self.size[1] % 2:
             raise UserError(f"--size: found {self.size[0]} {self.size[1]}, expected width and height even")
@@ -253,10 +253,10 @@ class Info:
     source: Source
 
     def __call__(self) -> None:
-        from flexgs.deploy.export import ply_bytes
         from flexgs.deploy.info import describe
         from flexgs.deploy.source import open_model
-        from flexgs.evaluate.table import print_results
+        from flexgs.ply import ply_bytes
+        from flexgs.report.table import print_results
         from flexgs.run import read_results
 
         model = open_model(self.source)
@@ -271,7 +271,7 @@ class Info:
 
 def _cameras(model: "ElasticModel | Progressive"):
     """Those of the model, or some around it."""
-    from flexgs.deploy.path import around
+    from flexgs.view.camera_path import around
 
     return model.cameras or around(model.cut(1.0))
 
@@ -298,9 +298,9 @@ def _loss(cut: "Splats", stored: "Splats", model: "ElasticModel | Progressive", 
     """What a format has cost, in words: on the test views, or against the renders of the float model."""
     import statistics
 
-    from flexgs.deploy.path import orbit
-    from flexgs.evaluate.metrics import psnr
+    from flexgs.evaluate import psnr
     from flexgs.raster import render
+    from flexgs.view.camera_path import orbit
 
     def image(splats: "Splats", camera):
         return render(splats, camera).image.clamp(0, 1)

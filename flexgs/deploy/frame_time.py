@@ -10,7 +10,6 @@ import torch
 from sklearn.isotonic import isotonic_regression
 
 from flexgs.camera import Camera
-from flexgs.deploy.path import around, orbit
 from flexgs.deploy.progressive import Progressive
 from flexgs.errors import UserError
 from flexgs.files import write_json
@@ -18,6 +17,7 @@ from flexgs.inputs import Range, read_json, typed
 from flexgs.model.elastic import ElasticModel
 from flexgs.raster import clock, render
 from flexgs.splats import Splats
+from flexgs.view.camera_path import around, orbit
 
 RATIOS = (0.01, 0.03, 0.1, 0.3, 1.0)
 

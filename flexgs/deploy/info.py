@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 
 from flexgs.camera import WORLD
-from flexgs.deploy.export import is_wide, place
-from flexgs.deploy.formats import FORMATS, format_at
 from flexgs.deploy.progressive import Progressive
 from flexgs.errors import one_line
+from flexgs.formats import FORMATS, format_at
 from flexgs.model.elastic import ElasticModel
+from flexgs.ply import is_wide, place
 from flexgs.splats import quantile
 
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from flexgs.deploy.export import in_world, is_wide, ply_bytes
-from flexgs.deploy.formats import save
-from flexgs.deploy.interchange import splat_transform
 from flexgs.errors import UserError, pasted
 from flexgs.files import atomic_folder
+from flexgs.formats import save
+from flexgs.formats.interchange import splat_transform
+from flexgs.ply import in_world, is_wide, ply_bytes
 from flexgs.splats import Splats
 
 META = "lod-meta.json"

@@ -28,10 +28,10 @@ from torch import Tensor
 
 from flexgs.camera import Camera, check_cameras
 from flexgs.config import Config, check_ratio, count_at
-from flexgs.deploy.budget import fitting
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
 from flexgs.inputs import Range, check_tensors, parse_json, regular_file, typed
+from flexgs.model.budget import fitting
 from flexgs.model.elastic import ElasticModel, Place
 from flexgs.model.transform import make_transform
 from flexgs.splats import Splats

@@ -11,10 +11,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from flexgs.deploy.progressive import write
-from flexgs.deploy.visitors import Visitors, url
 from flexgs.errors import UserError
 from flexgs.files import newest
 from flexgs.model.elastic import ElasticModel
+from flexgs.view.visitors import Visitors, url
 
 
 def application(folder: Path, visitors: Visitors) -> web.Application:

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from flexgs.config import Config
-from flexgs.deploy.formats import read
 from flexgs.deploy.progressive import MAGIC, Progressive
-from flexgs.distributed import Group
+from flexgs.distributed.group import Group
 from flexgs.errors import UserError
+from flexgs.formats import read
 from flexgs.inputs import regular_file
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.importance import score

@@ -72,11 +72,11 @@ class ElasticModel:
         return Place(self.splats.origin, self.transform.unit, **near)
 
     def cut(self, budget: str | float) -> Splats:
-        """Plain Gaussians for a budget: a ratio up to 1, of which 1 is all, or "5%", "500k", "20MB" (see deploy/budget.py).
+        """Plain Gaussians for a budget: a ratio up to 1, of which 1 is all, or "5%", "500k", "20MB" (see model/budget.py).
 
         Deterministic, nested and of exact count; the transform is baked in. At ratio 1 it is the base model.
         """
-        from flexgs.deploy.budget import fitting  # the one look ahead: only deploy knows the size of files
+        from flexgs.model.budget import fitting  # the one look ahead: only deploy knows the size of files
 
         return fitting(budget, len(self), self.sh_degree, self.first)
 

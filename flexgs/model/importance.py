@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flexgs.camera import Camera
-from flexgs.distributed import Group
+from flexgs.distributed.group import Group
 from flexgs.errors import UserError
 from flexgs.raster import Contributions, render
 from flexgs.scene import View

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from flexgs.errors import UserError
-from flexgs.ply import AXES, colours, read_element
+from flexgs.ply_rows import AXES, colours, read_element
 
 GREY = 128
 
@@ -15,7 +15,7 @@ GREY = 128
 def read_points(file: Path, doubts: list[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(xyz float64 [M, 3], rgb uint8 [M, 3]) of the vertices of a PLY file.
 
-    Grey where there are no colours that flexgs.ply knows. Points whose position is no number are left out.
+    Grey where there are no colours that flexgs.ply_rows knows. Points whose position is no number are left out.
     doubts: where to put what had to be assumed, a line each; without it, each is a warning.
     UserError if the file is absent, no regular file, not such a PLY or shorter than its head says.
     """

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flexgs.camera import Camera
 from flexgs.config import Base
-from flexgs.distributed import Group
+from flexgs.distributed.group import Group
 from flexgs.errors import UserError
 from flexgs.raster import RenderOutput
 from flexgs.seeds import generator

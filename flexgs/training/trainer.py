@@ -14,12 +14,14 @@ from torch import Tensor
 from flexgs import stored
 from flexgs.camera import Camera
 from flexgs.config import Config, check_same_method, count_at
-from flexgs.distributed import Group
+from flexgs.distributed.gradients import summed_gradients, totals
+from flexgs.distributed.group import Group
 from flexgs.errors import UserError
+from flexgs.image.losses import as_float, halved, photometric
 from flexgs.inputs import Layout
 from flexgs.model.elastic import ElasticModel, Place
 from flexgs.model.importance import score
-from flexgs.model.selector import GsNet, Selection, sampled_order
+from flexgs.model.order import GsNet, Selection, sampled_order
 from flexgs.model.transform import Transform, make_transform
 from flexgs.raster import render
 from flexgs.scene import Points, Scene, ViewSampler, initial_splats
@@ -29,8 +31,6 @@ from flexgs.splats import Splats
 from flexgs.stored import SPLATS, splats_of
 from flexgs.training.checkpoint import STATE, Checkpoint, DamagedError
 from flexgs.training.densify import Densifier, crosses, reorder
-from flexgs.training.gradients import summed_gradients, totals
-from flexgs.training.losses import as_float, halved, photometric
 from flexgs.training.optim import Optimizer, splat_groups
 
 Report = Callable[[int, dict[str, Any]], None]

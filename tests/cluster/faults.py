@@ -27,8 +27,8 @@ from typing import Any
 import mlflow
 import psutil
 
+from flexgs.demo.synthetic import write_synthetic
 from flexgs.files import read_jsonl
-from flexgs.scene.synthetic import write_synthetic
 from tests.cluster.machines import RAY, Network, kill, unavailable, wait_for
 
 FAULTS = {

@@ -21,7 +21,7 @@ from pathlib import Path
 import mlflow
 import psutil
 
-from flexgs.scene.synthetic import write_synthetic
+from flexgs.demo.synthetic import write_synthetic
 from tests.cluster.machines import RAY, TRAP, Network, kill, unavailable, wait_for
 
 TOP = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from flexgs.config import Config
-from flexgs.distributed import Group
-from flexgs.evaluate.metrics import evaluate
+from flexgs.distributed.group import Group
+from flexgs.evaluate import evaluate
 from flexgs.files import write_json
 from flexgs.run import LocalSession, resume
 from flexgs.scene import load_scene

@@ -20,29 +20,31 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flexgs import cli
-from flexgs.bench import load_points
+from flexgs import cli, formats
+from flexgs.bench.raster import load_points
 from flexgs.camera import Camera, look_at
 from flexgs.config import Config
-from flexgs.deploy import formats, progressive, vq
-from flexgs.deploy.budget import parse as parse_budget
-from flexgs.deploy.export import checked, write_ply
+from flexgs.datasets import download
+from flexgs.datasets.check import check_capture
+from flexgs.deploy import progressive
 from flexgs.deploy.frame_time import Profile
 from flexgs.deploy.info import describe
-from flexgs.deploy.path import PATHS, around
 from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
-from flexgs.evaluate import lpips
-from flexgs.evaluate.table import psnr_auc, results_table
+from flexgs.formats import vq
+from flexgs.image import lpips
+from flexgs.model.budget import parse as parse_budget
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.transform import make_transform
+from flexgs.ply import checked, write_ply
+from flexgs.report.table import psnr_auc, results_table
 from flexgs.run import history, read_results, recorded_capture
-from flexgs.scene import Points, Scene, download, load_scene
+from flexgs.scene import Points, Scene, load_scene
 from flexgs.scene.capture import Lens, library
-from flexgs.scene.check import check_capture
 from flexgs.scene.identity import check_same_capture
 from flexgs.scene.ply import read_points
 from flexgs.splats import Splats
+from flexgs.view.camera_path import PATHS, around
 
 SHARED = Path(os.environ.get("FLEXGS_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 """Where files that strangers made are looked for, in samples/."""
@@ -479,7 +481,7 @@ def _runs_seeds(folder: Path) -> None:
 
 def _run(path: Path) -> Any:
     """What `flexgs info`, `eval` and MLflow make of a run folder."""
-    from flexgs import notes
+    from flexgs.tracking import notes
 
     results = read_results(path)
     if not results:
@@ -506,7 +508,7 @@ def _comparison_seeds(folder: Path) -> None:
 
 def _comparison(path: Path) -> Any:
     from flexgs import compare
-    from flexgs.evaluate.comparison import cost_sheet, quality_sheet
+    from flexgs.report.comparison import cost_sheet, quality_sheet
 
     scene, config = _tiny()
     cells = compare.cells(METHODS[:1], config, path)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from flexgs.demo.synthetic import write_synthetic
 from flexgs.errors import UserError
-from flexgs.scene.synthetic import write_synthetic
 from tests.gpu.record import Study
 
 

@@ -13,14 +13,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flexgs.bench import front_camera, random_splats
+from flexgs.bench.raster import front_camera, random_splats
 from flexgs.camera import Camera
 from flexgs.cli import load_capture
 from flexgs.config import Config
+from flexgs.image.losses import photometric, ssim
 from flexgs.raster import RenderOutput, render
 from flexgs.raster.reference import relative_l2
 from flexgs.splats import Splats
-from flexgs.training.losses import photometric, ssim
 from flexgs.training.trainer import Trainer
 from tests.gpu.captures import OfCaptures
 from tests.gpu.record import Part, Row

@@ -13,7 +13,7 @@ from flexgs import compare
 from flexgs.cli import load_capture, progress_line
 from flexgs.compare import Cell
 from flexgs.config import Config
-from flexgs.evaluate.published import SCENES, published
+from flexgs.report.published import SCENES, published
 from flexgs.scene import Scene
 from tests.gpu.captures import OfCaptures
 from tests.gpu.record import OutOfTimeError, Part, Row

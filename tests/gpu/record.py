@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from flexgs.cli import pick_device
-from flexgs.doctor import installed, said
+from flexgs.commands.doctor import installed, said
 from flexgs.errors import MissingDependencyError, UserError
 from flexgs.files import atomic_file, make_folder, write_json
 from flexgs.raster import clock

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import torch
 
-from flexgs.bench import ROUND
+from flexgs.bench.raster import ROUND
 from flexgs.raster import Contributions, clock, render
 from flexgs.training import trainer as module
 from flexgs.training.trainer import Trainer

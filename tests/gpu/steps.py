@@ -5,12 +5,12 @@ from typing import Protocol
 
 import torch
 
-from flexgs.bench import random_splats
-from flexgs.bench_ddp import bench_scene
+from flexgs.bench.ddp import bench_scene
+from flexgs.bench.raster import random_splats
 from flexgs.config import Config, Rates
+from flexgs.image.losses import as_float, photometric
 from flexgs.scene import Scene, ViewSampler
 from flexgs.splats import Splats
-from flexgs.training.losses import as_float, photometric
 from flexgs.training.optim import splat_groups
 from flexgs.training.trainer import Trainer
 

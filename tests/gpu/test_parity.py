@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flexgs.bench import front_camera, random_splats
+from flexgs.bench.raster import front_camera, random_splats
 from flexgs.raster import render
 from tests.gpu.parity import exceeded, loss_differences, raster_differences
 

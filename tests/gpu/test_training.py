@@ -13,8 +13,8 @@ import math
 import pytest
 import torch
 
-from flexgs.distributed import Group
-from flexgs.evaluate.metrics import evaluate
+from flexgs.distributed.group import Group
+from flexgs.evaluate import evaluate
 from flexgs.model.elastic import ElasticModel
 from flexgs.raster.reference import relative_l2
 from flexgs.run import LocalSession, run

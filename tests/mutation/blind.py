@@ -7,10 +7,10 @@ from tests.mutation.mutants import Mutant
 
 FILES = {
     "flexgs/training/trainer.py": "steps rates draws bookkeeping train", "flexgs/training/densify.py": "densify steps train",
-    "flexgs/training/optim.py": "rates steps train", "flexgs/training/losses.py": "steps losses",
-    "flexgs/model/selector.py": "steps draws model equations", "flexgs/model/deltas.py": "steps draws model progressive",
+    "flexgs/training/optim.py": "rates steps train", "flexgs/image/losses.py": "steps losses",
+    "flexgs/model/order.py": "steps draws model equations", "flexgs/model/deltas.py": "steps draws model progressive",
     "flexgs/model/field.py": "steps model", "flexgs/model/importance.py": "importance", "flexgs/model/merge.py": "model draws",
-    "flexgs/evaluate/metrics.py": "evaluation metrics", "flexgs/evaluate/table.py": "evaluation table",
+    "flexgs/evaluate.py": "evaluation metrics", "flexgs/report/table.py": "evaluation table",
     "ray_jobs/store.py": "interrupted store", "tuning/trial.py": "bookkeeping interrupted", "tuning/study.py": "bookkeeping"}
 """And the words of the tests that cover each."""
 

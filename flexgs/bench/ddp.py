@@ -1,0 +1,230 @@
+"""`flexgs bench ddp`: what more workers gain on this machine, and what to expect of GPUs behind faster and slower links."""
+
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from flexgs.bench.raster import front_camera, random_splats
+from flexgs.camera import Camera
+from flexgs.config import Config, Distributed
+from flexgs.distributed.group import Group
+from flexgs.errors import UserError
+from flexgs.raster import render
+from flexgs.raster.cpu import pool
+from flexgs.scene import Points, Scene
+from flexgs.scene.capture import Lens
+from flexgs.scene.views import ImageCache, View
+from flexgs.splats import Splats
+from flexgs.training.trainer import Trainer
+from flexgs.training.warmup import warmup
+
+VIEWS = 16
+
+
+@dataclass(frozen=True)
+class Link:
+    """How fast a worker sends to its neighbour in the ring, all the way from one memory to the other."""
+
+    name: str
+    bandwidth: float
+    """Bytes per second, each way."""
+    latency: float
+    """Seconds per message."""
+
+
+LINKS = (Link("NVLink 3", 200e9, 5e-6), Link("PCIe 4", 20e9, 10e-6), Link("100 Gbit Ethernet", 11e9, 30e-6))
+"""NVLink and PCIe: bus bandwidths that users of NCCL's all_reduce_perf report for A100s (NVIDIA/nccl-tests issues 149 and 178).
+Ethernet: 88 % of the line rate, and all latencies: assumed."""
+
+
+def ring_bytes(size: float, world: int) -> float:
+    """What each worker sends in a ring all-reduce of size bytes (Patarasuk and Yuan 2009)."""
+    return 2 * (world - 1) / world * size
+
+
+def predicted(step: float, size: float, world: int, link: Link) -> float:
+    """Speed-up over one GPU, of `world` GPUs whose step takes `step` seconds and then sums `size` bytes over the link."""
+    return world * step / (step + ring_bytes(size, world) / link.bandwidth + 2 * (world - 1) * link.latency)
+
+
+def bench_scene(count: int, width: int, height: int) -> Scene:
+    """VIEWS cameras near the origin that look along z, and images of `count` random Gaussians."""
+    truth, cache, views = random_splats(count, seed=1), ImageCache(1 << 30), []
+    lens = Lens("PINHOLE", width, height, (1.0, 1.0, width / 2, height / 2))
+    draw = np.random.default_rng(0)
+    for i in range(VIEWS):
+        viewmat = torch.eye(4)
+        viewmat[:3, 3] = torch.from_numpy(draw.uniform(-0.3, 0.3, 3)).float()
+        camera = Camera(viewmat, front_camera(width, height).K, width, height)
+        pixels = (255 * render(truth, camera).image.clamp(0, 1)).byte().numpy()
+        view = View(str(i), camera, Path(str(i)), None, lens, cache)
+        cache.get((view.path, "image"), pixels.copy)
+        views.append(view)
+    points = Points(truth.means, torch.zeros(count, 3, dtype=torch.uint8))
+    return Scene("bench", Path(), views, views[:1], points, 5.0)
+
+
+class _Trainer(Trainer):
+    """Starts from other random Gaussians of all sizes and opacities, not from round ones at points."""
+
+    def _initial_splats(self) -> Splats:
+        return random_splats(len(self.scene.points))
+
+
+class _Timed(Group):
+    """Adds up the time spent in sums, waiting for the slower workers included, and the bytes summed."""
+
+    seconds, bytes = 0.0, 0
+
+    def summed(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        start = time.perf_counter()
+        totals = super().summed(tensors)
+        self.seconds += time.perf_counter() - start
+        self.bytes += sum(t.nbytes for t in tensors)
+        return totals
+
+
+def _worker(rank: int, world: int, store: str, count: int, width: int, height: int, options: Distributed,
+            line: Connection) -> None:  # fmt: skip
+    """Serves (stage, steps) with the seconds of each step, and of a step: of CPU, in communication, and the bytes summed."""
+    torch.set_num_threads(1)
+    pool.set_num_threads(1)
+    if world > 1:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    group, scene, trainers = _Timed(rank, world), bench_scene(count, width, height), {}
+    for stage in (1, 2):
+        config = Config(distributed=options)
+        config.base.max_splats, config.base.grow_from = count, 1.0  # the number of Gaussians stays
+        trainers[stage] = trainer = _Trainer(config, scene, group)
+        trainer.step = trainer.base_steps // 2 if stage == 1 else trainer.base_steps
+        trainer.train_step()
+    line.send(None)
+    while order := line.recv():
+        (stage, steps), times = order, []
+        group.seconds, group.bytes, cpu = 0.0, 0, time.process_time()
+        for _ in range(steps):
+            start = time.perf_counter()
+            trainers[stage].train_step()
+            times.append(time.perf_counter() - start)
+        line.send(Round(times, (time.process_time() - cpu) / steps, group.seconds / steps, group.bytes / steps))
+    if world > 1:
+        dist.destroy_process_group()
+
+
+class Round(NamedTuple):
+    """What a worker measured in a round."""
+
+    steps: list[float]
+    """Seconds of each step."""
+    cpu: float
+    """Seconds of CPU per step, all threads, however busy the machine."""
+    communication: float
+    """Seconds per step."""
+    size: float
+    """Bytes added up per step."""
+
+    @property
+    def step(self) -> float:
+        return sum(self.steps) / len(self.steps)
+
+
+class _Workers:
+    """world processes that train together when told to."""
+
+    def __init__(self, world: int, folder: Path, *args: Any):
+        context, self.lines = multiprocessing.get_context("spawn"), []
+        for rank in range(world):
+            ours, theirs = context.Pipe()
+            store = str(folder / f"store_{world}")
+            context.Process(target=_worker, args=(rank, world, store, *args, theirs), daemon=True).start()
+            theirs.close()  # so that a worker that dies ends our wait
+            self.lines.append(ours)
+
+    def answers(self) -> list:
+        """What each worker sends next; they start in parallel, and must have."""
+        return [line.recv() for line in self.lines]
+
+    def ask(self, order: tuple[int, int] | None) -> None:
+        for line in self.lines:
+            line.send(order)
+
+
+def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width: int = 320, height: int = 240,
+              rounds: int = 15, steps: int = 16, options: Distributed | None = None, step_ms: float | None = None,
+              gpu_count: int = 3_000_000) -> list[dict[str, float]]:  # fmt: skip
+    """Time the default's steps of both stages with W worker processes of one thread each, print tables, return their rows.
+
+    Every W does `steps` steps in each round, one W after another, so that a busy machine disturbs all alike; speed-ups are of
+    the same round, and all figures are medians over the rounds.
+
+    Args:
+        workers: the numbers of workers; 1 is always measured.
+        options: how gradients are added up.
+        step_ms: the user's own time of a step on one GPU, to predict from, at gpu_count Gaussians; None: predict from what
+            one thread took here at `count`.
+    """
+    smallest = {"workers": min(workers, default=0), "splats": count, "rounds": rounds, "steps": steps, "gpu-splats": gpu_count}
+    for option, value in smallest.items():
+        if value < 1:
+            raise UserError(f"bench ddp --{option}: found {value}, expected at least 1")
+    if step_ms is not None and step_ms <= 0:
+        raise UserError(f"bench ddp --step-ms: found {step_ms:g}, expected above 0")
+    warmup()
+    worlds, rows = sorted({1, *workers}), []
+    with tempfile.TemporaryDirectory() as folder:
+        args = Path(folder), count, width, height, options or Distributed()
+        crews = {world: _Workers(world, *args) for world in worlds}
+        for crew in crews.values():
+            crew.answers()
+        measured: dict[tuple[int, int], list[Round]] = {}
+        for stage in (1, 2):
+            for _ in range(rounds):
+                for world, crew in crews.items():
+                    crew.ask((stage, steps))
+                    measured.setdefault((stage, world), []).append(crew.answers()[0])
+        for crew in crews.values():
+            crew.ask(None)
+    print(f"{count:,} Gaussians, {width}x{height}, {rounds} rounds of {steps} steps, {os.cpu_count()} cores, a thread each")
+    heads = ("stage", "workers", "step, ms", "views/s", "speed-up", "CPU, ms", "of CPU", "comm., ms", "share", "MB sent")
+    print("".join(f"{head:>10}" for head in heads))
+    for (stage, world), ours in measured.items():
+        pairs = list(zip(measured[stage, 1], ours, strict=True))
+        row = {"stage": stage, "workers": world, "ms": 1e3 * _median(t for r in ours for t in r.steps),
+               "views_per_second": _median(world / r.step for r in ours),
+               "speed_up": _median(world * one.step / r.step for one, r in pairs),
+               "cpu_ms": 1e3 * _median(r.cpu for r in ours),
+               "cpu_speed_up": _median(world * one.cpu / r.cpu for one, r in pairs),
+               "comm_ms": 1e3 * _median(r.communication for r in ours),
+               "share": _median(r.communication / r.step for r in ours), "mb_sent": ring_bytes(ours[0].size, world) / 1e6}
+        rows.append(row)
+        form = ("d", "d", ".1f", ".1f", ".2f", ".1f", ".2f", ".2f", ".1%", ".2f")
+        print("".join(f"{format(value, f):>10}" for value, f in zip(row.values(), form, strict=True)))
+    print("speed-up: in views per second over one worker in the same round; of CPU: what it would be if no worker ever waited")
+    size = {stage: ours[0].size for (stage, _), ours in measured.items()}
+    step = {row["stage"]: step_ms or row["ms"] for row in rows if row["workers"] == 1}
+    print("predicted speed-up of W x link, " + (f"for {gpu_count:,} Gaussians, {step_ms:g} ms a step on one GPU" if step_ms else
+                                                 f"for {count:,} Gaussians and the step of one worker here"))
+    cases = [(w, link) for link in LINKS for w in (8, 64)]
+    print(f"{'stage':>10}{'MB summed':>11}" + "".join(f"{f'{w} x {link.name}':>24}" for w, link in cases))
+    for stage in (1, 2):
+        total = size[stage] * (gpu_count / count if step_ms else 1)
+        print(f"{stage:>10}{total / 1e6:>11.1f}"
+              + "".join(f"{predicted(step[stage] / 1e3, total, w, link):>24.1f}" for w, link in cases))
+    return rows
+
+
+def _median(values: Iterable[float]) -> float:
+    return statistics.median(values)

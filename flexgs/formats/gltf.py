@@ -1,0 +1,75 @@
+"""glTF binary files with the extension KHR_gaussian_splatting, as splat-transform writes them."""
+
+import struct
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+
+from flexgs.errors import UserError
+from flexgs.formats.axes import turned
+from flexgs.inputs import Range, parse_json, regular_file, typed
+from flexgs.ply import checked, write_ply
+from flexgs.splats import Splats
+
+Entry = Annotated[int, Range(0, 2**40)]
+PREFIX = "KHR_gaussian_splatting:"
+_HEAD, _CHUNK = struct.Struct("<4sII"), struct.Struct("<I4s")
+
+
+def write(splats: Splats, path: Path) -> None:
+    """Uncompressed; the axes are those of glTF, y up."""
+    from flexgs.formats.interchange import splat_transform
+
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "cut.ply"
+        write_ply(splats, plain)
+        splat_transform([plain], path)
+
+
+def read(path: Path) -> Splats:
+    """The first mesh of Gaussians in a file with float accessors, turned to the axes of a PLY, y down."""
+    raw = regular_file(path, "a .glb file of Gaussians").read_bytes()
+    try:
+        return checked(_read(raw, str(path)), path)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, struct.error) as e:
+        raise UserError(f"{path}: not a readable .glb file of Gaussians ({e or type(e).__name__}); export it again") from None
+
+
+def _read(raw: bytes, where: str) -> Splats:
+    magic, version, _ = _HEAD.unpack_from(raw)
+    length, kind = _CHUNK.unpack_from(raw, _HEAD.size)
+    if magic != b"glTF" or version != 2 or kind != b"JSON":
+        raise ValueError("its head is not that of glTF 2")
+    start = _HEAD.size + _CHUNK.size
+    about, body = parse_json(raw[start:start + length], where), memoryview(raw)[start + length + _CHUNK.size:]
+    found = [p["attributes"] for mesh in about["meshes"] for p in mesh["primitives"]
+             if "KHR_gaussian_splatting" in p.get("extensions", ())]
+    if not found:
+        raise ValueError("it holds no Gaussians")
+    attributes = found[0]
+
+    def column(name: str, width: int) -> torch.Tensor:
+        accessor = typed(dict, about["accessors"][typed(Entry, attributes[name], where)], f"{where}: accessor of {name}")
+        view = typed(dict, about["bufferViews"][typed(Entry, accessor["bufferView"], where)], f"{where}: buffer of {name}")
+        if accessor["componentType"] != 5126 or accessor.get("type", f"VEC{width}") not in (f"VEC{width}", "SCALAR") or (
+                view.get("byteStride", 4 * width) != 4 * width or "sparse" in accessor):
+            raise ValueError(f"{name} is not of {width} plain floats each")
+        at = sum(typed(Entry, part.get("byteOffset", 0), f"{where}: byteOffset of {name}") for part in (view, accessor))
+        count = typed(Entry, accessor["count"], f"{where}: count of {name}")
+        return torch.from_numpy(np.frombuffer(body, "<f4", count * width, at).reshape(-1, width).copy())
+
+    means, rotations = column("POSITION", 3), column(PREFIX + "ROTATION", 4)
+    degree = max(l for l in range(4) if f"{PREFIX}SH_DEGREE_{l}_COEF_0" in attributes)
+    rest = [column(f"{PREFIX}SH_DEGREE_{l}_COEF_{m}", 3) for l in range(1, degree + 1) for m in range(2 * l + 1)]
+    if any(len(one) != len(means) for one in rest):
+        raise ValueError("its harmonics differ in length")
+    splats = Splats(means=means, quats=rotations[:, [3, 0, 1, 2]], scales=column(PREFIX + "SCALE", 3).log(),
+                    opacities=torch.logit(column(PREFIX + "OPACITY", 1)[:, 0], 1e-7),
+                    sh0=column(PREFIX + "SH_DEGREE_0_COEF_0", 3),
+                    shN=torch.stack(rest, dim=1) if rest else torch.zeros(len(means), 0, 3))
+    if len({len(t) for _, t in splats.items()}) > 1:
+        raise ValueError("its attributes differ in length")
+    return turned(splats, "LUF")

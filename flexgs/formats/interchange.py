@@ -1,0 +1,162 @@
+"""Formats that others define, through the libraries that their makers or users keep.
+
+Extra `export`: gsply writes compressed PLY and SPZ (gaussforge 0.6.0 mixes up the harmonics of the one and leaves 4 bits to
+those of the other, which costs 1.4 to 1.8 dB); gaussforge writes SOG and .splat, and reads all four. splat-transform of
+PlayCanvas, a program for Node.js that is fetched on first use, writes glTF and streamed SOG.
+"""
+
+import functools
+import io
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from PIL import Image
+
+from flexgs import bounded
+from flexgs.errors import MissingDependencyError, UserError
+from flexgs.formats import decode, node, spz
+from flexgs.formats.axes import PLY, turned
+from flexgs.formats.fidelity import unit
+from flexgs.inputs import Range, parse_json, regular_file, typed
+from flexgs.ply import MOST_LOGIT, checked, read_ply, to_ply
+from flexgs.splats import SH_C0, Splats
+
+SPLAT_TRANSFORM = Path(__file__).with_name("splat_transform")
+
+
+def write(splats: Splats, path: Path, kind: str) -> None:
+    """splats, on the CPU, as a file of a kind: compressed.ply, spz, sog or splat, which is the suffix of path.
+
+    They are packed in their order: compressed PLY has a box for each 256, so neighbours in space should come after each other.
+    """
+    _WRITERS[kind](splats, path)
+
+
+def _write_gsply(splats: Splats, path: Path) -> None:
+    try:
+        import gsply
+    except ImportError:
+        raise MissingDependencyError("gsply", "export", path.suffix) from None
+    s = (turned(splats, spz.AXES) if path.suffix == ".spz" else splats).map(lambda t: t.contiguous())
+    data = gsply.GSData(means=s.means.numpy(), scales=s.scales.numpy(), opacities=s.opacities.numpy(), sh0=s.sh0.numpy(),
+                        shN=s.shN.numpy(), quats=s.quats.numpy(),
+                        _format=gsply.create_ply_format(s.sh_degree))  # which it would guess from the values
+    if path.suffix == ".spz":
+        gsply.write_spz(path, data, fractional_bits=spz.bits(s, path))
+        raw = path.read_bytes()
+        path.write_bytes(raw[:4] + bytes(4) + raw[8:])  # gzip's time of writing: equal splats make equal files
+    else:
+        gsply.plywrite(path, data, compressed=True)
+
+
+def _write_gaussforge(splats: Splats, path: Path) -> None:
+    made = _gaussforge(path.suffix).convert(to_ply(splats), "ply", path.suffix[1:])
+    if "data" not in made:
+        raise UserError(f"{path}: cannot be written ({made.get('error')})")
+    path.write_bytes(made["data"])
+
+
+_WRITERS = {"compressed.ply": _write_gsply, "spz": _write_gsply, "sog": _write_gaussforge, "splat": _write_gaussforge}
+
+
+def read(path: Path, kind: str) -> Splats:
+    """What write() wrote, or any other file of the kind; UserError if it is broken.
+
+    Such a file may come from anywhere and the library is C++: what its head asks for is compared with the file, and then a
+    process of its own with bounded memory and time reads it.
+    """
+    regular_file(path, f"a {kind} file")
+    if kind == "splat":
+        return _read_splat(path)
+    _gaussforge(kind)
+    axes = spz.axes(path) if kind == "spz" else PLY
+    if kind == "sog":
+        _check_sog(path)
+    with tempfile.TemporaryDirectory() as folder:
+        plain, most = Path(folder) / "read.ply", 10 + path.stat().st_size // 250_000
+        try:
+            done = bounded.run([sys.executable, "-I", decode.__file__, kind, path, plain, str(most)], seconds=4 * most)
+        except subprocess.TimeoutExpired:
+            raise _broken(path, kind, f"the reader did not end in {4 * most} s") from None
+        if done.returncode:
+            raise _broken(path, kind, (done.stderr.strip() or f"the reader ended with {done.returncode}").splitlines()[-1])
+        try:
+            return turned(read_ply(plain), axes)
+        except UserError as e:
+            raise UserError(str(e).replace(str(plain), str(path))) from None
+
+
+def _read_splat(path: Path) -> Splats:
+    """32 bytes each: position and standard deviations as float32, red, green, blue, opacity and a rotation as bytes."""
+    row = np.dtype([("means", "<f4", 3), ("sizes", "<f4", 3), ("rgba", "u1", 4), ("quats", "u1", 4)])
+    if (size := path.stat().st_size) % row.itemsize or not size:
+        raise _broken(path, "splat", f"found {size:,} bytes, expected a multiple of {row.itemsize}")
+    rows = np.fromfile(path, row)
+    if not (np.isfinite(rows["means"]).all() and np.isfinite(rows["sizes"]).all() and (rows["sizes"] > 0).all()):
+        raise _broken(path, "splat", "found positions or sizes that are not finite or not above 0")
+    rgba = torch.from_numpy(rows["rgba"] / np.float32(255))
+    return checked(Splats(
+        means=torch.from_numpy(rows["means"].astype(np.float32)), scales=torch.from_numpy(np.log(rows["sizes"])),
+        quats=unit(torch.from_numpy((rows["quats"].astype(np.float32) - 128) / 128)), sh0=(rgba[:, :3] - 0.5) / SH_C0,
+        opacities=torch.logit(rgba[:, 3].double()).clamp(-MOST_LOGIT, MOST_LOGIT).float(),
+        shN=torch.zeros(len(rows), 0, 3)), path)
+
+
+def _check_sog(path: Path) -> None:
+    """UserError unless the description of a SOG file asks for no more than its images hold."""
+    try:
+        with zipfile.ZipFile(path) as packed:
+            names = {Path(name).name: name for name in packed.namelist()}
+            about = typed(dict, parse_json(_entry(packed, names, "meta.json"), str(path)), str(path))
+            count = about.get("count", typed(dict, about["means"], str(path)).get("shape", [None])[0])
+            bands = typed(dict, about.get("shN") or {}, str(path)).get("bands", 0)
+            file = typed(list[str], about["means"]["files"], str(path))[0]
+            width, height = Image.open(io.BytesIO(_entry(packed, names, file))).size  # the head alone
+    except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, NotImplementedError, RuntimeError, zlib.error,
+            zipfile.BadZipFile, Image.DecompressionBombError) as e:
+        raise _broken(path, "sog", str(e) or type(e).__name__) from None
+    typed(Annotated[int, Range(1, width * height)], count, f"{path}: count of its Gaussians")
+    typed(Annotated[int, Range(0, 3)], bands, f"{path}: bands of its harmonics")
+
+
+def _entry(packed: zipfile.ZipFile, names: dict[str, str], name: str) -> bytes:
+    with packed.open(names[name]) as file:
+        return file.read(64 << 20)
+
+
+def _broken(path: Path, kind: str, why: str) -> UserError:
+    return UserError(f"{path}: not a readable {kind} file ({why}); get or export it again")
+
+
+def splat_transform(inputs: Sequence[str | Path], output: Path) -> None:
+    """Let splat-transform make output, of a kind that its suffix says, from PLY files and options between them."""
+    seconds = 600 + sum(part.stat().st_size for part in inputs if isinstance(part, Path)) / 50_000
+    _splat_transform("--quiet", "--overwrite", *_without_gpu(), *inputs, output, seconds=seconds)
+
+
+@functools.cache
+def _without_gpu() -> tuple[str, ...]:
+    """Without a GPU splat-transform wants to be told, and its k-means takes minutes: one iteration costs some 0.03 dB."""
+    none = "No GPU adapters" in _splat_transform("--list-gpus", seconds=60)
+    return ("--gpu", "cpu", "--sh-iterations", "1") if none else ()
+
+
+def _splat_transform(*args: str | Path, seconds: float) -> str:
+    doing = "splat-transform"
+    return node.run(node.kept(SPLAT_TRANSFORM, doing), doing, *args, seconds=seconds, doing=doing)
+
+
+def _gaussforge(kind: str):
+    try:
+        from gaussforge import GaussForge
+    except ImportError:
+        raise MissingDependencyError("gaussforge", "export", kind) from None
+    return GaussForge()

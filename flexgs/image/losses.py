@@ -1,0 +1,74 @@
+"""The photometric loss of 3D Gaussian Splatting: L1 + SSIM."""
+
+import torch
+from torch import Tensor
+
+from flexgs.camera import Camera
+
+SSIM_TAPS, SSIM_SIGMA = 11, 1.5  # the window of Wang et al. 2004, as in 3DGS
+C1, C2 = 0.01**2, 0.03**2
+
+
+def photometric(image: Tensor, target: Tensor, *, l1: float = 0.8, ssim: float = 0.2,
+                mask: Tensor | None = None) -> Tensor:  # fmt: skip
+    """l1 * mean |image - target| + ssim * (1 - SSIM), a scalar; differentiable in image only.
+
+    3DGS (Kerbl et al. 2023, eq. 7) has l1 = 0.8 and ssim = 0.2.
+
+    Args:
+        image: [H, W, 3] float, in [0, 1] or a little beyond.
+        target: [H, W, 3] float in [0, 1], or uint8, divided by 255 here.
+        mask: [H, W] bool. Where False the image is replaced by the target, so these pixels add neither error nor
+            gradient; means stay over all H * W pixels.
+    """
+    target = as_float(target.detach(), image.dtype)
+    if mask is not None:
+        image = torch.where(mask[..., None], image, target)
+    if image.device.type == "cpu" and image.dtype == torch.float32:
+        from flexgs.image.ssim import L1SSIM  # numba takes a second to import
+
+        return L1SSIM.apply(image, target, l1, ssim)
+    return l1 * (image - target).abs().mean() + ssim * (1 - ssim_map(image, target).mean())
+
+
+def halved(camera: Camera, target: Tensor, mask: Tensor | None) -> tuple[Camera, Tensor, Tensor | None]:
+    """The view at half its width and height: pixels are means, and count only if all that they are made of do."""
+    size = camera.height // 2, camera.width // 2
+
+    def mean(image: Tensor) -> Tensor:
+        return torch.nn.functional.interpolate(image.permute(2, 0, 1)[None], size=size, mode="area")[0].permute(1, 2, 0)
+
+    small = mean(as_float(target, torch.float32)).contiguous()
+    return camera.scaled(size[1], size[0]), small, None if mask is None else mean(mask[:, :, None].float())[:, :, 0] == 1
+
+
+def ssim(image: Tensor, target: Tensor) -> Tensor:
+    """Mean structural similarity of [H, W, 3] images in [0, 1], a scalar of at most 1; any device and float dtype.
+
+    Gaussian window of 11 taps and sigma 1.5, zero padding to the same size: 3DGS's SSIM, which differs from
+    scikit-image's at the border. uint8 images are divided by 255.
+    """
+    dtype = image.dtype if image.is_floating_point() else torch.float32
+    return ssim_map(as_float(image, dtype), as_float(target, dtype)).mean()
+
+
+def as_float(image: Tensor, dtype: torch.dtype) -> Tensor:
+    """The image in a float dtype; uint8 is divided by 255."""
+    return image.to(dtype) / 255 if image.dtype == torch.uint8 else image.to(dtype)
+
+
+def ssim_map(a: Tensor, b: Tensor) -> Tensor:
+    """[3, H, W] structural similarity at each pixel of float images [H, W, 3]."""
+    taps = torch.arange(SSIM_TAPS, dtype=a.dtype, device=a.device) - SSIM_TAPS // 2
+    taps = torch.exp(-0.5 * (taps / SSIM_SIGMA) ** 2)
+    taps = taps / taps.sum()
+    a, b = a.permute(2, 0, 1), b.permute(2, 0, 1)
+    fields = torch.stack([a, b, a * a + b * b, a * b]).flatten(0, 1)[None]
+    # One group per field: several times faster on a CPU, and not done by cuDNN, whose TF32 has too few digits for variances.
+    rows, columns = taps.view(1, 1, 1, -1).repeat(12, 1, 1, 1), taps.view(1, 1, -1, 1).repeat(12, 1, 1, 1)
+    fields = torch.nn.functional.conv2d(fields, rows, padding=(0, SSIM_TAPS // 2), groups=12)
+    fields = torch.nn.functional.conv2d(fields, columns, padding=(SSIM_TAPS // 2, 0), groups=12)
+    mu_a, mu_b, squares, product = fields.view(4, *a.shape)
+    means, cross = mu_a * mu_a + mu_b * mu_b, mu_a * mu_b
+    top = (2 * cross + C1) * (2 * (product - cross) + C2)
+    return top / ((means + C1) * (squares - means + C2))

@@ -1,0 +1,158 @@
+"""Reading PLY files: heads as programs write them, bodies compared with the file's size before memory is taken, colours."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from flexgs.errors import UserError
+from flexgs.inputs import regular_file, shown
+from flexgs.splats import SH_C0
+
+MOST_HEAD = 1 << 20
+"""Bytes of a head; those of compressed PLY with all harmonics are four thousand."""
+TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4", "double": "f8",
+         "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4", "float32": "f4",
+         "float64": "f8"}
+Order = Literal["", "<", ">"]
+ORDERS: dict[str, Order] = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
+AXES = ("x", "y", "z")
+COLOURS = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b"))
+HARMONICS = ("f_dc_0", "f_dc_1", "f_dc_2")
+
+
+@dataclass(frozen=True)
+class Element:
+    name: str
+    count: int
+    properties: dict[str, str]
+    """Name -> numpy's type, in the order of the file."""
+    lists: bool = False
+    """It has properties of no fixed size, which properties leaves out."""
+
+
+@dataclass(frozen=True)
+class Head:
+    order: Order
+    """"<", ">", or empty for text."""
+    elements: tuple[Element, ...]
+    bytes: int
+    """Of the head itself: where the body starts."""
+
+    def element(self, name: str) -> Element | None:
+        return next((e for e in self.elements if e.name == name), None)
+
+
+def read_head(path: Path | str) -> Head:
+    """The head of a PLY file. Comments may be of any encoding, lines may be blank or end in CR LF. UserError if it is none."""
+    path = regular_file(path, "a PLY file")
+    with path.open("rb") as file:
+        start = file.read(MOST_HEAD)
+    end = re.search(rb"(?:^|\n)[ \t]*end_header[ \t]*(?:\r\n|\n|\r|$)", start)
+    if not re.match(rb"ply\s", start) or not end:
+        raise UserError(f"{path}: not a readable PLY file (its head does not start with ply or has no end); export it again")
+    order: Order | None = None
+    elements: list[Element] = []
+    for number, raw in enumerate(start[:end.start()].splitlines()[1:], 2):
+        words = raw.decode("ascii", "replace").split()
+        match words:
+            case [] | ["comment" | "obj_info", *_]:
+                pass
+            case ["format", kind, "1.0"] if kind in ORDERS and order is None:
+                order = ORDERS[kind]
+            case ["element", name, count] if count.isdecimal() and len(count) < 16:
+                elements.append(Element(name, int(count), {}))
+            case ["property", "list", first, second, _] if elements and first in TYPES and second in TYPES:
+                elements[-1] = Element(elements[-1].name, elements[-1].count, elements[-1].properties, lists=True)
+            case ["property", kind, name] if elements and kind in TYPES and name not in elements[-1].properties:
+                elements[-1].properties[name] = TYPES[kind]
+            case _:
+                raise UserError(f"{path}: not a readable PLY file (line {number} of its head is {shown(' '.join(words))}); "
+                                "export it again")
+    if order is None or len({e.name for e in elements}) < len(elements):
+        raise UserError(f"{path}: not a readable PLY file (found no format line, or two elements of one name); export it again")
+    return Head(order, tuple(elements), end.end())
+
+
+def read_element(path: Path | str, name: str) -> np.ndarray:
+    """The rows of one element as a structured array in the order of the machine. UserError if the file is too short for them,
+    has no such element, or has lists in it or, in a binary file, before it."""
+    path = Path(path)
+    head = read_head(path)
+    wanted = head.element(name)
+    if wanted is None or not wanted.properties:
+        found = ", ".join(shown(e.name) for e in head.elements[:8]) or "none"
+        raise UserError(f"{path}: not a readable PLY file of {name}: found the elements {found}, expected one called {name} "
+                        "with properties")
+    before = head.elements[:head.elements.index(wanted)]
+    if wanted.lists or (head.order and any(e.lists for e in before)):
+        raise UserError(f"{path}: not a readable PLY file of {name}: found lists in or before them, expected numbers alone")
+    plain = np.dtype([(p, t) for p, t in wanted.properties.items()])
+    if not head.order:
+        return _text(path, head, before, wanted, plain)
+    stored = plain.newbyteorder(head.order)
+    start = head.bytes + sum(e.count * sum(np.dtype(t).itemsize for t in e.properties.values()) for e in before)
+    end = start + wanted.count * stored.itemsize
+    if end > (size := path.stat().st_size):
+        raise UserError(f"{path}: not a readable PLY file: found {size:,} bytes, expected {end:,} for its"
+                        f" {wanted.count:,} {name} rows; it is cut off or damaged")
+    with path.open("rb") as file:
+        file.seek(start)
+        return np.fromfile(file, stored, wanted.count).astype(plain, copy=False)
+
+
+def _text(path: Path, head: Head, before: tuple[Element, ...], wanted: Element, plain: np.dtype) -> np.ndarray:
+    """Rows of a text file: a line each, after those of the elements before."""
+    with path.open("rb") as file:
+        file.seek(head.bytes)
+        lines = [line for line in file.read().splitlines() if line.strip()]
+    rows = lines[(skipped := sum(e.count for e in before)):skipped + wanted.count]
+    if len(rows) < wanted.count:
+        raise UserError(f"{path}: not a readable PLY file: found {len(rows):,} lines, expected {wanted.count:,} of "
+                        f"{wanted.name}; it is cut off or damaged")
+    out = np.empty(len(rows), plain)
+    try:
+        values = np.array([line.split() for line in rows], np.float64).reshape(len(rows), -1)
+        columns = dict(zip(wanted.properties, values.T, strict=True))
+    except ValueError:
+        raise UserError(f"{path}: not a readable PLY file: found a line that is not {len(wanted.properties)} numbers; "
+                        "export it again") from None
+    for name, column in columns.items():
+        if (kind := plain[name]).kind in "iu" and not ((np.iinfo(kind).min <= column) & (column <= np.iinfo(kind).max)).all():
+            raise UserError(f"{path}: not a readable PLY file: found a {shown(name)} that {kind} cannot hold; export it again")
+        with np.errstate(over="ignore"):  # doubles beyond float32 become infinite
+            out[name] = column
+    return out
+
+
+@np.errstate(invalid="ignore")  # of NaN that signal
+def colours(rows: np.ndarray, file: Path, doubts: list[str]) -> np.ndarray | None:
+    """Colours [N, 3] of the rows of an element, float64 from 0 to 255, NaN where they are of no known kind; None without any.
+
+    Those of COLOURS: bytes as they are, integers of 16 bits as 0 to 65535, and floats as 0 to 1, or to 255 if any is above 1;
+    else HARMONICS of degree 0. doubts: where to put what had to be assumed, a line each.
+    """
+    names = {name.lower(): name for name in rows.dtype.names or ()}
+    if triple := next((triple for triple in COLOURS if set(triple) <= set(names)), None):
+        columns = [rows[names[name]] for name in triple]
+        values = np.stack(columns, 1)
+        kinds = {column.dtype.kind + str(column.dtype.itemsize) for column in columns}
+        most = float(np.nanmax(values, initial=0)) if len(values) else 0.0
+        if kinds == {"u1"}:
+            scale = 1.0
+        elif kinds <= {"f4", "f8"}:
+            scale = 255.0 if most <= 1 else 1.0
+        else:
+            scale = 1.0 if most <= 255 else 1 / 257
+            if kinds == {"u2"} and most <= 255:
+                doubts.append(f"{file}: its colours have 16 bits and none is above 255: taken as 0 to 255")
+        values = values.astype(np.float64) * scale
+    elif set(HARMONICS) <= set(names):
+        values = np.stack([rows[names[name]] for name in HARMONICS], 1).astype(np.float64)
+        values = np.clip(255 * (0.5 + SH_C0 * values), 0, 255)
+    else:
+        return None
+    known = np.all((values > -1) & (values < 256), axis=1, keepdims=True)  # false for NaN
+    return np.where(known, np.clip(values, 0, 255), np.nan)

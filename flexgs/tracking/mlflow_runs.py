@@ -1,0 +1,435 @@
+"""Runs in MLflow: an experiment per dataset, a parent run per folder of runs, a run per scene.
+
+    tracking = Tracking("sqlite:////data/runs/mlflow.db", "flexgs-mipnerf360", artifacts=Path("/data/runs/mlartifacts"))
+    batch = tracking.run(experiment_folder, "all scenes", kind="batch")
+    run = tracking.run(experiment_folder / "garden", "garden", kind="scene", parent=batch, params=flatten(config.to_dict()))
+    run.start()
+    run.log_history(rows)                          # lines of metrics.jsonl; those already logged are skipped
+    run.log_results(results, folder)               # psnr/ratio_0.05, ..., pictures and cuts
+    batch.finish()
+
+A run's id is kept in <folder>/mlflow.json, so the same folder goes on in the same run. Nothing here stops a training: what
+MLflow does not take is warned about once, stays in metrics.jsonl and results.json, and is sent at the next chance.
+
+mlflow is imported when it is used: here, in registry.py (the trained models) and in pyfunc.py (what a model is there).
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlencode
+
+from flexgs import telemetry
+from flexgs.config import Evaluation, ratio_name
+from flexgs.errors import UserError
+from flexgs.files import write_json
+from flexgs.inputs import read_json
+from flexgs.report.table import psnr_auc
+from flexgs.tracking import notes
+from flexgs.urls import first_line, public
+
+log = logging.getLogger("flexgs.tracking.mlflow_runs")
+
+CUT_BYTES = 50_000_000
+"""Cuts larger than this are not copied to MLflow; they are in the run folder anyway."""
+MODEL_BYTES = 500_000_000
+"""Likewise models: MLflow gets a copy per training, and copies it twice. A tag says where the model is."""
+SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **telemetry.MLFLOW}
+"""The environment of MLflow's server."""
+RETRY_SECONDS = 60.0
+"""How long an MLflow that failed is left alone."""
+_BATCH = 900  # MLflow takes at most 1000 metrics and 100 parameters in a call
+CURVE = "curve/psnr_by_ratio_permille"
+_VIEW = "flexgs"
+_NOT_METRICS = {"step", "steps", "time", "eta_seconds"}
+
+
+def _tolerant(method: Callable[..., None]) -> Callable[..., bool]:
+    """Turn a failure of MLflow into a warning and leave it alone for a while. The method returns whether MLflow took it all."""
+
+    @functools.wraps(method)
+    def call(self: "Run", *args: Any, **kwargs: Any) -> bool:
+        if self.tracking.available():
+            try:
+                method(self, *args, **kwargs)
+                return True
+            except Exception as e:
+                self.tracking.failed(e)
+        return False
+
+    return call
+
+
+class Tracking:
+    """An MLflow experiment, opened when it is first used; without effect while it cannot be reached."""
+
+    def __init__(self, uri: str, experiment: str, artifacts: Path | None = None):
+        """artifacts: where files go that belong to a local database; a server decides for itself."""
+        self.uri, self.name, self.artifacts = uri, experiment, artifacts
+        self.client: Any = None
+        self.id: str | None = None
+        self._retry_at, self._warned = 0.0, False
+
+    def available(self) -> bool:
+        """Whether MLflow may be called now; opens the experiment when it is first asked, which takes seconds."""
+        if time.monotonic() < self._retry_at:
+            return False
+        if self.id is None:
+            try:
+                self.client, self.id = _open(self.uri, self.name, self.artifacts)
+            except Exception as e:
+                self.failed(e)
+        return self.id is not None
+
+    def retry(self) -> None:
+        """Call MLflow again the next time, although it has failed a moment ago."""
+        self._retry_at = 0.0
+
+    def failed(self, error: Exception) -> None:
+        """Warn, and leave MLflow alone for a while."""
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+        self.warn(error)
+
+    def warn(self, error: Exception) -> None:
+        (log.debug if self._warned else log.warning)(
+            "MLflow at %s: %s; the training is not affected, metrics.jsonl and results.json have every figure",
+            public(self.uri), first_line(error))
+        self._warned = True
+
+    def run(self, folder: Path, name: str, *, kind: str, parent: "Run | None" = None,
+            tags: Mapping[str, object] | None = None, params: Mapping[str, object] | None = None) -> "Run":
+        """The run that belongs to folder, continued if there is one; kind is batch, scene, search or trial."""
+        return Run(self, folder, name, {**(tags or {}), "kind": kind}, params or {}, parent)
+
+    def page(self, compared: Sequence[str] = ()) -> str:
+        """Where MLflow's server shows the runs, or PSNR over ratio of those with these ids, behind its address."""
+        if compared:
+            return f"#/metric?{_chart(str(self.id), compared, CURVE)}"
+        return f"#/experiments/{self.id}/runs?viewStateShareKey={_VIEW}&workflowType=machine_learning"
+
+    def how_to_open(self, compared: Sequence["Run"] = ()) -> str:
+        """What a person types and where they look to see the runs, or PSNR over ratio of those compared; may be empty."""
+        if self.id is None:
+            return ""
+        page = self.page([run._id for run in compared if run._id])
+        if self.uri.startswith(("http://", "https://")):
+            return f"{public(self.uri).rstrip('/')}/{page}"
+        mlflow = shlex.quote(str(Path(sys.executable).with_name("mlflow")))
+        settings = " ".join(f"{name}={value}" for name, value in SERVER.items())
+        return (f"{settings} {mlflow} server --host 127.0.0.1 --port 5000 --allowed-hosts 127.0.0.1:5000,localhost:5000 "
+                f"--backend-store-uri {shlex.quote(public(self.uri))}\n  and open http://127.0.0.1:5000/{page}")
+
+
+class Run:
+    """One run of a Tracking; made by Tracking.run."""
+
+    def __init__(self, tracking: Tracking, folder: Path, name: str, tags: Mapping[str, object],
+                 params: Mapping[str, object], parent: "Run | None"):
+        self.tracking, self.folder, self.name, self.tags, self.params = tracking, folder, name, dict(tags), params
+        self.parent = parent
+        self._id: str | None = None
+        self._logged = -1
+        """The last step of the history that MLflow has."""
+        self._monitor: Any = None
+
+    @property
+    def id(self) -> str:
+        """MLflow's id of the run: the one in mlflow.json if MLflow knows it, else a new run."""
+        if self._id is None:
+            self._id = self._continued() or self._created()
+        return self._id
+
+    @_tolerant
+    def start(self) -> None:
+        """Show the run as running, created if need be."""
+        self.tracking.client.update_run(self.id, status="RUNNING")
+
+    @_tolerant
+    def watch_machine(self) -> None:
+        """From now to the end of the run, log CPU, memory, disk, network and GPUs of the machine that calls this.
+
+        That is the one that the job was started on; on a cluster, what a scene needs is in its train/memory_mb.
+        """
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        self._monitor = SystemMetricsMonitor(self.id, resume_logging=True, tracking_uri=self.tracking.uri)
+        self._monitor.start()
+
+    @_tolerant
+    def describe(self, text: str) -> None:
+        """Show the Markdown text as the description of the run."""
+        self.tracking.client.set_tag(self.id, "mlflow.note.content", public(text))
+
+    @_tolerant
+    def log_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Log each row's numbers as train/<name> at row["step"] and row["time"], except rows up to the last step logged."""
+        from mlflow.entities import Metric
+
+        run_id, metrics = self.id, []
+        new = sorted((row for row in rows if row["step"] > self._logged), key=lambda row: row["step"])
+        for i, row in enumerate(new):
+            # A step goes whole or not at all; and what is sent again, because the answer was lost, has the same time as before
+            # and is one metric to MLflow.
+            metrics += [Metric(f"train/{key}", float(value), _ms(row.get("time")), row["step"])
+                        for key, value in row.items() if key not in _NOT_METRICS and _is_number(value)]
+            if i + 1 == len(new) or len(metrics) + len(new[i + 1]) > _BATCH:
+                self.tracking.client.log_batch(run_id, metrics=metrics)
+                self._logged, metrics = row["step"], []
+
+    @_tolerant
+    def log_metric(self, name: str, value: float, step: int = 0) -> None:
+        self.tracking.client.log_metric(self.id, name, value, step=step)
+
+    @_tolerant
+    def log_results(self, results: Mapping[str, Any], folder: Path) -> None:
+        """Log results.json, the renders and the smaller cuts of the run folder, end the run, and register the model.
+
+        Results that the run has already are not logged again.
+        """
+        if self.tracking.client.get_run(self.id).data.tags.get("results") != _digest(results["ratios"]):
+            self._log_results(results, folder)
+        self._log_model(results, folder / "model")
+
+    def _log_results(self, results: Mapping[str, Any], folder: Path) -> None:
+        client, run_id, steps = self.tracking.client, self.id, results["steps"]
+        times = {k: results[k] for k in ("train_seconds", "seconds") if _is_number(results.get(k))}
+        self._log_ratios(results["ratios"], {"psnr_auc": psnr_auc(results["ratios"]), **times}, steps, results.get("time"))
+        self._log_capture(results)
+        for name in ("results.json", "config.json"):
+            if (folder / name).is_file():
+                client.log_artifact(run_id, str(folder / name))
+        for part, ours in (("renders", "[!.]*.png"), ("cuts", "[!.]*.ply")):
+            for file in sorted((folder / part).glob(ours)):
+                if part == "renders" or file.stat().st_size <= CUT_BYTES:
+                    client.log_artifact(run_id, str(file), part)
+        client.set_tag(run_id, "mlflow.note.content", notes.scene(results, folder))
+        client.set_tag(run_id, "results", _digest(results["ratios"]))  # after the rest: all of it is there
+        self._end("FINISHED", None)
+
+    def _log_model(self, results: Mapping[str, Any], model: Path) -> None:
+        """Register the model in this folder, with its results; a large one stays where it is."""
+        if not model.is_dir():
+            return
+        where = str(model)
+        if sum(file.stat().st_size for file in model.iterdir()) <= MODEL_BYTES:
+            from flexgs.tracking.registry import register
+
+            try:
+                where = register(self.tracking.client, self.id, results, model, _digest(results["ratios"]))
+            except Exception as e:  # a full disk, a registry that is not ours to write to: no reason to lose other results
+                self.tracking.warn(e)
+        self.tracking.client.set_tag(self.id, "model", where)
+
+    @_tolerant
+    def log_summary(self, ratios: Mapping[str, Mapping[str, float]], steps: int,
+                    numbers: Mapping[str, float] | None = None, when: float | None = None) -> None:
+        """Log figures per ratio, for instance means over scenes, and other numbers, unless the run has them already.
+
+        when: the time that they are of, in seconds since 1970; default: now.
+        """
+        client, digest = self.tracking.client, _digest([ratios, numbers])
+        if client.get_run(self.id).data.tags.get("results") != digest:
+            self._log_ratios(ratios, numbers or {}, steps, when)
+            client.set_tag(self.id, "results", digest)
+
+    @_tolerant
+    def log_files(self, files: Iterable[Path]) -> None:
+        for file in files:
+            self.tracking.client.log_artifact(self.id, str(file))
+
+    @_tolerant
+    def finish(self, status: str = "FINISHED", error: str | None = None) -> None:
+        """End the run: FINISHED, FAILED (with the error as a tag) or KILLED."""
+        self._end(status, error)
+
+    def _end(self, status: str, error: str | None) -> None:
+        client = self.tracking.client
+        if self._monitor is not None:
+            self._monitor.finish()
+        if error is not None:
+            client.set_tag(self.id, "error", public(error)[:5000])
+        elif "error" in client.get_run(self.id).data.tags:
+            client.delete_tag(self.id, "error")
+        client.set_terminated(self.id, status)
+
+    def _log_ratios(self, ratios: Mapping[str, Mapping[str, Any]], numbers: Mapping[str, float], steps: int,
+                    when: float | None) -> None:
+        from mlflow.entities import Metric
+
+        at = _ms(when)  # sent again with the same time, it is one metric to MLflow
+        metrics = [Metric(f"{_METRIC_NAMES.get(key, key)}/{metric_name(float(ratio))}", float(value), at, steps)
+                   for ratio, row in ratios.items() for key, value in row.items() if _is_number(value)]
+        # MLflow draws over steps and time only: with the ratio as the step, it draws quality over ratio.
+        metrics += [Metric(CURVE, row["psnr"], at, round(1000 * float(ratio)))
+                    for ratio, row in ratios.items() if _is_number(row.get("psnr"))]
+        metrics += [Metric(key, float(value), at, steps) for key, value in numbers.items()]
+        self.tracking.client.log_batch(self.id, metrics=metrics)
+
+    def _log_capture(self, results: Mapping[str, Any]) -> None:
+        """The capture as the run's dataset; nothing if the results are older than the digest of captures."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        protocol = results.get("protocol", {})
+        if "digest" in protocol:
+            profile = {key: protocol[key] for key in ("train_views", "test_views", "width", "height", "points")}
+            dataset = Dataset(results["scene"], protocol["digest"], "local", json.dumps({"uri": results["capture"]}),
+                              profile=json.dumps(profile))
+            self.tracking.client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+    def _continued(self) -> str | None:
+        from mlflow.exceptions import MlflowException
+
+        client = self.tracking.client
+        try:
+            run_id = read_json(self.folder / "mlflow.json", dict[str, str])["run_id"]
+            run = client.get_run(run_id)
+        except (UserError, KeyError):  # no file, or a damaged one
+            return None
+        except MlflowException as e:
+            if e.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        if run.info.lifecycle_stage != "active":
+            return None
+        histories = (client.get_metric_history(run_id, name) for name in run.data.metrics if name.startswith("train/"))
+        self._logged = max((m.step for history in histories for m in history), default=-1)
+        for key, value in self._all_tags().items():
+            client.set_tag(run_id, key, value)
+        return run_id
+
+    def _created(self) -> str:
+        from mlflow.entities import Param
+
+        client = self.tracking.client
+        run_id = client.create_run(self.tracking.id, run_name=self.name, tags=self._all_tags()).info.run_id
+        write_json(self.folder / "mlflow.json", {"run_id": run_id})
+        params = [Param(key, public(str(value))[:6000]) for key, value in self.params.items()]
+        for i in range(0, len(params), 100):
+            client.log_batch(run_id, params=params[i:i + 100])
+        return run_id
+
+    def _all_tags(self) -> dict[str, str]:
+        tags = {key: public(str(value)) for key, value in self.tags.items() if value is not None}
+        if self.parent is not None:
+            tags["mlflow.parentRunId"] = self.parent.id
+        return tags
+
+
+def metric_name(ratio: float) -> str:
+    """0.05 -> ratio_0.05: at least two decimals, as many as the ratio needs."""
+    return "ratio_" + max(f"{ratio:.2f}", f"{Decimal(ratio_name(ratio)):f}", key=len)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"base": {"share": 0.5}} -> {"base.share": 0.5}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def sqlite_uri(database: Path) -> str:
+    """The URI of a database file, which is read with percent signs decoded."""
+    return f"sqlite:///{str(database.absolute()).replace('%', '%25')}"
+
+
+_METRIC_NAMES = {"lpips_vgg": "lpips", "lpips_alex": "lpips_alex"}
+
+
+def _open(uri: str, name: str, artifacts: Path | None) -> tuple[Any, str]:
+    """A client of the store at uri, and the id of the experiment, created if need be."""
+    telemetry.turn_off()
+    for key, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+                       "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+                       "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}.items():
+        os.environ.setdefault(key, value)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)  # it ends when MLflow goes, which we say ourselves
+    local = uri.startswith("sqlite:///")
+    if local:
+        _create_database(Path(unquote(uri.removeprefix("sqlite:///"))))
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name(name)
+    tags = _page()
+    if experiment is None:
+        location = artifacts.absolute().as_uri() if local and artifacts else None
+        try:
+            return client, client.create_experiment(name, location, tags)
+        except MlflowException as e:
+            if e.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(name)
+            assert experiment is not None
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    for key in tags.keys() - experiment.tags.keys():  # what a person has changed stays
+        client.set_experiment_tag(experiment.experiment_id, key, tags[key])
+    return client, experiment.experiment_id
+
+
+def _page() -> dict[str, str]:
+    """The tags of an experiment that say how MLflow shows it."""
+    ratios = [metric_name(ratio) for ratio in Evaluation().ratios]
+    columns = ["metrics.`psnr_auc`", *(f"metrics.`psnr/{ratio}`" for ratio in ratios), "metrics.`splats/ratio_1.00`",
+               "metrics.`train_seconds`", "attributes.`Dataset`", "attributes.`Models`"]
+    return {
+        "mlflow.experimentKind": "custom_model_development",  # training runs; MLflow's own default is language models
+        "mlflow.note.content": notes.EXPERIMENT,
+        # Sorted by a metric, the list is flat: scenes are not folded away below their batch, and the best come first.
+        f"mlflow.sharedViewState.{_VIEW}": json.dumps(
+            {"selectedColumns": columns, "orderByKey": "metrics.`psnr_auc`", "orderByAsc": False}),
+    }
+
+
+def _create_database(path: Path) -> None:
+    """Make the database aside and link it into place: processes that create one file together destroy it."""
+    if path.exists():
+        return
+    import mlflow
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
+        new = Path(folder) / path.name
+        mlflow.MlflowClient(sqlite_uri(new)).search_experiments(max_results=1)
+        try:
+            os.link(new, path)
+        except FileExistsError:
+            pass  # another process was faster
+        except OSError:  # a file system without hard links
+            os.replace(new, path)
+
+
+def _chart(experiment: str, runs: Sequence[str], metric: str) -> str:
+    """The query of MLflow's page that draws one metric of several runs over its step."""
+    return urlencode({key: json.dumps(value, separators=(",", ":")) for key, value in {
+        "runs": runs, "metric": metric, "experiments": [experiment], "plot_metric_keys": [metric],
+        "plot_layout": {"autosize": True}}.items()} | {"x_axis": "step", "show_point": "true"})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _digest(value: object) -> str:
+    """A short name for the value, the same in every process."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def _ms(when: float | None) -> int:
+    """MLflow's time, for seconds since 1970, or for now."""
+    return int(1000 * (time.time() if when is None else when))

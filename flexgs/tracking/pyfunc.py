@@ -1,0 +1,87 @@
+"""The elastic model as an MLflow pyfunc model: a row says how much to keep, and comes back as a PLY.
+
+    model = mlflow.pyfunc.load_model("models:/flexgs-garden@best")
+    cuts = model.predict(pd.DataFrame({"budget": ["5%", "500k", "20MB"], "path": ["a.ply", "b.ply", "c.ply"]}))
+    cuts                                           # a row each: gaussians, ratio, bytes, path
+
+Without a path the file itself comes back, in the column ply: nothing is left lying about, and it works from another machine
+(`mlflow models serve`), where a path of the server's means nothing.
+
+MLflow keeps a copy of this file and of the package's modules beside the model and runs it on loading ("models from code"); the
+weights are safetensors and JSON. Nothing is pickled, and flexgs need not be installed where the model is loaded. Compiled
+files, backups of an editor and other leftovers in the folders of the package and of the model are not kept.
+"""
+
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.models import Model, ModelSignature
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import AnyType
+
+from flexgs.errors import UserError
+from flexgs.model.elastic import ElasticModel
+from flexgs.ply import write_ply
+
+MODEL = ("model.safetensors", "model.json")
+"""The files that ElasticModel.save writes."""
+NEEDS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "plyfile", "filelock")
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(AnyType(), "budget"), ColSpec(DataType.string, "path", required=False)]),
+    outputs=Schema([ColSpec(DataType.long, "gaussians"), ColSpec(DataType.double, "ratio"), ColSpec(DataType.long, "bytes"),
+                    ColSpec(DataType.string, "path", required=False), ColSpec(DataType.binary, "ply", required=False)]))
+
+
+class Cutter(PythonModel):
+    """Cuts the model that it was logged with."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        self.model = ElasticModel.load(Path(context.artifacts["model.json"]).parent)
+
+    def predict(self, context: PythonModelContext | None, model_input: pd.DataFrame,
+                params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """A row per row of model_input: budget is as in ElasticModel.cut, path (optional) a .ply file to write."""
+        rows = []
+        for row in model_input.to_dict("records"):
+            path = row.get("path")
+            rows.append(self.cut(row["budget"], Path(path) if isinstance(path, str) else None))
+        return pd.DataFrame(rows, columns=["gaussians", "ratio", "bytes", "path", "ply"])
+
+    def cut(self, budget: str | float, path: Path | None) -> dict[str, Any]:
+        if path is not None and (path.suffix.lower() != ".ply" or path.stem.lower().endswith(".compressed")):
+            # A served model overwrites nothing else, and a compressed PLY would be another format.
+            raise UserError(f"path {path}: expected a name that ends in .ply, and not in .compressed.ply")
+        splats = self.model.cut(budget)
+        with tempfile.TemporaryDirectory() as folder:
+            file = path or Path(folder) / "cut.ply"
+            write_ply(splats, file)
+            return {"gaussians": len(splats), "ratio": len(splats) / len(self.model.splats), "bytes": file.stat().st_size,
+                    "path": path and str(path), "ply": None if path else file.read_bytes()}
+
+
+def save(model: Path, folder: Path, about: Model | None = None) -> None:
+    """Write the MLflow model of what ElasticModel.save has put into the folder model."""
+    here = Path(__file__)
+    with tempfile.TemporaryDirectory() as temporary:
+        package = shutil.copytree(here.parent, Path(temporary) / "flexgs", ignore=_no_modules)
+        mlflow.pyfunc.save_model(
+            folder, mlflow_model=about, python_model=str(here), code_paths=[str(package)],
+            artifacts={name: str(model / name) for name in MODEL},
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in NEEDS],
+            signature=SIGNATURE, input_example=pd.DataFrame({"budget": ["5%"]}))
+
+
+def _no_modules(folder: str, names: list[str]) -> list[str]:
+    """Those of the names in a folder of a package that Python would not import as a module or package of it."""
+    modules = {name for name in names if name.removesuffix(".py").isidentifier()
+               and (name.endswith(".py") or Path(folder, name, "__init__.py").is_file())}
+    return [name for name in names if name not in modules]
+
+
+mlflow.models.set_model(Cutter())

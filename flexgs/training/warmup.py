@@ -1,0 +1,28 @@
+"""Compile every kernel once, on a toy scene; later processes load them from numba's cache on disk."""
+
+import torch
+
+from flexgs.camera import Camera
+from flexgs.splats import Splats
+
+
+def warmup() -> None:
+    """Call before starting worker processes, which would otherwise each compile for ten seconds.
+
+    The cache lies beside the source, or in NUMBA_CACHE_DIR where that is read-only.
+    """
+    from flexgs.image.losses import photometric
+    from flexgs.raster import render
+
+    def zeros(*shape: int) -> torch.Tensor:
+        return torch.zeros(*shape, requires_grad=True)
+
+    means = torch.tensor([[0.0, 0.0, 2.0], [0.1, 0.0, 3.0]], requires_grad=True)
+    splats = Splats(means, torch.ones(2, 4, requires_grad=True), zeros(2, 3), zeros(2), zeros(2, 3), zeros(2, 15, 3))
+    K = torch.tensor([[16.0, 0.0, 8.0], [0.0, 16.0, 8.0], [0.0, 0.0, 1.0]])
+    out = render(splats, Camera(torch.eye(4), K, 16, 16), mask=torch.ones(2), contributions="all")
+    photometric(out.image, torch.zeros(16, 16, 3)).backward()
+
+
+if __name__ == "__main__":
+    warmup()

@@ -1,0 +1,61 @@
+"""viser's server, which answers whom Visitors lets in and no one else.
+
+viser has no setting for this. It calls websockets' serve() once, with a function that looks at every request before it is
+answered; ours is put in front of that. tests/test_security.py tells when another version of viser does this in another way,
+and start() then refuses to go on.
+"""
+
+import http
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import viser
+import websockets.asyncio.server
+from websockets.asyncio.server import ServerConnection
+from websockets.http11 import Request, Response
+
+from flexgs.errors import UserError
+from flexgs.view.visitors import Visitors
+
+Check = Callable[[ServerConnection, Request], Response | None]
+
+
+class Server(viser.ViserServer):
+    """Without the tunnel that shows it to the whole web, which any browser may ask viser for."""
+
+    def request_share_url(self, verbose: bool = True) -> None:
+        return None
+
+
+def start(host: str, port: int, visitors: Visitors) -> Server:
+    """A server that listens; UserError if there is no such host or port, or it is taken."""
+    logging.getLogger("websockets.server").setLevel(logging.CRITICAL)  # requests that are none, with a stack trace each
+    serve, checked = websockets.asyncio.server.serve, []
+
+    def serve_visitors(*args: Any, process_request: Check, **options: Any) -> Any:
+        def check(connection: ServerConnection, request: Request) -> Response | None:
+            if why := visitors.refusal(request.headers.get_all("Host"), request.headers.get_all("Origin")):
+                return connection.respond(http.HTTPStatus.FORBIDDEN, why)
+            try:
+                return process_request(connection, request)
+            except (OSError, ValueError):  # of paths that cannot be: too long, with a null character
+                return connection.respond(http.HTTPStatus.NOT_FOUND, "no such file\n")
+
+        checked.append(check)
+        return serve(*args, process_request=check, **options)
+
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()  # viser hangs where it cannot listen
+        with mock.patch.object(websockets.asyncio.server, "serve", serve_visitors):
+            server = Server(host, port, label="flexgs", verbose=False)
+    except (OSError, OverflowError) as e:
+        raise UserError(f"--host {host} --port {port}: {getattr(e, 'strerror', None) or e}; choose another") from None
+    if not checked:
+        server.stop()
+        raise RuntimeError(f"viser {viser.__version__} starts its server in another way: who may look cannot be checked")
+    server.gui.configure_theme(show_share_button=False)
+    return server
