@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flexgs.errors import UserError
+
 Origin = tuple[float, float, float]
 """Where (0, 0, 0) of some coordinates lies in those of the capture, exact to float64."""
 WORLD: Origin = (0.0, 0.0, 0.0)
@@ -15,6 +17,11 @@ WORLD: Origin = (0.0, 0.0, 0.0)
 MOST_AWAY = 4
 """Extents that a scene may lie away from (0, 0, 0) and keep its coordinates: Adam's last steps, 1.6e-6 of an extent, are
 still several times what float32 rounds to there."""
+
+FARTHEST = 1e15
+"""Units from (0, 0, 0) that cameras and points may be: float32 can still square it."""
+MOST_PIXELS = 1 << 17
+"""Of a camera, across or down."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,3 +123,21 @@ def focus(viewmats: Sequence[np.ndarray]) -> np.ndarray:
     across = np.eye(3) - axes[:, :, None] * axes[:, None]
     mean, pull = centres.mean(0), 1e-3 * np.eye(3)  # the pull towards the mean settles it when they are parallel
     return np.linalg.solve(across.mean(0) + pull, np.einsum("nij,nj->i", across, centres) / len(axes) + pull @ mean)
+
+
+def check_cameras(viewmats: Tensor, Ks: Tensor, sizes: Tensor, where: str) -> None:
+    """UserError, which names the file that they come from, for cameras that see nothing.
+
+    The pose [C, 4, 4] has to be a rotation and a translation so short that float32 can square it, focal lengths in K [C, 3, 3]
+    above 0, width and height [C, 2] numbers of pixels.
+    """
+    R, moved, last = viewmats[:, :3, :3].double(), viewmats[:, :3, 3].abs(), viewmats.new_tensor([0.0, 0.0, 0.0, 1.0])
+    sound = torch.isfinite(viewmats).flatten(1).all(dim=1) & torch.isfinite(Ks).flatten(1).all(dim=1)
+    sound &= ((R @ R.mT - torch.eye(3, dtype=R.dtype)).abs() < 0.01).flatten(1).all(dim=1) & (torch.linalg.det(R) > 0)
+    sound &= (moved < FARTHEST).all(dim=1) & ((viewmats[:, 3] - last).abs() < 1e-3).all(dim=1)
+    sound &= (Ks.diagonal(dim1=1, dim2=2)[:, :2] > 0).all(dim=1) & ((sizes >= 1) & (sizes <= MOST_PIXELS)).all(dim=1)
+    if not sound.all():
+        bad = int((~sound).nonzero()[0])
+        raise UserError(f"{where}: found camera {bad + 1} of {'x'.join(map(str, sizes[bad].tolist()))} pixels with focal "
+                        f"lengths {Ks[bad, 0, 0]:g} and {Ks[bad, 1, 1]:g}, expected sizes of 1 to {MOST_PIXELS:,}, lengths "
+                        "above 0, a rotation and a translation; the file is damaged")

@@ -9,25 +9,25 @@ import itertools
 import json
 import os
 import re
-import shlex
-import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import tyro
 
 from flexgs import telemetry
 from flexgs.commands.data import Data
-from flexgs.commands.deploy import Cut, Info, Pack, Render, Serve, View
-from flexgs.config import METHODS, PRESETS, Config, Distributed, Evaluation, check_ratio
-from flexgs.errors import UserError, cure
+from flexgs.commands.deploy import Cut, FrameSize, Info, Pack, Render, Serve, View
+from flexgs.config import METHODS, PRESETS, Config, Distributed, Evaluation
+from flexgs.errors import UserError, cure, one_line, pasted
 from flexgs.files import make_folder, only_one
-from flexgs.signals import Terminated, terminate
+from flexgs.inputs import Range, limits, typed
+from flexgs.signals import Terminated, listen
 from flexgs.sizes import fitting
 from flexgs.urls import first_line, public
 
@@ -74,7 +74,7 @@ class Train:
             results = finished(folder, self.config, scene)
             if results:
                 ElasticModel.load(folder)  # or a line says that it is not whole
-                print(f"{shlex.quote(str(folder))}: already finished at {results['steps']} views; raise --steps to go on")
+                print(f"{pasted(folder)}: already finished at {results['steps']} views; raise --steps to go on")
             else:
                 print(f"{scene.name}: {expected_memory(scene, self.config)}", flush=True)
                 session = LocalSession(folder, Group(), functools.partial(_print_progress, scene.name))
@@ -144,7 +144,7 @@ class Compare:
         name = self.published or (scene.name if scene.name in SCENES else None)
         beside = published(name) if name else None
         folder = make_folder(self.output / scene.name)
-        commons = [dataclasses.replace(self.config, seed=seed) for seed in self.seeds or (self.config.seed,)]
+        commons = compare.seeded(self.config, self.seeds)
         cells = [cell for common in commons for cell in compare.cells(self.methods, common, folder)]
         with only_one(folder):
             for common in commons:
@@ -158,7 +158,7 @@ class Compare:
         uri = self.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(self.output / "mlflow.db")
         tracking = Tracking(uri, "flexgs-compare", self.output / "mlartifacts")
         page = compare.track(scene.name, rows, self.config, folder, tracking)
-        print(f"tables and figure: {shlex.quote(str(folder))}\nMLflow: {page}")
+        print(f"tables and figure: {pasted(folder)}\nMLflow: {page}")
 
 
 @dataclass
@@ -182,8 +182,7 @@ class Eval:
         from flexgs.run import recorded_capture
         from flexgs.scene.identity import GIVE_SCENE, check_same_capture
 
-        for ratio in self.evaluation.ratios:
-            check_ratio(ratio, "--ratios")
+        self.evaluation.check()
         model = ElasticModel.load(self.run).to(pick_device(self.device))
         scene = load_capture(self.scene or recorded_capture(self.run), model.config)
         check_same_capture(model.capture, scene.digest, self.run, GIVE_SCENE)
@@ -201,7 +200,7 @@ class Bench:
     what: tyro.conf.Positional[Literal["raster", "frame", "step", "ddp"]] = "raster"
     run: str | None = None
     """frame: run folder, .fgs file or file of splats."""
-    size: tuple[int, int] = (1280, 720)
+    size: FrameSize = (1280, 720)
     """frame: width and height."""
     save: Path | None = None
     """frame: a .json for `flexgs cut --budget 16ms --profile`."""
@@ -213,15 +212,15 @@ class Bench:
     """... this checkpoint of stage 1 belongs to: stage1/done of a comparison."""
     methods: tuple[str, ...] = ("default", "fast", "paper", "official", "mended")
     """step: what to time, as in compare."""
-    workers: tuple[int, ...] = (1, 2, 4)
+    workers: Annotated[tuple[Annotated[int, Range(1, 256)], ...], Range(1, 16)] = (1, 2, 4)
     """ddp: numbers of worker processes, of one thread each."""
-    splats: int = 20_000
+    splats: Annotated[int, Range(1, 10**8)] = 20_000
     """ddp: Gaussians, seen in images of 320x240."""
-    rounds: int = 15
+    rounds: Annotated[int, Range(1, 10**6)] = 15
     """ddp: how often each number of workers takes its turn; medians are printed."""
-    step_ms: float | None = None
+    step_ms: Annotated[float, Range(0, 1e9, "(]")] | None = None
     """ddp: what a step takes on one GPU of yours, to predict the speed-up of many; default: as on one thread here."""
-    gpu_splats: int = 3_000_000
+    gpu_splats: Annotated[int, Range(1, 10**9)] = 3_000_000
     """ddp: the Gaussians that --step-ms is for."""
     distributed: Distributed = field(default_factory=Distributed)
 
@@ -281,14 +280,14 @@ COMMANDS: dict[str, type] = {"train": Train, "adapt": Adapt, "compare": Compare,
 def parse(command: type[T], args: Sequence[str], prog: str) -> T:
     """Fill command from args; its settings, if it has a field `config`, start from --config or --preset.
 
-    UserError, in one line, for flags and values that it does not take.
+    UserError, in one line, for flags and values that it does not take; ranges of its settings are checked by Config.check.
     """
     start: Any = tyro.MISSING_NONPROP
     if "config" in (f.name for f in dataclasses.fields(command)):  # type: ignore[arg-type]
         file, preset = last_value("--config", args), last_value("--preset", args)
-        if file and preset:
+        if file is not None and preset is not None:
             raise UserError("--config and --preset: expected one of them; both are a set of settings to start from")
-        config = Config.load(Path(file)) if file else Config.from_preset(preset or "default")
+        config = Config.load(Path(file)) if file is not None else Config.from_preset("default" if preset is None else preset)
         given = {f.name: _default_of(f) for f in dataclasses.fields(command)}  # type: ignore[arg-type]
         start = command(**{**given, "config": config} | ({"typed": flags_in(args)} if "typed" in given else {}))
         return fill(command, args, prog, start, f"{command.__doc__}\n\nPresets:\n{presets()}")
@@ -306,7 +305,7 @@ def fill(kind: type[T], args: Sequence[str], prog: str, start: Any = tyro.MISSIN
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint), READABLE:
-            return tyro.cli(kind, args=list(args), prog=prog, description=description or kind.__doc__, default=start)
+            filled = tyro.cli(kind, args=list(args), prog=prog, description=description or kind.__doc__, default=start)
     except SystemExit as e:
         if not e.code:
             raise
@@ -319,6 +318,10 @@ def fill(kind: type[T], args: Sequence[str], prog: str, start: Any = tyro.MISSIN
                              if re.fullmatch("--[a-zA-Z][-.a-zA-Z0-9]*", word) and word != "--help")
         guess = f"did you mean {' or '.join(near)}? " if near else ""
         raise UserError(f"{what}; {guess}{prog} --help has all") from None
+    for f in dataclasses.fields(filled):  # type: ignore[arg-type]
+        if limits(hint := get_type_hints(type(filled), include_extras=True)[f.name]):
+            typed(hint, getattr(filled, f.name), f"--{f.name.replace('_', '-')}")
+    return filled
 
 
 def _is_rule(line: str) -> bool:
@@ -326,7 +329,30 @@ def _is_rule(line: str) -> bool:
 
 
 READABLE = tyro.constructors.ConstructorRegistry()
-"""How the help writes what may be None: FLOAT|None."""
+"""How the help writes what may be None, FLOAT|None, and which numbers a setting takes: (default: 4; expected: 1 to 64)."""
+_within: set[type] = set()
+"""The dataclasses whose own rule is being asked for."""
+
+
+@READABLE.struct_rule
+def _with_ranges(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
+    if not dataclasses.is_dataclass(info.type) or info.type in _within:
+        return None
+    _within.add(info.type)
+    try:
+        spec = tyro.constructors.ConstructorRegistry.get_struct_spec(info)
+    finally:
+        _within.remove(info.type)
+    if not isinstance(spec, tyro.constructors.StructConstructorSpec):
+        return None
+    return dataclasses.replace(spec, fields=tuple(
+        dataclasses.replace(f, type=Annotated[f.type, tyro.conf.arg(  # type: ignore[arg-type]
+            help_behavior_hint=functools.partial(_hint, words))])
+        if (words := limits(f.type)) else f for f in spec.fields))
+
+
+def _hint(expected: str, default: str) -> str:
+    return f"(default: {default}; expected: {expected})"
 
 
 @READABLE.primitive_rule
@@ -359,30 +385,41 @@ def last_value(flag: str, args: Sequence[str]) -> str | None:
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"flexgs: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"flexgs: warning: {one_line(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def guard(main: Callable[[], int | None]) -> int:
-    """Run main, whose warnings are a line each; the exit code: what it returns or 0, 2 with one line for a user's mistake, 1
-    with one line where memory or disk ran out, 130 for Ctrl-C, 143 for SIGTERM."""
+    """Run main, whose warnings are a line each. The exit code: what it returns or 0; 2 with one line for what the user can
+    mend, 1 with one line where memory or disk ran out, 130 for Ctrl-C, 143 for SIGTERM, and 1 with a stack trace, which has
+    lost its secrets, for a mistake of flexgs."""
     telemetry.turn_off()
+    came = listen()
+    came.clear()
     warnings.showwarning = _warn
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold what a terminal cannot show
     try:
         return main() or 0
-    except UserError as e:
-        print(f"flexgs: {public(str(e))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as e:
-        print(f"flexgs: interrupted{f'; {e}' if str(e) else ''}", file=sys.stderr)
-        return 143 if isinstance(e, Terminated) else 130
     except BrokenPipeError:  # the reader, such as head, has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as e:
-        if not (advice := cure(e)):
-            raise
-        print(f"flexgs: {advice}, and give the same command again ({first_line(e)})", file=sys.stderr)
-        return 1
-    return 0
+        return 0
+    except (Exception, KeyboardInterrupt) as e:
+        code, said = _ending(came[-1] if came and not isinstance(e, KeyboardInterrupt) else e)
+        print(said, file=sys.stderr)
+        return code
+
+
+def _ending(error: BaseException) -> tuple[int, str]:
+    """The exit code, and what is said, of a command that an error has ended."""
+    if isinstance(error, UserError):
+        return 2, f"flexgs: {one_line(public(str(error)))}"
+    if isinstance(error, KeyboardInterrupt):
+        return 143 if isinstance(error, Terminated) else 130, f"flexgs: interrupted{f'; {error}' if str(error) else ''}"
+    if advice := cure(error):
+        return 1, f"flexgs: {advice}, and give the same command again ({one_line(first_line(error))})"
+    if isinstance(error, OSError) and error.filename is not None:  # no such folder, no permission, another kind of file
+        return 2, f"flexgs: {one_line(public(f'{error.filename}: {error.strerror}'))}"
+    return 1, public("".join(traceback.format_exception(error)))
 
 
 def main() -> None:
@@ -397,7 +434,6 @@ def main() -> None:
         sys.exit(0)
     if args[0] not in COMMANDS:
         sys.exit(guard(functools.partial(_unknown, args[0])))
-    signal.signal(signal.SIGTERM, terminate)
     sys.exit(guard(lambda: parse(COMMANDS[args[0]], args[1:], f"flexgs {args[0]}")()))
 
 
@@ -413,7 +449,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def where_to_go(folder: Path) -> str:
     """Where a trained run is, and what to do with it, to be copied into a shell."""
-    run, ply = shlex.quote(str(folder)), shlex.quote(f"{folder.name}.ply")
+    run, ply = pasted(folder), pasted(f"{folder.name}.ply")
     return (f"model, cuts and renders: {run}\nnext:\n  flexgs view {run}\n  flexgs cut {run} --budget 20MB -o {ply}\n"
             f"  flexgs eval {run} --ratios 0.02 0.07 0.3")
 

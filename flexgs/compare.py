@@ -16,10 +16,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from flexgs.config import BASE_RATES, PRESETS, Config, check_same_method, count_at
+from flexgs.config import BASE_RATES, PRESETS, Config, check_same_method, count_at, percent_name, ratio_name
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.files import atomic_file, atomic_folder, write_json
+from flexgs.inputs import regular_file, typed
 from flexgs.report.comparison import Rows, Sheet, cost_sheet, published_sheet, quality_sheet, write_csv
 from flexgs.report.pictures import write_tradeoff
 from flexgs.report.table import mean_ratios
@@ -33,6 +34,8 @@ from flexgs.training.trainer import Report, Trainer
 
 COMMON = ("seed", "steps", "batch", "background", "report_every", "checkpoint_every", "check_every", "data", "base",
           "evaluation")
+SAME = ("seed", "steps", "batch", "background", "data")
+"""Those of them that no method may change, or figures could not be compared."""
 
 
 @dataclass(frozen=True)
@@ -60,24 +63,34 @@ def method_config(method: str, common: Config) -> Config:
     """Stage 2 of the method, everything else of common; settings behind the preset's name have the last word."""
     from flexgs.cli import fill  # the command line knows how to read flags
 
-    preset, *flags = shlex.split(method)
+    preset, *flags = _words(method)
     config = Config.from_preset(preset)
     own = {name: getattr(config.base, name) for name in ("share", "reset_every")} if config.base.share == 1 else {}
     config = dataclasses.replace(config, **{name: getattr(common, name) for name in COMMON})
     config.base = dataclasses.replace(common.base, **own)
     config.rates = dataclasses.replace(config.rates, **{name: getattr(common.rates, name) for name in BASE_RATES})
-    config = fill(Config, flags, f"--methods {preset}", config).check()
+    config = fill(Config, flags, f"--methods {preset}", start := config).check()
+    if differing := [name for name in ("preset", *SAME) if getattr(config, name) != getattr(start, name)]:
+        raise UserError(f"--methods {method!r}: found another {', '.join(differing)}, which all methods of a comparison "
+                        "have in common; expected a preset first, and such flags beside --methods")
     if config.base.ply:
         raise UserError(f"--base.ply {config.base.ply}: expected none, methods start from a stage 1 of their own; "
                         "flexgs adapt takes a PLY")
     return config
 
 
+def seeded(common: Config, seeds: Sequence[int]) -> list[Config]:
+    """common at each of the seeds, once; at its own if there are none."""
+    return [dataclasses.replace(common, seed=seed) for seed in dict.fromkeys(seeds or (common.seed,))]
+
+
 def cells(methods: Sequence[str], common: Config, folder: Path) -> list[Cell]:
     """What has to be trained under folder/seed_<common.seed>."""
     folder = folder / f"seed_{common.seed}"
     found = []
-    for method in methods:
+    if not methods:
+        raise UserError(f"--methods: found none, expected some of {', '.join(PRESETS)}")
+    for method in dict.fromkeys(methods):
         config = method_config(method, common)
         if config.order.keep == 1 and config.base.share < 1:
             found.append(Cell(method, config, folder / _name(method)))
@@ -86,7 +99,7 @@ def cells(methods: Sequence[str], common: Config, folder: Path) -> list[Cell]:
             one = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, ratios=(1.0,)))
             if config.order.keep < 1:
                 one.order = dataclasses.replace(config.order, keep=ratio)
-            found.append(Cell(method, one, folder / f"{_name(method)}-{100 * ratio:g}pct", ratio))
+            found.append(Cell(method, one, folder / f"{_name(method)}-{percent_name(ratio)}pct", ratio))
     return found
 
 
@@ -133,13 +146,15 @@ def measured(cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
         row = found.setdefault(cell.method, {}).setdefault(cell.config.seed, {
             "seed": cell.config.seed, "ratios": {}, "train_seconds": before, "stored_mb": 0.0})
         own = results["train_seconds"] - before
+        model = regular_file(cell.folder / "model" / "model.safetensors", "the model of a finished cell")
         row["train_seconds"] = round(row["train_seconds"] + own, 1)
-        row["stored_mb"] = round(row["stored_mb"] + (cell.folder / "model" / "model.safetensors").stat().st_size / 1e6, 3)
+        row["stored_mb"] = round(row["stored_mb"] + model.stat().st_size / 1e6, 3)
         if cell.ratio is None:
             row["ratios"] = results["ratios"]
         else:
-            figures = results["ratios"]["1"]
-            row["ratios"][f"{cell.ratio:g}"] = {**figures, "cut_seconds": round(own + figures["cut_seconds"], 3)}
+            figures = results["ratios"].get("1", {})
+            seconds = typed(float, figures.get("cut_seconds"), f"{cell.folder}/results.json: cut_seconds at ratio 1")
+            row["ratios"][ratio_name(cell.ratio)] = {**figures, "cut_seconds": round(own + seconds, 3)}
     return {method: list(seeds.values()) for method, seeds in found.items()}
 
 
@@ -158,7 +173,7 @@ def write(scene: str, rows: Rows, published: Rows | None, common: Config, folder
 
 def legend(methods: Iterable[str]) -> str:
     """What each preset among the methods reproduces and leaves out, a line each."""
-    presets = dict.fromkeys(shlex.split(method)[0] for method in methods)
+    presets = dict.fromkeys(_words(method)[0] for method in methods)
     return "\n".join(f"- {name}: {' '.join((PRESETS[name].__doc__ or '').split())}" for name in presets)
 
 
@@ -212,4 +227,15 @@ def _sized(cell: Cell) -> Config:
 
 def _name(method: str) -> str:
     """A folder name: "default --deltas.knots 0.01 0.1" -> "default-deltas.knots-0.01-0.1"."""
-    return "-".join(word.lstrip("-").replace("/", "_") for word in shlex.split(method))
+    return "-".join(word.lstrip("-").replace("/", "_") for word in _words(method))
+
+
+def _words(method: str) -> list[str]:
+    """The preset and the flags of a method; UserError if there is no preset, or a quotation without an end."""
+    try:
+        words = shlex.split(method)
+    except ValueError as e:
+        raise UserError(f"--methods {method!r}: {e}; expected a preset and flags") from None
+    if not words:
+        raise UserError(f"--methods {method!r}: found nothing, expected a preset, one of {', '.join(PRESETS)}")
+    return words

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -278,6 +279,10 @@ class Evaluation:
     views: Literal["all", "even", "odd"] = "all"
     """Of the test views: all, or every second one. A search chooses by the even ones and reports the odd ones."""
 
+    def check(self, prefix: str = "--") -> None:
+        """Raise UserError for values outside of their ranges."""
+        check_ranges(self, prefix)
+
 
 @dataclass
 class Distributed:
@@ -339,8 +344,7 @@ class Config:
     def check(self) -> "Config":
         """Raise UserError for values that no run can use: outside of their ranges, which stand at the settings, or at odds with
         each other, which is tested here."""
-        for flag, kind, value in settings(self):
-            typed(kind, value, flag)
+        check_ranges(self)
         for option, rising in {"knots": self.deltas.knots, "rows": self.deltas.rows or ()}.items():
             if any(a >= b for a, b in itertools.pairwise(rising)):
                 raise UserError(f"--deltas.{option}: found {rising}, expected rising ratios")
@@ -370,7 +374,7 @@ class Config:
 
     @staticmethod
     def from_dict(values: dict[str, Any], source: str = "config") -> "Config":
-        """The reverse of to_dict; UserError names a key that is unknown or a value of the wrong type."""
+        """The reverse of to_dict; UserError names the source and a key that is unknown, or a value that cannot be."""
         config: Config = typed(Config, values, source)
         try:
             return config.check()
@@ -388,6 +392,22 @@ def settings(tree: Any, prefix: str = "--") -> Iterator[tuple[str, Any, Any]]:
     for f in dataclasses.fields(tree):
         flag, value = f"{prefix}{f.name.replace('_', '-')}", getattr(tree, f.name)
         yield from settings(value, f"{flag}.") if dataclasses.is_dataclass(value) else [(flag, kinds[f.name], value)]
+
+
+def check_ranges(tree: Any, prefix: str = "--") -> None:
+    """UserError for the first setting of a tree of dataclasses that is outside of its range."""
+    for flag, kind, value in settings(tree, prefix):
+        typed(kind, value, flag)
+
+
+def ratio_name(ratio: float) -> str:
+    """0.05 -> "0.05", as results.json and tables name it; other ratios have other names, and the name is the ratio."""
+    return short if float(short := f"{ratio:g}") == ratio else repr(ratio)
+
+
+def percent_name(ratio: float) -> str:
+    """0.05 -> "5", as files and folders name it; other ratios have other names."""
+    return f"{(100 * Decimal(ratio_name(ratio))).normalize():f}"
 
 
 def check_ratio(ratio: float, option: str = "ratio") -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexgs.config import Evaluation
+from flexgs.config import Evaluation, ratio_name
 from flexgs.device import clock
 from flexgs.distributed import Group
 from flexgs.errors import UserError
@@ -66,7 +66,7 @@ def evaluate(model: ElasticModel, scene: Scene, options: Evaluation, background:
         def mean(key: str, rows: list[dict[str, float]] = rows) -> float | None:
             return round(statistics.fmean(r[key] for r in rows), 5) if key in rows[0] else None
 
-        table[f"{ratio:g}"] = {
+        table[ratio_name(ratio)] = {
             "psnr": mean("psnr"), "ssim": mean("ssim"), "lpips_vgg": mean("lpips_vgg"), "lpips_alex": mean("lpips_alex"),
             "splats": len(cut), "mb": round(size / 1e6, 4),
             "ms": round(statistics.median(r["ms"] for r in rows), 3), "cut_seconds": round(cut_seconds + encode_seconds, 4),

@@ -1,11 +1,15 @@
 """Writing files so that a kill or a power cut leaves either the old or the new, never half of one.
 
-What is written lies beside its place until it is whole and on the disk, and is then renamed. Several things change together
-by one rename too: staged() collects them, publish() renames the collection, and only then each takes its place. A kill in
-between is made good by the next owner of the folder (tidy), and newest() finds them until then.
+What is written lies beside its place, in a folder with a lock, until it is whole and on the disk, and is then renamed. What a
+kill leaves of that has a lock that nobody holds: whoever writes to the same place next removes it. Several things change
+together by one rename too: staged() collects them, publish() renames the collection, and only then each takes its place. A
+kill in between is made good by the next owner of the folder (tidy), and newest() finds them until then.
+
+Folders come from others too. A link is never followed to what is moved, replaced or removed.
 """
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -18,50 +22,47 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from flexgs.errors import UserError
+from flexgs.errors import UserError, cure
 from flexgs.inputs import parse_json
 
 STAGED, PUBLISHED = ".staged", ".published"
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
+_LOCK = ".lock"
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary file of path's name, in a folder beside it, that takes its place when the block ends well. UserError if path
-    is a folder."""
-    if path.is_dir():
+    is a folder, or cannot be written."""
+    if os.path.isdir(path):  # False for a name that is too long
         raise UserError(f"{path}: is a folder; expected the name of a file")
-    temporary = _beside(path)
-    temporary.mkdir()
-    try:
-        yield temporary / path.name  # many writers go by the suffix
-        _sync(temporary / path.name)
-        os.replace(temporary / path.name, path)
+    with _workplace(path) as out:
+        yield out  # many writers go by the suffix
+        _sync(out)
+        os.replace(out, path)
         _sync_folder(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside path that takes its place when the block ends well.
+    """A temporary folder beside path that takes its place when the block ends well. UserError if it cannot be written.
 
     A folder that is replaced is away for a moment, and a kill in that moment leaves neither; see publish() for what may not be.
     """
-    temporary = _beside(path)
-    temporary.mkdir()
-    try:
-        yield temporary
-        _sync_tree(temporary)
-        _replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _workplace(path) as out:
+        out.mkdir()
+        yield out
+        _sync_tree(out)
+        _replace(out, path)
 
 
 def staged(folder: Path) -> Path:
     """Where the owner of folder collects the files and folders that publish() puts into it together."""
-    (folder / STAGED).mkdir(exist_ok=True)
-    return folder / STAGED
+    place = folder / STAGED
+    if place.is_symlink() or not place.is_dir():
+        _remove(place)
+        place.mkdir()
+    return place
 
 
 def publish(folder: Path) -> None:
@@ -74,18 +75,18 @@ def publish(folder: Path) -> None:
 
 def newest(folder: Path, name: str) -> Path:
     """The path of a file or folder that is published in folder: its place, or where a kill has left it on the way there."""
-    return waiting if (waiting := folder / PUBLISHED / name).exists() else folder / name
+    waiting = folder / PUBLISHED / name
+    return waiting if waiting.exists() and not waiting.parent.is_symlink() else folder / name
 
 
 def tidy(folder: Path) -> None:
     """Make good what kills have left in folder and below, for its owner: end what publish() began, remove half-written ones."""
     _settle(folder)
-    shutil.rmtree(folder / STAGED, ignore_errors=True)
+    _remove(folder / STAGED)
     for where, folders, files in os.walk(folder):
-        for name in filter(_TEMPORARY.fullmatch, files):
-            Path(where, name).unlink(missing_ok=True)
-        for name in filter(_TEMPORARY.fullmatch, folders):
-            shutil.rmtree(Path(where, name), ignore_errors=True)
+        for path in (Path(where, name) for name in [*files, *folders] if _TEMPORARY.fullmatch(name)):
+            if not _in_use(path):
+                _remove(path)
         folders[:] = [name for name in folders if not _TEMPORARY.fullmatch(name)]
 
 
@@ -114,8 +115,14 @@ def make_folder(path: Path) -> Path:
         if not os.access(path, os.W_OK):
             raise PermissionError("permission denied")
     except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror or e}); choose another output folder") from None
+        raise _refusal(path, e) from None
     return path
+
+
+def _refusal(path: Path, error: OSError) -> Exception:
+    """What to raise where path cannot be written: a full disk stays what it is, all else is for the user to mend."""
+    return error if cure(error) else UserError(f"{path}: cannot be written ({error.strerror or error}); choose another "
+                                               "output folder")
 
 
 @contextmanager
@@ -124,15 +131,19 @@ def only_one(folder: Path, wait: bool = False) -> Iterator[None]:
 
     A kill ends that too. If another process works there, wait for its end, or UserError.
     """
-    lock = FileLock(make_folder(folder) / ".lock")
+    lock = FileLock(make_folder(folder) / _LOCK)
     try:
         lock.acquire(blocking=wait)
     except Timeout:
         raise UserError(f"{folder}: another process works here now; wait, or choose another output folder") from None
+    except OSError as e:
+        raise _refusal(folder / _LOCK, e) from None
     try:
         tidy(folder)
-        yield
-        tidy(folder)  # of its workers one may have been killed
+        try:
+            yield
+        finally:
+            tidy(folder)  # it may have been interrupted, or one of its workers killed
     finally:
         lock.release()
 
@@ -141,8 +152,8 @@ def _settle(folder: Path) -> None:
     """Put what publish() has renamed into its places. Files, which describe folders, go first and come last, so that no new
     folder ever stands beside an old description. May be interrupted and done again."""
     new = folder / PUBLISHED
-    if not new.is_dir():
-        return
+    if new.is_symlink() or not new.is_dir():
+        return _remove(new)
     names = sorted((path.name for path in new.iterdir()), key=lambda name: (not (new / name).is_dir(), name))
     for name in names:
         if (new / name).is_file():
@@ -154,13 +165,13 @@ def _settle(folder: Path) -> None:
 
 
 def _replace(new: Path, path: Path) -> None:
-    """Rename new to path; a folder that is there is put aside and removed."""
+    """Rename new to path; what is there is put aside and removed, unless both are files."""
     old = _beside(path)
-    if path.is_dir():
+    if path.is_dir() or (new.is_dir() and os.path.lexists(path)):
         os.rename(path, old)
     os.rename(new, path)
     _sync_folder(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
 
 
 def _sync_tree(folder: Path) -> None:
@@ -186,4 +197,55 @@ def _sync_folder(path: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    return make_folder(path.parent) / f".{path.name}.{uuid4().hex[:8]}"
+    """A new name in path's folder, which is made if need be, for what is to take its place or has had it."""
+    return make_folder(path.parent) / f"{_stem(path)}{uuid4().hex[:8]}"
+
+
+def _stem(path: Path) -> str:
+    """What names in its folder begin with that are for path, whose own name may be as long as the disk takes."""
+    return f".{os.fsencode(path.name)[:200].decode(errors='ignore')}."
+
+
+@contextmanager
+def _workplace(path: Path) -> Iterator[Path]:
+    """A new name like path's, in a locked folder beside it, which is removed in the end. What killed processes have left of
+    such folders for path is removed first."""
+    place = _beside(path)
+    for left in path.parent.glob(f"{glob.escape(_stem(path))}*"):
+        if _TEMPORARY.fullmatch(left.name) and (left / _LOCK).exists() and not _in_use(left):
+            _remove(left)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()  # a name that is too long is found out before the work
+        place.mkdir()
+        lock = FileLock(place / _LOCK)
+        lock.acquire(blocking=False)
+    except OSError as e:
+        _remove(place)
+        raise _refusal(path, e) from None
+    try:
+        yield place / path.name
+    finally:
+        lock.release()
+        _remove(place)
+
+
+def _in_use(place: Path) -> bool:
+    """Whether a living process holds the lock of a folder made by _workplace()."""
+    if place.is_symlink() or not (place / _LOCK).exists():
+        return False
+    try:
+        with FileLock(place / _LOCK).acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a disk that cannot be written or is full: it stays where it is
+        return True
+
+
+def _remove(path: Path) -> None:
+    """What is at path, if anything is; of a link only the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -60,6 +60,15 @@ class Name:
         return f"one of {', '.join(self.built_in)}, or module:name"
 
 
+def limits(kind: Any) -> str:
+    """What the Ranges and Names of an annotated type say, in words; empty where it has none."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is not Annotated:
+        return next(filter(None, map(limits, args)), "")
+    entries = " entries" if typing.get_origin(args[0]) is tuple else ""
+    return "; ".join(filter(None, [limits(args[0]), *(f"{own}{entries}" for own in args[1:] if isinstance(own, Range | Name))]))
+
+
 def regular_file(path: Path | str, expected: str = "a file") -> Path:
     """path itself if it is a file, or a link to one. UserError for what is not there and for folders, devices and pipes,
     which hang or never end when they are read."""
@@ -165,7 +174,8 @@ def typed(kind: Any, value: Any, where: str) -> Any:
             return value
     elif type(None) in args:
         return None if value is None else typed(args[0], value, where)
-    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    elif kind is float and not isinstance(value, bool) and (isinstance(value, float) or (
+            isinstance(value, int) and abs(value) < 2**1023)):  # no larger one is a float
         return float(value)
     elif not origin and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value

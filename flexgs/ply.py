@@ -151,6 +151,7 @@ def _header(n: int, sh_degree: int, wide: bool) -> bytes:
     return "\n".join(lines).encode()
 
 
+@np.errstate(invalid="ignore")  # of NaN that signal
 def read_points(file: Path, doubts: list[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(xyz float64 [M, 3], rgb uint8 [M, 3]) of the vertices of a PLY file.
 
@@ -186,6 +187,7 @@ def read_points(file: Path, doubts: list[str] | None = None) -> tuple[np.ndarray
     return xyz[finite], rgb[finite].round().astype(np.uint8)
 
 
+@np.errstate(invalid="ignore")  # of NaN that signal
 def colours(rows: np.ndarray, file: Path, doubts: list[str]) -> np.ndarray | None:
     """Colours [N, 3] of the rows of an element, float64 from 0 to 255, NaN where they are of no known kind; None without any.
 

@@ -13,18 +13,18 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from flexgs.config import Config, check_same_method
+from flexgs.config import Config, check_same_method, percent_name
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.evaluate import chosen, evaluate
 from flexgs.files import atomic_file, atomic_folder, make_folder, newest, publish, read_jsonl, staged, tidy, write_json
 from flexgs.formats import as_stored, read, save
 from flexgs.image import lpips
-from flexgs.inputs import read_json, typed
+from flexgs.inputs import read_json, shown, typed
 from flexgs.report.pictures import write_curve, write_grid
 from flexgs.scene import Scene
 from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture
@@ -34,9 +34,12 @@ from flexgs.training.checkpoint import DamagedError, checkpoints
 from flexgs.training.memory import expected_disk
 from flexgs.training.trainer import Report, Trainer
 
-RESULTS: dict[str, Any] = {"scene": str, "steps": int, "train_seconds": float, "protocol": dict,
-                           "ratios": dict[str, dict[str, float | None]]}
-"""What a results.json has at least."""
+RESULTS: dict[str, Any] = {"scene": str, "preset": str, "steps": int, "train_seconds": float, "protocol": dict}
+"""What a results.json has at least, beside ratios."""
+PROTOCOL = ("train_views", "test_views", "width", "height", "points")
+"""The numbers in a protocol that has the digest of a capture."""
+FIGURES = ("psnr", "ssim", "splats", "mb")
+"""What is measured at every ratio; other figures may be there, or be null."""
 
 
 class Session(Protocol):
@@ -92,7 +95,24 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     results = read_json(path, advice="remove it, and the same command evaluates again")
     for key, kind in RESULTS.items():
         typed(kind, results.get(key), f"{path}: {key}")
+    for key in PROTOCOL if "digest" in results["protocol"] else ():
+        typed(int, results["protocol"].get(key), f"{path}: {key} of the protocol")
+    check_figures(results.get("ratios"), FIGURES, str(path))
     return results
+
+
+def check_figures(ratios: Any, names: Sequence[str], where: str) -> None:
+    """UserError, which names the file, unless ratios are figures of these names at some ratios: {"0.05": {"psnr": 20.5}}."""
+    rows: dict[str, dict[str, float | None]] = typed(dict[str, dict[str, float | None]], ratios, f"{where}: ratios")
+    if not rows:
+        raise UserError(f"{where}: found no ratios, expected at least one")
+    for ratio, row in rows.items():
+        with contextlib.suppress(ValueError):
+            if 0 < float(ratio) <= 1:
+                for name in names:
+                    typed(float, row.get(name), f"{where}: {name} at ratio {ratio}")
+                continue
+        raise UserError(f"{where}: found the ratio {shown(ratio)}, expected one above 0 and at most 1")
 
 
 def recorded_capture(folder: Path) -> Path:
@@ -216,8 +236,9 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
 
 
 def cut_name(scene: str, ratio: float) -> str:
-    """berlin_005.00pct.ply: sorts by ratio."""
-    return f"{scene}_{100 * ratio:06.2f}pct.ply"
+    """berlin_005.00pct.ply: sorts by ratio, and has as many digits as it needs."""
+    whole, _, rest = percent_name(ratio).partition(".")
+    return f"{scene}_{whole:0>3}.{rest:0<2}pct.ply"
 
 
 def git_sha() -> str | None:
@@ -236,13 +257,14 @@ def _made(folder: Path) -> Path:
 
 def _forget_after(path: Path, step: int) -> None:
     """Drop the lines that a resumed run is going to write again, and those that are none; says so if it was not a kill that has
-    cut off the last one."""
-    if path.exists():
-        with atomic_file(path) as out:
-            rows = history(path)
-            if (lost := len(path.read_bytes().splitlines()) - len(rows)) > 1:
-                print(f"flexgs: {path}: {lost} lines are damaged and left out", file=sys.stderr, flush=True)
-            out.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
+    cut off the last one. What is no file, or a link to one, becomes a file."""
+    if not os.path.lexists(path):
+        return
+    rows = history(path)
+    if (lost := len(path.read_bytes().splitlines()) - len(rows) if path.is_file() else 0) > 1:
+        print(f"flexgs: {path}: {lost} lines are damaged and left out", file=sys.stderr, flush=True)
+    with atomic_file(path) as out:
+        out.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
 
 
 def history(path: Path) -> list[dict[str, Any]]:

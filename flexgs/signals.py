@@ -11,9 +11,25 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: what schedulers send to end a run."""
 
 
-def terminate(*_: object) -> None:
-    """The handler of SIGTERM where there is nothing to keep."""
-    raise Terminated
+_came: list[KeyboardInterrupt] = []
+
+
+def listen() -> list[KeyboardInterrupt]:
+    """From now on SIGTERM ends this process as Ctrl-C does; the list of those that come, since libraries that are being
+    imported turn them into errors of other kinds.
+
+    To be said again after a library has set a handler of its own, as the start of Ray does: its prints the stack and aborts.
+    """
+    if threading.current_thread() is threading.main_thread():  # no other may say what a signal does
+        signal.signal(signal.SIGTERM, _raise)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else nohup, or somebody's own
+            signal.signal(signal.SIGINT, _raise)
+    return _came
+
+
+def _raise(number: int, frame: object) -> None:
+    _came.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
+    raise _came[-1]
 
 
 @contextmanager

@@ -14,7 +14,8 @@ HIDDEN = "***"
 _SECRET = r"password|passwd|passphrase|passcode|pwd|secret|token|credential|signature|(?:api|access|private)[_-]?key"
 _NAME = rf"[\w.-]*(?:{_SECRET})[\w.-]*"
 """What an option, a variable or a key is named that holds a secret."""
-_IN_QUERY = r"[\w.%-]*(?:pass|pwd|secret|token|key|cred|sig|auth|user|uid|login|session|connect|jwt|sas)[\w.%-]*"
+_IN_QUERY = (r"[\w.%-]*(?:pass|pwd|secret|token|key|cred|sig|auth|user|uid|login|session|connect|jwt|sas|code|ticket|otp)"
+             r"[\w.%-]*")
 """Likewise in a query, where more is one: user, sig, odbc_connect."""
 _PLACE = re.compile(r"(?:\b[a-z][a-z0-9+.-]+:/?|(?<![^\s'\"=(<])/)/(?=[^/\s])", re.IGNORECASE)
 """Where a host follows; paths that were made of addresses have one slash."""
@@ -27,8 +28,11 @@ _RULES = [(re.compile(pattern, re.IGNORECASE), by) for pattern, by in (
     (r"(//[^\s'\"<>]*#)(?=[^/\s'\"<>])(?![\w.%-]+=)[^\s'\"<>]+", rf"\g<1>{HIDDEN}"),  # a fragment that is no page of MLflow
     (rf"(?<![\w?&#;.-])((?:--)?{_NAME}=)('[^']*'|\"[^\"]*\"|[^\s&,;)}}'\"]+)", rf"\g<1>{HIDDEN}"),  # password=...
     (rf"(--{_NAME}\s+)('[^']*'|\"[^\"]*\"|[^\s-]\S*)", rf"\g<1>{HIDDEN}"),  # --password ...
+    (rf"(?<![\w?&#;./-])([\w-]*(?:{_SECRET})[\w-]*\s*[:=]\s+)('[^']*'|\"[^\"]*\"|[^\s,;)}}'\"]+)", rf"\g<1>{HIDDEN}"),
     (rf"(['\"]{_NAME}['\"]\s*:\s*)('[^']*'|\"[^\"]*\"|[^\s,}}]+)", rf"\g<1>{HIDDEN}"),  # {"password": "..."}
-    (r"\b(authorization:?\s*|)(bearer|basic)\s+[\w.~+/=-]{8,}", rf"\1\2 {HIDDEN}"))]
+    (r"\b(authorization:?\s*|)(bearer|basic)\s+[\w.~+/=-]{8,}", rf"\1\2 {HIDDEN}"),
+    (r"\b((?:set-)?cookie:|authorization[:=])(?!\s*(?:bearer|basic) \*)[^\n'\"]+", rf"\1 {HIDDEN}"),  # heads of HTTP
+    (r"\b(?:hf_|gh[opsu]_|github_pat_|glpat-|xox[abp]-|sk-|dapi|eyJ[\w-]+\.)[\w.-]{16,}", HIDDEN))]  # keys known by their form
 
 
 def is_url(text: str) -> bool:

@@ -20,6 +20,7 @@ from ray._private.state import state
 from flexgs import telemetry
 from flexgs.errors import UserError
 from flexgs.ray_address import find
+from flexgs.signals import listen
 
 MAX_WORKERS = 8
 """The most GPUs that a scene gets unless the user asks for more: the batch grows with them."""
@@ -127,6 +128,7 @@ def _init(address: str, **options: Any) -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # the machine is there, and has room: or it has gone
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        listen()
     except ConnectionError as e:
         raise UserError(f"{address}: something answers there, but not a Ray cluster of this version ({e}); expected host:port "
                         "of one, or --ray-address local") from None

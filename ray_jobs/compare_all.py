@@ -7,7 +7,6 @@ The same command continues what is unfinished and skips what is finished. STORAG
 compare` does it, so each goes on where the other has stopped.
 """
 
-import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from flexgs import compare
 from flexgs.cli import guard, parse
 from flexgs.compare import Cell
 from flexgs.config import METHODS, Config
-from flexgs.errors import UserError
+from flexgs.errors import UserError, pasted
 from flexgs.files import make_folder, only_one
 from flexgs.raster.cpu import pool
 from flexgs.report.comparison import Rows, mean_rows
@@ -91,8 +90,7 @@ def compare_all(options: CompareAll, args: Sequence[str]) -> int:
         with Cluster(options.ray_address, options.gpu) as cluster:
             config = options.fitting(config, cluster, args)
             configs = {capture.name: options.of(capture, config, args) for capture in captures}
-            commons = {name: [dataclasses.replace(own, seed=seed) for seed in options.seeds or (own.seed,)]
-                       for name, own in configs.items()}
+            commons = {name: compare.seeded(own, options.seeds) for name, own in configs.items()}
             cells = {name: [cell for common in own for cell in compare.cells(options.methods, common, experiment / name)]
                      for name, own in commons.items()}
             tasks = [(Task(capture, common, experiment / capture.name), [
@@ -165,7 +163,7 @@ def report(options: CompareAll, configs: dict[str, Config], scenes: dict[str, Ro
         print(f"\nmean of {len(measured)} captures")
         for sheet in compare.write("mean", mean_rows(measured), None, next(iter(configs.values())), options.folder):
             print_table(sheet.rich())
-    print(f"tables and figures: {options.folder}/<scene>")
+    print(f"tables and figures: {pasted(options.folder)}/<scene>")
     for name, page in pages.items():
         print(f"MLflow, {name}: {page}")
     return exit_code(errors)

@@ -13,11 +13,12 @@ from flexgs.cli import AnyConfig, flags_in, last_value
 from flexgs.config import Config
 from flexgs.datasets.catalog import CATALOG, DATASETS, PROTOCOLS, find_dataset, find_scenes, say_absent
 from flexgs.demo.synthetic import SYNTHETIC, ensure_synthetic
-from flexgs.errors import UserError
+from flexgs.errors import UserError, one_line
 from flexgs.files import make_folder
 from flexgs.scene import Scene
 from flexgs.sizes import DEMO, LAPTOP, fitting
 from flexgs.tracking import Tracking, sqlite_uri
+from flexgs.urls import public
 from ray_jobs.cluster import IN_JOB, Cluster
 from ray_jobs.store import Store, is_remote
 from ray_jobs.train_scene import read_scene
@@ -135,7 +136,7 @@ def read_all(captures: Mapping[Path, Config]) -> tuple[dict[str, Scene], dict[st
     if wrong and len(wrong) == len(captures):
         raise UserError("; ".join(str(e) for e in wrong.values()))
     for name, error in wrong.items():
-        print(f"{name}: left out: {error}", flush=True)
+        print(f"{name}: left out: {public(str(error))}", flush=True)
     return scenes, wrong
 
 
@@ -143,5 +144,5 @@ def exit_code(errors: Mapping[str, Exception]) -> int:
     """Say what failed, by name; 0, 1, or 2 if all that is wrong is the user's to mend."""
     sys.stdout.flush()
     for name, error in errors.items():
-        print(f"flexgs: {name} failed: {error}", file=sys.stderr)
+        print(f"flexgs: {name} failed: {one_line(public(str(error)))}", file=sys.stderr)
     return 0 if not errors else 2 if all(isinstance(e, UserError) for e in errors.values()) else 1

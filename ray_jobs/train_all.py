@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python itself adds only the folder of the script
 
 from flexgs.cli import guard, parse
+from flexgs.errors import pasted
 from flexgs.report.table import print_results
 from flexgs.training.memory import expected_memory
 from flexgs.urls import public
@@ -81,7 +82,7 @@ def report(batch: Batch, scenes: Sequence[str], errors: Mapping[str, Exception],
     """Print the table, where things are, what failed and how to go on; the exit code."""
     if batch.results:
         print_results([batch.results[scene] for scene in scenes if scene in batch.results])
-        print(f"cuts: {batch.store.folder}/<scene>/cuts/*.ply")
+        print(f"cuts: {pasted(batch.store.folder)}/<scene>/cuts/*.ply")
     if page := batch.tracking.how_to_open():
         print(f"MLflow: {page}")
     if errors:

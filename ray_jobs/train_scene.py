@@ -40,6 +40,7 @@ from flexgs.files import only_one
 from flexgs.raster.cpu import pool
 from flexgs.run import LocalSession, StoppedError, run
 from flexgs.scene import Scene, load_scene
+from flexgs.urls import public
 from ray_jobs import store
 from ray_jobs.store import Store
 
@@ -125,7 +126,7 @@ def _failed(job: SceneJob, error: Exception, lines: set[str]) -> SceneFailedErro
     """The lines in one, with the last checkpoint; all that Ray says goes to error.txt."""
     details, last = job.folder / "error.txt", "no checkpoint yet"
     with contextlib.suppress(OSError):  # a full disk, a storage that is away: that is what the lines say
-        details.write_text("".join(traceback.format_exception(error)))
+        details.write_text(public("".join(traceback.format_exception(error))))
         if step := job.store.latest_step():
             last = f"last checkpoint: {job.store.place(f'checkpoints/step_{step:08d}')}"
     return SceneFailedError(f"{'; '.join(sorted(lines))}; {last}; details in {details}")
@@ -260,6 +261,6 @@ def describe(error: BaseException) -> str:
     """One line: the kind of error, the first line of its message and, if memory or disk ran out, what to do."""
     for inner in ("health_check_failure", "cause"):  # what Ray has wrapped
         error = getattr(error, inner, None) or error
-    text = str(error).strip()
+    text = public(str(error)).strip()
     line = f"{type(error).__name__}: {text.splitlines()[0][:200] if text else ''}".rstrip(": ")
     return f"{line} ({advice})" if (advice := cure(error)) else line

@@ -15,6 +15,7 @@ import multiprocessing
 import random
 import resource
 import shlex
+import signal
 import sys
 import tempfile
 import traceback
@@ -27,8 +28,8 @@ from flexgs.config import PRESETS, Config, settings
 from flexgs.errors import UserError
 from flexgs.inputs import Range
 
-SECONDS, BYTES = 60, 8 << 30
-"""That a case may take; bytes of address space."""
+SECONDS, LONGEST, BYTES = 60, 600, 8 << 30
+"""That a case may take: of the processor, and on the clock, which runs on while others have the machine; bytes of addresses."""
 FIXED = ["--steps", "20", "--data.factor", "1", "--base.max-splats", "300", "--base.grow-every", "5", "--evaluation.lpips"]
 LEFT_OUT = {"--preset", "--steps", "--base.ply", "--data.factor", "--data.cache-gb", "--base.max-splats",
             "--evaluation.lpips", "--evaluation.lpips-weights", "--evaluation.format"}
@@ -93,6 +94,7 @@ def _train(flags: list[str], capture: Path, answer: Any) -> None:
     from flexgs.training.trainer import NonFiniteLossError
 
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
     try:
         config = cli.parse(cli.Train, [str(capture), *flags], "flexgs train").config.check()
         with tempfile.TemporaryDirectory() as folder:
@@ -119,8 +121,11 @@ def outcome(flags: list[str], capture: Path) -> tuple[str, str]:
     process.start()
     theirs.close()
     try:
-        return ours.recv() if ours.poll(SECONDS) else ("hang", f"more than {SECONDS} s")
+        return ours.recv() if ours.poll(LONGEST) else ("hang", f"more than {LONGEST} s")
     except EOFError:
+        process.join()
+        if process.exitcode == -signal.SIGXCPU:
+            return "hang", f"more than {SECONDS} s of the processor"
         return "crash", f"the process ended with {process.exitcode}"
     finally:
         process.kill()

@@ -9,9 +9,10 @@ import torch
 from tiny import begun, same, tiny_config, tiny_scene, tiny_splats
 
 from flexgs import compare
-from flexgs.config import Config
+from flexgs.config import Config, percent_name, ratio_name
 from flexgs.distributed import Group
-from flexgs.run import LocalSession, run
+from flexgs.run import LocalSession, cut_name, run
+from flexgs.tracking import metric_name
 from flexgs.training.checkpoint import latest_checkpoint
 from flexgs.training.trainer import Trainer
 from tuning.report import write as write_report
@@ -103,9 +104,9 @@ def test_a_checkpoint_is_all_that_the_next_step_depends_on(elastic, tmp_path):
 def cell_folder(folder: Path, seconds: float, ratios: tuple[str, ...], size: int) -> None:
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "model.safetensors").write_bytes(bytes(size))
-    rows = {ratio: {"psnr": 20.0 + float(ratio), "cut_seconds": 0.5} for ratio in ratios}
+    rows = {ratio: {"psnr": 20.0 + float(ratio), "ssim": 0.5, "splats": 9, "mb": 1.0, "cut_seconds": 0.5} for ratio in ratios}
     (folder / "results.json").write_text(json.dumps(
-        {"scene": "tiny", "steps": 40, "train_seconds": seconds, "protocol": {}, "ratios": rows}))
+        {"scene": "tiny", "preset": "plain", "steps": 40, "train_seconds": seconds, "protocol": {}, "ratios": rows}))
 
 
 def test_time_and_bytes_of_a_comparison(tmp_path):
@@ -128,6 +129,24 @@ def test_time_and_bytes_of_a_comparison(tmp_path):
     assert {r: row["cut_seconds"] for r, row in rows["lightgs"]["ratios"].items()} == {"0.1": 20.5, "0.2": 40.5}
     assert {r: row["cut_seconds"] for r, row in rows["plain"]["ratios"].items()} == {"0.1": 0.5, "0.2": 0.5, "1": 0.5}
     assert rows["scratch"]["ratios"]["0.1"]["cut_seconds"] == 70.5 and rows["lightgs"]["seed"] == 0
+
+
+def test_nobody_is_compared_twice():
+    """Named twice, a method would be said to take twice the time and bytes."""
+    config = tiny_config("plain")
+    assert [cell.method for cell in compare.cells(("plain", "default", "plain"), config, Path("x"))] == ["plain", "default"]
+    assert [common.seed for common in compare.seeded(config, (2, 0, 2))] == [2, 0] and compare.seeded(config, ()) == [config]
+
+
+def test_ratios_have_names_of_their_own():
+    """Those that have been used keep their names; what differs in any digit has another."""
+    ratios = (0.01, 0.05, 0.1, 0.125, 0.5, 0.50001, 0.5000000001, 0.99999999, 1.0, 1e-6, 0.07)
+    assert [ratio_name(r) for r in ratios[:5]] == ["0.01", "0.05", "0.1", "0.125", "0.5"] and ratio_name(1.0) == "1"
+    assert [cut_name("a", r) for r in (*ratios[:5], 1.0, 0.07)] == [
+        f"a_{percent}pct.ply" for percent in ("001.00", "005.00", "010.00", "012.50", "050.00", "100.00", "007.00")]
+    for name in (ratio_name, percent_name, metric_name, lambda ratio: cut_name("a", ratio)):
+        assert len({name(ratio) for ratio in ratios}) == len(ratios)
+    assert all(float(ratio_name(ratio)) == ratio for ratio in ratios)
 
 
 def test_cells_of_a_comparison():

@@ -50,6 +50,9 @@ def test_the_end_of_its_parent_is_its_end(tmp_path):
 
 
 def test_memory_and_time_of_the_processor():
-    many = bounded.run([sys.executable, "-I", "-c", "bytes(1 << 30)"], 20, memory=1 << 29)
+    def limited(how: str, then: str) -> subprocess.CompletedProcess[str]:
+        return bounded.run([sys.executable, "-c", f"from flexgs.bounded import limit; limit({how})\n{then}"], 20, folder=TOP)
+
+    many = limited("memory=1 << 30", "bytes(1 << 31)")
     assert many.returncode == 1 and "MemoryError" in many.stderr
-    assert bounded.run([sys.executable, "-I", "-c", "while True: pass"], 20, cpu_seconds=1).returncode == -9
+    assert limited("cpu_seconds=1", "while True: pass").returncode == -9

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -87,6 +88,9 @@ def test_help_can_be_read_alone(monkeypatch, capsys):
     assert output("--version").startswith("flexgs ")
     text = output("train", "--help")
     assert "{None}" not in text and all(f"  {name} " in text for name in PRESETS)
+    words = " ".join(text.replace("│", " ").split())
+    assert "--data.factor INT Downscaling" in words and "(default: 4; expected: 1 to 64)" in words
+    assert "(default: 0.01 0.05 0.1 0.15 0.5 1.0; expected: 1e-06 to 1; 1 to 1,000 entries)" in words
 
 
 def test_without_a_gpu_a_run_is_small_and_says_so(capture, tmp_path, capsys):
@@ -145,6 +149,8 @@ def test_bad_captures(capture, tmp_path, capsys):
     (["--stepz", "7"], "--stepz"),
     (["--steps", "many"], "many"),
     (["--config", "some.json"], "--config and --preset"),
+    (["--config", ""], "--config and --preset"),
+    (["--preset", ""], "--preset : unknown"),
 ])
 def test_bad_options(capture, tmp_path, capsys, options, named):
     assert flexgs("train", capture, "--output", tmp_path, *SMALL, *options) == 2
@@ -306,3 +312,70 @@ def test_killed_at_any_moment_and_started_again(capture, tmp_path):
     assert files[0] == files[1]
     steps = [json.loads(line)["step"] for line in (tmp_path / "killed/studio/metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(20, 401, 20))  # none lost, none repeated
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["compare", "CAPTURE", "--methods"], "--methods: found none"),
+    (["compare", "CAPTURE", "--methods", " "], "--methods ' ': found nothing"),
+    (["compare", "CAPTURE", "--methods", 'default "'], "No closing quotation"),
+    (["compare", "CAPTURE", "--methods", "default --preset paper --seed 4"], "found another preset, seed, which all methods"),
+    (["eval", "RUN", "--ratios"], "--ratios: found 0 entries"),
+    (["cut", "RUN", "--budget", "1e400MB", "-o", "x.ply"], "budget '1e400MB': found more than any model has"),
+    (["cut", "RUN", "--budget", "5ms", "--size", "0", "9", "-o", "x.ply"], "--size: found 0, expected 16 to 16,384"),
+    (["render", "RUN", "--frames", "0", "-o", "x.png"], "--frames: found 0, expected 1 to 1,000,000"),
+    (["render", "RUN", "--size", "17", "16", "-o", "x.png"], "expected width and height even"),
+    (["view", "RUN", "--host", ""], "--host: found nothing"),
+    (["serve", "RUN", "--port", "-1"], "--port: found -1, expected 0 to 65,535"),
+    (["bench", "ddp", "--step-ms", "nan"], "--step-ms: found nan"),
+    (["bench", "raster", "--points", "RUN/results.json"], "results.json: not a readable points file"),
+    (["data", "make", "RUN/results.json/x"], "results.json/x: Not a directory"),
+    (["info", "a\x1b[31mb\nc"], r"a\x1b[31mb c: no such file"),
+])
+def test_what_cannot_be_is_one_line(words, said, trained, capture, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [word.replace("RUN", str(trained)).replace("CAPTURE", str(capture)) for word in words]
+    assert flexgs(*words, *(["--output", tmp_path, *SMALL] if words[0] == "compare" else [])) == 2
+    assert said in line_of(capsys) and not list(tmp_path.glob("*.*"))
+
+
+def test_paths_are_printed_as_they_are_typed(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a b", "it's", "$HOME;x", "-dash", os.fsdecode(b"\xff")):
+        capsys.readouterr()
+        assert flexgs("cut", trained, "--budget", "5%", f"--output={name}/{name}.ply") == 0
+        assert flexgs("cut", trained, "--lod", "100", f"--output={name}/lod") == 0
+        assert flexgs("pack", trained, f"--output={name}.fgs") == 0
+        printed = [line.rpartition(": ")[0] for line in capsys.readouterr().out.splitlines() if not line.startswith("up to")]
+        typed = [str(Path(word)) for line in printed for word in shlex.split(line)]
+        assert name.isprintable() is False or typed == [f"{name}/{name}.ply", f"{name}/lod", f"{name}.fgs"]
+
+
+def test_an_interruption_that_a_library_turns_into_an_error_is_one(capsys):
+    """As Ctrl-C does while SciPy is being imported."""
+    def interrupted(sent: signal.Signals) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(sent)
+        raise RecursionError("maximum recursion depth exceeded")
+
+    for sent, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        assert cli.guard(lambda sent=sent: interrupted(sent)) == code
+        assert capsys.readouterr().err == "flexgs: interrupted\n"
+
+
+def test_a_stack_trace_has_no_secret(capsys):
+    def fail() -> None:
+        raise RuntimeError("no answer from postgresql://me:hush@db/mlflow")
+
+    assert cli.guard(fail) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said and "RuntimeError: no answer from postgresql://db/mlflow" in said and "hush" not in said
+
+
+def test_an_old_config_that_holds_what_cannot_be_is_named(trained, capture, tmp_path, capsys):
+    values = json.loads((trained / "config.json").read_text())
+    old = tmp_path / "old.json"
+    for part, key, value, said in (("rates", "means", 5, "old.json: rates: means: found 5.0, expected 0 to 0.1"),
+                                   ("ratios", "bands", [[0.5, 0.1]], "old.json: --ratios.bands: found 0.5 0.1")):
+        old.write_text(json.dumps({**values, part: {**values[part], key: value}}))
+        assert flexgs("train", capture, "--config", old, "--output", tmp_path) == 2
+        assert said in line_of(capsys)

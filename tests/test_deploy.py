@@ -156,7 +156,7 @@ def test_render(trained, tmp_path, capsys):
     for wrong, message in ((["-o", tmp_path / "x.avi"], "expected a name that ends in .mp4"),
                            (["-o", tmp_path / "y.mp4", "--size", "63", "48"], "width and height even"),
                            (["-o", tmp_path / "y.mp4", "--ratio", "2"], "expected a ratio above 0"),
-                           (["-o", tmp_path / "y.mp4", "--frames", "0"], "at least 1")):
+                           (["-o", tmp_path / "y.mp4", "--frames", "0"], "--frames: found 0, expected 1 to")):
         assert flexgs("render", trained, *wrong) == 2
         assert message in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.gif", "x.mp4", "x.png"]

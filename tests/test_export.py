@@ -86,7 +86,7 @@ def test_budgets():
 
 
 @pytest.mark.parametrize("budget", ["", "many", "-5%", "0%", "101%", "0.0", "5 parsecs", "1kB", "0k", "0ms", "16ms", 1.5, "1.5",
-                                    0, "0", -1, math.nan, math.inf, "0 Gaussians"])
+                                    0, "0", -1, "1e400", "1e400MB", "1e400k", math.nan, math.inf, "0 Gaussians"])
 def test_bad_budgets(budget):
     with pytest.raises(UserError):
         resolve(budget, 1000, 3)

@@ -243,3 +243,14 @@ def test_evaluate_measures_what_is_stored(scene, name):
     target = [view.image() / 255 for view in scene.test]
     images = [render(stored.splats, view.camera).image.clamp(0, 1) for view in scene.test]
     assert row["psnr"] == pytest.approx(np.mean([psnr(a, b) for a, b in zip(images, target, strict=True)]), abs=1e-4)
+
+
+@pytest.mark.parametrize("far", [1e7, 1e20])
+def test_a_far_gaussian_does_not_hide_that_few_others_collapse(far, tmp_path):
+    """Compressed PLY counts positions in 1/2048 of the box around 256 of them."""
+    splats = random_splats(40)
+    means = splats.means.clone()
+    means[0] = far
+    with pytest.raises(UserError, match="cannot hold these Gaussians"):
+        FORMATS["compressed_ply"].write(splats.changed(means=means), tmp_path / "a.compressed.ply")
+    assert not list(tmp_path.iterdir())

@@ -33,7 +33,8 @@ def test_json_with_a_byte_order_mark_is_read():
 
 @pytest.mark.parametrize("value", [
     [], {"name": "a"}, {"name": 1, "numbers": []}, {"name": "a", "numbers": [True]}, {"name": "a", "numbers": 3},
-    {"name": "a", "numbers": [], "other": 1}, {"name": "a", "numbers": [], "more": {"x": [1.5]}}])
+    {"name": "a", "numbers": [10**400]}, {"name": "a", "numbers": [], "other": 1},
+    {"name": "a", "numbers": [], "more": {"x": [1.5]}}])
 def test_json_of_other_types_names_the_place(value: object):
     with pytest.raises(UserError, match=r"^x.json"):
         typed(Thing, value, "x.json")

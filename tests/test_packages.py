@@ -116,7 +116,8 @@ def test_the_hashes_without_those_of_torch(tmp_path):
     (command,) = re.findall(r"`(sed -E .* > others.txt)`", (TOP / "docs" / "security.md").read_text())
     shutil.copy(TOP / "requirements-hashes.txt", tmp_path)
     subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, check=True)
-    paragraphs, others = (re.split(r"\n(?=\S)", (tmp_path / name).read_text()) for name in ("requirements-hashes.txt", "others.txt"))
+    files = "requirements-hashes.txt", "others.txt"
+    paragraphs, others = (re.split(r"\n(?=\S)", (tmp_path / name).read_text()) for name in files)
     kept = {paragraph.partition("==")[0] for paragraph in others}
     gone = {pin.name for pin in pins("constraints.txt")} - kept
     assert {"torch", "torchvision", "triton", "nvidia-cublas", "cuda-toolkit"} < gone

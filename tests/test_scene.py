@@ -982,3 +982,77 @@ def test_photographs_of_other_kinds(copy):
     scene, said = doubts(copy, test_every=0)
     assert torch.equal(scene.train[0].image(), torch.from_numpy(pixels)[..., None].expand(-1, -1, 3))
     assert "1 of 18 photographs have more than 8 bits per channel" in said and "1 of 18 photographs are CMYK" in said
+
+
+@pytest.mark.parametrize("folder", ["mask", "Masks", "MASK_2"])
+def test_folders_of_masks_by_other_names(copy, folder):
+    shutil.copytree(copy / "images", copy / folder)
+    assert doubts(copy)[0].protocol["masks"] == 18
+
+
+def test_a_folder_of_masks_without_an_image_is_said(copy):
+    (copy / "masks").mkdir()
+    (copy / "masks" / "000.gif").write_bytes(b"GIF89a")
+    scene, said = doubts(copy)
+    assert scene.protocol["masks"] == 0 and "masks: holds no image, so there are no masks" in said
+
+
+@pytest.mark.parametrize(("size", "right"), [((32, 24), True), ((33, 25), True), ((64, 48), False), ((16, 12), False)])
+def test_reduced_images_of_another_size_are_said(copy, size, right):
+    (copy / "images_2").mkdir()
+    for file in (copy / "images").iterdir():
+        Image.open(file).resize(size).save(copy / "images_2" / file.name)
+    scene, said = doubts(copy, factor=2)
+    assert (scene.train[0].camera.width, scene.train[0].camera.height) == size
+    assert ("is not 1/2 of it" in said) is not right
+
+
+def test_the_focal_length_of_a_frame_is_before_any_of_the_file(copy):
+    data = to_transforms(copy, fl_x=100.0, fl_y=100.0)
+    data["frames"][0]["camera_angle_x"] = 1.0
+    save(copy, data)
+    name = Path(data["frames"][0]["file_path"]).name
+    lens = next(view.lens for view in doubts(copy, test_every=0)[0].train if view.name == name)
+    assert lens.params[0] == pytest.approx(32 / np.tan(0.5)) == lens.params[1]
+
+
+@pytest.mark.parametrize(("top", "message"), [
+    ({"fl_x": 0.9, "fl_y": 1.2}, "expected them in pixels"),
+    ({"fl_x": None, "fl_y": None, "camera_angle_x": 58.1}, "expected radians"),
+])
+def test_focal_lengths_in_other_units_are_refused(copy, top, message):
+    save(copy, to_transforms(copy, **top))
+    with pytest.raises(UserError, match=message) as error:
+        load_scene(copy)
+    one_line(error)
+
+
+def test_a_principal_point_at_the_border_is_said(copy):
+    save(copy, to_transforms(copy, cx=0.5, cy=0.5))
+    assert "cx and cy are at the border of the image or beyond" in doubts(copy)[1]
+
+
+def test_cameras_that_see_none_of_the_points_are_said(copy):
+    """Poses are world to camera where the format has camera to world."""
+    pycolmap.Reconstruction(str(copy / "sparse" / "0")).export_PLY(str(copy / "points.ply"))
+    data = to_transforms(copy, ply_file_path="points.ply")
+    save(copy, data)
+    assert "see none of" not in doubts(copy)[1]
+    for frame in data["frames"]:
+        frame["transform_matrix"] = np.linalg.inv(frame["transform_matrix"]).tolist()
+    save(copy, data)
+    assert "cameras see none of the 4,002 points" in re.sub(r"the [\d,]+ points", "the 4,002 points", doubts(copy)[1])
+
+
+def test_text_files_of_another_state_than_the_binary_ones_are_said(copy):
+    model = copy / "sparse" / "0"
+    found = pycolmap.Reconstruction(str(model))
+    found.write_text(str(model))
+    assert ".txt files" not in doubts(copy)[1]
+    found.transform(pycolmap.Sim3d(3.0, pycolmap.Rotation3d(), np.array([1.0, 2, 3])))
+    found.write_text(str(model))
+    scene, said = doubts(copy)
+    assert "its .txt files hold other images, poses or cameras than its .bin files" in said
+    for file in model.glob("*.txt"):
+        file.unlink()
+    same_views(scene, doubts(copy)[0])

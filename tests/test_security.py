@@ -26,6 +26,7 @@ from flexgs.commands.deploy import Info
 from flexgs.deploy.serve import application
 from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
+from flexgs.model.elastic import ElasticModel
 from flexgs.tracking import Tracking, sqlite_uri
 from flexgs.urls import public
 from flexgs.view.viewer import Viewer
@@ -36,12 +37,17 @@ SMALL = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max
          "--checkpoint-every", "40", "--evaluation.ratios", "0.05", "1"]
 CLUSTER = """
 import sys, ray
+from flexgs.cli import guard
 from ray_jobs.cluster import Cluster
-with Cluster("local") as cluster:
-    cluster.nodes()
-    ray.get(ray.remote(lambda: 1).remote())
-    print("dashboard", ray._private.worker.get_dashboard_url(), flush=True)
-    sys.stdin.read()
+
+def job():
+    with Cluster("local") as cluster:
+        cluster.nodes()
+        ray.get(ray.remote(lambda: 1).remote())
+        print("dashboard", ray._private.worker.get_dashboard_url(), flush=True)
+        sys.stdin.read()
+
+sys.exit(guard(job))
 """
 
 
@@ -66,14 +72,15 @@ def environment() -> dict[str, str]:
 
 @pytest.mark.ray
 def test_ray_on_a_laptop_listens_on_loopback_alone_and_wants_a_token(tmp_path):
-    with psutil.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                      env=environment() | {"HOME": str(tmp_path)}) as cluster:
+    with psutil.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                      text=True, env=environment() | {"HOME": str(tmp_path)}) as cluster:
         while (line := cluster.stdout.readline()) and not line.startswith("dashboard"):
             pass
         found, page = listeners(cluster), f"http://{line.split()[1]}/api/jobs/"
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(page, timeout=20)
-        cluster.stdin.close()
+        cluster.terminate()
+        assert cluster.stderr.read() == "flexgs: interrupted\n" and cluster.wait(60) == 143  # no stack of Ray's
     assert {"gcs_server", "raylet/raylet", "ray::"} <= set(found), found
     assert set().union(*found.values()) == {"127.0.0.1"}, found
     assert refused.value.code == 401  # another user of this machine has no token, and cannot read ours
@@ -153,9 +160,26 @@ def test_nothing_outside_of_a_run_is_sent(folder, tmp_path):
         assert ask(port, "/model.fgs")[0] == 404
     assert secret.read_text() == "private"
     shutil.move(folder / "model", outside / "model")
-    (folder / "model").symlink_to(outside / "model")
+    for link, target in ((folder / ".published", outside), (folder / "model", outside / "model")):
+        link.symlink_to(target)
     with pytest.raises(UserError, match="leads out of"):
         application(folder, Visitors("127.0.0.1"))
+
+
+def test_what_is_served_is_made_of_the_model_that_is_there(folder):
+    """Whichever of the two is newer: clocks are set back, and runs are copied with their times."""
+    with served(folder) as port:
+        first = ask(port, "/model.fgs")[1]
+    model = folder / "model"
+    splats = ElasticModel.load(model)
+    splats.splats.means.add_(1.0)
+    splats.save(model)
+    os.utime(model / "model.safetensors", (1, 1))
+    with served(folder) as port:
+        assert ask(port, "/model.fgs")[1] != first
+    before = (folder / "model.fgs").stat()
+    with served(folder):  # and only then
+        assert (folder / "model.fgs").stat().st_ino == before.st_ino
 
 
 def test_nothing_outside_of_a_folder_is_sent(tmp_path, caplog):
@@ -188,7 +212,9 @@ def test_nothing_outside_of_a_folder_is_sent(tmp_path, caplog):
     ("lab", "LAB:80", None, True), ("lab", "proxy.example", None, True), ("lab", "localhost", None, False),
     ("127.0.0.1", "localhost:80", "http://localhost:80", True), ("127.0.0.1", "localhost:80", "http://localhost:81", False),
     ("127.0.0.1", "localhost:80", "http://evil.example", False), ("127.0.0.1", "localhost:80", "null", False),
-    ("127.0.0.1", "localhost:80", "http://[", False),
+    ("127.0.0.1", "localhost:80", "http://[", False), ("127.0.0.1", "localhost:80", "chrome-extension://localhost:80", False),
+    ("127.0.0.1", "evil@localhost", None, False), ("127.0.0.1", "localhost:80, evil", None, False),
+    ("127.0.0.1", "localhost:evil", None, False), ("127.0.0.1", "localhost/x", None, False),
 ])
 def test_who_is_answered(bound, host, origin, answered):
     refusal = Visitors(bound, ["proxy.example"]).refusal([host], [origin] if origin else [])
@@ -247,10 +273,17 @@ def test_the_viewer_asks_who_is_there(trained, caplog):
     ("AWS_SECRET_ACCESS_KEY=hush python x --token hush", "AWS_SECRET_ACCESS_KEY=*** python x --token ***"),
     ("Authorization: Bearer hushhush", "Authorization: Bearer ***"),
     ("{'password': 'hush'}", "{'password': ***}"),
+    ("x-api-key: hush\nA: b", "x-api-key: ***\nA: b"),
+    ("aws_secret_access_key = hush", "aws_secret_access_key = ***"),
+    ("Set-Cookie: sid=hush; Path=/", "Set-Cookie: ***"),
+    ("Authorization: token hush", "Authorization: ***"),
+    ("https://h/x?code=hush&a=1", "https://h/x?code=***&a=1"),
+    ("no access for hf_hushhushhushhushhush", "no access for ***"),
     *((same, same) for same in (
         "sqlite:////data/mlflow.db", "file:///tmp/x@y/z", "http://127.0.0.1:5000/x@y", "http://[::1]:5000/x", "databricks://profile",
         "http://127.0.0.1:5000 cannot be written (mail a@b)", "runs//a:b/c.ply", "sqlite:////data/a%20b.db",
-        "http://mlflow:5000/#/experiments/1", "s3://b/x?endpoint_override=127.0.0.1:9000&scheme=http", "https://h/a/@b/c")),
+        "http://mlflow:5000/#/experiments/1", "s3://b/x?endpoint_override=127.0.0.1:9000&scheme=http", "https://h/a/@b/c",
+        "/etc/passwd: File exists", "token.json: no such file")),
 ])
 def test_what_is_shown_of_a_text_has_no_secret(text, shown):
     assert public(text) == shown

@@ -10,7 +10,7 @@ import pytest
 
 from flexgs.config import Config
 from flexgs.files import read_jsonl
-from flexgs.tracking import Tracking, flatten, ratio_name, sqlite_uri
+from flexgs.tracking import Tracking, flatten, metric_name, sqlite_uri
 
 RESULTS = {"scene": "fox", "preset": "smoke", "steps": 200, "train_seconds": 3.5, "seconds": 4.0, "ratios": {
     "0.005": {"psnr": 15.0, "ssim": 0.4, "lpips_vgg": None, "splats": 5, "mb": 0.1, "ms": 1.0},
@@ -28,7 +28,7 @@ def uri(tmp_path_factory) -> str:
 
 
 def test_ratio_names_have_two_decimals_or_more():
-    assert [ratio_name(r) for r in (0.005, 0.05, 0.1, 0.125, 0.5, 1.0)] == [
+    assert [metric_name(r) for r in (0.005, 0.05, 0.1, 0.125, 0.5, 1.0)] == [
         "ratio_0.005", "ratio_0.05", "ratio_0.10", "ratio_0.125", "ratio_0.50", "ratio_1.00"]
 
 

@@ -39,14 +39,14 @@ from flexgs.cli import guard, parse
 from flexgs.config import Config
 from flexgs.datasets.catalog import how_to_get
 from flexgs.demo.synthetic import SYNTHETIC
-from flexgs.errors import UserError
+from flexgs.errors import UserError, pasted
 from flexgs.files import make_folder, only_one, write_json
 from flexgs.inputs import read_json
 from flexgs.report.sheet import Sheet
 from flexgs.report.table import print_table
 from flexgs.scene import Scene
 from flexgs.scene.identity import check_same_capture
-from flexgs.tracking import ratio_name
+from flexgs.tracking import metric_name
 from flexgs.urls import public
 from ray_jobs import warm_up
 from ray_jobs.cluster import Cluster
@@ -114,7 +114,7 @@ def search_scene(options: SearchScene, args: Sequence[str]) -> int:
             pass
         aside = next(path for i in range(1, 1000) if not (path := folder.with_name(f"{folder.name}-{i}")).exists())
         shutil.move(folder, aside)
-        print(f"the earlier search is in {aside}", flush=True)
+        print(f"the earlier search is in {pasted(aside)}", flush=True)
     with warm_up.in_background() as wait_for_kernels, only_one(folder), Cluster(options.ray_address, options.gpu) as cluster:
         config = options.fitting(config, cluster, args)
         if options.smoke:
@@ -158,14 +158,19 @@ def _search(search: Search, options: SearchScene, progress: Progress, cluster: C
     suggest = Suggest(search.start, pareto, first)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a table of its own, whatever verbose says
     early = ASHAScheduler(time_attr="rung", max_t=RUNGS, grace_period=1, reduction_factor=2)
-    found = tune.Tuner(
+    tuner = tune.Tuner(
         trainable(search, room),
         tune_config=tune.TuneConfig(
             search_alg=OptunaSearch(suggest, storage=study._storage, study_name=study.study_name, sampler=study.sampler, **aim),
             scheduler=early if options.early_stopping and not pareto else None, num_samples=missing, time_budget_s=seconds,
             max_concurrent_trials=most, **({} if pareto else aim)),
         # Tune's own files serve nobody: a search continues from the records of its trials.
-        run_config=tune.RunConfig(name="tune", storage_path=str(search.folder), callbacks=[progress], verbose=0)).fit()
+        run_config=tune.RunConfig(name="tune", storage_path=str(search.folder), callbacks=[progress], verbose=0))
+    try:
+        found = tuner.fit()
+    except KeyboardInterrupt:  # SIGTERM, since Tune itself takes Ctrl-C for the end of its trials
+        progress.parent.finish("KILLED")
+        raise
     shutil.rmtree(search.folder / "tune", ignore_errors=True)
     return (len(found) >= missing and progress.ended >= missing) or seconds is not None
 
@@ -194,7 +199,7 @@ def _tell(search: Search, progress: Progress, winner: Record, verdict: str, shee
     progress.finish(winner, [search.folder / name for name in ("best.json", "report.md")] + sorted(search.folder.glob("*.png")))
     print_table(replace(sheet, headings=sheet.headings[:-1], rows=tuple(row[:-1] for row in sheet.rows)).rich())
     print(f"best: trial {winner.number}; {verdict}")
-    print(f"{search.folder}/best.json (for --config), report.md")
+    print(f"{pasted(search.folder)}/best.json (for --config), report.md")
     for page in progress.pages(runs):
         print(f"MLflow: {page}")
 
@@ -207,7 +212,7 @@ def _checked(options: SearchScene) -> float | None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')}: found {value}, expected at least {least}")
-    ratios = [ratio_name(ratio) for ratio in options.config.evaluation.ratios]
+    ratios = [metric_name(ratio) for ratio in options.config.evaluation.ratios]
     known = ["psnr_auc", PARETO, *(f"{figure}/{ratio}" for figure in ("psnr", "ssim") for ratio in ratios)]
     if options.objective not in known:
         raise UserError(f"--objective {options.objective}: expected one of {', '.join(known)}")

@@ -18,14 +18,15 @@ from typing import Any
 from flexgs.compare import train_stage1
 from flexgs.config import BASE_RATES, Config
 from flexgs.distributed import Group
+from flexgs.errors import UserError
 from flexgs.evaluate import evaluate
 from flexgs.files import atomic_folder, only_one, write_json
-from flexgs.inputs import read_json
+from flexgs.inputs import read_json, shown, typed
 from flexgs.model.elastic import ElasticModel
 from flexgs.report.table import psnr_auc
-from flexgs.run import LocalSession, resume, train
+from flexgs.run import LocalSession, check_figures, resume, train
 from flexgs.scene import Scene
-from flexgs.tracking import ratio_name
+from flexgs.tracking import metric_name
 from flexgs.training.checkpoint import checkpoints
 from flexgs.training.trainer import Trainer
 from tuning.space import Params, applied
@@ -73,7 +74,16 @@ class Record:
 
     @staticmethod
     def load(folder: Path) -> "Record":
-        return read_json(folder / "trial.json", Record, "remove its folder, and the search begins this trial anew")
+        path = folder / "trial.json"
+        record: Record = read_json(path, Record, "remove its folder, and the search begins this trial anew")
+        for quarters, measured in record.rungs.items():
+            if quarters not in map(str, MEASURED_AT):
+                raise UserError(f"{path}: found what was measured after {shown(quarters)} quarters, expected "
+                                f"{', '.join(map(str, MEASURED_AT))}")
+            for name in ("psnr_auc", "mb"):
+                typed(float, measured.get(name), f"{path}: {name} after {quarters} quarters")
+            check_figures(measured.get("ratios"), ("psnr", "ssim"), str(path))
+        return record
 
 
 @dataclass(frozen=True)
@@ -167,7 +177,7 @@ def _trainer(search: Search, config: Config, scene: Scene, folder: Path, device:
 def flat(measured: dict[str, Any]) -> dict[str, float]:
     """figures() by the names of objectives: psnr_auc, mb, psnr/ratio_0.05."""
     return {key: value for key, value in measured.items() if key != "ratios"} | {
-        f"{key}/{ratio_name(float(ratio))}": row[key] for ratio, row in measured["ratios"].items() for key in ("psnr", "ssim")}
+        f"{key}/{metric_name(float(ratio))}": row[key] for ratio, row in measured["ratios"].items() for key in ("psnr", "ssim")}
 
 
 def _digest(value: Any) -> str:

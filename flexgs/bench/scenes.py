@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flexgs.camera import Camera
+from flexgs.camera import Camera, check_cameras
+from flexgs.errors import UserError
+from flexgs.formats.arrays import load_arrays
 from flexgs.splats import SH_C0, Splats
 
 FOV = 60.0  # degrees across the image
@@ -53,10 +55,19 @@ def front_camera(width: int, height: int) -> Camera:
     return Camera(torch.eye(4), K, width, height)
 
 
+POINTS: dict[str, tuple[int, ...]] = {"means3d": (0, 3), "viewmats": (0, 4, 4), "Ks": (0, 3, 3), "width": (), "height": ()}
+"""Shapes of what load_points reads; 0 is any number."""
+
+
 def load_points(path: Path) -> tuple[np.ndarray, Camera]:
     """Points and the first camera of an .npz with means3d [M, 3], viewmats [C, 4, 4], Ks [C, 3, 3], width, height."""
-    with np.load(path) as z:
-        camera = Camera(
-            torch.from_numpy(z["viewmats"][0]), torch.from_numpy(z["Ks"][0]), int(z["width"]), int(z["height"])
-        )
-        return z["means3d"], camera
+    arrays = load_arrays(path, POINTS, "points")
+    for name, shape in POINTS.items():
+        found = arrays[name]
+        if (found.dtype.kind not in "fiu" or found.ndim != len(shape) or not found.size or not np.isfinite(found).all()
+                or any(size and size != n for size, n in zip(shape, found.shape, strict=True))):
+            raise UserError(f"{path}: found {name} of {found.dtype} {found.shape}, expected finite numbers {shape}, 0 for any")
+    viewmats, Ks = (torch.from_numpy(arrays[name][:1].astype(np.float32)) for name in ("viewmats", "Ks"))
+    width, height = int(arrays["width"]), int(arrays["height"])
+    check_cameras(viewmats, Ks, torch.tensor([[width, height]]), str(path))
+    return arrays["means3d"], Camera(viewmats[0], Ks[0], width, height)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from flexgs.errors import UserError
+from flexgs.errors import UserError, pasted
 
 
 @dataclass
@@ -62,7 +62,7 @@ class DataGet:
                             f"{', '.join([*DATASETS, *CATALOG])}")
         names = dict.fromkeys(one for name in self.names for one in (members(name) if name in DATASETS else [name]))
         for path in get([CATALOG[name] for name in names], self.data_root):
-            print(path)
+            print(pasted(path))
 
 
 @dataclass
@@ -99,7 +99,7 @@ class DataMake:
     def __call__(self) -> None:
         from flexgs.demo.synthetic import ensure_synthetic
 
-        print("\n".join(map(str, ensure_synthetic(self.folder))))
+        print("\n".join(map(pasted, ensure_synthetic(self.folder))))
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """The commands of who has a model: flexgs cut | pack | serve | view | render | info."""
 
-import shlex
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,8 @@ from urllib.parse import urlsplit
 import tyro
 
 from flexgs.config import Config, check_ratio, count_at
-from flexgs.errors import UserError
+from flexgs.errors import UserError, pasted
+from flexgs.inputs import Range
 
 if TYPE_CHECKING:
     from flexgs.deploy.progressive import Progressive
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Source = tyro.conf.Positional[str]
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+Pixels = Annotated[int, Range(16, 16_384)]
+FrameSize = tuple[Pixels, Pixels]
+Port = Annotated[int, Range(0, 65_535)]
 
 
 @dataclass
@@ -44,7 +47,7 @@ class Cut:
     """The capture: a file of splats is cut by importance for its views; what a format loses is measured on its test views."""
     profile: Path | None = None
     """Of the machine that a budget in ms is for: what `flexgs bench frame` writes. Default: this machine, measured now."""
-    size: tuple[int, int] = (1280, 720)
+    size: FrameSize = (1280, 720)
     """Width and height of the frames that a budget in ms is for."""
     local: bool = False
     """Write positions from the model's origin, which is printed, for formats that cannot hold those of its capture."""
@@ -101,7 +104,7 @@ class Cut:
             budget = f"{count} Gaussians"
         cut = model.cut(budget)
         stored = write(cut, output)
-        line = f"{shlex.quote(str(output))}: {len(cut):,} of {n:,} Gaussians, {output.stat().st_size / 1e6:.2f} MB"
+        line = f"{pasted(output)}: {len(cut):,} of {n:,} Gaussians, {output.stat().st_size / 1e6:.2f} MB"
         if isinstance(model, Progressive):
             line += f"; {model.offset / 1e6:.2f} MB were read"
         if self.local:
@@ -149,7 +152,7 @@ class Pack:
             sent, count = packed.load(ratio), count_at(ratio, n)
             print(f"up to {100 * ratio:5.4g} %  {count:>11,} Gaussians  {sent / 1e6:9.2f} MB  as PLY "
                   f"{ply_bytes(count, degree) / 1e6:9.2f} MB")
-        print(f"{shlex.quote(str(self.output))}: {sent / ply_bytes(n, degree):.2f} of the whole PLY, which is not elastic")
+        print(f"{pasted(self.output)}: {sent / ply_bytes(n, degree):.2f} of the whole PLY, which is not elastic")
 
 
 @dataclass
@@ -161,7 +164,7 @@ class Serve:
 
     folder: tyro.conf.Positional[Path]
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: Port = 8000
     allow_host: tuple[str, ...] = ()
     """Further names that it answers to, such as a proxy's: what a browser asks for otherwise is refused."""
 
@@ -183,7 +186,7 @@ class View:
     """The capture. Default: where the run found it, if it is still there."""
     host: str = "127.0.0.1"
     """Who may connect; over SSH keep this and forward the port: ssh -L 8080:127.0.0.1:8080 MACHINE."""
-    port: int = 8080
+    port: Port = 8080
     allow_host: tuple[str, ...] = ()
     """Further names that it answers to, such as a proxy's: what a browser asks for otherwise is refused."""
     device: str = "auto"
@@ -218,9 +221,9 @@ class Render:
     """What is kept, above 0 and at most 1. Default: all."""
     budget: str | None = None
     """In place of a ratio: 5%, 0.05, 500k, 20MB, or a device such as quest, as in `flexgs cut`."""
-    frames: int = 120
-    fps: int = 30
-    size: tuple[int, int] = (1280, 720)
+    frames: Annotated[int, Range(1, 10**6)] = 120
+    fps: Annotated[int, Range(1, 1000)] = 30
+    size: FrameSize = (1280, 720)
     """Width and height in pixels."""
     device: str = "auto"
 
@@ -230,9 +233,8 @@ class Render:
         from flexgs.view.camera_path import PATHS
         from flexgs.view.video import write_video
 
-        if self.frames < 1 or self.fps < 1 or min(self.size) < 16 or self.size[0] % 2 or self.size[1] % 2:
-            raise UserError(f"render: found {self.frames} frames, {self.fps} fps, {self.size[0]}x{self.size[1]} pixels; "
-                            "expected at least 1, 1 and 16x16, width and height even")
+        if self.size[0] % 2 or self.size[1] % 2:
+            raise UserError(f"--size: found {self.size[0]} {self.size[1]}, expected width and height even")
         if self.budget is not None and self.ratio is not None:
             raise UserError(f"render: found --ratio {self.ratio:g} and --budget {self.budget}, expected one of them")
         ratio = 1.0 if self.ratio is None else check_ratio(self.ratio, "--ratio")
@@ -240,7 +242,7 @@ class Render:
         cut = model.cut(ratio if self.budget is None else self.budget)
         cameras = PATHS[self.path](_cameras(model), self.frames, *self.size)
         write_video(cut.to(pick_device(self.device)), cameras, self.output, self.fps, model.config.background)
-        print(f"{shlex.quote(str(self.output))}: {len(cut):,} of {len(model):,} Gaussians, "
+        print(f"{pasted(self.output)}: {len(cut):,} of {len(model):,} Gaussians, "
               f"{self.output.stat().st_size / 1e6:.2f} MB")
 
 

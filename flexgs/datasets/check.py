@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flexgs.datasets.catalog import CATALOG, DATASETS
-from flexgs.errors import UserError
+from flexgs.errors import UserError, one_line
 from flexgs.scene.capture import Capture
 from flexgs.scene.load import load_scene, read_capture
 from flexgs.scene.views import find_image, image_size
@@ -52,7 +52,7 @@ def check_capture(folder: Path, model: str | None = None) -> Checked:
             wrong.append(f"found cameras {', '.join(lenses)}, but the released capture has {dataset.camera}")
         if absent := [f"images_{factor}/" for factor in dataset.smaller if factor not in factors]:
             wrong.append(f"found no {', '.join(absent)}, which the released capture has")
-    return Checked(holds, doubts, wrong)
+    return Checked(one_line(holds), [one_line(doubt) for doubt in doubts], [one_line(text) for text in wrong])
 
 
 def _factors(capture: Capture) -> list[int]:

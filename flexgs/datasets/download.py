@@ -25,7 +25,7 @@ from flexgs.datasets.catalog import Archive, Known, is_capture
 from flexgs.errors import UserError
 from flexgs.files import make_folder, only_one, write_json
 from flexgs.http import Answer, HTTPError, request
-from flexgs.inputs import read_json
+from flexgs.inputs import read_json, regular_file
 from flexgs.scene.colmap import find_models
 from flexgs.urls import public
 
@@ -153,12 +153,15 @@ def unpack(file: Path, inside: str, target: Path) -> None:
 
     UserError if the archive is damaged, has no such capture, or has any member that is a link or lies outside of it.
     """
+    regular_file(file, "an archive")
     work = target.with_name(f".{target.name}.unpacking")
     shutil.rmtree(work, ignore_errors=True)
     make_folder(work)
     try:
         with zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
+                if info.header_offset < 0:
+                    raise zipfile.BadZipFile("a member that begins before the file")
                 if _is_evil(info):
                     raise UserError(f"{file}: the member {info.filename!r} is a link or lies outside of the archive; nothing "
                                     "was unpacked: do not use this file, get it from the source")
@@ -178,8 +181,8 @@ def unpack(file: Path, inside: str, target: Path) -> None:
                 raise UserError(f"{file}: found no COLMAP capture in {inside}/ of it, but {', '.join(tops[:12])}; unpack it by "
                                 f"hand to {target}")
         os.rename(work, target)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, FileExistsError, NotADirectoryError,
-            IsADirectoryError) as e:
+    except (zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, RuntimeError, EOFError, FileExistsError,
+            NotADirectoryError, IsADirectoryError) as e:
         raise UserError(f"{file}: damaged ({e}): remove it, and the same command downloads it again") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -209,7 +212,7 @@ def _read(file: Path) -> Version | None:
 
 def _wrong(file: Path, archive: Archive, version: Version | None) -> str:
     """What its end or a checksum says against the file; empty if nothing does."""
-    if not zipfile.is_zipfile(file):
+    if not zipfile.is_zipfile(regular_file(file, "an archive")):
         return "not a zip file"
     for kind, expected in (("sha256", archive.sha256), ("md5", _hex(version.md5) if version else None)):
         if expected:

@@ -90,6 +90,7 @@ def write_synthetic(name: str, folder: str | Path, *, views: int = 48, width: in
     lens = lens or Lens("PINHOLE", width, height, (0.9 * width, 0.9 * width, width / 2, height / 2))
     tracer = Tracer(STAGES[name](np.random.default_rng((seed, 1))))
     poses = _poses(views, np.random.default_rng((seed, 2)))
+    library()  # here, since only the main thread may undo what its import does to signals
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         images = list(pool.map(lambda pose: photograph(tracer, lens, pose), poses))
     rng = np.random.default_rng((seed, 3))

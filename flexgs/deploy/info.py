@@ -7,6 +7,7 @@ import torch
 
 from flexgs.camera import WORLD
 from flexgs.deploy.progressive import Progressive
+from flexgs.errors import one_line
 from flexgs.formats import FORMATS, format_at
 from flexgs.model.elastic import ElasticModel
 from flexgs.ply import is_wide, place
@@ -17,7 +18,7 @@ def describe(model: ElasticModel | Progressive, source: str) -> Mapping[str, str
     """Lines of a name and a value about what open_model(source) has returned."""
     whole = model.cut(1.0)
     low, high = (quantile(whole.means, q).tolist() for q in (0.01, 0.99))
-    opacity = torch.sigmoid(whole.opacities)
+    opacity, sizes = torch.sigmoid(whole.opacities), whole.scales.amax(dim=1).double().clamp(max=700).exp()
     path, config = Path(source), model.config
     if isinstance(model, Progressive):
         kind = "packed elastic model, chunks up to " + ", ".join(f"{100 * chunk.ratio:g} %" for chunk in model.chunks)
@@ -30,7 +31,7 @@ def describe(model: ElasticModel | Progressive, source: str) -> Mapping[str, str
         "Gaussians": f"{len(model):,}, spherical harmonics of degree {model.sh_degree}",
         "extent": f"{' '.join(f'{a:.3g}..{b:.3g}' for a, b in zip(low, high, strict=True))} (1 % to 99 % in x y z)",
         "opacity": f"median {float(opacity.median()):.3f}, below 0.05: {100 * float((opacity < 0.05).float().mean()):.0f} %",
-        "size": f"median of the largest axis {float(whole.scales.amax(dim=1).exp().median()):.3g} units",
+        "size": f"median of the largest axis {float(sizes.median()):.3g} units",
         "cameras": str(len(model.cameras) or "none"),
     }
     if whole.origin != WORLD:
@@ -41,4 +42,4 @@ def describe(model: ElasticModel | Progressive, source: str) -> Mapping[str, str
                            f"seed {config.seed}")
     if path.is_file():
         lines["bytes"] = f"{path.stat().st_size:,}"
-    return lines
+    return {name: one_line(text) for name, text in lines.items()}

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flexgs.errors import UserError
+from flexgs.errors import UserError, pasted
 from flexgs.files import atomic_folder
 from flexgs.formats import save
 from flexgs.formats.interchange import splat_transform
@@ -42,5 +42,5 @@ def write_lod(model: Cuttable, output: Path, percentages: Sequence[float],
         whole = ply_bytes(len(model), model.sh_degree, is_wide(change(model.cut(1.0))))
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     counts = ", ".join(f"{len(level):,}" for level in levels)
-    return (f"{output}: levels of {counts} Gaussians, {size / 1e6:.2f} MB; the whole as PLY "
+    return (f"{pasted(output)}: levels of {counts} Gaussians, {size / 1e6:.2f} MB; the whole as PLY "
             f"{whole / 1e6:.2f} MB")

@@ -26,13 +26,13 @@ import psutil
 import torch
 from torch import Tensor
 
-from flexgs.camera import Camera
+from flexgs.camera import Camera, check_cameras
 from flexgs.config import Config, check_ratio, count_at
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
 from flexgs.inputs import Range, check_tensors, parse_json, regular_file, typed
 from flexgs.model.budget import fitting
-from flexgs.model.elastic import ElasticModel, Place, check_cameras, make_transform
+from flexgs.model.elastic import ElasticModel, Place, make_transform
 from flexgs.splats import Splats
 from flexgs.urls import is_url, public
 

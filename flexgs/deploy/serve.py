@@ -1,10 +1,13 @@
 """A folder over HTTP, with ranges."""
 
 import asyncio
+import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from flexgs.deploy.progressive import write
@@ -17,8 +20,8 @@ from flexgs.view.visitors import Visitors, url
 def application(folder: Path, visitors: Visitors) -> web.Application:
     """The files below folder and lists of them; nothing above it, and no links out of it.
 
-    Of a run only what it is cut from and its cuts: model.fgs, which is packed if it is not there or older than the model, and
-    cuts/. Its settings and checkpoints name paths of this machine.
+    Of a run only what it is cut from and its cuts: model.fgs, which is packed if it is not there or has another time than the
+    model, and cuts/. Its settings and checkpoints name paths of this machine.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -44,8 +47,10 @@ def application(folder: Path, visitors: Visitors) -> web.Application:
     for part in (model.parent, model, *model.iterdir()):
         if not _is_inside(part, folder):
             raise UserError(f"{part}: leads out of {folder}, which is all that is served; put the file itself there")
-    if not _is_inside(packed, folder) or not packed.exists() or packed.stat().st_mtime < weights.stat().st_mtime:
-        write(ElasticModel.load(folder), packed)  # takes the place of a link, and leaves what it leads to alone
+    made = weights.stat().st_mtime_ns
+    if not _is_inside(packed, folder) or not packed.exists() or packed.stat().st_mtime_ns != made:
+        write(ElasticModel.load(model), packed)  # takes the place of a link, and leaves what it leads to alone
+        os.utime(packed, ns=(made, made))  # the time of the model that it was made of, as clocks are set back and files copied
 
     async def send(request: web.Request) -> web.StreamResponse:
         if not _is_inside(packed, folder):
@@ -71,15 +76,20 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 def serve(folder: Path, host: str, port: int, names: Sequence[str] = ()) -> None:
     """Until Ctrl-C; UserError if there is no such host or port, or it is taken. names: see Visitors."""
-    if not host:
-        raise UserError("--host: found nothing, expected a name or address of this machine, or 0.0.0.0 for all that it has")
+    app = application(folder, Visitors(host, names))
     try:
-        asyncio.run(_run(application(folder, Visitors(host, names)), host, port))
+        asyncio.run(_run(app, host, port))
     except (OSError, OverflowError) as e:
         raise UserError(f"--host {host} --port {port}: {getattr(e, 'strerror', None) or e}; choose another") from None
 
 
+def _is_request(record: logging.LogRecord) -> bool:
+    """Whether what aiohttp logs is about more than bytes that are no request, each of which would be a stack trace."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
 async def _run(app: web.Application, host: str, port: int) -> None:
+    logging.getLogger("aiohttp.server").addFilter(_is_request)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:

@@ -4,7 +4,7 @@ An array [...] of b bytes per number is stored as uint8 [b, ...]: bytes of equal
 """
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,20 @@ MOST_PACKED = 16
 """Times that arrays are larger than their file: positions hardly pack at all."""
 
 
+def load_arrays(path: Path | str, names: Iterable[str], kind: str) -> dict[str, np.ndarray]:
+    """Arrays of any .npz file by their names; UserError, which calls it a file of this kind, if it is broken or lacks one."""
+    path = regular_file(path, f"a {kind} file")
+    try:
+        with zipfile.ZipFile(path) as packed:
+            claimed = sum(entry.file_size for entry in packed.infolist())
+        if claimed > MOST_PACKED * path.stat().st_size + (1 << 20):  # a file that would fill the memory
+            raise ValueError(f"it claims to hold {claimed} bytes")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: np.asarray(file[name]) for name in names}  # bytes, if it is of another kind
+    except Exception as e:  # zipfile, zlib and numpy raise many kinds for broken files
+        raise UserError(f"{path}: not a readable {kind} file ({str(e) or type(e).__name__}); write it again") from None
+
+
 def write_arrays(path: Path | str, kind: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Write the arrays and the kind of file that they make, for instance "vq 1". Equal arrays make equal bytes."""
     planes = {name: np.moveaxis(np.ascontiguousarray(a)[..., None].view(np.uint8), -1, 0) for name, a in arrays.items()}
@@ -26,19 +40,10 @@ def write_arrays(path: Path | str, kind: str, arrays: Mapping[str, np.ndarray]) 
 
 def read_arrays(path: Path | str, kind: str, layout: Layout) -> dict[str, np.ndarray]:
     """What write_arrays wrote; UserError if the file is broken, of another kind, or not of this layout."""
-    path = regular_file(path, f"a {kind.split()[0]} file")
-    try:
-        with zipfile.ZipFile(path) as packed:
-            claimed = sum(entry.file_size for entry in packed.infolist())
-        if claimed > MOST_PACKED * path.stat().st_size + (1 << 20):  # a file that would fill the memory
-            raise ValueError(f"it claims to hold {claimed} bytes")
-        with np.load(path, allow_pickle=False) as file:
-            found = str(file["kind"])[:40]
-            planes = {name: file[name] for name in layout} if found == kind else {}
-    except Exception as e:  # zipfile, zlib and numpy raise many kinds for broken files
-        raise UserError(f"{path}: not a readable {kind.split()[0]} file ({e}); write it again") from None
+    found = str(load_arrays(path, ("kind",), kind.split()[0])["kind"])[:40]
     if found != kind:
         raise UserError(f"{path}: found a file of kind {found!r}, expected {kind!r}; write it again")
+    planes = load_arrays(path, layout, kind.split()[0])
     numbers: dict[str, int] = {}
 
     def fits(size: int, dimension: str | int) -> bool:

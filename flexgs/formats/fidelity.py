@@ -69,8 +69,9 @@ def errors(given: Splats, stored: Splats) -> dict[str, Tensor]:
 
 
 def _extent(splats: Splats) -> float:
-    """The largest side of the box around the Gaussians but for some far ones."""
-    sides = quantile(splats.means.double(), 0.99) - quantile(splats.means.double(), 0.01)
+    """The largest side of the box around the Gaussians but for some far ones: 1 % at each end, and three where they are few."""
+    left = min(0.25, max(0.01, 3 / len(splats)))
+    sides = quantile(splats.means.double(), 1 - left) - quantile(splats.means.double(), left)
     return float(sides.max())
 
 

@@ -64,6 +64,8 @@ def _read(raw: bytes, where: str) -> Splats:
     means, rotations = column("POSITION", 3), column(PREFIX + "ROTATION", 4)
     degree = max(l for l in range(4) if f"{PREFIX}SH_DEGREE_{l}_COEF_0" in attributes)
     rest = [column(f"{PREFIX}SH_DEGREE_{l}_COEF_{m}", 3) for l in range(1, degree + 1) for m in range(2 * l + 1)]
+    if any(len(one) != len(means) for one in rest):
+        raise ValueError("its harmonics differ in length")
     splats = Splats(means=means, quats=rotations[:, [3, 0, 1, 2]], scales=column(PREFIX + "SCALE", 3).log(),
                     opacities=torch.logit(column(PREFIX + "OPACITY", 1)[:, 0], 1e-7),
                     sh0=column(PREFIX + "SH_DEGREE_0_COEF_0", 3),

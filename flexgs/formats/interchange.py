@@ -29,8 +29,6 @@ from flexgs.ply import MOST_LOGIT, checked, read_ply, to_ply
 from flexgs.splats import SH_C0, Splats, unit_quaternions
 
 SPLAT_TRANSFORM = Path(__file__).with_name("splat_transform")
-MOST_MEMORY, TIMES = 1 << 30, 128
-"""Of its address space, in bytes, a decoder may take the one and the other times the size of its file."""
 
 
 def write(splats: Splats, path: Path, kind: str) -> None:
@@ -82,11 +80,9 @@ def read(path: Path, kind: str) -> Splats:
     if kind == "sog":
         _check_sog(path)
     with tempfile.TemporaryDirectory() as folder:
-        plain, size = Path(folder) / "read.ply", path.stat().st_size
-        most = 10 + size // 250_000
+        plain, most = Path(folder) / "read.ply", 10 + path.stat().st_size // 250_000
         try:
-            done = bounded.run([sys.executable, "-I", decode.__file__, kind, path, plain], seconds=4 * most, cpu_seconds=most,
-                               memory=MOST_MEMORY + TIMES * size)
+            done = bounded.run([sys.executable, "-I", decode.__file__, kind, path, plain, str(most)], seconds=4 * most)
         except subprocess.TimeoutExpired:
             raise _broken(path, kind, f"the reader did not end in {4 * most} s") from None
         if done.returncode:

@@ -47,6 +47,8 @@ def parse(budget: str | float) -> Budget:
     if not unit and (value <= 1 or value % 1):
         return Budget(check_ratio(value, f"budget {budget}"), "ratio")
     amount = value * _UNITS[unit]
+    if not amount < 1e18:  # more digits than the number of Gaussians has room for, or infinite
+        raise UserError(f"budget {budget!r}: found more than any model has, expected something like 5%, 500k or 20MB")
     if amount <= 0 or (unit in ("gaussian", "gaussians", "k", "m") and amount < 1):
         raise UserError(f"budget {budget!r}: not enough for one Gaussian")
     return Budget(amount, "ms" if unit == "ms" else "bytes" if unit.endswith("b") else "count")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flexgs import stored
-from flexgs.camera import WORLD, Camera, Origin
+from flexgs.camera import WORLD, Camera, Origin, check_cameras
 from flexgs.config import Config
 from flexgs.errors import UserError
 from flexgs.extensions import named
@@ -25,8 +25,6 @@ from flexgs.stored import SPLATS, Stored, layout_of, part, splats_of
 DAMAGED = "the model is damaged: copy it again; a run without results.json makes it again"
 CAMERAS: Layout = {"cameras.viewmat": ("float32", ("cameras", 4, 4)), "cameras.K": ("float32", ("cameras", 3, 3)),
                    "cameras.size": ("int64", ("cameras", 2))}
-MOST_PIXELS = 1 << 17
-"""On a side of a photograph."""
 
 Length = Annotated[float, Range(1e-30, 1e30)]
 
@@ -155,18 +153,3 @@ def make_transform(config: Config, splats: Splats, points: Tensor | None = None,
     points [M, 3] of the capture are the other choice for the field's box; a transform that is loaded needs none.
     """
     return named("--transform.kind", config.transform.kind, TRANSFORMS, Transform).make(config, splats, points, unit)
-
-
-def check_cameras(viewmats: Tensor, Ks: Tensor, sizes: Tensor, where: str) -> None:
-    """UserError for a camera of a file that sees nothing: the pose [C, 4, 4] no rotation and translation, focal lengths in
-    K [C, 3, 3] not above 0, or width and height [C, 2] no numbers of pixels."""
-    R, last = viewmats[:, :3, :3].double(), viewmats.new_tensor([0.0, 0.0, 0.0, 1.0])
-    sound = torch.isfinite(viewmats).flatten(1).all(dim=1) & torch.isfinite(Ks).flatten(1).all(dim=1)
-    sound &= ((R @ R.mT - torch.eye(3, dtype=R.dtype)).abs() < 1e-3).flatten(1).all(dim=1)
-    sound &= ((viewmats[:, 3] - last).abs() < 1e-3).all(dim=1)
-    sound &= (Ks.diagonal(dim1=1, dim2=2)[:, :2] > 0).all(dim=1) & ((sizes >= 1) & (sizes <= MOST_PIXELS)).all(dim=1)
-    if not sound.all():
-        bad = int((~sound).nonzero()[0])
-        raise UserError(f"{where}: found camera {bad + 1} of {'x'.join(map(str, sizes[bad].tolist()))} pixels with focal "
-                        f"lengths {Ks[bad, 0, 0]:g} and {Ks[bad, 1, 1]:g}, expected sizes of 1 to {MOST_PIXELS:,}, lengths "
-                        "above 0 and a rotation; the file is damaged")

@@ -30,6 +30,9 @@ LENSES = {
                      "RAD_TAN_THIN_PRISM_FISHEYE", "SIMPLE_FISHEYE", "FISHEYE", "FOV", "EUCM", POLYNOMIAL), "flexgs"),
 }
 
+NARROWEST = 0.04
+"""Of the size of the image, the least focal length of a lens with straight lines: 170 degrees are seen."""
+
 
 def library() -> ModuleType:
     """pycolmap. Its import makes SIGTERM, by which schedulers end a run, print a stack trace; that is undone here."""
@@ -95,6 +98,11 @@ class Lens:
             raise UserError(f"{file}: found a {self.model} camera of {self.width}x{self.height} pixels with parameters "
                             f"{', '.join(f'{p:g}' for p in self.params)}; expected positive sizes and focal lengths: "
                             "the file is damaged, copy or compute it again")
+        fx, fy = np.diag(self.colmap().calibration_matrix())[:2]
+        if not self.wide and (fx < NARROWEST * self.width or fy < NARROWEST * self.height):
+            raise UserError(f"{file}: found a {self.model} camera of {self.width}x{self.height} pixels with focal lengths of "
+                            f"{fx:g} and {fy:g}, a view of 170 degrees or more; expected them in pixels: they may be shares of "
+                            "the size")
         if self.wide and not min(self.pinhole().width, self.pinhole().height) > 1:
             raise UserError(f"{file}: found a {self.model} camera with parameters {', '.join(f'{p:g}' for p in self.params)}, "
                             "which show no clear view around the optical axis; expected a calibrated lens: compute it again")

@@ -4,6 +4,7 @@ Both are read here and not by pycolmap, which trusts the sizes that a binary fil
 text file whatever it holds, and takes the poses of frames.bin however old it is.
 """
 
+import contextlib
 import mmap
 import re
 import struct
@@ -60,6 +61,8 @@ def read_colmap(root: Path, models: list[Path], images: Path, wanted: str | None
                             "have: the files are of different reconstructions, copy or export them again")
     for camera in sorted({image.camera for image in found.images}):
         found.cameras[camera].check(cameras)
+    if suffix == ".bin" and (model / "images.txt").is_file():
+        _compare_text(found, model, doubts)
     _settle_poses(found, model, suffix, doubts)
     frames = [Frame(image.name, images, image.name, found.cameras[image.camera], image.pose) for image in found.images]
     xyz, finite = found.xyz, np.isfinite(found.xyz).all(1)
@@ -216,6 +219,27 @@ def _parameters(model: int | str) -> tuple[str, int] | None:
 
 # -- which poses are right ------------------------------------------------------------------------------------------------
 
+def _compare_text(found: _Model, model: Path, doubts: list[str]) -> None:
+    """A doubt where text files beside the binary ones, which are read, hold other images, poses or cameras. What is no text
+    model says nothing."""
+    with contextlib.suppress(UserError):
+        text = _Text(model)
+        images = {image.name: image for image in text.images([])}
+        cameras = text.cameras([]) if (model / "cameras.txt").is_file() else found.cameras
+
+        def same(image: _Image) -> bool:
+            other = images.get(image.name)
+            mine, its = found.cameras[image.camera], cameras.get(other.camera) if other else None
+            return (other is not None and its is not None and _same(image.pose, other.pose) and mine.model == its.model
+                    and np.allclose((mine.width, mine.height, *mine.params), (its.width, its.height, *its.params), rtol=1e-6))
+
+        differ = [image.name for image in found.images if not same(image)] + sorted(
+            images.keys() - {image.name for image in found.images})
+        if differ:
+            doubts.append(f"{model}: its .txt files hold other images, poses or cameras than its .bin files, for instance of "
+                          f"{shown(differ[0])}; the .bin files are read: delete them if the .txt files are the newer")
+
+
 def _settle_poses(found: _Model, model: Path, suffix: str, doubts: list[str]) -> None:
     """The poses of images and those of rigs and frames must agree, and with what the images observe of the points.
 
@@ -269,8 +293,8 @@ def _contradicted(found: _Model, poses: dict[int, Array]) -> tuple[dict[str, flo
             continue
         checked += 1
         lens, pose = found.cameras[image.camera], poses.get(image.id, image.pose)
-        rays = found.xyz[at] @ pose[:3, :3].T + pose[:3, 3]
         with np.errstate(all="ignore"):
+            rays = found.xyz[at] @ pose[:3, :3].T + pose[:3, 3]
             off = np.linalg.norm(lens.colmap().img_from_cam(rays) - image.xy[rows], axis=1)
         off = float(np.median(np.where(np.isfinite(off) & (rays[:, 2] > 0), off, lens.width + lens.height)))
         if off > max(4, 0.005 * max(lens.width, lens.height)):  # COLMAP itself drops what is off by more than 4

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flexgs.camera import WORLD
 from flexgs.errors import UserError
+from flexgs.inputs import typed
 from flexgs.scene.views import View
 
 GIVE_SCENE = "give the capture that it was made from with --scene"
@@ -31,7 +32,7 @@ def check_same_capture(known: str | None, ours: str | None, where: Path, advice:
 
     What was made before there were such digests is taken as it is.
     """
-    was, now = ((digest or "").split("-") for digest in (known, ours))
+    was, now = ((typed(str | None, digest, f"{where}: the digest of a capture") or "").split("-") for digest in (known, ours))
     if len(was) == len(now) == len(PARTS) and was != now:
         differing = [name for name, a, b in zip(PARTS, was, now, strict=True) if a != b]
         if was[0] != now[0]:

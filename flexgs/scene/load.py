@@ -1,5 +1,6 @@
 """load_scene: a capture on disk -> cameras, images and points ready for training."""
 
+import contextlib
 import os
 import warnings
 from collections import Counter
@@ -9,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flexgs.camera import WORLD, Origin, focus, local_origin, offset, unit_of
-from flexgs.errors import UserError
+from flexgs.camera import FARTHEST, WORLD, Origin, focus, local_origin, offset, unit_of
+from flexgs.errors import UserError, one_line
 from flexgs.scene.capture import Capture, Frame, Points
 from flexgs.scene.colmap import PLACES, find_models, read_colmap
 from flexgs.scene.identity import capture_digest
@@ -96,6 +97,10 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
     resize = factor if not reduced else 1
 
     places = np.stack([_place(frame.viewmat) for frame in frames])
+    if not np.abs(places).max() < FARTHEST:
+        far = frames[int(np.abs(places).max(1).argmax())]
+        raise UserError(f"{capture.file}: found the camera of {far.name} over {FARTHEST:g} units from 0 0 0, expected a "
+                        "capture that float32 can hold: the file is damaged, copy or export it again")
     origin = local_origin(places, np.linalg.norm(places - places.mean(0), axis=1).max())
     cache = ImageCache(default_cache() if cache_bytes is None else cache_bytes)
     finder = Masks(frames, factor) if masks else None
@@ -116,7 +121,7 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
     if len(train) < 2:
         raise UserError(f"{root}: found {len(train)} training views of {len(views)} images, expected at least 2: "
                         "change test_every or add images")
-    points, note = capture.points, "capture"
+    points, note = _near(capture, doubts), "capture"
     if points is None:
         points, note = _random_points([view.camera.viewmat.double().numpy() for view in train], seed), "random"
         doubts.append(f"{capture.file.parent}: the capture has no points; starting from {RANDOM_POINTS} random ones")
@@ -127,6 +132,7 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
     extent = 1.1 * float((centres - centres.mean(0)).norm(dim=1).max())
     if extent == 0:
         raise UserError(f"{capture.file}: all cameras are at the same place; expected a capture from several places")
+    doubts += _blind(capture.file, views, points) if capture.points is not None else []
     for view in views:
         view.camera = replace(view.camera, near=NEAR * unit_of(extent))
     (width, height), _ = Counter((view.camera.width, view.camera.height) for view in views).most_common(1)[0]
@@ -146,9 +152,19 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         **({"max_fov": MAX_FOV} if any(view.lens.wide for view in views) else {}),
         **({"origin": list(origin)} if origin != WORLD else {}),
     }
+    doubts = [one_line(doubt) for doubt in doubts]
     for doubt in doubts:
         warnings.warn(doubt, stacklevel=2)
     return Scene(name or root.resolve().name, root, train, test, points, extent, protocol, origin, doubts)
+
+
+def _near(capture: Capture, doubts: list[str]) -> Points | None:
+    """The points that are where float32 can hold them."""
+    if capture.points is None or bool((near := (capture.points.xyz.abs() < FARTHEST).all(1)).all()):
+        return capture.points
+    doubts.append(f"{capture.file}: {int((~near).sum())} of {len(near)} points are over {FARTHEST:g} units from 0 0 0 and are "
+                  "left out")
+    return Points(capture.points.xyz[near], capture.points.rgb[near]) if bool(near.any()) else None
 
 
 def _place(viewmat: np.ndarray) -> np.ndarray:
@@ -194,6 +210,8 @@ def _locate(capture: Capture, frames: list[Frame], factor: int, doubts: list[str
             hint = f", or use the factor {others[0]} of {folder.name}_{others[0]}/" if others and not reduced else ""
             raise UserError(f"{text}: copy them to there{hint}")
         doubts.append(f"{text}; going on without them")
+    if reduced:
+        doubts += _unlike(frames[0], found[0], factor)
     kept: dict[Path, Frame] = {}
     again = []
     for frame, file in zip(frames, found, strict=True):
@@ -207,6 +225,34 @@ def _locate(capture: Capture, frames: list[Frame], factor: int, doubts: list[str
         doubts.append(f"{capture.file}: names {len(again)} photographs more than once, for instance {again[0]}; their first "
                       "pose is used")
     return list(kept.values()), list(kept), reduced
+
+
+def _blind(file: Path, views: list[View], points: Points) -> list[str]:
+    """A doubt if most cameras have not one of the capture's points in their image: they look elsewhere."""
+    xyz = points.xyz[::max(1, len(points) // 10_000)]
+    blind = []
+    for view in views:
+        at = (xyz @ view.camera.viewmat[:3, :3].T + view.camera.viewmat[:3, 3]) @ view.camera.K.T
+        u, v, depth = at.unbind(1)
+        inside = (u >= 0) & (u <= view.camera.width * depth) & (v >= 0) & (v <= view.camera.height * depth)
+        if not bool((inside & (depth > 0)).any()):
+            blind.append(view.name)
+    if 2 * len(blind) <= len(views):
+        return []
+    return [f"{file}: {len(blind)} of {len(views)} cameras see none of the {len(points):,} points, for instance that of "
+            f"{blind[0]}; the poses may be of another convention (world to camera in place of camera to world, or other axes) "
+            "or the points of another reconstruction"]
+
+
+def _unlike(frame: Frame, file: Path | None, factor: int) -> list[str]:
+    """A doubt if the photograph of images_<factor> is not 1/factor of that of images/, where both are there."""
+    with contextlib.suppress(UserError):  # of images/ nothing is trained on
+        if file and (whole := find_image(frame.folder / frame.file)):
+            (width, height), (full_width, full_height) = read_head(file)[:2], read_head(whole)[:2]
+            if abs(width - full_width / factor) > 2 + 0.005 * width or abs(height - full_height / factor) > 2 + 0.005 * height:
+                return [f"{file}: found {width}x{height} pixels for a photograph of {full_width}x{full_height} in "
+                        f"{frame.folder.name}/, which is not 1/{factor} of it; this size is trained at"]
+    return []
 
 
 def _count(capture: Capture, frames: list[Frame], files: list[Path], doubts: list[str]) -> int:

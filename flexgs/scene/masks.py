@@ -12,8 +12,8 @@ class Masks:
     """The masks of a capture, each used at most once per photograph.
 
     A frame's own mask counts, by its name with any suffix. Otherwise it is looked for beside the images folder, in masks/,
-    masks_<factor>/ or another masks_<n>/: for `a/b.jpg`, `a/b`, `a/b.jpg`, `a/b_mask` or `a/b.jpg_mask` with the suffix of an
-    image, in upper or lower case.
+    masks_<factor>/ or another masks_<n>/, or mask/ in their place, in upper or lower case: for `a/b.jpg`, `a/b`, `a/b.jpg`,
+    `a/b_mask` or `a/b.jpg_mask` with the suffix of an image, in upper or lower case too.
     """
 
     def __init__(self, frames: list[Frame], factor: int):
@@ -22,8 +22,7 @@ class Masks:
         self.absent: list[Path] = []
         self.used: set[Path] = set()
         for parent in {frame.folder.parent for frame in frames if frame.mask is None}:
-            names = ["masks", f"masks_{factor}", *sorted(p.name for p in parent.glob("masks_*"))]
-            folder = next((parent / name for name in names if (parent / name).is_dir()), None)
+            folder = _folder(parent, factor)
             self.folders[parent] = (folder, _index(folder)) if folder else None
 
     def find(self, frame: Frame, head: Head) -> Path | None:
@@ -54,6 +53,9 @@ class Masks:
             said.append(f"{self.absent[0]}: {len(self.absent)} masks that the capture names are not there, this one for "
                         "instance; these photographs count as a whole")
         for folder, index in filter(None, self.folders.values()):
+            if not index:
+                said.append(f"{folder}: holds no image, so there are no masks; expected PNG, JPEG, WebP, TIFF or BMP files "
+                            "with the names of the photographs")
             if left := sorted(set(index.values()) - self.used):
                 said.append(f"{folder}: {len(left)} of {len(set(index.values()))} masks fit no photograph and are not used, "
                             f"for instance {left[0].name}; expected the name of the photograph, or that and _mask")
@@ -61,6 +63,15 @@ class Masks:
             said.append(f"{self.without[0]}: {len(self.without)} photographs have no mask, this one for instance, and count as "
                         "a whole")
         return said
+
+
+def _folder(parent: Path, factor: int) -> Path | None:
+    """The folder of masks in parent: of all sizes before that of this factor before others."""
+    wanted = ["masks", "mask", f"masks_{factor}", f"mask_{factor}"]
+    found = {path: path.name.lower() for path in sorted(parent.glob("*"))
+             if path.name.lower().startswith(("masks", "mask")) and path.is_dir()}
+    found = {path: name for path, name in found.items() if name in wanted[:2] or name.startswith(("masks_", "mask_"))}
+    return min(found, key=lambda path: wanted.index(found[path]) if found[path] in wanted else len(wanted), default=None)
 
 
 def _index(folder: Path) -> dict[str, Path]:

@@ -23,6 +23,9 @@ SPLITS = ("train", "val", "test")
 PERSPECTIVE = ("OPENCV", "PERSPECTIVE", "SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV")
 """Values of camera_model that are a perspective lens with the coefficients that stand beside it, as nerfstudio reads them."""
 
+FOCAL = {"fl_x", "fl_y", "camera_angle_x", "camera_angle_y"}
+"""A frame that says one of these has none of the file's: its own camera_angle_x counts where the file has fl_x."""
+
 
 def find_transforms(root: Path) -> list[Path]:
     """transforms.json, or else transforms_train.json with those of val and test beside it; empty if neither is there."""
@@ -51,7 +54,8 @@ def read_transforms(root: Path, files: list[Path]) -> Capture:
         size = _image_size(file, data, paths)
         for i, (entry, path) in enumerate(zip(data["frames"], paths, strict=True)):
             where = f"{file}: frame {i} ({entry['file_path']})"
-            lens = _lens({**data, **entry}, size, where, notes)
+            shared = {key: value for key, value in data.items() if key not in FOCAL} if FOCAL & entry.keys() else data
+            lens = _lens({**shared, **entry}, size, where, notes)
             lens.check(file)
             named = entry.get("mask_path")
             if named is not None and not isinstance(named, str):
@@ -104,14 +108,14 @@ class _Places:
             named = named.replace("\\", "/")
             path = self.root / named
         absolute = named.startswith("/") or re.match("[A-Za-z]:/", named)
-        if absolute and not path.exists() and not find_image(path):
+        if absolute and not os.path.exists(path) and not find_image(path):
             parts = [part for part in named.split("/") if part][:-1 if named.endswith("/") else None]
             for i in range(1, len(parts)):
                 here = self.root / "/".join(parts[i:])
-                if here.is_file() or find_image(here):
+                if os.path.isfile(here) or find_image(here):
                     self.moved, self.example = self.moved + 1, self.example or named
                     return here
-        return Path(os.path.normpath(path)) if "./" in named and not path.is_symlink() and ".." not in path.parts else path
+        return Path(os.path.normpath(path)) if "./" in named and not os.path.islink(path) and ".." not in path.parts else path
 
 
 def _name(frames: list[Frame]) -> None:
@@ -222,6 +226,8 @@ def _lens(values: dict, sizes: dict[str, tuple[int, int]] | None, where: str, no
 
     def focal(key: str, angle: str, length: float) -> float | None:
         value, radians = number(key), number(angle)
+        if radians and not value and not 0 < radians < math.pi:
+            raise UserError(f"{where}: found {angle} = {radians:g}, expected radians above 0 and below pi")
         return value if value or not radians else 0.5 * length / math.tan(0.5 * radians)
 
     fx = focal("fl_x", "camera_angle_x", w)
@@ -245,6 +251,8 @@ def _lens(values: dict, sizes: dict[str, tuple[int, int]] | None, where: str, no
             if p1 or p2:
                 notes.add("b1 and b2 are Metashape's, so p1 and p2 are taken in its order, which is not OpenCV's", where)
     pinhole = (fx, fy, w / 2 if cx is None else cx, h / 2 if cy is None else cy)
+    if not (0.05 < pinhole[2] / w < 0.95 and 0.05 < pinhole[3] / h < 0.95):
+        notes.add("cx and cy are at the border of the image or beyond; they count in pixels from its upper left corner", where)
     if named == "OPENCV_FISHEYE":  # nerfstudio's k1 to k4 are the coefficients of OpenCV, as COLMAP's
         return Lens(named, int(w), int(h), (*pinhole, k1, k2, k3, k4))
     if named not in PERSPECTIVE:

@@ -147,10 +147,10 @@ class View:
 def find_image(path: Path) -> Path | None:
     """The image at path, or the one beside it whose name differs in its suffix alone (left out, or jpg beside png), in upper
     and lower case, in the composition of its letters (macOS), in blanks at its end, or in URL escapes; else None."""
-    if path.is_file():
+    if os.path.isfile(path):  # False also for what no file can be called, where Path.is_file() fails
         return path
     bases = (path.with_suffix("") if path.suffix in SUFFIXES else path, path)
-    if found := next((file for base in bases for suffix in SUFFIXES if (file := Path(f"{base}{suffix}")).is_file()), None):
+    if found := next((file for base in bases for suffix in SUFFIXES if os.path.isfile(file := Path(f"{base}{suffix}"))), None):
         return found
     with contextlib.suppress(OSError, ValueError):
         names = _listing(path.parent, path.parent.stat().st_mtime_ns)

@@ -15,6 +15,6 @@ mlflow is imported when it is used: here, in registry.py (the trained models) an
 """
 
 from flexgs.tracking.experiment import SERVER, Tracking, sqlite_uri
-from flexgs.tracking.run import Run, flatten, ratio_name
+from flexgs.tracking.run import Run, flatten, metric_name
 
-__all__ = ["SERVER", "Run", "Tracking", "flatten", "ratio_name", "sqlite_uri"]
+__all__ = ["SERVER", "Run", "Tracking", "flatten", "metric_name", "sqlite_uri"]

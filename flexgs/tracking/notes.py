@@ -1,10 +1,10 @@
 """What a visitor of MLflow reads: the descriptions of an experiment, of a scene and of a batch of scenes, in Markdown."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flexgs.errors import pasted
 from flexgs.report.table import mean_ratios
 
 EXPERIMENT = """\
@@ -29,8 +29,8 @@ def scene(results: Mapping[str, Any], folder: Path) -> str:
     ratios = _sorted(results["ratios"])
     rows = [[head, *(form.format(row[key]) for _, row in ratios)] for head, key, form in (
         ("PSNR", "psnr", "{:.2f}"), ("SSIM", "ssim", "{:.3f}"), ("Gaussians", "splats", "{:,.0f}"), ("MB", "mb", "{:.2f}"))]
-    train = shlex.join(["flexgs", "train", str(capture), "--config", str(folder / "config.json"), "--output", "again"])
-    cut = shlex.join(["flexgs", "cut", str(folder), "--budget", "20MB", "-o", f"{results['scene']}.ply"])
+    train = f"flexgs train {pasted(capture)} --config {pasted(folder / 'config.json')} --output again"
+    cut = f"flexgs cut {pasted(folder)} --budget 20MB -o {pasted(results['scene'] + '.ply')}"
     views = ""
     if "digest" in protocol:
         views = (f"{protocol['train_views']} views of {protocol['width']}x{protocol['height']} pixels to train on, "

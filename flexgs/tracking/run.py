@@ -6,9 +6,11 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flexgs.config import ratio_name
 from flexgs.errors import UserError
 from flexgs.files import write_json
 from flexgs.inputs import read_json
@@ -182,7 +184,7 @@ class Run:
         from mlflow.entities import Metric
 
         at = _ms(when)  # sent again with the same time, it is one metric to MLflow
-        metrics = [Metric(f"{_METRIC_NAMES.get(key, key)}/{ratio_name(float(ratio))}", float(value), at, steps)
+        metrics = [Metric(f"{_METRIC_NAMES.get(key, key)}/{metric_name(float(ratio))}", float(value), at, steps)
                    for ratio, row in ratios.items() for key, value in row.items() if _is_number(value)]
         # MLflow draws over steps and time only: with the ratio as the step, it draws quality over ratio.
         metrics += [Metric(CURVE, row["psnr"], at, round(1000 * float(ratio)))
@@ -240,9 +242,9 @@ class Run:
         return tags
 
 
-def ratio_name(ratio: float) -> str:
+def metric_name(ratio: float) -> str:
     """0.05 -> ratio_0.05: at least two decimals, as many as the ratio needs."""
-    return "ratio_" + max(f"{ratio:.2f}", f"{ratio:.6f}".rstrip("0"), key=len)
+    return "ratio_" + max(f"{ratio:.2f}", f"{Decimal(ratio_name(ratio)):f}", key=len)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -60,7 +60,8 @@ def around(splats: Splats, count: int = 16) -> list[Camera]:
     middle = torch.stack([_median(means[:, i], weight) for i in range(3)])
     away = _median((means - middle).norm(dim=1), weight)
     if not away > 1e-6 * middle.norm():  # all at one place: as far as one of them is large, and float32 can tell
-        away = torch.maximum(_median(splats.scales.detach().cpu().double().amax(1), weight).exp(), 1e-6 * middle.norm())
+        size = _median(splats.scales.detach().cpu().double().amax(1), weight).clamp(max=80).exp()  # so far float32 goes
+        away = torch.maximum(size, 1e-6 * middle.norm())
     near = 0.01 * unit_of(2.2 * float(away))
     up = torch.tensor([0.0, -1.0, 0.0])
     turns = 2 * math.pi * torch.arange(count) / count

@@ -16,7 +16,7 @@ from string import Template
 import numpy as np
 
 from flexgs.camera import WORLD, Camera
-from flexgs.errors import UserError
+from flexgs.errors import UserError, pasted
 from flexgs.files import atomic_file
 from flexgs.formats import node, save
 from flexgs.model.elastic import Cuttable
@@ -53,7 +53,7 @@ def write_page(model: Cuttable, path: Path, title: str, ratios: Sequence[float] 
         start=json.dumps(_start(cameras, unit, model.config.background)), stages="\n".join(stages))
     with atomic_file(path) as out:
         out.write_text(page)
-    return (f"{path}: {path.stat().st_size / 1e6:.2f} MB, of which the viewer {len(program) / 1e6:.2f}; stages of "
+    return (f"{pasted(path)}: {path.stat().st_size / 1e6:.2f} MB, of which the viewer {len(program) / 1e6:.2f}; stages of "
             f"{', '.join(f'{size / 1e6:.2f}' for size in sizes)} MB (SPZ)")
 
 

@@ -5,8 +5,10 @@ the answers, and WebSockets it may always read. Both are told from what a browse
 """
 
 import ipaddress
+import re
 from collections.abc import Sequence
-from urllib.parse import urlsplit
+
+from flexgs.errors import UserError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -15,6 +17,9 @@ class Visitors:
     """Who may ask a server that listens at host; names are further ones that it is called by, such as a proxy's."""
 
     def __init__(self, host: str, names: Sequence[str] = ()):
+        """UserError without a host, which systems take for all addresses that they have."""
+        if not host.strip():
+            raise UserError("--host: found nothing, expected a name or address of this machine, or 0.0.0.0 for all that it has")
         address = _address(host)
         self.names = {host.lower(), *(name.lower() for name in names)}
         self.any_address = address is not None and address.is_unspecified  # an address is no name that could lead elsewhere
@@ -26,7 +31,7 @@ class Visitors:
         name = _name(hosts[0]) if len(hosts) == 1 else None
         if name is None or not (name in self.names or (self.any_address and _address(name))):
             return f"this server is not called {name or 'so'}: --allow-host NAME lets it answer to a name\n"
-        if any(origin.partition("://")[2].lower() != hosts[0].lower() for origin in origins):
+        if any(origin.lower() not in (f"http://{hosts[0].lower()}", f"https://{hosts[0].lower()}") for origin in origins):
             return "a page of another server may not ask this one\n"
         return None
 
@@ -37,11 +42,9 @@ def url(host: str, port: int) -> str:
 
 
 def _name(host: str) -> str | None:
-    """That of a Host header without its port, in lower case; None if it has none."""
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
+    """That of a Host header without its port, in lower case; None if it is none."""
+    found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s\[\]@:,/?#]+))(?::\d{1,5})?", host)
+    return (found[1] or found[2]).lower() if found else None
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -1,0 +1,1 @@
+"""A study: what the readers of flexgs do with damaged, lying and foreign files. python -m tests.fuzz --help"""
