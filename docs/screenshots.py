@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flexgs.cli import guard, parse
+from flexgs.commands.guard import guard
 from flexgs.errors import UserError
+from flexgs.options import parse
 from flexgs.tracking import SERVER, Tracking, sqlite_uri
 from flexgs.urls import public
 

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
-from flexgs.cli import guard, load_capture, parse
+from flexgs.commands.guard import guard
 from flexgs.config import Config
 from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
+from flexgs.options import parse
+from flexgs.scene.load import load_capture
 from flexgs.view.page import write_page
 from flexgs.view.viewer import PHOTOGRAPH, Viewer
 

@@ -29,9 +29,9 @@ def train(scene: "Scene", config: Config, device: str = "auto",
     device: cpu, cuda, or auto, which is cuda where there is one; on the CPU torch then uses one thread, as the rasterizer has
     its own. progress takes a line of text every config.report_every views; None is silent.
     """
-    from flexgs.cli import progress_line
     from flexgs.device import pick_device
     from flexgs.formats import read
+    from flexgs.run import progress_line
     from flexgs.training.trainer import Trainer
 
     config.check()

@@ -61,7 +61,7 @@ class Cell:
 
 def method_config(method: str, common: Config) -> Config:
     """Stage 2 of the method, everything else of common; settings behind the preset's name have the last word."""
-    from flexgs.cli import fill  # the command line knows how to read flags
+    from flexgs.options import fill  # the command line knows how to read flags
 
     preset, *flags = _words(method)
     config = Config.from_preset(preset)

@@ -270,3 +270,15 @@ def _forget_after(path: Path, step: int) -> None:
 def history(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl: rows with a number as their step."""
     return [row for row in read_jsonl(path, "step") if isinstance(row["step"], int)]
+
+
+def progress_line(scene: str, step: int, m: dict[str, Any]) -> str:
+    """One line a person can follow."""
+    eta = m["eta_seconds"]
+    return (f"{scene:14} stage {m['stage']}  {step:>6}/{m['steps']}  {m['views_per_second']:6.1f} it/s  "
+            f"ETA {int(eta // 60):3}:{int(eta % 60):02}  {m['splats']:>9,} Gaussians  {m['psnr']:5.2f} dB on a training view  "
+            f"{m['memory_mb'] / 1000:.1f} GB")
+
+
+def print_progress(scene: str, step: int, metrics: dict[str, Any]) -> None:
+    print(progress_line(scene, step, metrics), flush=True)

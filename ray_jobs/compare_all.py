@@ -21,21 +21,23 @@ import ray
 import torch
 
 from flexgs import compare
-from flexgs.cli import guard, parse
+from flexgs.commands.guard import guard
 from flexgs.compare import Cell
 from flexgs.config import METHODS, Config
 from flexgs.errors import UserError, pasted
 from flexgs.files import make_folder, only_one
+from flexgs.options import parse
 from flexgs.raster.cpu import pool
 from flexgs.report.comparison import Rows, mean_rows
 from flexgs.report.published import SCENES, published
 from flexgs.report.table import print_table
+from flexgs.scene.load import load_capture
 from flexgs.tracking import Tracking
 from ray_jobs import warm_up
 from ray_jobs.cluster import Cluster
 from ray_jobs.dataset import Dataset, exit_code, read_all
 from ray_jobs.store import is_remote
-from ray_jobs.train_scene import describe, read_scene
+from ray_jobs.train_scene import describe
 
 # Workers get this module with the functions that they run: they need flexgs installed, but not this folder on their path.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -136,7 +138,7 @@ def _work(task: Task, device: str, after: None) -> None:
     if device == "cpu":
         torch.set_num_threads(1)  # one CPU each: the tasks side by side use the cores
         pool.set_num_threads(1)
-    scene = read_scene(task.capture, task.common)
+    scene = load_capture(task.capture, task.common)
     if task.cell is None:
         compare.train_stage1(scene, task.common, task.folder, device, _quiet)
     else:

@@ -9,19 +9,19 @@ from typing import Annotated, Literal
 
 import tyro
 
-from flexgs.cli import AnyConfig, flags_in, last_value
 from flexgs.config import Config
 from flexgs.datasets.catalog import CATALOG, DATASETS, PROTOCOLS, find_dataset, find_scenes, say_absent
 from flexgs.demo.synthetic import SYNTHETIC, ensure_synthetic
 from flexgs.errors import UserError, one_line
 from flexgs.files import make_folder
+from flexgs.options import AnyConfig, flags_in, last_value
 from flexgs.scene import Scene
+from flexgs.scene.load import load_capture
 from flexgs.sizes import DEMO, LAPTOP, fitting
 from flexgs.tracking import Tracking, sqlite_uri
 from flexgs.urls import public
 from ray_jobs.cluster import IN_JOB, Cluster
 from ray_jobs.store import Store, is_remote
-from ray_jobs.train_scene import read_scene
 
 HOME = Path("~/flexgs-runs")
 """Of runs that have no other: those of submitted jobs, and copies of an object store."""
@@ -129,7 +129,7 @@ def read_all(captures: Mapping[Path, Config]) -> tuple[dict[str, Scene], dict[st
     wrong: dict[str, Exception] = {}
     for capture, config in captures.items():
         try:
-            scenes[capture.name] = read_scene(capture, config)
+            scenes[capture.name] = load_capture(capture, config)
             print(scenes[capture.name].summary(), flush=True)
         except UserError as e:
             wrong[capture.name] = e

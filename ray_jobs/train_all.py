@@ -16,8 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python itself adds only the folder of the script
 
-from flexgs.cli import guard, parse
+from flexgs.commands.guard import guard
 from flexgs.errors import pasted
+from flexgs.options import parse
 from flexgs.report.table import print_results
 from flexgs.training.memory import expected_memory
 from flexgs.urls import public

@@ -39,7 +39,7 @@ from flexgs.errors import UserError, cure
 from flexgs.files import only_one
 from flexgs.raster.cpu import pool
 from flexgs.run import LocalSession, StoppedError, run
-from flexgs.scene import Scene, load_scene
+from flexgs.scene.load import load_capture
 from flexgs.urls import public
 from ray_jobs import store
 from ray_jobs.store import Store
@@ -90,13 +90,6 @@ class SceneJob:
     @property
     def name(self) -> str:
         return self.folder.name
-
-
-def read_scene(capture: Path, config: Config) -> Scene:
-    """The capture as config wants it read."""
-    data = config.data
-    return load_scene(capture, name=capture.name, factor=data.factor, test_every=data.test_every, masks=data.masks,
-                      seed=config.seed, cache_bytes=data.cache_bytes, model=data.model)
 
 
 def train_scene(job: SceneJob) -> dict[str, Any] | None:
@@ -169,7 +162,7 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any] | None:
                 raise UserError(f"{store.folder}: not there on {socket.gethostname()}; choose a --storage that all machines "
                                 "share, or an object store")
             config, group = Config.from_dict(job["config"]), Group.current()
-            scene = read_scene(Path(job["capture"]), config)
+            scene = load_capture(Path(job["capture"]), config)
             store.pull("metrics.jsonl")
             results = run(config, scene, store.folder, group, RaySession(store, group), str(device))
             if group.rank == 0:

@@ -27,6 +27,7 @@ from flexgs import cli
 from flexgs.config import PRESETS, Config, settings
 from flexgs.errors import UserError
 from flexgs.inputs import Range
+from flexgs.scene.load import load_capture
 
 SECONDS, LONGEST, BYTES = 60, 600, 8 << 30
 """That a case may take: of the processor, and on the clock, which runs on while others have the machine; bytes of addresses."""
@@ -99,7 +100,7 @@ def _train(flags: list[str], capture: Path, answer: Any) -> None:
         config = cli.parse(cli.Train, [str(capture), *flags], "flexgs train").config.check()
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder)
-            run(config, cli.load_capture(capture, config), out, Group(), LocalSession(out, Group(), lambda step, metrics: None))
+            run(config, load_capture(capture, config), out, Group(), LocalSession(out, Group(), lambda step, metrics: None))
             model = ElasticModel.load(out)
             finite = all(bool(t.isfinite().all()) for _, t in model.splats.items())
             figures = [row["psnr"] for row in json.loads((out / "results.json").read_text())["ratios"].values()]

@@ -18,6 +18,7 @@ import pytest
 from flexgs import cli
 from flexgs.config import PRESETS
 from flexgs.demo.synthetic import write_synthetic
+from flexgs.sizes import fitting
 from tests.test_scene import to_transforms
 
 SMALL = ["--preset", "smoke", "--steps", "40", "--data.factor", "1", "--base.max-splats", "800", "--report-every", "20"]
@@ -101,7 +102,7 @@ def test_without_a_gpu_a_run_is_small_and_says_so(capture, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "no GPU" not in said and f"flexgs cut '{out}/studio' --budget" in said and "training view" in said
     command = cli.parse(cli.Train, [str(capture), "--steps", "31000", "--device", "cpu"], "flexgs train")
-    small = cli.fitting(command.config, False, command.typed)
+    small = fitting(command.config, False, command.typed)
     assert (small.steps, small.base.max_splats) == (31_000, 30_000)
     assert "no GPU: laptop size, 31,000 views and at most 30,000 Gaussians" in capsys.readouterr().out
 

@@ -15,14 +15,15 @@ import pytest
 import ray
 from PIL import Image
 
-from flexgs.cli import flags_in, parse
 from flexgs.config import Config
 from flexgs.demo.synthetic import write_synthetic
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.files import read_jsonl
+from flexgs.options import flags_in, parse
 from flexgs.run import LocalSession, run
-from flexgs.scene.capture import Lens
+from flexgs.scene.lens import Lens
+from flexgs.scene.load import load_capture
 from flexgs.sizes import Size, fitting
 from flexgs.tracking import Tracking
 from ray_jobs import batch, cluster, compare_all, dataset, schedule, train_all, train_scene
@@ -456,7 +457,7 @@ def test_zip_nerf_as_released(ray_here, shared, tmp_path, monkeypatch):
 
     def train_here(job: train_scene.SceneJob) -> dict:
         session = LocalSession(job.folder, Group(), lambda step, metrics: None)
-        return run(job.config, train_scene.read_scene(job.capture, job.config), job.folder, Group(), session)
+        return run(job.config, load_capture(job.capture, job.config), job.folder, Group(), session)
 
     monkeypatch.setattr(batch, "train_scene", train_here)
     lens = Lens("OPENCV_FISHEYE", 64, 48, (40.0, 40.0, 32.0, 24.0, 0.02, -0.01, 0.0, 0.0))

@@ -25,7 +25,7 @@ from flexgs.demo.tracer import Tracer
 from flexgs.errors import UserError
 from flexgs.ply import read_points
 from flexgs.scene import Points, ViewSampler, initial_splats, load_scene
-from flexgs.scene.capture import LENSES, Lens
+from flexgs.scene.lens import LENSES, Lens
 from flexgs.scene.polynomial import POLYNOMIAL
 from flexgs.scene.undistort import MAX_FOV, _sources, remap
 from flexgs.scene.views import ImageCache

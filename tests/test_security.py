@@ -21,12 +21,14 @@ from aiohttp import web
 from websockets.sync.client import connect
 
 from flexgs import ray_address, telemetry
-from flexgs.cli import Doctor, guard, parse
 from flexgs.commands.deploy import Info
+from flexgs.commands.guard import guard
+from flexgs.commands.machine import Doctor
 from flexgs.deploy.serve import application
 from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
 from flexgs.model.elastic import ElasticModel
+from flexgs.options import parse
 from flexgs.tracking import Tracking, sqlite_uri
 from flexgs.urls import public
 from flexgs.view.viewer import Viewer
@@ -37,7 +39,7 @@ SMALL = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max
          "--checkpoint-every", "40", "--evaluation.ratios", "0.05", "1"]
 CLUSTER = """
 import sys, ray
-from flexgs.cli import guard
+from flexgs.commands.guard import guard
 from ray_jobs.cluster import Cluster
 
 def job():

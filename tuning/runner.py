@@ -19,8 +19,9 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.raster.cpu import pool
+from flexgs.scene.load import load_capture
 from ray_jobs.cluster import Cluster
-from ray_jobs.train_scene import Torch, describe, read_scene
+from ray_jobs.train_scene import Torch, describe
 from tuning.space import Params
 from tuning.trial import NUMBER, Search, begun, run_trial, train_base
 
@@ -87,7 +88,7 @@ def _wait(tasks: Sequence[Any]) -> None:
 
 
 def _base(search: Search, room: Room) -> None:
-    train_base(search, search.start, read_scene(search.capture, search.start), room.device())
+    train_base(search, search.start, load_capture(search.capture, search.start), room.device())
 
 
 def _alone(search: Search, params: Params, number: int, room: Room) -> None:
@@ -95,13 +96,13 @@ def _alone(search: Search, params: Params, number: int, room: Room) -> None:
         record = begun(search, params, number)
         if record.stopped:
             replace(record, stopped=False).save(search.trial_folder(params))
-        run_trial(search, params, read_scene(search.capture, search.start), room.device(), Group(), lambda figures: None)
+        run_trial(search, params, load_capture(search.capture, search.start), room.device(), Group(), lambda figures: None)
 
 
 def _direct(config: dict[str, Any], search: Search, room: Room) -> None:
     params, number = _parts(config)
     with _noted(search, params, number):
-        run_trial(search, params, read_scene(search.capture, search.start), room.device(), Group(), tune.report)
+        run_trial(search, params, load_capture(search.capture, search.start), room.device(), Group(), tune.report)
 
 
 def _together(config: dict[str, Any], search: Search, room: Room) -> None:
@@ -120,7 +121,7 @@ def _together(config: dict[str, Any], search: Search, room: Room) -> None:
 
 def _worker(job: dict[str, Any]) -> None:
     search: Search = job["search"]
-    run_trial(search, job["params"], read_scene(search.capture, search.start), job["room"].device(), Group.current(),
+    run_trial(search, job["params"], load_capture(search.capture, search.start), job["room"].device(), Group.current(),
               ray.train.report)
 
 

@@ -35,24 +35,25 @@ import ray_jobs.train_scene
 import tuning.runner
 import tuning.space
 import tuning.trial
-from flexgs.cli import guard, parse
+from flexgs.commands.guard import guard
 from flexgs.config import Config
 from flexgs.datasets.catalog import how_to_get
 from flexgs.demo.synthetic import SYNTHETIC
 from flexgs.errors import UserError, pasted
 from flexgs.files import make_folder, only_one, write_json
 from flexgs.inputs import read_json
+from flexgs.options import parse
 from flexgs.report.sheet import Sheet
 from flexgs.report.table import print_table
 from flexgs.scene import Scene
 from flexgs.scene.identity import check_same_capture
+from flexgs.scene.load import load_capture
 from flexgs.tracking import metric_name
 from flexgs.urls import public
 from ray_jobs import warm_up
 from ray_jobs.cluster import Cluster
 from ray_jobs.dataset import Dataset
 from ray_jobs.store import is_remote
-from ray_jobs.train_scene import read_scene
 from tuning import report
 from tuning.progress import Progress
 from tuning.runner import Room, room_for_trial, run_to_the_end, train_first_base, trainable
@@ -120,7 +121,7 @@ def search_scene(options: SearchScene, args: Sequence[str]) -> int:
         if options.smoke:
             config, options.trials, options.confirm = _smaller(config), 2, 0
         search = Search(capture, folder, replace(config, evaluation=replace(config.evaluation, views="even")))
-        scene = read_scene(capture, search.start)
+        scene = load_capture(capture, search.start)
         _same_as_before(search, options.objective, scene)
         cluster.wait_for_gpus(math.ceil(options.workers * options.gpus_per_trial * (options.max_concurrent or 1)))
         room, most = room_for_trial(cluster, options.workers, options.gpus_per_trial)

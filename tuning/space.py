@@ -8,8 +8,8 @@ they are trial 0.
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
-from flexgs.cli import fill
 from flexgs.config import Config
+from flexgs.options import fill
 
 Value = str | int | float | None
 V = TypeVar("V", str, int, float, None)

@@ -24,7 +24,7 @@ from flexgs.errors import UserError
 from flexgs.raster import render
 from flexgs.raster.cpu import pool
 from flexgs.scene import Points, Scene
-from flexgs.scene.capture import Lens
+from flexgs.scene.lens import Lens
 from flexgs.scene.views import ImageCache, View
 from flexgs.splats import Splats
 from flexgs.training.trainer import Trainer

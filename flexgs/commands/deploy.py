@@ -278,7 +278,7 @@ def _cameras(model: "ElasticModel | Progressive"):
 
 def _capture(path: Path | None, source: str) -> "Scene | None":
     """Read as the run at source was trained, if it is one."""
-    from flexgs.cli import load_capture
+    from flexgs.scene.load import load_capture
 
     recorded = Path(source) / "config.json"
     return load_capture(path, Config.load(recorded) if recorded.is_file() else Config()) if path else None

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from flexgs.errors import UserError
-from flexgs.scene.capture import Lens, library
+from flexgs.scene.lens import Lens
+from flexgs.scene.pycolmap_library import library
 
 if TYPE_CHECKING:
     from flexgs.demo.tracer import Tracer

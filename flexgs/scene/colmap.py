@@ -19,7 +19,9 @@ import torch
 
 from flexgs.errors import UserError
 from flexgs.inputs import regular_file, shown
-from flexgs.scene.capture import Capture, Frame, Lens, Points, library
+from flexgs.scene.capture import Capture, Frame, Points
+from flexgs.scene.lens import Lens
+from flexgs.scene.pycolmap_library import library
 from flexgs.scene.views import find_image
 
 PLACES = ("sparse", "colmap/sparse")

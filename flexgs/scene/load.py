@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from flexgs.camera import FARTHEST, WORLD, Origin, focus, local_origin, offset, unit_of
+from flexgs.config import Config
 from flexgs.errors import UserError, one_line
 from flexgs.scene.capture import Capture, Frame, Points
 from flexgs.scene.colmap import PLACES, find_models, read_colmap
@@ -332,3 +333,10 @@ def _random_points(viewmats: list[np.ndarray], seed: int) -> Points:
     draw = generator(seed, "random points")
     xyz = torch.from_numpy(centre) + half * (2 * torch.rand(RANDOM_POINTS, 3, generator=draw) - 1)
     return Points(xyz.float(), torch.randint(0, 256, (RANDOM_POINTS, 3), generator=draw, dtype=torch.uint8))
+
+
+def load_capture(path: Path, config: Config) -> Scene:
+    """The capture at path, read as config says."""
+    data = config.data
+    return load_scene(path, factor=data.factor, test_every=data.test_every, masks=data.masks,
+                      seed=config.seed, cache_bytes=data.cache_bytes, model=data.model)

@@ -14,7 +14,8 @@ import torch
 from flexgs.errors import UserError
 from flexgs.inputs import read_json, shown
 from flexgs.ply import read_points
-from flexgs.scene.capture import LENSES, Capture, Frame, Lens, Points
+from flexgs.scene.capture import Capture, Frame, Points
+from flexgs.scene.lens import LENSES, Lens
 from flexgs.scene.polynomial import POLYNOMIAL
 from flexgs.scene.views import find_image, image_size, plain, stem
 

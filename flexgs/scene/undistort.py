@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flexgs.scene.pycolmap_library import library
+
 if TYPE_CHECKING:
     import pycolmap
 
-    from flexgs.scene.capture import Lens
+    from flexgs.scene.lens import Lens
     from flexgs.scene.polynomial import Polynomial
 
 MAX_FOV = 110
@@ -61,6 +63,13 @@ def _sees(camera: "pycolmap.Camera | Polynomial", x: float, y: float) -> bool:
         inside = ((at >= 0) & (at <= (camera.width, camera.height))).all()  # false for NaN: the lens does not see it
         across, down = np.diff(at, axis=1)[:-1], np.diff(at, axis=0)[:, :-1]
         return bool(inside and (across[..., 0] * down[..., 1] - across[..., 1] * down[..., 0] > 0).all())
+
+
+def straightened(pixels: Array, lens: "Lens") -> Array:
+    """uint8 [h, w, 3] as a narrow lens took it -> uint8 [H, W, 3] of lens.pinhole(), by COLMAP's image_undistorter."""
+    pycolmap = library()
+    bitmap, _ = pycolmap.undistort_image(pycolmap.UndistortCameraOptions(), pycolmap.Bitmap.from_array(pixels), lens.colmap())
+    return bitmap.to_array()
 
 
 def remap(pixels: Array, lens: "Lens", mode: str) -> Array:

@@ -22,8 +22,8 @@ from torch import Tensor
 from flexgs.camera import Camera
 from flexgs.errors import UserError
 from flexgs.inputs import regular_file
-from flexgs.scene.capture import Lens, library
-from flexgs.scene.undistort import remap
+from flexgs.scene.lens import Lens
+from flexgs.scene.undistort import remap, straightened
 from flexgs.seeds import generator
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
@@ -137,7 +137,7 @@ class View:
         if self.lens.wide:
             pixels = remap(pixels, self.lens, "nearest" if resample == Image.Resampling.NEAREST else "bilinear")
         elif self.lens.distorted:
-            pixels = _undistort(pixels, self.lens)
+            pixels = straightened(pixels, self.lens)
         size = (self.camera.width, self.camera.height)
         if size != (pixels.shape[1], pixels.shape[0]):
             pixels = np.array(Image.fromarray(pixels).resize(size, resample))
@@ -263,13 +263,6 @@ def _kept(path: Path) -> np.ndarray:
             return np.array(image) > least
         pixels = np.array(image.convert("RGBA"))
         return (pixels[..., :3] > least).any(-1) & (pixels[..., 3] > 0)
-
-
-def _undistort(pixels: np.ndarray, lens: Lens) -> np.ndarray:
-    pycolmap = library()
-    bitmap, _ = pycolmap.undistort_image(pycolmap.UndistortCameraOptions(), pycolmap.Bitmap.from_array(pixels),
-                                         lens.colmap()) 
-    return bitmap.to_array()
 
 
 class ViewSampler:

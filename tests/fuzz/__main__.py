@@ -50,7 +50,7 @@ def _import() -> None:
     import torch
 
     import tuning.search  # noqa: F401
-    from flexgs.scene.capture import library
+    from flexgs.scene.pycolmap_library import library
 
     library()
     torch.set_num_threads(1)  # nor with these

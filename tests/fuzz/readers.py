@@ -41,8 +41,9 @@ from flexgs.ply import checked, write_ply
 from flexgs.report.table import psnr_auc, results_table
 from flexgs.run import history, read_results, recorded_capture
 from flexgs.scene import Points, Scene, load_scene
-from flexgs.scene.capture import Lens, library
 from flexgs.scene.identity import check_same_capture
+from flexgs.scene.lens import Lens
+from flexgs.scene.pycolmap_library import library
 from flexgs.splats import Splats
 from flexgs.view.camera_path import PATHS, around
 

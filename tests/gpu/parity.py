@@ -15,12 +15,12 @@ from torch import Tensor
 
 from flexgs.bench.scenes import front_camera, random_splats
 from flexgs.camera import Camera
-from flexgs.cli import load_capture
 from flexgs.config import Config
 from flexgs.image.losses import photometric, ssim
 from flexgs.raster import render
 from flexgs.raster.contract import RenderOutput
 from flexgs.raster.reference import relative_l2
+from flexgs.scene.load import load_capture
 from flexgs.splats import Splats
 from flexgs.training.trainer import Trainer
 from tests.gpu.captures import OfCaptures

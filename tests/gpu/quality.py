@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from flexgs import compare
-from flexgs.cli import load_capture, progress_line
 from flexgs.compare import Cell
 from flexgs.config import Config
 from flexgs.report.published import SCENES, published
+from flexgs.run import progress_line
 from flexgs.scene import Scene
+from flexgs.scene.load import load_capture
 from tests.gpu.captures import OfCaptures
 from tests.gpu.record import OutOfTimeError, Part, Row
 

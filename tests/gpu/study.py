@@ -9,7 +9,8 @@ same command goes on with what is missing. Exit code 1 if a bound or target is n
 import sys
 from collections.abc import Sequence
 
-from flexgs.cli import fill, guard
+from flexgs.commands.guard import guard
+from flexgs.options import fill
 from tests.gpu.memory import Memory
 from tests.gpu.parity import Parity
 from tests.gpu.quality import Quality

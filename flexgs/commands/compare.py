@@ -1,0 +1,115 @@
+"""flexgs compare | eval: the quality of methods side by side, and of one model at any ratios."""
+
+import functools
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from flexgs.config import METHODS, Config, Evaluation
+from flexgs.errors import UserError, pasted
+from flexgs.files import make_folder, only_one
+from flexgs.options import AnyConfig, ConfigFile, Typed
+from flexgs.sizes import fitting
+
+
+@dataclass
+class Compare:
+    """Methods side by side on one capture: the same stage 1, the same counts, the same steps; or the paper's own table."""
+
+    scene: tyro.conf.Positional[Path | None] = None
+    """Folder of the capture (COLMAP or transforms.json)."""
+    methods: tuple[str, ...] = METHODS
+    """Presets, each with settings of its own in quotes: "default --deltas.knots 0.01 0.1"."""
+    ratios: tuple[float, ...] = ()
+    """Shares of the Gaussians to compare at; default: --evaluation.ratios."""
+    seeds: tuple[int, ...] = ()
+    """Several give means and spread; default: --seed."""
+    published: str | None = None
+    """The scene of the paper whose published figures are printed: beside the measured ones, or alone without a capture.
+    Default: that of the capture's name, if there is one."""
+    output: Path = Path("runs/compare")
+    """Everything goes to OUTPUT/<scene>."""
+    mlflow_uri: str | None = None
+    """Default: $MLFLOW_TRACKING_URI, else OUTPUT/mlflow.db."""
+    device: str = "auto"
+    config_file: ConfigFile = None
+    """A config.json to start from instead of a preset."""
+    config: AnyConfig = field(default_factory=Config)
+    typed: Typed = frozenset()
+
+    def __call__(self) -> None:
+        from flexgs import compare
+        from flexgs.device import pick_device
+        from flexgs.report.comparison import quality_sheet
+        from flexgs.report.published import SCENES, published
+        from flexgs.report.table import print_table
+        from flexgs.run import print_progress
+        from flexgs.scene.load import load_capture
+        from flexgs.tracking import Tracking, sqlite_uri
+
+        if self.scene is None:
+            if self.published is None:
+                raise UserError("compare: found no capture; expected its folder, or --published and a scene of the paper")
+            title = f"{self.published}, as published (FlexGS, CVPR 2025, supplementary)"
+            print_table(quality_sheet(published(self.published), title, more_digits=1).rich())
+            return
+        self.config.evaluation.ratios = self.ratios or self.config.evaluation.ratios
+        device = pick_device(self.device)
+        self.config = fitting(self.config.check(), device != "cpu", self.typed)
+        scene = load_capture(self.scene, self.config)
+        print(scene.summary(), flush=True)
+        name = self.published or (scene.name if scene.name in SCENES else None)
+        beside = published(name) if name else None
+        folder = make_folder(self.output / scene.name)
+        commons = compare.seeded(self.config, self.seeds)
+        cells = [cell for common in commons for cell in compare.cells(self.methods, common, folder)]
+        with only_one(folder):
+            for common in commons:
+                compare.train_stage1(scene, common, folder, device, functools.partial(print_progress, f"{scene.name} stage 1"))
+            for cell in cells:
+                compare.train_cell(cell, scene, device, functools.partial(print_progress, cell.folder.name))
+            rows = compare.measured(cells)
+            for sheet in compare.write(scene.name, rows, beside, self.config, folder):
+                print_table(sheet.rich())
+        print(compare.legend(rows))
+        uri = self.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(self.output / "mlflow.db")
+        tracking = Tracking(uri, "flexgs-compare", self.output / "mlartifacts")
+        page = compare.track(scene.name, rows, self.config, folder, tracking)
+        print(f"tables and figure: {pasted(folder)}\nMLflow: {page}")
+
+
+@dataclass
+class Eval:
+    """Measure a trained model at any ratios on the test views of its capture."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, or its model folder."""
+    scene: Path | None = None
+    """Folder of the capture. Default: where the run found it."""
+    evaluation: Annotated[Evaluation, tyro.conf.arg(name="")] = field(default_factory=Evaluation)
+    device: str = "auto"
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def __call__(self) -> None:
+        from flexgs.device import pick_device
+        from flexgs.evaluate import evaluate
+        from flexgs.model.elastic import ElasticModel
+        from flexgs.report.table import print_results
+        from flexgs.run import recorded_capture
+        from flexgs.scene.identity import GIVE_SCENE, check_same_capture
+        from flexgs.scene.load import load_capture
+
+        self.evaluation.check()
+        model = ElasticModel.load(self.run).to(pick_device(self.device))
+        scene = load_capture(self.scene or recorded_capture(self.run), model.config)
+        check_same_capture(model.capture, scene.digest, self.run, GIVE_SCENE)
+        measured = evaluate(model, scene, self.evaluation, model.config.background)
+        if self.json:
+            print(json.dumps(measured, indent=1))
+        else:
+            print_results([{"scene": scene.name, "preset": model.config.preset, **measured}])

@@ -1,0 +1,92 @@
+"""flexgs bench | doctor: how fast this machine is, and whether a training would work on it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from flexgs.commands.deploy import FrameSize
+from flexgs.config import Distributed
+from flexgs.errors import UserError
+from flexgs.inputs import Range
+
+
+@dataclass
+class Bench:
+    """Time the rasterizer, frames of a model, the steps of stage 2, or what more workers gain, on this machine."""
+
+    what: tyro.conf.Positional[Literal["raster", "frame", "step", "ddp"]] = "raster"
+    run: str | None = None
+    """frame: run folder, .fgs file or file of splats."""
+    size: FrameSize = (1280, 720)
+    """frame: width and height."""
+    save: Path | None = None
+    """frame: a .json for `flexgs cut --budget 16ms --profile`."""
+    points: Path | None = None
+    """raster: an .npz of real points to place the Gaussians at; default: random ones."""
+    scene: Path | None = None
+    """step: folder of the capture that ..."""
+    checkpoint: Path | None = None
+    """... this checkpoint of stage 1 belongs to: stage1/done of a comparison."""
+    methods: tuple[str, ...] = ("default", "fast", "paper", "official", "mended")
+    """step: what to time, as in compare."""
+    workers: Annotated[tuple[Annotated[int, Range(1, 256)], ...], Range(1, 16)] = (1, 2, 4)
+    """ddp: numbers of worker processes, of one thread each."""
+    splats: Annotated[int, Range(1, 10**8)] = 20_000
+    """ddp: Gaussians, seen in images of 320x240."""
+    rounds: Annotated[int, Range(1, 10**6)] = 15
+    """ddp: how often each number of workers takes its turn; medians are printed."""
+    step_ms: Annotated[float, Range(0, 1e9, "(]")] | None = None
+    """ddp: what a step takes on one GPU of yours, to predict the speed-up of many; default: as on one thread here."""
+    gpu_splats: Annotated[int, Range(1, 10**9)] = 3_000_000
+    """ddp: the Gaussians that --step-ms is for."""
+    distributed: Distributed = field(default_factory=Distributed)
+
+    def __call__(self) -> None:
+        from flexgs.bench.ddp import bench_ddp
+        from flexgs.bench.raster import bench_raster
+        from flexgs.bench.step import bench_step
+        from flexgs.deploy.frame_time import measure_frames
+        from flexgs.deploy.source import open_model
+        from flexgs.device import pick_device
+        from flexgs.scene.load import load_capture
+        from flexgs.training.checkpoint import Checkpoint
+
+        if self.what == "raster":
+            bench_raster(points=self.points)
+            return
+        if self.what == "frame":
+            if not self.run:
+                raise UserError("bench frame: expected --run and a model")
+            profile = measure_frames(open_model(self.run), self.size, pick_device("auto"))
+            print(profile)
+            if self.save:
+                profile.save(self.save)
+            return
+        if self.what == "ddp":
+            bench_ddp(self.workers, count=self.splats, rounds=self.rounds, options=self.distributed, step_ms=self.step_ms,
+                      gpu_count=self.gpu_splats)
+            return
+        if not self.scene or not self.checkpoint:
+            raise UserError("bench step: expected --scene and --checkpoint; `flexgs compare SCENE` leaves one in stage1/done")
+        bench_step(load_capture(self.scene, Checkpoint(self.checkpoint).config), self.checkpoint, self.methods)
+
+
+@dataclass
+class Doctor:
+    """Say whether a training would work here, what with, and the cure of what is wrong; exit code 1 if something is."""
+
+    storage: Path = Path("runs")
+    """Where runs are to go."""
+    data_root: Path | None = None
+    """Folder of captures to look into."""
+    mlflow_uri: str | None = None
+    """Default: $MLFLOW_TRACKING_URI, else STORAGE/mlflow.db."""
+    ray_address: str | None = None
+    """host:port of a cluster. Default: $RAY_ADDRESS."""
+
+    def __call__(self) -> int:
+        from flexgs.commands.doctor import Places, examine
+
+        return examine(Places(self.storage, self.data_root, self.mlflow_uri, self.ray_address))

@@ -1,0 +1,77 @@
+"""flexgs train | adapt: one scene on this machine, without Ray."""
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from flexgs.config import Config
+from flexgs.errors import pasted
+from flexgs.files import only_one
+from flexgs.options import AnyConfig, ConfigFile, Typed
+from flexgs.sizes import fitting
+
+
+@dataclass
+class Train:
+    """Train one scene on this machine, without Ray; the same command continues an unfinished run."""
+
+    scene: tyro.conf.Positional[Path]
+    """Folder of the capture (COLMAP or transforms.json)."""
+    output: Path = Path("runs/flexgs")
+    """The run goes to OUTPUT/<scene>."""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is one."""
+    config_file: ConfigFile = None
+    """A config.json to start from instead of a preset."""
+    config: AnyConfig = field(default_factory=Config)
+    typed: Typed = frozenset()
+
+    def __call__(self) -> None:
+        from flexgs.device import pick_device
+        from flexgs.distributed import Group
+        from flexgs.model.elastic import ElasticModel
+        from flexgs.report.table import print_results
+        from flexgs.run import LocalSession, finished, print_progress, run
+        from flexgs.scene.load import load_capture
+        from flexgs.training.memory import expected_memory
+
+        device = pick_device(self.device)
+        self.config = fitting(self.config.check(), device != "cpu", self.typed)
+        scene = load_capture(self.scene, self.config)
+        print(scene.summary(), flush=True)
+        folder = self.output / scene.name
+        with only_one(folder):
+            results = finished(folder, self.config, scene)
+            if results:
+                ElasticModel.load(folder)  # or a line says that it is not whole
+                print(f"{pasted(folder)}: already finished at {results['steps']} views; raise --steps to go on")
+            else:
+                print(f"{scene.name}: {expected_memory(scene, self.config)}", flush=True)
+                session = LocalSession(folder, Group(), functools.partial(print_progress, scene.name))
+                results = run(self.config, scene, folder, Group(), session, device)
+        print_results([results])
+        print(where_to_go(folder))
+
+
+@dataclass
+class Adapt(Train):
+    """Make the Gaussians of any 3DGS PLY elastic, given their capture; the whole model stays as it is, bit for bit."""
+
+    ply: Annotated[Path, tyro.conf.arg(aliases=["-i"])] = field(kw_only=True)
+    """The PLY, in the coordinates of the capture."""
+    output: Path = Path("runs/adapted")
+    """The run goes to OUTPUT/<scene>."""
+
+    def __call__(self) -> None:
+        self.config.base.ply = str(self.ply)
+        super().__call__()
+
+
+def where_to_go(folder: Path) -> str:
+    """Where a trained run is, and what to do with it, to be copied into a shell."""
+    run, ply = pasted(folder), pasted(f"{folder.name}.ply")
+    return (f"model, cuts and renders: {run}\nnext:\n  flexgs view {run}\n  flexgs cut {run} --budget 20MB -o {ply}\n"
+            f"  flexgs eval {run} --ratios 0.02 0.07 0.3")

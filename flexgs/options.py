@@ -1,0 +1,137 @@
+"""Flags on a command line to dataclasses and back: every command, job and search reads its settings through here."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+
+import tyro
+
+from flexgs.config import PRESETS, Config
+from flexgs.errors import UserError
+from flexgs.inputs import limits, typed
+
+T = TypeVar("T")
+AnyConfig = Annotated[Config, tyro.conf.arg(name="")]  # its settings are flags of their own: --steps, --field.resolution
+
+ConfigFile = Annotated[Path | None, tyro.conf.arg(name="config")]
+Typed = tyro.conf.Suppress[frozenset[str]]
+"""The flags that the user has typed, which parse() fills in: what is chosen wins over what suits the machine."""
+
+
+def parse(command: type[T], args: Sequence[str], prog: str) -> T:
+    """Fill command from args; its settings, if it has a field `config`, start from --config or --preset.
+
+    UserError, in one line, for flags and values that it does not take; ranges of its settings are checked by Config.check.
+    """
+    start: Any = tyro.MISSING_NONPROP
+    if "config" in (f.name for f in dataclasses.fields(command)):  # type: ignore[arg-type]
+        file, preset = last_value("--config", args), last_value("--preset", args)
+        if file is not None and preset is not None:
+            raise UserError("--config and --preset: expected one of them; both are a set of settings to start from")
+        config = Config.load(Path(file)) if file is not None else Config.from_preset("default" if preset is None else preset)
+        given = {f.name: _default_of(f) for f in dataclasses.fields(command)}  # type: ignore[arg-type]
+        start = command(**{**given, "config": config} | ({"typed": flags_in(args)} if "typed" in given else {}))
+        return fill(command, args, prog, start, f"{command.__doc__}\n\nPresets:\n{presets()}")
+    return fill(command, args, prog, start)
+
+
+def presets() -> str:
+    """A line for each preset: what it is."""
+    return "\n".join(f"  {name:10} {' '.join((f.__doc__ or '').split())}" for name, f in PRESETS.items())
+
+
+def fill(kind: type[T], args: Sequence[str], prog: str, start: Any = tyro.MISSING_NONPROP,
+         description: str | None = None) -> T:
+    """A dataclass from flags, on top of start. UserError, in one line, for flags and values that it does not take."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint), READABLE:
+            filled = tyro.cli(kind, args=list(args), prog=prog, description=description or kind.__doc__, default=start)
+    except SystemExit as e:
+        if not e.code:
+            raise
+        # tyro frames its complaint: a title, the complaint, a rule, advice; without UTF-8 there is a rule below the title too.
+        lines = [text for line in complaint.getvalue().splitlines()[1:] if (text := line.strip("│╭╮╰╯ "))]
+        body = itertools.dropwhile(_is_rule, lines)
+        what = " ".join(itertools.takewhile(lambda line: not _is_rule(line), body))
+        advice = complaint.getvalue().partition("Perhaps you meant:")[2]
+        near = dict.fromkeys(word for word in advice.split()
+                             if re.fullmatch("--[a-zA-Z][-.a-zA-Z0-9]*", word) and word != "--help")
+        guess = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UserError(f"{what}; {guess}{prog} --help has all") from None
+    for f in dataclasses.fields(filled):  # type: ignore[arg-type]
+        if limits(hint := get_type_hints(type(filled), include_extras=True)[f.name]):
+            typed(hint, getattr(filled, f.name), f"--{f.name.replace('_', '-')}")
+    return filled
+
+
+def _is_rule(line: str) -> bool:
+    return set(line) <= set("─-")
+
+
+READABLE = tyro.constructors.ConstructorRegistry()
+"""How the help writes what may be None, FLOAT|None, and which numbers a setting takes: (default: 4; expected: 1 to 64)."""
+_within: set[type] = set()
+"""The dataclasses whose own rule is being asked for."""
+
+
+@READABLE.struct_rule
+def _with_ranges(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
+    if not dataclasses.is_dataclass(info.type) or info.type in _within:
+        return None
+    _within.add(info.type)
+    try:
+        spec = tyro.constructors.ConstructorRegistry.get_struct_spec(info)
+    finally:
+        _within.remove(info.type)
+    if not isinstance(spec, tyro.constructors.StructConstructorSpec):
+        return None
+    return dataclasses.replace(spec, fields=tuple(
+        dataclasses.replace(f, type=Annotated[f.type, tyro.conf.arg(  # type: ignore[arg-type]
+            help_behavior_hint=functools.partial(_hint, words))])
+        if (words := limits(f.type)) else f for f in spec.fields))
+
+
+def _hint(expected: str, default: str) -> str:
+    return f"(default: {default}; expected: {expected})"
+
+
+@READABLE.primitive_rule
+def _optional(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    kinds = get_args(info.type)
+    if len(kinds) != 2 or type(None) not in kinds:
+        return None
+    kind = next(k for k in kinds if k is not type(None))
+    spec = tyro.constructors.ConstructorRegistry.get_primitive_spec(
+        tyro.constructors.PrimitiveTypeInfo.make(kind, info.markers))
+    if not isinstance(spec, tyro.constructors.PrimitiveConstructorSpec) or spec.choices:
+        return None
+    return dataclasses.replace(
+        spec, metavar=f"{spec.metavar}|None",
+        instance_from_str=lambda words: None if words == ["None"] else spec.instance_from_str(words),
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value))
+
+
+def flags_in(args: Sequence[str]) -> frozenset[str]:
+    """The flags among the words of a command line, with - between their words."""
+    return frozenset(a.split("=", 1)[0].replace("_", "-") for a in args if a.startswith("--"))
+
+
+def last_value(flag: str, args: Sequence[str]) -> str | None:
+    """The value of flag where it is given last, as --flag value or --flag=value, with - or _ between words."""
+    words = [*itertools.chain.from_iterable(a.split("=", 1) if a.startswith("--") else [a] for a in args)]
+    values = [b for a, b in itertools.pairwise(words) if a.replace("_", "-") == flag]
+    return values[-1] if values else None
+
+
+def _default_of(f: dataclasses.Field) -> Any:
+    if f.default_factory is not dataclasses.MISSING:
+        return f.default_factory()
+    return tyro.MISSING if f.default is dataclasses.MISSING else f.default
