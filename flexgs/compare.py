@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from flexgs.config import BASE_RATES, PRESETS, Config, check_same_method, count_at, percent_name, ratio_name
+from flexgs.config import PRESETS, Config, check_same_method, count_at, percent_name, ratio_name
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.files import atomic_file, atomic_folder, write_json
@@ -68,7 +68,7 @@ def method_config(method: str, common: Config) -> Config:
     own = {name: getattr(config.base, name) for name in ("share", "reset_every")} if config.base.share == 1 else {}
     config = dataclasses.replace(config, **{name: getattr(common, name) for name in COMMON})
     config.base = dataclasses.replace(common.base, **own)
-    config.rates = dataclasses.replace(config.rates, **{name: getattr(common.rates, name) for name in BASE_RATES})
+    config.rates = dataclasses.replace(config.rates, **common.stage1()["rates"])
     config = fill(Config, flags, f"--methods {preset}", start := config).check()
     if differing := [name for name in ("preset", *SAME) if getattr(config, name) != getattr(start, name)]:
         raise UserError(f"--methods {method!r}: found another {', '.join(differing)}, which all methods of a comparison "

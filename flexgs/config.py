@@ -372,6 +372,14 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def stage1(self) -> dict[str, Any]:
+        """The settings that the Gaussians of stage 1 depend on, but for numbers of views, as JSON values: runs that agree in
+        them can start from one stage 1."""
+        tree = self.to_dict()
+        return {**{key: tree[key] for key in ("seed", "background", "base")},
+                "data": {key: value for key, value in tree["data"].items() if key != "cache_gb"},  # how images are held
+                "rates": {key: tree["rates"][key] for key in ("means", "quats", "scales", "opacities", "sh0", "shN")}}
+
     @staticmethod
     def from_dict(values: dict[str, Any], source: str = "config") -> "Config":
         """The reverse of to_dict; UserError names the source and a key that is unknown, or a value that cannot be."""
@@ -427,19 +435,16 @@ def check_same_method(theirs: Config, ours: Config, elastic: bool, folder: Path)
 
     Before stage 2 begins (elastic False) only the settings of stage 1 matter, so that many runs can start from one stage 1.
     """
-    was, now = ({k: v for k, v in c.to_dict().items() if k not in _FREE} for c in (theirs, ours))
-    for c in (was, now):
-        c["data"] = {k: v for k, v in c["data"].items() if k != "cache_gb"}  # how it is held, not what is trained
-    if not elastic:
-        was, now = ({**{k: c[k] for k in ("seed", "background", "data", "base")},
-                     "rates": {k: c["rates"][k] for k in BASE_RATES}} for c in (was, now))
-    if differing := [k for k in was if was[k] != now[k]]:
+    if elastic:
+        was, now = ({**c.to_dict(), "data": c.stage1()["data"]} for c in (theirs, ours))
+    else:
+        was, now = theirs.stage1(), ours.stage1()
+    if differing := [k for k in was if k not in _FREE and was[k] != now[k]]:
         raise UserError(f"{folder}: was trained with another {', '.join(differing)}; "
                         "use the same settings to continue or choose another output folder")
 
 
 _FREE = ("steps", "preset", "batch", "report_every", "checkpoint_every", "check_every", "distributed", "evaluation")
-BASE_RATES = ("means", "quats", "scales", "opacities", "sh0", "shN")
 
 
 def _default(config: Config) -> None:

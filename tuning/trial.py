@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flexgs.compare import train_stage1
-from flexgs.config import BASE_RATES, Config
+from flexgs.config import Config
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.evaluate import evaluate
@@ -159,9 +159,7 @@ def train_base(search: Search, config: Config, scene: Scene, device: str) -> Pat
 
 def base_folder(search: Search, config: Config) -> Path:
     """Named after the settings that stage 1 depends on."""
-    tree = config.to_dict()
-    return search.folder / "stage1" / _digest([{key: tree[key] for key in ("background", "data", "base", "steps", "batch")},
-                                               {key: tree["rates"][key] for key in BASE_RATES}])
+    return search.folder / "stage1" / _digest([config.stage1(), config.steps, config.batch])
 
 
 def _trainer(search: Search, config: Config, scene: Scene, folder: Path, device: str, group: Group) -> Trainer:
