@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import random_splats
 
-from flexgs.bench.raster import load_points
+from flexgs.bench.scenes import load_points
 from flexgs.camera import look_at
 from flexgs.compare import measured
 from flexgs.config import Config

@@ -159,7 +159,7 @@ def train_base(search: Search, config: Config, scene: Scene, device: str) -> Pat
 
 def base_folder(search: Search, config: Config) -> Path:
     """Named after the settings that stage 1 depends on."""
-    return search.folder / "stage1" / _digest([config.stage1(), config.steps, config.batch])
+    return search.folder / "stage1" / _digest([replace(config, seed=0).stage1(), config.steps, config.batch])
 
 
 def _trainer(search: Search, config: Config, scene: Scene, folder: Path, device: str, group: Group) -> Trainer:

@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from flexgs.scene.ply import read_points
 from PIL import Image
 from torch import Tensor
 
 from flexgs import cli, formats
-from flexgs.bench.raster import load_points
+from flexgs.bench.scenes import load_points
 from flexgs.camera import Camera, look_at
 from flexgs.config import Config
 from flexgs.datasets import download
@@ -37,7 +36,7 @@ from flexgs.image import lpips
 from flexgs.model.budget import parse as parse_budget
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.transform import make_transform
-from flexgs.ply import checked, write_ply
+from flexgs.ply import checked, read_points, write_ply
 from flexgs.report.table import psnr_auc, results_table
 from flexgs.run import history, read_results, recorded_capture
 from flexgs.scene import Points, Scene, load_scene

@@ -159,7 +159,7 @@ MUTANTS = [
          ("what is gone is kept", "if str(file.relative_to(self.folder)) not in kept:", "if False:")),
     *_of("tuning/trial.py", "bookkeeping", ("base left out of the digest", '("background", "data", "base", "steps", "batch")',
          '("background", "data", "steps", "batch")'),
-         ("rates left out of the digest", "_digest([config.stage1(), config.steps", "_digest([config.stage1()['base'], config.steps"),
+         ("rates left out of the digest", "seed=0).stage1(), config.steps", "seed=0).stage1()['base'], config.steps"),
          ("bytes without the transform", ", *model.transform.state_dict().values()]", "]")),
     *_of("tuning/study.py", "bookkeeping", ("best by another objective", "(values(record, objective)[0], -record.number)",
          '(values(record, "psnr_auc")[0], -record.number)'),
