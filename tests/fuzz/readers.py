@@ -34,8 +34,7 @@ from flexgs.errors import UserError
 from flexgs.formats import vq
 from flexgs.image import lpips
 from flexgs.model.budget import parse as parse_budget
-from flexgs.model.elastic import ElasticModel
-from flexgs.model.transform import make_transform
+from flexgs.model.elastic import ElasticModel, make_transform
 from flexgs.ply import checked, read_points, write_ply
 from flexgs.report.table import psnr_auc, results_table
 from flexgs.run import history, read_results, recorded_capture
