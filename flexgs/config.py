@@ -418,6 +418,11 @@ def percent_name(ratio: float) -> str:
     return f"{(100 * Decimal(ratio_name(ratio))).normalize():f}"
 
 
+def percent(ratio: float | str) -> str:
+    """0.05 -> "5 %", as people read it."""
+    return f"{100 * float(ratio):g} %"
+
+
 def check_ratio(ratio: float, option: str = "ratio") -> float:
     """ratio itself if it lies in (0, 1], else UserError."""
     if not 0 < ratio <= 1:

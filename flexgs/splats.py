@@ -94,3 +94,11 @@ def unit_quaternions(quats: Tensor) -> Tensor:
     """Quaternions [N, 4] of length 1. One without a length is no rotation, which is how it is rendered."""
     none = quats.new_tensor([1.0, 0, 0, 0])
     return torch.where(quats.norm(dim=1, keepdim=True) > 1e-12, torch.nn.functional.normalize(quats, dim=1), none)
+
+
+def rotation_matrices(quats: Tensor) -> Tensor:
+    """[N, 3, 3] from quaternions [N, 4] (w, x, y, z) of any length."""
+    w, x, y, z = torch.nn.functional.normalize(quats, dim=1).unbind(1)
+    return torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+                        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+                        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], dim=1).view(-1, 3, 3)

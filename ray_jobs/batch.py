@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from flexgs.config import percent
 from flexgs.errors import UserError
 from flexgs.files import read_jsonl
 from flexgs.report.table import mean_ratios, psnr_auc
@@ -178,7 +179,7 @@ class Batch:
         if error is None:
             results = self.results[job.name] = future.result()
             self._tell(job, run)
-            figures = ", ".join(f"{row['psnr']:.2f} dB at {100 * float(r):g} %" for r, row in results["ratios"].items())
+            figures = ", ".join(f"{row['psnr']:.2f} dB at {percent(r)}" for r, row in results["ratios"].items())
             return f"{job.name}: finished in {watch.seconds():.0f} s: {figures}"
         if not isinstance(error, Exception):
             raise error

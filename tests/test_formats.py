@@ -18,12 +18,11 @@ from flexgs.image.psnr import psnr
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.transform import Transform
 from flexgs.raster import render
-from flexgs.raster.reference import rotations
-from flexgs.splats import Splats
+from flexgs.splats import Splats, rotation_matrices
 
 
 def covariances(splats: Splats) -> torch.Tensor:
-    half = rotations(splats.quats) * splats.scales.exp()[:, None, :]
+    half = rotation_matrices(splats.quats) * splats.scales.exp()[:, None, :]
     return half @ half.mT
 
 
@@ -128,7 +127,7 @@ def test_latents_round_trip(tmp_path, n, degree):
         assert torch.equal(getattr(again, name), getattr(splats, name))
     spread = float((splats.opacities - splats.opacities.mean()).abs().max())
     torch.testing.assert_close(again.opacities, splats.opacities, atol=spread / 253 + 1e-6, rtol=0)
-    assert float((rotations(again.quats) - rotations(splats.quats)).abs().max()) < 0.05
+    assert float((rotation_matrices(again.quats) - rotation_matrices(splats.quats)).abs().max()) < 0.05
     assert again.shN.shape == splats.shN.shape
     if 0 < degree < 2:  # 9 values in 9 latents; of degree 3 only what 16 directions can hold
         torch.testing.assert_close(again.shN, splats.shN, atol=0.02, rtol=0)

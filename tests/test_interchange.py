@@ -22,8 +22,7 @@ from flexgs.image.psnr import psnr
 from flexgs.model.elastic import ElasticModel
 from flexgs.ply import read_ply, to_ply, write_ply
 from flexgs.raster import render
-from flexgs.raster.reference import rotations
-from flexgs.splats import Splats, unit_quaternions
+from flexgs.splats import Splats, rotation_matrices, unit_quaternions
 from tests.test_cli import flexgs
 
 EXACT = {"means": 1e-6, "scales": 1e-5, "opacities": 1e-3, "sh0": 1e-6, "shN": 1e-6}
@@ -56,7 +55,8 @@ def same_to(bounds: dict[str, float], a: Splats, b: Splats) -> None:
     for name, bound in bounds.items():
         wrong = (getattr(a, name) - getattr(b, name)).abs()
         assert not wrong.numel() or float(wrong.max()) < bound, name
-    between = (rotations(a.quats).mT @ rotations(b.quats)).abs()  # half a turn about an axis of its own changes no Gaussian
+    # half a turn about an axis of its own changes no Gaussian
+    between = (rotation_matrices(a.quats).mT @ rotation_matrices(b.quats)).abs()
     assert float((between - torch.eye(3)).abs().max()) < 0.03
 
 

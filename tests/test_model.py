@@ -17,8 +17,7 @@ from flexgs.model.gsnet import GsNet, importance_mask, top
 from flexgs.model.merge import merged
 from flexgs.model.order import sampled_order
 from flexgs.seeds import generator
-from flexgs.splats import Splats
-from flexgs.training.densify import rotation_matrices
+from flexgs.splats import Splats, rotation_matrices
 
 SMALL_FIELD = cfg.Field(resolution=(8, 8, 8, 10), levels=(1, 2), channels=4, width=16)
 

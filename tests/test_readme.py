@@ -1,14 +1,15 @@
-"""The README's Python runs, and the files that it names exist."""
+"""The Python of the first guide runs, and what the README and the guides name exists."""
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+START = (ROOT / "docs" / "start.md").read_text()
 
 
 def test_the_python_example_runs(capture, tmp_path, monkeypatch):
-    example = re.search(r"```python\n(.*?)```", README, re.S)[1]
+    example = re.search(r"```python\n(.*?)```", START, re.S)[1]
     shortened = (example.replace("captures/garden", str(capture)).replace("factor=4", "factor=1")
                  .replace('"default", steps=30_000', '"smoke", steps=40').replace("20MB", "20kB"))
     monkeypatch.chdir(tmp_path)
@@ -26,3 +27,9 @@ def test_the_files_that_it_names_exist():
     assert named <= there
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert (ROOT / picture).is_file()
+
+
+def test_links_lead_somewhere():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "cluster" / "README.md"):
+        for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"

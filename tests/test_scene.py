@@ -1056,3 +1056,21 @@ def test_text_files_of_another_state_than_the_binary_ones_are_said(copy):
     for file in model.glob("*.txt"):
         file.unlink()
     same_views(scene, doubts(copy)[0])
+
+
+def test_a_small_shift_far_from_the_origin_is_seen(copy):
+    """Text files a few units off, of a model whose coordinates are in the millions."""
+    model = copy / "sparse" / "0"
+
+    def moved(offset: tuple[float, float, float]) -> pycolmap.Reconstruction:
+        found = pycolmap.Reconstruction(model)
+        found.transform(pycolmap.Sim3d(1.0, pycolmap.Rotation3d(), np.array(offset)))
+        return found
+
+    moved((5e5, 5.4e6, 300.0)).write(model)
+    for file in model.glob("*.txt"):
+        file.unlink()
+    moved((0.0, 0.0, 0.0)).write_text(model)
+    assert ".txt files hold other" not in doubts(copy)[1]
+    moved((30.0, 0.0, 0.0)).write_text(model)
+    assert ".txt files hold other images, poses or cameras" in doubts(copy)[1]

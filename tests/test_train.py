@@ -20,8 +20,9 @@ from flexgs.model.transform import Transform
 from flexgs.ply import read_ply, write_ply
 from flexgs.raster import render
 from flexgs.run import LocalSession, StoppedError, finished, history, resume, run
+from flexgs.splats import rotation_matrices
 from flexgs.training.checkpoint import DamagedError
-from flexgs.training.densify import Densifier, crosses, halves, reorder, rotation_matrices
+from flexgs.training.densify import Densifier, crosses, halves, reorder
 from flexgs.training.optim import Optimizer, splat_groups
 from flexgs.training.trainer import NonFiniteLossError, Trainer
 

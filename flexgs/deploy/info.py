@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from flexgs.camera import WORLD
+from flexgs.config import percent
 from flexgs.deploy.progressive import Progressive
 from flexgs.errors import one_line
 from flexgs.formats import FORMATS, format_at
@@ -21,7 +22,7 @@ def describe(model: ElasticModel | Progressive, source: str) -> Mapping[str, str
     opacity, sizes = torch.sigmoid(whole.opacities), whole.scales.amax(dim=1).double().clamp(max=700).exp()
     path, config = Path(source), model.config
     if isinstance(model, Progressive):
-        kind = "packed elastic model, chunks up to " + ", ".join(f"{100 * chunk.ratio:g} %" for chunk in model.chunks)
+        kind = "packed elastic model, chunks up to " + ", ".join(percent(chunk.ratio) for chunk in model.chunks)
     elif path.is_dir():
         kind = f"elastic model, preset {config.preset}"
     else:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from flexgs.camera import Camera, check_cameras
-from flexgs.config import Config, check_ratio, count_at
+from flexgs.config import Config, check_ratio, count_at, percent
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
 from flexgs.inputs import Range, check_tensors, parse_json, regular_file, typed
@@ -174,7 +174,7 @@ class Progressive:
         return self.model.cameras
 
     def _load(self, chunk: Chunk) -> None:
-        what = f"{self.source}: the chunk of {100 * chunk.ratio:g} %"
+        what = f"{self.source}: the chunk of {percent(chunk.ratio)}"
         tensors = _tensors(self.model)
         wanted = [tensors[name][first:last] for name, first, last in chunk.parts]
         size = sum(rows.nbytes for rows in wanted)

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flexgs.raster.reference import rotations
-from flexgs.splats import SH_C0, Splats, quantile
+from flexgs.config import percent
+from flexgs.splats import SH_C0, Splats, quantile, rotation_matrices
 
 ANY = float("inf")
 
@@ -42,7 +42,7 @@ def damage(given: Splats, stored: Splats, bounds: Bounds) -> str | None:
         beyond = ~(error <= bound)  # NaN is beyond
         gross = ~(error <= GROSS * bound) if name in ("positions", "shapes") else torch.zeros_like(beyond)
         if int(beyond.sum()) > SHARE * len(given) or bool(gross.any()):
-            return f"{name} of {int(beyond.sum()):,} of {len(given):,} Gaussians come back changed by over {100 * bound:g} %"
+            return f"{name} of {int(beyond.sum()):,} of {len(given):,} Gaussians come back changed by over {percent(bound)}"
     return None
 
 
@@ -77,7 +77,7 @@ def _extent(splats: Splats) -> float:
 
 def _halves(splats: Splats) -> Tensor:
     """[N, 3, 3] square roots of the covariances: the same however axes are named. Beyond e^100 sizes are all alike."""
-    axes = rotations(splats.quats.double())
+    axes = rotation_matrices(splats.quats.double())
     return axes * splats.scales.double().clamp(max=100).exp()[:, None, :] @ axes.mT
 
 

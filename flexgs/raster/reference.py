@@ -12,21 +12,10 @@ from torch import Tensor
 
 from flexgs.camera import Camera
 from flexgs.raster.contract import RasterConfig, RenderOutput
-from flexgs.splats import SH_C0, Splats
+from flexgs.splats import SH_C0, Splats, rotation_matrices
 
 TILE = 16
 DEFAULTS = RasterConfig()
-
-
-def rotations(quats: Tensor) -> Tensor:
-    """[N, 3, 3] rotation matrices of quaternions [N, 4] (w, x, y, z) of any length."""
-    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
-    rows = [
-        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-    ]  # fmt: skip
-    return torch.stack(rows, -1).reshape(-1, 3, 3)
 
 
 def sh_basis(directions: Tensor) -> Tensor:
@@ -58,7 +47,7 @@ def project(means: Tensor, quats: Tensor, scales: Tensor, opac: Tensor, camera: 
     ty = z * (y / z).clamp(-(cy / fy + 0.15 * H / fy), (H - cy) / fy + 0.15 * H / fy)
     zero = torch.zeros_like(z)
     J = torch.stack([fx / z, zero, -fx * tx / z**2, zero, fy / z, -fy * ty / z**2], -1).reshape(-1, 2, 3)
-    half = J @ R @ (rotations(quats) * scales[:, None, :])
+    half = J @ R @ (rotation_matrices(quats) * scales[:, None, :])
     cov = half @ half.mT + config.eps2d * torch.eye(2).to(means)
     means2d = torch.stack([fx * x / z + cx, fy * y / z + cy], -1)
     det = cov[:, 0, 0] * cov[:, 1, 1] - cov[:, 0, 1] ** 2

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flexgs.config import percent
 from flexgs.files import atomic_file
 from flexgs.report.published import PUBLISHED_AS
 from flexgs.report.sheet import Cell, Sheet
@@ -51,7 +52,7 @@ def quality_sheet(rows: Rows, title: str = "Quality", more_digits: int = 0) -> S
         means = [_mean(v, form) for v in values]
         best = better((float(mean) for mean in means if mean), default=None)
         spreads = [f" ± {statistics.stdev(v):{form}}" if key == "psnr" and len(v) > 1 else "" for v in values]
-        columns.append(((_percent(ratio), heading), [Cell(mean + spread, best=bool(mean) and float(mean) == best)
+        columns.append(((percent(ratio), heading), [Cell(mean + spread, best=bool(mean) and float(mean) == best)
                                                      for mean, spread in zip(means, spreads, strict=True)]))
     several = any(len(entries) > 1 for entries in rows.values())
     return Sheet.of(f"{title}, mean ± standard deviation over the seeds" if several else title, columns)
@@ -69,7 +70,7 @@ def cost_sheet(rows: Rows) -> Sheet:
     lines = [(method, ratio) for method, entries in rows.items() for ratio in _ratios(entries) or [""]]
     first = [i == 0 or lines[i - 1][0] != method for i, (method, _) in enumerate(lines)]
     columns = [(("", "method"), [Cell(method if f else "") for (method, _), f in zip(lines, first, strict=True)]),
-               (("", "kept"), [Cell(_percent(ratio)) for _, ratio in lines])]
+               (("", "kept"), [Cell(ratio and percent(ratio)) for _, ratio in lines])]
     for key, heading, form in (("splats", "Gaussians", ",.0f"), ("mb", "MB", ",.2f"), ("cut_seconds", "s to cut", ".3g")):
         columns.append((("", heading), [Cell(_mean(_values(rows[method], ratio, key), form)) for method, ratio in lines]))
     for key, heading, form in (("train_seconds", "s to train", ",.0f"), ("stored_mb", "MB stored", ",.2f")):
@@ -98,7 +99,7 @@ def published_sheet(rows: Rows, published: Rows) -> Sheet:
             ours, theirs = _values(rows[method], ratio, key), _values(published[name], ratio, key)
             difference = f"{statistics.fmean(ours) - statistics.fmean(theirs):+z{form}}" if ours and theirs else ""
             cells += [Cell(text if difference else "") for text in (_mean(ours, form), _mean(theirs, form), difference)]
-        columns.append(((_percent(ratio), heading), cells))
+        columns.append(((percent(ratio), heading), cells))
     return Sheet.of("Reproduced and published", columns)
 
 
@@ -142,7 +143,3 @@ def _known(entries: Sequence[Mapping[str, Any]], key: str) -> list[float]:
 
 def _mean(values: Sequence[float], form: str) -> str:
     return format(statistics.fmean(values), form) if values else ""
-
-
-def _percent(ratio: str) -> str:
-    return f"{100 * float(ratio):g} %" if ratio else ""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from flexgs.config import percent
 from flexgs.files import atomic_file
 from flexgs.model.elastic import ElasticModel
 from flexgs.raster import render
@@ -25,7 +26,7 @@ def write_grid(model: ElasticModel, scene: Scene, ratios: Sequence[float], backg
     colour = torch.tensor(background, device=device)
     chosen = [scene.test[i * len(scene.test) // views] for i in range(min(views, len(scene.test)))]
     cuts = [model.cut(r) for r in ratios]
-    titles = [f"{100 * r:g} %\n{len(c):,} Gaussians" for r, c in zip(ratios, cuts, strict=True)] + ["photograph"]
+    titles = [f"{percent(r)}\n{len(c):,} Gaussians" for r, c in zip(ratios, cuts, strict=True)] + ["photograph"]
     shape = (len(chosen), len(titles))
     aspect = chosen[0].camera.height / chosen[0].camera.width
     figure, axes = plt.subplots(*shape, figsize=(2.2 * shape[1], 2.2 * aspect * shape[0] + 0.5), squeeze=False,

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from flexgs.config import percent
+
 # key in results.json, heading, format
 _COLUMNS = (
     ("psnr", "PSNR", "{:.2f}"),
@@ -90,6 +92,6 @@ def _add(table: Table, name: str, ratios: Mapping[str, Mapping[str, Any]], colum
     for ratio in sorted(ratios, key=float):
         row = ratios[ratio]
         cells = ["" if row.get(key) is None else form.format(row[key]) for key, _, form in columns]
-        table.add_row(name, f"{100 * float(ratio):g} %", *cells)
+        table.add_row(name, percent(ratio), *cells)
         name = ""
     table.add_section()

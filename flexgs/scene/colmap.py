@@ -8,7 +8,7 @@ import contextlib
 import mmap
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -229,10 +229,12 @@ def _compare_text(found: _Model, model: Path, doubts: list[str]) -> None:
         images = {image.name: image for image in text.images([])}
         cameras = text.cameras([]) if (model / "cameras.txt").is_file() else found.cameras
 
+        extent = _extent(found.images)
+
         def same(image: _Image) -> bool:
             other = images.get(image.name)
             mine, its = found.cameras[image.camera], cameras.get(other.camera) if other else None
-            return (other is not None and its is not None and _same(image.pose, other.pose) and mine.model == its.model
+            return (other is not None and its is not None and _same(image.pose, other.pose, extent) and mine.model == its.model
                     and np.allclose((mine.width, mine.height, *mine.params), (its.width, its.height, *its.params), rtol=1e-6))
 
         differ = [image.name for image in found.images if not same(image)] + sorted(
@@ -254,7 +256,8 @@ def _settle_poses(found: _Model, model: Path, suffix: str, doubts: list[str]) ->
         doubts.append(f"{model}: {stale} do not have {lost} of the {len(found.images)} images of {images}, so they are of "
                       f"another state; the poses of {images} are used: delete {stale} if that is right")
         framed = {}
-    differ = [image for image in found.images if image.id in framed and not _same(image.pose, framed[image.id])]
+    extent = _extent(found.images)
+    differ = [image for image in found.images if image.id in framed and not _same(image.pose, framed[image.id], extent)]
     wrong, seen = _contradicted(found, {})
     if differ:
         other, _ = _contradicted(found, framed)
@@ -275,9 +278,16 @@ def _settle_poses(found: _Model, model: Path, suffix: str, doubts: list[str]) ->
                       f"cameras{suffix} and points3D{suffix} are of different states of the reconstruction: export them anew")
 
 
-def _same(a: Array, b: Array) -> bool:
-    scale = 1e-9 + max(np.abs(a[:3, 3]).max(), np.abs(b[:3, 3]).max())
-    return bool(np.abs(a[:3, :3] - b[:3, :3]).max() < 1e-4 and np.abs(a[:3, 3] - b[:3, 3]).max() < 1e-4 * scale)
+def _extent(images: Sequence[_Image]) -> float:
+    """How far the cameras are from their middle, in the median."""
+    centres = np.array([-image.pose[:3, :3].T @ image.pose[:3, 3] for image in images])
+    return float(np.median(np.abs(centres - np.median(centres, axis=0)).max(1))) if len(centres) else 0.0
+
+
+def _same(a: Array, b: Array, extent: float) -> bool:
+    """Whether two poses among cameras of this extent differ by no more than text files leave out."""
+    moved, away = np.abs(a[:3, 3] - b[:3, 3]).max(), max(np.abs(a[:3, 3]).max(), np.abs(b[:3, 3]).max())
+    return bool(np.abs(a[:3, :3] - b[:3, :3]).max() < 1e-4 and moved < 1e-9 + 1e-4 * extent + 1e-6 * away)
 
 
 def _contradicted(found: _Model, poses: dict[int, Array]) -> tuple[dict[str, float], int]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flexgs.config import percent
 from flexgs.errors import pasted
 from flexgs.report.table import mean_ratios
 
@@ -37,7 +38,7 @@ def scene(results: Mapping[str, Any], folder: Path) -> str:
                  f"{protocol['test_views']} others to test on. ")
     return "\n".join([
         f"**{results['scene']}**: preset `{results['preset']}`, {results['steps']:,} steps. {views}One model, cut at:", "",
-        *_table(["kept", *(_percent(ratio) for ratio, _ in ratios)], rows), "",
+        *_table(["kept", *(percent(ratio) for ratio, _ in ratios)], rows), "",
         "Train it again, and cut it to another budget:", "", "```", train, cut, "```", "",
         f"Everything about it is in `{folder}`; cuts and pictures are also among the artifacts.", ""])
 
@@ -57,7 +58,7 @@ def batch(results: Sequence[Mapping[str, Any]], command: str) -> str:
     if len(results) > 1:
         rows.append(["mean", *(f"{row['psnr']:.2f}" for _, row in _sorted(means))])
     return "\n".join(["**All scenes**, PSNR in dB by the share of the Gaussians that is kept:", "",
-                      *_table(["scene", *(_percent(ratio) for ratio, _ in _sorted(means))], rows), "",
+                      *_table(["scene", *(percent(ratio) for ratio, _ in _sorted(means))], rows), "",
                       "The same again; what is finished is not repeated:", "", "```", command, "```", ""])
 
 
@@ -67,7 +68,3 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _sorted(ratios: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
     return sorted(ratios.items(), key=lambda item: float(item[0]))
-
-
-def _percent(ratio: str) -> str:
-    return f"{100 * float(ratio):g} %"

@@ -15,7 +15,7 @@ from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.raster.contract import RenderOutput
 from flexgs.seeds import generator
-from flexgs.splats import Splats, cat
+from flexgs.splats import Splats, cat, rotation_matrices
 from flexgs.training.optim import Optimizer
 
 
@@ -100,14 +100,6 @@ def halves(splats: Splats, random: torch.Generator) -> Splats:
         part.scales -= math.log(1.6)
         parts.append(part)
     return cat(parts)
-
-
-def rotation_matrices(quats: Tensor) -> Tensor:
-    """[N, 3, 3] from quaternions [N, 4] (w, x, y, z) of any length."""
-    w, x, y, z = torch.nn.functional.normalize(quats, dim=1).unbind(1)
-    return torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-                        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-                        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], dim=1).view(-1, 3, 3)
 
 
 def _replace(splats: Splats, optimizer: Optimizer, keep: Tensor, new: Splats) -> Splats:

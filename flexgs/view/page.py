@@ -16,6 +16,7 @@ from string import Template
 import numpy as np
 
 from flexgs.camera import WORLD, Camera
+from flexgs.config import percent
 from flexgs.errors import UserError, pasted
 from flexgs.files import atomic_file
 from flexgs.formats import node, save
@@ -44,7 +45,7 @@ def write_page(model: Cuttable, path: Path, title: str, ratios: Sequence[float] 
             file = Path(folder) / "stage.spz"
             save(_in_units(cut, unit), file)
             raw = file.read_bytes()
-        about = {"label": f"{100 * ratio:g} %", "about": f"{len(cut):,} Gaussians, {len(raw) / 1e6:.2f} MB"}
+        about = {"label": percent(ratio), "about": f"{len(cut):,} Gaussians, {len(raw) / 1e6:.2f} MB"}
         stages.append(f'<script type="text/plain">{base64.b64encode(raw).decode()}</script>\n'
                       f"<script>flexgs.stage({json.dumps(about)})</script>")
         sizes.append(len(raw))
