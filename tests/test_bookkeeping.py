@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 from tiny import begun, same, tiny_config, tiny_scene, tiny_splats
@@ -17,8 +18,8 @@ from flexgs.training.checkpoint import latest_checkpoint
 from flexgs.training.trainer import Trainer
 from tuning.report import write as write_report
 from tuning.space import Own, applied, flags, space
-from tuning.study import best, directions, front, goal, quality, values
-from tuning.trial import Record, Search, _digest, base_folder, figures, flat
+from tuning.study import Suggest, best, directions, front, goal, quality, values
+from tuning.trial import NUMBER, Record, Search, _digest, base_folder, figures, flat
 from tuning.trial import begun as begin
 
 
@@ -247,3 +248,8 @@ def test_bytes_of_a_trial_are_those_of_its_elastic_model():
     rows = sum(max(1, int(knot * 40)) for knot in config.deltas.knots)
     expected = 40 * 4 * (3 + 4 + 3 + 1 + 3 + 24) + 2 * rows * (3 + 4 + 3 + 1 + 3)  # float32, and float16
     assert figures(model[1], scene, config)["mb"] == round(expected / 1e6, 3)
+
+
+def test_trials_are_numbered_from_the_first():
+    study, suggest = optuna.create_study(), Suggest(Config(), False, 5)
+    assert [suggest(study.ask())[NUMBER] for _ in range(3)] == [5, 6, 7]

@@ -67,6 +67,13 @@ def test_small_ones_are_cloned_and_large_ones_are_split():
     assert (float(densifier.gradient.sum()), float(densifier.seen.sum()), len(densifier.seen)) == (0, 0, 9)
 
 
+def test_one_view_is_enough():
+    densifier, splats, optimizer = prepared()
+    densifier.seen[:] = 1
+    densifier.gradient[3] = 2.1e-4
+    assert len(densifier.refine(splats, optimizer, 99, 100, Group())) == 9
+
+
 def test_the_halves_differ_from_step_to_step_and_seed_to_seed():
     one = tiny_splats(1)
     a, b = (halves(one, torch.Generator().manual_seed(seed)) for seed in (0, 1))

@@ -13,7 +13,7 @@ from flexgs.config import PRESETS, Rates
 from flexgs.raster import render
 from flexgs.training import trainer as module
 from flexgs.training.optim import Optimizer, splat_groups
-from flexgs.training.trainer import Trainer
+from flexgs.training.trainer import Meter, Trainer
 
 BATCH = 4
 E = EXTENT
@@ -93,6 +93,18 @@ def test_adam_of_a_batch(batch):
     assert splats.means.detach().flatten().tolist() == pytest.approx([means] * 60, rel=1e-4)
 
 
+def test_the_unit_of_a_scene_changes_no_step():
+    """Where epsilon decides: positions in units of 8 and their gradients, which are in eighths, move as those in units of 1."""
+    moved = []
+    for unit in (1.0, 8.0):
+        splats = tiny_splats(20, 1).map(torch.zeros_like).requires_grad_()
+        optimizer = Optimizer(splat_groups(splats, Rates(), 2.0, unit=unit), 1)
+        optimizer.step([torch.full_like(p, 2e-15 / (unit if name == "splats.means" else 1.0))
+                        for name, p in optimizer.parameters()], 0.0)
+        moved.append(splats.means.detach())
+    assert moved[0].abs().min() > 0 and torch.allclose(*moved, rtol=1e-5)
+
+
 def test_harmonics_join_one_by_one_in_the_first_fifth_of_stage_1(monkeypatch):
     config = tiny_config(steps=600)
     config.base.sh_degree, config.base.grow_from = 3, 2.0
@@ -140,6 +152,10 @@ def test_the_rest_of_a_run_is_estimated_from_its_rate():
     assert (found["stage"], found["steps"], found["splats"], found["workers"]) == (1, 400, 40, 1)
     trainer._meter.add(1.0, 5)
     assert trainer.metrics()["loss"] == 1.0  # since it was last asked
+    meter = Meter()
+    meter.start -= 2.0
+    meter.add(1.0, 2)
+    assert meter.read()[1] == pytest.approx(1.0, rel=0.1)
     for step, stage in ((200, 1), (201, 2)):  # a step is of the stage of the view that it ended with
         trainer.step = step
         assert trainer.metrics()["stage"] == stage
