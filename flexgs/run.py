@@ -120,7 +120,7 @@ def recorded_capture(folder: Path) -> Path:
     results = read_results(folder) or read_results(folder.parent) or {}
     if not isinstance(where := results.get("capture"), str):
         raise UserError(f"{folder}: does not say where its capture is; give it with --scene")
-    if not Path(where).is_dir():
+    if not os.path.isdir(where):  # false too for what is no name of a folder
         raise UserError(f"{folder}: its capture was in {where}, which is not there; give it with --scene")
     return Path(where)
 

@@ -24,7 +24,7 @@ from flexgs.errors import UserError
 from flexgs.formats import latents
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.transform import Transform
-from flexgs.run import read_results
+from flexgs.run import read_results, recorded_capture
 from flexgs.scene import load_scene
 from flexgs.scene.identity import check_same_capture
 from flexgs.scene.views import find_image
@@ -203,3 +203,11 @@ def test_sizes_beyond_float32_are_described_and_looked_at(tmp_path: Path):
     one = splats.changed(means=torch.zeros(5, 3), scales=torch.full((5, 3), 1e4))
     assert all(bool(camera.viewmat.isfinite().all()) for camera in around(one))
     assert math.isfinite(float(describe(open_model(tmp_path / "x.splat"), str(tmp_path / "x.splat"))["size"].split()[-2]))
+
+
+def test_a_capture_whose_name_is_too_long_is_not_there(tmp_path: Path):
+    figures = dict.fromkeys(("psnr", "ssim", "splats", "mb", "ms", "cut_seconds"), 1.0)
+    (tmp_path / "results.json").write_text(json.dumps({
+        "scene": "c", "preset": "smoke", "steps": 1, "train_seconds": 1.0, "protocol": {}, "capture": "c" * 5000,
+        "ratios": {"1": figures}}))
+    refused(lambda: recorded_capture(tmp_path), "is not there")
