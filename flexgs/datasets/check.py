@@ -1,5 +1,6 @@
 """Is a capture whole: every photograph, at every size that there is, and as many as the catalogue says."""
 
+import os
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -58,6 +59,8 @@ def check_capture(folder: Path, model: str | None = None) -> Checked:
 def _factors(capture: Capture) -> list[int]:
     """1, and those of which there are reduced images."""
     frame = capture.frames[0]
+    if not os.path.isdir(frame.folder.parent):  # false too for what is no name of a folder
+        return [1]
     ends = [path.name.removeprefix(f"{frame.folder.name}_") for path in frame.folder.parent.glob(f"{frame.folder.name}_*")]
     return sorted({1} | {int(end) for end in ends if end.isdecimal() and int(end) > 1})
 
@@ -66,7 +69,7 @@ def _images(capture: Capture, factor: int) -> list[str]:
     """What is wrong with the images of one factor."""
     absent, broken = [], []
     for frame in capture.frames:
-        whole, reduced = frame.folder / frame.file, frame.folder.with_name(f"{frame.folder.name}_{factor}") / frame.file
+        whole, reduced = frame.folder / frame.file, frame.reduced_folder(factor) / frame.file
         if (file := find_image(reduced if factor > 1 else whole)) is None:
             absent.append(reduced if factor > 1 else whole)
             continue

@@ -40,6 +40,10 @@ class Frame:
     mask: Path | None = None
     """The mask where the capture itself names one."""
 
+    def reduced_folder(self, factor: int) -> Path:
+        """Where its photograph may lie at 1/factor of the size: images_<factor> beside images. It need not exist."""
+        return self.folder.parent / f"{self.folder.name}_{factor}"
+
 
 @dataclass(eq=False)
 class Capture:

@@ -197,7 +197,7 @@ def read_capture(root: Path, model: str | None = None) -> Capture:
 
 def _locate(capture: Capture, frames: list[Frame], factor: int, doubts: list[str]) -> tuple[list[Frame], list[Path], bool]:
     """(frames, the image file of each, whether these are the reduced images of images_<factor>)."""
-    folders = {frame.folder: frame.folder.with_name(f"{frame.folder.name}_{factor}") for frame in frames}
+    folders = {frame.folder: frame.reduced_folder(factor) for frame in frames}
     reduced = factor > 1 and all(folder.is_dir() for folder in folders.values())
     wanted = [(folders[frame.folder] if reduced else frame.folder) / frame.file for frame in frames]
     found = [find_image(path) for path in wanted]
