@@ -58,3 +58,10 @@ def test_what_is_none(mine, tmp_path):
         config.check()
     config.order.kind = "mine:Large"
     assert isinstance(make_order(config.check()), Order)
+
+
+@pytest.mark.parametrize("flag", ["--order.kind", "--order.score", "--transform.kind"])
+def test_what_is_not_there_is_refused_before_the_first_step(mine, flag, capture, tmp_path, capsys):
+    assert flexgs("train", capture, "--output", tmp_path, *SMALL, flag, "mine:Nothing") == 2
+    assert f"{flag} mine:Nothing: cannot be imported" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*/metrics.jsonl")) and not list(tmp_path.glob("*/checkpoints/*"))

@@ -1074,3 +1074,12 @@ def test_a_small_shift_far_from_the_origin_is_seen(copy):
     assert ".txt files hold other" not in doubts(copy)[1]
     moved((30.0, 0.0, 0.0)).write_text(model)
     assert ".txt files hold other images, poses or cameras" in doubts(copy)[1]
+
+
+def test_a_capture_behind_a_link_has_the_name_of_the_link(copy, monkeypatch):
+    """As jobs over many captures call it; and one in the current folder that of the folder."""
+    link = copy.with_name("garden")
+    link.symlink_to(copy)
+    assert load_scene(link).name == load_scene(f"{link}/images/..").name == "garden"
+    monkeypatch.chdir(copy)
+    assert load_scene(".").name == copy.name

@@ -67,7 +67,6 @@ def errors(given: Splats, stored: Splats) -> dict[str, Tensor]:
             "harmonics": torch.cat([torch.zeros(len(given), 1), (stored.shN - given.shN).abs().flatten(1)], dim=1).amax(1)}
 
 
-
 def _extent(splats: Splats) -> float:
     """The largest side of the box around the Gaussians but for some far ones: 1 % at each end, and three where they are few."""
     left = min(0.25, max(0.01, 3 / len(splats)))

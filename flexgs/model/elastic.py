@@ -147,9 +147,14 @@ class ElasticModel:
 TRANSFORMS: Mapping[str, type[Transform]] = {"none": Transform, "deltas": Deltas, "field": Field}
 
 
+def transform_kind(config: Config) -> type[Transform]:
+    """The class of transform that config.transform.kind names. UserError if there is none."""
+    return named("--transform.kind", config.transform.kind, TRANSFORMS, Transform)
+
+
 def make_transform(config: Config, splats: Splats, points: Tensor | None = None, unit: float = 1.0) -> Transform:
     """The transform that config.transform.kind names, initialised to change nothing unless config says otherwise.
 
     points [M, 3] of the capture are the other choice for the field's box; a transform that is loaded needs none.
     """
-    return named("--transform.kind", config.transform.kind, TRANSFORMS, Transform).make(config, splats, points, unit)
+    return transform_kind(config).make(config, splats, points, unit)

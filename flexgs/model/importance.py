@@ -91,10 +91,15 @@ SCORES: Mapping[str, Score] = {
     f.__name__: f for f in (alpha_t, opacity_t, flexgs, lightgaussian, c3dgs, opacity, volume, footprint)} | {"eagles": alpha_t}
 
 
+def scorer(name: str) -> Score:
+    """The score of this name in SCORES, or module:name. UserError if there is none."""
+    return named("--order.score", name, SCORES)
+
+
 @torch.no_grad()
 def score(name: str, splats: Splats, views: Sequence[View], group: Group) -> Tensor:
     """[N] float64 score by its name in SCORES, or module:name; higher is more important."""
-    return named("--order.score", name, SCORES)(splats, views, group).double()
+    return scorer(name)(splats, views, group).double()
 
 
 @torch.no_grad()

@@ -156,7 +156,7 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
     doubts = [one_line(doubt) for doubt in doubts]
     for doubt in doubts:
         warnings.warn(doubt, stacklevel=2)
-    return Scene(name or root.resolve().name, root, train, test, points, extent, protocol, origin, doubts)
+    return Scene(name or Path(os.path.abspath(root)).name, root, train, test, points, extent, protocol, origin, doubts)
 
 
 def _near(capture: Capture, doubts: list[str]) -> Points | None:

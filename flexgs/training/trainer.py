@@ -19,8 +19,8 @@ from flexgs.distributed.gradients import summed_gradients, totals
 from flexgs.errors import UserError
 from flexgs.image.losses import as_float, halved, photometric
 from flexgs.inputs import Layout
-from flexgs.model.elastic import ElasticModel, Place, make_transform
-from flexgs.model.importance import score
+from flexgs.model.elastic import ElasticModel, Place, make_transform, transform_kind
+from flexgs.model.importance import score, scorer
 from flexgs.model.order import make_order
 from flexgs.model.transform import Transform
 from flexgs.raster import render
@@ -62,6 +62,7 @@ class Trainer:
         self.splats = first.to(self.device).requires_grad_(not self.frozen)
         self.optimizer = Optimizer(splat_groups(self.splats, config.rates, scene.extent, unit=self.unit), self.batch)
         self.densifier = Densifier(config.base, self.base_steps, scene.extent, config.seed, len(self.splats), self.device)
+        scorer(config.order.score), transform_kind(config)  # better refused now than when stage 2 begins
         self.order = make_order(config)
         self.transform: Transform = Transform()
         self.elastic = False
