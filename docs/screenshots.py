@@ -1,4 +1,5 @@
-"""Take the pictures of MLflow's pages that are in docs/: of an experiment, of a run, of PSNR over what is kept.
+"""Take the pictures of MLflow's pages that are in docs/: of an experiment, of a run, of PSNR over what is
+kept.
 
     python docs/screenshots.py                                  # of the demo, as `make train` has left it
     python docs/screenshots.py --mlflow-uri sqlite:////data/runs/mlflow.db --experiment flexgs-mipnerf360
@@ -28,7 +29,8 @@ from flexgs.urls import public
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 HOST = "flexgs.localhost"
-"""Browsers take it for this machine. Under the name localhost itself, MLflow opens a panel to chat with over the page."""
+"""Browsers take it for this machine. Under the name localhost itself, MLflow opens a panel to chat with over
+the page."""
 SERVER_SECONDS = 90
 PAGE_SECONDS = 120
 
@@ -59,7 +61,8 @@ def open_runs(uri: str, experiment: str) -> tuple[Tracking, list[Any]]:
     tracking = Tracking(uri, experiment)
     if not tracking.available():
         raise UserError(f"{public(uri)}: MLflow does not answer")
-    runs = tracking.client.search_runs([tracking.id], "tags.kind = 'scene'", order_by=["attributes.start_time"])
+    runs = tracking.client.search_runs([tracking.id], "tags.kind = 'scene'",
+                                       order_by=["attributes.start_time"])
     if not runs:
         raise UserError(f"{public(uri)}: found no scenes in the experiment {experiment}")
     return tracking, runs
@@ -85,9 +88,10 @@ def server(uri: str) -> Iterator[str]:
         port = free.getsockname()[1]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [Path(sys.executable).with_name("mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-             "--backend-store-uri", uri, "--allowed-hosts", f"{HOST}:{port},127.0.0.1:{port}",
-             "--cors-allowed-origins", f"http://{HOST}:{port}"], stdout=log, stderr=log, start_new_session=True,
+            [Path(sys.executable).with_name("mlflow"), "server", "--host", "127.0.0.1", "--port", str(port),
+             "--workers", "1", "--backend-store-uri", uri, "--allowed-hosts",
+             f"{HOST}:{port},127.0.0.1:{port}", "--cors-allowed-origins", f"http://{HOST}:{port}"],
+            stdout=log, stderr=log, start_new_session=True,
             env={**os.environ, **SERVER})
         try:
             _wait(f"http://127.0.0.1:{port}/health", process)
@@ -109,15 +113,19 @@ def _wait(url: str, process: subprocess.Popen) -> None:
 
 
 def shoot(browser: str, url: str, file: Path, height: int) -> None:
-    """Save what the browser shows of url. It knows nothing of this machine's user: its profile is new and empty."""
+    """Save what the browser shows of url. It knows nothing of this machine's user: its profile is new and
+    empty."""
     with tempfile.TemporaryDirectory() as profile:
         done = subprocess.run(
-            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-             "--disable-background-networking", "--disable-component-update", f"--user-data-dir={profile}", "--hide-scrollbars",
-             "--virtual-time-budget=15000", f"--window-size=1800,{height}", f"--screenshot={file.absolute()}", url],
+            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+             "--disable-sync", "--disable-background-networking", "--disable-component-update",
+             f"--user-data-dir={profile}", "--hide-scrollbars",
+             "--virtual-time-budget=15000", f"--window-size=1800,{height}", f"--screenshot={file.absolute()}",
+             url],
             capture_output=True, text=True, timeout=PAGE_SECONDS, check=False)
     if done.returncode or not file.is_file():
-        raise UserError(f"{browser}: took no picture of {url}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+        raise UserError(f"{browser}: took no picture of {url}: "
+                        f"{(done.stderr.strip().splitlines() or ['?'])[-1]}")
 
 
 if __name__ == "__main__":

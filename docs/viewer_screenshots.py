@@ -22,8 +22,8 @@ from flexgs.scene.load import load_capture
 from flexgs.view.page import write_page
 from flexgs.view.viewer import PHOTOGRAPH, Viewer
 
-SOFTWARE = ["--no-sandbox", "--disable-background-networking", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-            "--ignore-gpu-blocklist"]
+SOFTWARE = ["--no-sandbox", "--disable-background-networking", "--use-angle=swiftshader",
+            "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 
 
 @dataclass

@@ -26,8 +26,8 @@ def train(scene: "Scene", config: Config, device: str = "auto",
           progress: Callable[[str], None] | None = print) -> "ElasticModel":
     """Train without a run folder: nothing is written.
 
-    device: cpu, cuda, or auto, which is cuda where there is one; on the CPU torch then uses one thread, as the rasterizer has
-    its own. progress takes a line of text every config.report_every views; None is silent.
+    device: cpu, cuda, or auto, which is cuda where there is one; on the CPU torch then uses one thread, as
+    the rasterizer has its own. progress takes a line of text every config.report_every views; None is silent.
     """
     from flexgs.device import pick_device
     from flexgs.formats import read
@@ -37,13 +37,14 @@ def train(scene: "Scene", config: Config, device: str = "auto",
     config.check()
     base = read(config.base.ply) if config.base.ply else None
     trainer = Trainer(config, scene, device=pick_device(device), base=base)
-    trainer.fit(lambda step, metrics: progress(progress_line(scene.name, step, metrics)) if progress else None,
-                lambda step, write: None)
+    trainer.fit(lambda step, metrics: progress(progress_line(scene.name, step, metrics)) if progress
+                else None, lambda step, write: None)
     return trainer.model()
 
 
 def load(source: str | Path) -> "ElasticModel | Progressive":
-    """What can be cut: the elastic model of a run folder, a packed file (.fgs) or its URL, or a file of splats."""
+    """What can be cut: the elastic model of a run folder, a packed file (.fgs) or its URL, or a file of
+    splats."""
     from flexgs.deploy.source import open_model
 
     return open_model(source)

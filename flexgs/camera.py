@@ -15,8 +15,8 @@ Origin = tuple[float, float, float]
 WORLD: Origin = (0.0, 0.0, 0.0)
 """The origin of coordinates that are the capture's own."""
 MOST_AWAY = 4
-"""Extents that a scene may lie away from (0, 0, 0) and keep its coordinates: Adam's last steps, 1.6e-6 of an extent, are
-still several times what float32 rounds to there."""
+"""Extents that a scene may lie away from (0, 0, 0) and keep its coordinates: Adam's last steps, 1.6e-6 of an
+extent, are still several times what float32 rounds to there."""
 
 FARTHEST = 1e15
 """Units from (0, 0, 0) that cameras and points may be: float32 can still square it."""
@@ -32,7 +32,8 @@ class Camera:
     """
 
     viewmat: Tensor
-    """[4, 4] float32 or float64, world to camera; float64 where the camera is far from (0, 0, 0) for its scene."""
+    """[4, 4] float32 or float64, world to camera; float64 where the camera is far from (0, 0, 0) for its
+    scene."""
     K: Tensor
     """[3, 3] float32, focal lengths and principal point in pixels."""
     width: int
@@ -76,8 +77,8 @@ def offset(start: Origin, end: Origin) -> Origin:
 def local_origin(places: np.ndarray, extent: float) -> Origin:
     """The origin about which float32 is enough for places [N, 3] float64 that are spread over this extent.
 
-    WORLD where it is enough already. Else their median, rounded to a power of two below the extent, so that few digits are
-    needed to write it and to add it.
+    WORLD where it is enough already. Else their median, rounded to a power of two below the extent, so that
+    few digits are needed to write it and to add it.
     """
     middle = np.median(places, axis=0)
     if np.linalg.norm(middle) <= MOST_AWAY * extent:
@@ -95,11 +96,13 @@ def unit_of(extent: float) -> float:
     return 2.0 ** round(math.log2(extent / 5)) if extent > 0 else 1.0
 
 
-def look_at(eye: Tensor, target: Tensor, up: Tensor, width: int, height: int, fov: float = 60.0, near: float = 0.01,
-            origin: Origin = WORLD) -> Camera:
-    """The camera at eye [3] that has target [3] in its middle and up [3] upwards; fov is vertical, in degrees.
+def look_at(eye: Tensor, target: Tensor, up: Tensor, width: int, height: int, fov: float = 60.0,
+            near: float = 0.01, origin: Origin = WORLD) -> Camera:
+    """The camera at eye [3] that has target [3] in its middle and up [3] upwards; fov is vertical, in
+    degrees.
 
-    It looks along z where target is eye, and any way is up where up is along its view. The pose is of the dtype of eye.
+    It looks along z where target is eye, and any way is up where up is along its view. The pose is of the
+    dtype of eye.
     """
     forward, up = target - eye, up.to(eye)
     forward = forward / forward.norm() if bool(forward.any()) else eye.new_tensor([0, 0, 1])
@@ -121,23 +124,29 @@ def focus(viewmats: Sequence[np.ndarray]) -> np.ndarray:
     centres = -np.einsum("nji,nj->ni", R, np.stack([viewmat[:3, 3] for viewmat in viewmats]))
     axes = R[:, 2]
     across = np.eye(3) - axes[:, :, None] * axes[:, None]
-    mean, pull = centres.mean(0), 1e-3 * np.eye(3)  # the pull towards the mean settles it when they are parallel
-    return np.linalg.solve(across.mean(0) + pull, np.einsum("nij,nj->i", across, centres) / len(axes) + pull @ mean)
+    # the pull towards the mean settles it when they are parallel
+    mean, pull = centres.mean(0), 1e-3 * np.eye(3)
+    return np.linalg.solve(across.mean(0) + pull,
+                           np.einsum("nij,nj->i", across, centres) / len(axes) + pull @ mean)
 
 
 def check_cameras(viewmats: Tensor, Ks: Tensor, sizes: Tensor, where: str) -> None:
     """UserError, which names the file that they come from, for cameras that see nothing.
 
-    The pose [C, 4, 4] has to be a rotation and a translation so short that float32 can square it, focal lengths in K [C, 3, 3]
-    above 0, width and height [C, 2] numbers of pixels.
+    The pose [C, 4, 4] has to be a rotation and a translation so short that float32 can square it, focal
+    lengths in K [C, 3, 3] above 0, width and height [C, 2] numbers of pixels.
     """
-    R, moved, last = viewmats[:, :3, :3].double(), viewmats[:, :3, 3].abs(), viewmats.new_tensor([0.0, 0.0, 0.0, 1.0])
+    R, moved, last = (viewmats[:, :3, :3].double(), viewmats[:, :3, 3].abs(),
+                      viewmats.new_tensor([0.0, 0.0, 0.0, 1.0]))
     sound = torch.isfinite(viewmats).flatten(1).all(dim=1) & torch.isfinite(Ks).flatten(1).all(dim=1)
-    sound &= ((R @ R.mT - torch.eye(3, dtype=R.dtype)).abs() < 0.01).flatten(1).all(dim=1) & (torch.linalg.det(R) > 0)
+    sound &= ((R @ R.mT - torch.eye(3, dtype=R.dtype)).abs()
+              < 0.01).flatten(1).all(dim=1) & (torch.linalg.det(R) > 0)
     sound &= (moved < FARTHEST).all(dim=1) & ((viewmats[:, 3] - last).abs() < 1e-3).all(dim=1)
-    sound &= (Ks.diagonal(dim1=1, dim2=2)[:, :2] > 0).all(dim=1) & ((sizes >= 1) & (sizes <= MOST_PIXELS)).all(dim=1)
+    sound &= (Ks.diagonal(dim1=1, dim2=2)[:, :2]
+              > 0).all(dim=1) & ((sizes >= 1) & (sizes <= MOST_PIXELS)).all(dim=1)
     if not sound.all():
         bad = int((~sound).nonzero()[0])
-        raise UserError(f"{where}: found camera {bad + 1} of {'x'.join(map(str, sizes[bad].tolist()))} pixels with focal "
-                        f"lengths {Ks[bad, 0, 0]:g} and {Ks[bad, 1, 1]:g}, expected sizes of 1 to {MOST_PIXELS:,}, lengths "
-                        "above 0, a rotation and a translation; the file is damaged")
+        raise UserError(f"{where}: found camera {bad + 1} of "
+                        f"{'x'.join(map(str, sizes[bad].tolist()))} pixels with focal lengths "
+                        f"{Ks[bad, 0, 0]:g} and {Ks[bad, 1, 1]:g}, expected sizes of 1 to {MOST_PIXELS:,}, "
+                        "lengths above 0, a rotation and a translation; the file is damaged")

@@ -16,8 +16,8 @@ from flexgs.errors import UserError
 from flexgs.options import parse
 
 COMMANDS: dict[str, type] = {"train": Train, "adapt": Adapt, "compare": Compare, "eval": Eval,
-                             "cut": Cut, "pack": Pack, "serve": Serve, "view": View, "render": Render, "info": Info,
-                             "data": Data, "bench": Bench, "doctor": Doctor}
+                             "cut": Cut, "pack": Pack, "serve": Serve, "view": View, "render": Render,
+                             "info": Info, "data": Data, "bench": Bench, "doctor": Doctor}
 
 
 def main() -> None:

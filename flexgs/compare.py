@@ -1,11 +1,13 @@
-"""Methods side by side on one capture, from the same stage 1, at the same counts, over the same number of views.
+"""Methods side by side on one capture, from the same stage 1, at the same counts, over the same number of
+views.
 
     seed_0/stage1/  seed_0/<method>/  seed_0/<method>-5pct/ ...  compare.json  tables.md  tables.tex  table.csv  tradeoff.png
 
-A method is a preset and any settings, for instance "default --deltas.knots 0.01 0.1". Stage 1, seed, background and
-evaluation are common to all; what differs is stage 2. What is trained at once is a cell: a method at all ratios, or at one
-where the method makes a model for each. Cells know nothing of each other: they may run anywhere and in any order after stage 1;
-what is finished is not repeated, what is not is continued.
+A method is a preset and any settings, for instance "default --deltas.knots 0.01 0.1". Stage 1, seed,
+background and evaluation are common to all; what differs is stage 2. What is trained at once is a cell: a
+method at all ratios, or at one where the method makes a model for each. Cells know nothing of each other:
+they may run anywhere and in any order after stage 1; what is finished is not repeated, what is not is
+continued.
 """
 
 import dataclasses
@@ -32,8 +34,8 @@ from flexgs.tracking import Tracking, flatten
 from flexgs.training.checkpoint import Checkpoint, latest_checkpoint
 from flexgs.training.trainer import Report, Trainer
 
-COMMON = ("seed", "steps", "batch", "background", "report_every", "checkpoint_every", "check_every", "data", "base",
-          "evaluation")
+COMMON = ("seed", "steps", "batch", "background", "report_every", "checkpoint_every", "check_every", "data",
+          "base", "evaluation")
 SAME = ("seed", "steps", "batch", "background", "data")
 """Those of them that no method may change, or figures could not be compared."""
 
@@ -55,27 +57,31 @@ class Cell:
 
     @property
     def from_nothing(self) -> bool:
-        """Whether the model is trained small from the capture's points: of stage 1 it takes the number of Gaussians only."""
+        """Whether the model is trained small from the capture's points: of stage 1 it takes the number of
+        Gaussians only."""
         return self.config.base.share == 1
 
 
 def method_config(method: str, common: Config) -> Config:
-    """Stage 2 of the method, everything else of common; settings behind the preset's name have the last word."""
+    """Stage 2 of the method, everything else of common; settings behind the preset's name have the last
+    word."""
     from flexgs.options import fill  # the command line knows how to read flags
 
     preset, *flags = _words(method)
     config = Config.from_preset(preset)
-    own = {name: getattr(config.base, name) for name in ("share", "reset_every")} if config.base.share == 1 else {}
+    own = {name: getattr(config.base, name)
+           for name in ("share", "reset_every")} if config.base.share == 1 else {}
     config = dataclasses.replace(config, **{name: getattr(common, name) for name in COMMON})
     config.base = dataclasses.replace(common.base, **own)
     config.rates = dataclasses.replace(config.rates, **common.stage1()["rates"])
     config = fill(Config, flags, f"--methods {preset}", start := config).check()
     if differing := [name for name in ("preset", *SAME) if getattr(config, name) != getattr(start, name)]:
-        raise UserError(f"--methods {method!r}: found another {', '.join(differing)}, which all methods of a comparison "
-                        "have in common; expected a preset first, and such flags beside --methods")
+        raise UserError(f"--methods {method!r}: found another {', '.join(differing)}, which all "
+                        "methods of a comparison have in common; expected a preset first, and such "
+                        "flags beside --methods")
     if config.base.ply:
-        raise UserError(f"--base.ply {config.base.ply}: expected none, methods start from a stage 1 of their own; "
-                        "flexgs adapt takes a PLY")
+        raise UserError(f"--base.ply {config.base.ply}: expected none, methods start from a "
+                        "stage 1 of their own; flexgs adapt takes a PLY")
     return config
 
 
@@ -96,7 +102,8 @@ def cells(methods: Sequence[str], common: Config, folder: Path) -> list[Cell]:
             found.append(Cell(method, config, folder / _name(method)))
             continue
         for ratio in (r for r in config.evaluation.ratios if r < 1):
-            one = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, ratios=(1.0,)))
+            one = dataclasses.replace(config,
+                                      evaluation=dataclasses.replace(config.evaluation, ratios=(1.0,)))
             if config.order.keep < 1:
                 one.order = dataclasses.replace(config.order, keep=ratio)
             found.append(Cell(method, one, folder / f"{_name(method)}-{percent_name(ratio)}pct", ratio))
@@ -107,7 +114,8 @@ def train_stage1(scene: Scene, common: Config, folder: Path, device: str, report
     """Train the model that all methods start from, into folder/seed_<common.seed>/stage1."""
     folder = folder / f"seed_{common.seed}" / "stage1"
     if (folder / "done").exists():
-        check_same_capture(Checkpoint(folder / "done").about.get("capture"), scene.digest, folder, OTHER_OUTPUT)
+        check_same_capture(Checkpoint(folder / "done").about.get("capture"), scene.digest, folder,
+                           OTHER_OUTPUT)
     else:
         session = LocalSession(folder, Group(), report)
         trainer = Trainer(common, scene, device=device)
@@ -124,19 +132,23 @@ def train_cell(cell: Cell, scene: Scene, device: str, report: Report) -> None:
     """
     if not done(cell, scene):
         start = _trained_alike(cell) or (None if cell.from_nothing else cell.stage1)
-        run(_sized(cell), scene, cell.folder, Group(), LocalSession(cell.folder, Group(), report, start=start), device)
+        run(_sized(cell), scene, cell.folder, Group(),
+            LocalSession(cell.folder, Group(), report, start=start), device)
 
 
 def done(cell: Cell, scene: Scene) -> bool:
-    """Whether the cell is trained and measured. UserError if its folder holds results of another method or capture."""
+    """Whether the cell is trained and measured. UserError if its folder holds results of another method or
+    capture."""
     return cell.stage1.exists() and finished(cell.folder, _sized(cell), scene) is not None
 
 
 def measured(cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
-    """What the finished cells have measured: {method: [a seed's {"seed", "ratios", "train_seconds", "stored_mb"}, ...]}.
+    """What the finished cells have measured: {method: [a seed's {"seed", "ratios", "train_seconds",
+    "stored_mb"}, ...]}.
 
-    ratios is as in results.json, with cut_seconds: what a cut at a new ratio takes, training included where the method makes a
-    model for each. train_seconds is for all ratios, stage 1 included; stored_mb is what has to be kept to serve them.
+    ratios is as in results.json, with cut_seconds: what a cut at a new ratio takes, training included where
+    the method makes a model for each. train_seconds is for all ratios, stage 1 included; stored_mb is what
+    has to be kept to serve them.
     """
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for cell in cells:
@@ -153,15 +165,19 @@ def measured(cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
             row["ratios"] = results["ratios"]
         else:
             figures = results["ratios"].get("1", {})
-            seconds = typed(float, figures.get("cut_seconds"), f"{cell.folder}/results.json: cut_seconds at ratio 1")
+            seconds = typed(float, figures.get("cut_seconds"),
+                            f"{cell.folder}/results.json: cut_seconds at ratio 1")
             row["ratios"][ratio_name(cell.ratio)] = {**figures, "cut_seconds": round(own + seconds, 3)}
     return {method: list(seeds.values()) for method, seeds in found.items()}
 
 
 def write(scene: str, rows: Rows, published: Rows | None, common: Config, folder: Path) -> list[Sheet]:
-    """Write compare.json, the tables as Markdown, LaTeX and CSV, and the figure into folder; returns the tables."""
-    sheets = [quality_sheet(rows), cost_sheet(rows), *([published_sheet(rows, published)] if published else [])]
-    write_json(folder / "compare.json", {"scene": scene, "steps": common.steps, "git_sha": git_sha(), "methods": rows})
+    """Write compare.json, the tables as Markdown, LaTeX and CSV, and the figure into folder; returns the
+    tables."""
+    sheets = [quality_sheet(rows),
+              cost_sheet(rows), *([published_sheet(rows, published)] if published else [])]
+    write_json(folder / "compare.json",
+               {"scene": scene, "steps": common.steps, "git_sha": git_sha(), "methods": rows})
     for name, text in {"tables.md": "\n".join([*(sheet.markdown() for sheet in sheets), legend(rows)]),
                        "tables.tex": "\n".join(sheet.latex() for sheet in sheets)}.items():
         with atomic_file(folder / name) as out:
@@ -178,23 +194,27 @@ def legend(methods: Iterable[str]) -> str:
 
 
 def track(scene: str, rows: Rows, common: Config, folder: Path, tracking: Tracking) -> str:
-    """Log the comparison to MLflow: a run per method below one for all; returns how to open it on PSNR over ratio.
+    """Log the comparison to MLflow: a run per method below one for all; returns how to open it on PSNR over
+    ratio.
 
     A method's figures are its means over seeds; those of the run above them are the best of all methods.
     """
-    parent = tracking.run(folder, f"{scene}: comparison", kind="comparison", tags={"scene": scene, "git_sha": git_sha()})
+    parent = tracking.run(folder, f"{scene}: comparison", kind="comparison",
+                          tags={"scene": scene, "git_sha": git_sha()})
     runs, means = [], {}
     for method, entries in rows.items():
         means[method] = mean_ratios(entries)
         config = method_config(method, common)
         run = tracking.run(folder / "mlflow" / _name(method), method, kind="method", parent=parent,
                            params=flatten(config.to_dict()), tags={"scene": scene, "preset": config.preset})
-        run.log_summary(means[method], common.steps, {"train_seconds": fmean(e["train_seconds"] for e in entries),
-                                                      "stored_mb": fmean(e["stored_mb"] for e in entries)})
+        run.log_summary(means[method], common.steps,
+                        {"train_seconds": fmean(e["train_seconds"] for e in entries),
+                         "stored_mb": fmean(e["stored_mb"] for e in entries)})
         run.finish()
         runs.append(run)
     ratios = dict.fromkeys(ratio for table in means.values() for ratio in table)
-    parent.log_summary({ratio: max((t[ratio] for t in means.values() if ratio in t), key=lambda row: row["psnr"])
+    parent.log_summary({ratio: max((t[ratio] for t in means.values() if ratio in t),
+                                   key=lambda row: row["psnr"])
                         for ratio in ratios}, common.steps)
     parent.describe((folder / "tables.md").read_text())
     parent.log_files([folder / name for name in ("compare.json", "tables.md", "table.csv", "tradeoff.png")])
@@ -231,11 +251,13 @@ def _name(method: str) -> str:
 
 
 def _words(method: str) -> list[str]:
-    """The preset and the flags of a method; UserError if there is no preset, or a quotation without an end."""
+    """The preset and the flags of a method; UserError if there is no preset, or a quotation without an
+    end."""
     try:
         words = shlex.split(method)
     except ValueError as e:
         raise UserError(f"--methods {method!r}: {e}; expected a preset and flags") from None
     if not words:
-        raise UserError(f"--methods {method!r}: found nothing, expected a preset, one of {', '.join(PRESETS)}")
+        raise UserError(f"--methods {method!r}: found nothing, expected a preset, one of "
+                        f"{', '.join(PRESETS)}")
     return words

@@ -1,7 +1,7 @@
 """Every setting of a run, as one tree of dataclasses, and the presets that differ in a few lines of it.
 
-Lengths are counted in *views*: training images rendered and compared, over all workers. A step of the optimizer uses
-`batch` views, so the same numbers mean the same work for one worker and for eight.
+Lengths are counted in *views*: training images rendered and compared, over all workers. A step of the
+optimizer uses `batch` views, so the same numbers mean the same work for one worker and for eight.
 """
 
 import dataclasses
@@ -23,9 +23,11 @@ Share = Annotated[float, Range(0, 1)]
 Views = Annotated[int, Range(1, 10**9)]
 """A number of training views; a thousand million take years."""
 Weight = Annotated[float, Range(0, 1000)]
-"""Of a term of the loss. Adam takes out what all have in common; beyond this, float32 has no digits left for the others."""
+"""Of a term of the loss. Adam takes out what all have in common; beyond this, float32 has no digits left for
+the others."""
 Rate = Annotated[float, Range(0, 0.1)]
-"""Of Adam: about how far a parameter moves in a step. Log-scales and logits that move by more overflow within some hundred."""
+"""Of Adam: about how far a parameter moves in a step. Log-scales and logits that move by more overflow within
+some hundred."""
 Factor = Annotated[float, Range(0, 100)]
 Size = Annotated[float, Range(0, 1e6)]
 """A length in units of the scene's extent, or a gradient: at the upper end, no Gaussian is as large."""
@@ -35,8 +37,10 @@ Temperature = Annotated[float, Range(1e-3, 1000)]
 """Of a softmax: logits are divided by it."""
 
 MOST_CELLS = 2**26
-"""Numbers in the planes of the field, ten times those of the paper: with their gradient and moments they take 1 GB."""
-SCORES = Name("alpha_t", "opacity_t", "flexgs", "lightgaussian", "c3dgs", "eagles", "opacity", "volume", "footprint")
+"""Numbers in the planes of the field, ten times those of the paper: with their gradient and moments they take
+1 GB."""
+SCORES = Name("alpha_t", "opacity_t", "flexgs", "lightgaussian", "c3dgs", "eagles", "opacity", "volume",
+              "footprint")
 Input = Literal["means", "quats", "scales", "opacities", "importance"]
 Head = Literal["means", "scales", "quats", "opacities", "sh0"]
 
@@ -54,7 +58,8 @@ class Data:
     model: str | None = None
     """Which of several COLMAP models, such as 1 for sparse/1; by default the one of the most photographs."""
     cache_gb: Annotated[float, Range(0, 1e6)] | None = None
-    """Memory for decoded images in each process; by default a quarter of what is free, at least 0.25 and at most 16."""
+    """Memory for decoded images in each process; by default a quarter of what is free, at least 0.25 and at
+    most 16."""
 
     @property
     def cache_bytes(self) -> int | None:
@@ -66,7 +71,8 @@ class Base:
     """Stage 1: the plain 3DGS model that stage 2 makes elastic."""
 
     ply: str | None = None
-    """Make the Gaussians of this PLY elastic instead: there is no stage 1, and stage 2 leaves them as they are."""
+    """Make the Gaussians of this PLY elastic instead: there is no stage 1, and stage 2 leaves them as they
+    are."""
     share: Annotated[float, Range(0, 1, "(]")] = 0.5
     """Stage 1's share of all views."""
     sh_degree: Annotated[int, Range(0, 3)] = 3
@@ -78,7 +84,8 @@ class Base:
     grow_every: Views = 100
     """Views between two densifications."""
     grow_gradient: Size = 2e-4
-    """Mean gradient of the screen position (normalised device units) above which a Gaussian is cloned or split."""
+    """Mean gradient of the screen position (normalised device units) above which a Gaussian is cloned or
+    split."""
     split_scale: Size = 0.01
     """Larger than this share of the scene's extent: split; smaller: clone."""
     max_splats: Annotated[int, Range(1, 10**8)] = 3_000_000
@@ -127,7 +134,8 @@ class Loss:
     elastic_l1: Weight = 0.4
     elastic_ssim: Weight = 0.1
     elastic_fade: Factor = 0.0
-    """p: an elastic render at ratio e moves the Gaussians shared by all ratios with e^p times its gradient."""
+    """p: an elastic render at ratio e moves the Gaussians shared by all ratios with e^p times its
+    gradient."""
 
 
 @dataclass
@@ -135,16 +143,20 @@ class Ratios:
     """Which ratios stage 2 trains at."""
 
     sampling: Literal["log_uniform", "uniform", "random", "round_robin"] = "log_uniform"
-    bands: Annotated[tuple[tuple[Ratio, Ratio], ...], Range(0, 16)] = ((0.008, 0.035), (0.035, 0.14), (0.14, 0.6))
-    """log_uniform, uniform: one elastic render per view and band, its ratio drawn within. Empty: no elastic render."""
+    bands: Annotated[tuple[tuple[Ratio, Ratio], ...],
+                     Range(0, 16)] = ((0.008, 0.035), (0.035, 0.14), (0.14, 0.6))
+    """log_uniform, uniform: one elastic render per view and band, its ratio drawn within. Empty: no elastic
+    render."""
     values: Annotated[tuple[Ratio, ...], Range(1, 1000)] = (0.01, 0.05, 0.10, 0.15)
     """random and round_robin: one elastic render per view at one of these."""
     upper_every: Annotated[int, Range(0, 10**9)] = 0
-    """log_uniform, uniform: every so many views one more render, above the bands and below the whole model; 0: never."""
+    """log_uniform, uniform: every so many views one more render, above the bands and below the whole model;
+    0: never."""
     alternate: bool = False
     """Render the whole model at even views and the last band at odd ones, instead of both at each."""
     half_above: Annotated[float, Range(0, 1e9)] | None = 64.0
-    """Elastic renders in which each Gaussian has more pixels than this to itself are half as wide and high; None: never."""
+    """Elastic renders in which each Gaussian has more pixels than this to itself are half as wide and high;
+    None: never."""
 
     @property
     def renders(self) -> int:
@@ -163,8 +175,9 @@ class Order:
     """Which Gaussians stay: the first floor(e N) of one order, so cuts are nested."""
 
     kind: Annotated[str, Name("sampled", "importance", "opacity", "gsnet")] = "sampled"
-    """sampled: weighted sampling without replacement, the score as weight; importance: by descending score; both as of the
-    beginning of stage 2. opacity: by descending opacity, as training changes it; gsnet: learned."""
+    """sampled: weighted sampling without replacement, the score as weight; importance: by descending score;
+    both as of the beginning of stage 2. opacity: by descending opacity, as training changes it; gsnet:
+    learned."""
     score: Annotated[str, SCORES] = "alpha_t"
     """What a Gaussian is worth; model/importance.py says how each is computed."""
     temperature: Factor = 1.0
@@ -183,13 +196,16 @@ class GsNet:
     """The adaptive selector of FlexGS."""
 
     shape: Literal["paper", "code"] = "paper"
-    """paper: two branches (all inputs, ratio) of width 64; code: a branch of 32 per input and one for the ratio."""
+    """paper: two branches (all inputs, ratio) of width 64; code: a branch of 32 per input and one for the
+    ratio."""
     inputs: Annotated[tuple[Input, ...], Range(1, 5)] = ("means", "quats", "scales")
     """What it sees of a Gaussian; importance: the normal quantile of its place by global importance."""
     normalise: bool = True
-    """Means to the box of the scene, log-scales to their median, q and -q the same; False: the scene's unit, scales, raw q."""
+    """Means to the box of the scene, log-scales to their median, q and -q the same; False: the scene's unit,
+    scales, raw q."""
     noise: bool = True
-    """Training draws its selection with Gumbel noise; False: it takes the floor(eN) of the largest margins."""
+    """Training draws its selection with Gumbel noise; False: it takes the floor(eN) of the largest
+    margins."""
     order_noise: bool = False
     """One seeded draw of the noise goes into the final order; False: the order is that of the margins."""
     temperature: Temperature = 1.0
@@ -199,7 +215,8 @@ class GsNet:
     gi_weight: Weight = 1.0
     """Of the loss that pulls the mask towards the global-importance mask."""
     sparsity_weight: Weight = 0.01
-    """Of the loss that pulls the number of selected Gaussians towards e N; without noise the number is exact."""
+    """Of the loss that pulls the number of selected Gaussians towards e N; without noise the number is
+    exact."""
     refresh: Views = 1000
     """Views between two computations of global importance."""
     detach: bool = True
@@ -219,10 +236,12 @@ class Deltas:
 
     knots: Annotated[tuple[Ratio, ...], Range(1, 64)] = (0.01, 0.032, 0.1, 0.32, 0.5)
     rows: tuple[Ratio, ...] | None = None
-    """Knot j holds the first floor(rows_j N) Gaussians only; None: as many as a cut at the knot has. One knot with more rows
-    than that, for instance knots 0.01 and rows 0.32, is rank 1: one change per Gaussian, times log e."""
+    """Knot j holds the first floor(rows_j N) Gaussians only; None: as many as a cut at the knot has. One knot
+    with more rows than that, for instance knots 0.01 and rows 0.32, is rank 1: one change per Gaussian, times
+    log e."""
     merge: Share = 0.1
-    """Knots up to this ratio start from Gaussians merged with the dropped ones nearest to them; 0: from no change."""
+    """Knots up to this ratio start from Gaussians merged with the dropped ones nearest to them; 0: from no
+    change."""
 
 
 @dataclass
@@ -269,15 +288,18 @@ class Evaluation:
 
     ratios: Annotated[tuple[Ratio, ...], Range(1, 1000)] = (0.01, 0.05, 0.10, 0.15, 0.5, 1.0)
     format: Literal["ply", "compressed_ply", "spz", "sog", "splat", "gltf", "vq", "latents"] = "ply"
-    """What the cuts are stored as: quality is measured after reading the file back, and its bytes are counted."""
+    """What the cuts are stored as: quality is measured after reading the file back, and its bytes are
+    counted."""
     lpips: tuple[Literal["vgg", "alex"], ...] = ("vgg", "alex")
     """LPIPS backbones; one that cannot be had is reported as not computed, with the reason."""
     lpips_weights: str | None = None
     """Folder of the backbones where nothing may be downloaded; default: $FLEXGS_LPIPS_WEIGHTS."""
     lpips_range: Literal["[-1, 1]", "[0, 1]"] = "[-1, 1]"
-    """Range that the backbone is given: [-1, 1] is LPIPS as published, [0, 1] is what FlexGS's figures were made with."""
+    """Range that the backbone is given: [-1, 1] is LPIPS as published, [0, 1] is what FlexGS's figures were
+    made with."""
     views: Literal["all", "even", "odd"] = "all"
-    """Of the test views: all, or every second one. A search chooses by the even ones and reports the odd ones."""
+    """Of the test views: all, or every second one. A search chooses by the even ones and reports the odd
+    ones."""
 
     def check(self, prefix: str = "--") -> None:
         """Raise UserError for values outside of their ranges."""
@@ -291,7 +313,8 @@ class Distributed:
     rows: Literal["all", "seen"] = "all"
     """seen: of the Gaussians, only those that some worker saw in this step; the sums are the same."""
     sh_rest: Literal["float32", "bfloat16"] = "float32"
-    """What the gradients of shN travel as: three quarters of the bytes, which bfloat16 halves and rounds to 3 digits."""
+    """What the gradients of shN travel as: three quarters of the bytes, which bfloat16 halves and rounds to 3
+    digits."""
 
 
 @dataclass
@@ -335,15 +358,16 @@ class Config:
         """One of PRESETS by name; settings replace top-level fields, for instance steps=7000."""
         if name not in PRESETS:
             near = difflib.get_close_matches(name, PRESETS)
-            raise UserError(f"--preset {name}: unknown; {f'did you mean {near[0]}? ' if near else ''}expected one of "
+            raise UserError(f"--preset {name}: unknown; "
+                            f"{f'did you mean {near[0]}? ' if near else ''}expected one of "
                             f"{', '.join(PRESETS)}")
         config = Config(preset=name)
         PRESETS[name](config)
         return dataclasses.replace(config, **settings)
 
     def check(self) -> "Config":
-        """Raise UserError for values that no run can use: outside of their ranges, which stand at the settings, or at odds with
-        each other, which is tested here."""
+        """Raise UserError for values that no run can use: outside of their ranges, which stand at the
+        settings, or at odds with each other, which is tested here."""
         check_ranges(self)
         for option, rising in {"knots": self.deltas.knots, "rows": self.deltas.rows or ()}.items():
             if any(a >= b for a, b in itertools.pairwise(rising)):
@@ -357,32 +381,37 @@ class Config:
         if len(set(self.gsnet.inputs)) < len(self.gsnet.inputs):
             raise UserError(f"--gsnet.inputs: found {self.gsnet.inputs}, expected each once")
         if self.field.cells > MOST_CELLS:
-            raise UserError(f"--field.resolution, --field.levels, --field.channels: found {self.field.cells:,} numbers in the "
-                            f"planes, expected at most {MOST_CELLS:,}")
+            raise UserError("--field.resolution, --field.levels, --field.channels: found "
+                            f"{self.field.cells:,} numbers in the planes, expected at most {MOST_CELLS:,}")
         if not self.order.fixed and self.transform.kind == "deltas":
-            raise UserError(f"--transform.kind deltas: needs a fixed order, found --order.kind {self.order.kind}; "
-                            "expected field or none")
+            raise UserError("--transform.kind deltas: needs a fixed order, found "
+                            f"--order.kind {self.order.kind}; expected field or none")
         if not self.order.fixed and self.order.keep < 1:
-            raise UserError(f"--order.keep: found {self.order.keep} with --order.kind {self.order.kind}, whose order is known "
-                            "at the end only; expected --order.kind importance or sampled")
+            raise UserError(f"--order.keep: found {self.order.keep} with --order.kind {self.order.kind}, "
+                            "whose order is known at the end only; expected --order.kind "
+                            "importance or sampled")
         if self.base.ply and self.transform.kind == "none":
-            raise UserError("--transform.kind none: with --base.ply there is nothing to train; expected deltas or field")
+            raise UserError("--transform.kind none: with --base.ply there is nothing to train; "
+                            "expected deltas or field")
         return self
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def stage1(self) -> dict[str, Any]:
-        """The settings that the Gaussians of stage 1 depend on, but for numbers of views, as JSON values: runs that agree in
-        them can start from one stage 1."""
+        """The settings that the Gaussians of stage 1 depend on, but for numbers of views, as JSON values:
+        runs that agree in them can start from one stage 1."""
         tree = self.to_dict()
         return {**{key: tree[key] for key in ("seed", "background", "base")},
-                "data": {key: value for key, value in tree["data"].items() if key != "cache_gb"},  # how images are held
-                "rates": {key: tree["rates"][key] for key in ("means", "quats", "scales", "opacities", "sh0", "shN")}}
+                # how images are held
+                "data": {key: value for key, value in tree["data"].items() if key != "cache_gb"},
+                "rates": {key: tree["rates"][key]
+                          for key in ("means", "quats", "scales", "opacities", "sh0", "shN")}}
 
     @staticmethod
     def from_dict(values: dict[str, Any], source: str = "config") -> "Config":
-        """The reverse of to_dict; UserError names the source and a key that is unknown, or a value that cannot be."""
+        """The reverse of to_dict; UserError names the source and a key that is unknown, or a value that
+        cannot be."""
         config: Config = typed(Config, values, source)
         try:
             return config.check()
@@ -395,7 +424,8 @@ class Config:
 
 
 def settings(tree: Any, prefix: str = "--") -> Iterator[tuple[str, Any, Any]]:
-    """(flag, annotated type, value) of every setting of a tree of dataclasses: --rates.delta-means and so on."""
+    """(flag, annotated type, value) of every setting of a tree of dataclasses: --rates.delta-means and so
+    on."""
     kinds = get_type_hints(type(tree), include_extras=True)
     for f in dataclasses.fields(tree):
         flag, value = f"{prefix}{f.name.replace('_', '-')}", getattr(tree, f.name)
@@ -409,7 +439,8 @@ def check_ranges(tree: Any, prefix: str = "--") -> None:
 
 
 def ratio_name(ratio: float) -> str:
-    """0.05 -> "0.05", as results.json and tables name it; other ratios have other names, and the name is the ratio."""
+    """0.05 -> "0.05", as results.json and tables name it; other ratios have other names, and the name is the
+    ratio."""
     return short if float(short := f"{ratio:g}") == ratio else repr(ratio)
 
 
@@ -431,14 +462,16 @@ def check_ratio(ratio: float, option: str = "ratio") -> float:
 
 
 def count_at(ratio: float, n: int) -> int:
-    """floor(ratio n), at least 1 (FlexGS supplementary, B.2); exact for ratios that binary floats round down."""
+    """floor(ratio n), at least 1 (FlexGS supplementary, B.2); exact for ratios that binary floats round
+    down."""
     return max(1, math.floor(check_ratio(ratio) * n + 1e-9))
 
 
 def check_same_method(theirs: Config, ours: Config, elastic: bool, folder: Path) -> None:
     """UserError if what was trained under theirs, into folder, cannot be continued under ours.
 
-    Before stage 2 begins (elastic False) only the settings of stage 1 matter, so that many runs can start from one stage 1.
+    Before stage 2 begins (elastic False) only the settings of stage 1 matter, so that many runs can start
+    from one stage 1.
     """
     if elastic:
         was, now = ({**c.to_dict(), "data": c.stage1()["data"]} for c in (theirs, ours))
@@ -449,7 +482,8 @@ def check_same_method(theirs: Config, ours: Config, elastic: bool, folder: Path)
                         "use the same settings to continue or choose another output folder")
 
 
-_FREE = ("steps", "preset", "batch", "report_every", "checkpoint_every", "check_every", "distributed", "evaluation")
+_FREE = ("steps", "preset", "batch", "report_every", "checkpoint_every", "check_every", "distributed",
+         "evaluation")
 
 
 def _default(config: Config) -> None:
@@ -480,7 +514,8 @@ def _paper(config: Config) -> None:
 def _official(config: Config) -> None:
     """FlexGS as its released code does it: what differs from its paper. Rows are those of docs/method.md.
 
-    The code multiplies the learning rates of its networks by the scene's extent E; the fixed ones used here are those of E = 5.
+    The code multiplies the learning rates of its networks by the scene's extent E; the fixed ones used here
+    are those of E = 5.
     """
     _paper(config)
     config.steps = 45_000
@@ -491,7 +526,8 @@ def _official(config: Config) -> None:
     config.order.score = "opacity_t"                         # row 6
     config.gsnet.shape = "code"                              # row 1: four branches of 32
     config.gsnet.normalise = False                           # row 31: raw inputs ...
-    config.gsnet.detach = False                              # row 31: ... through which gradients reach the Gaussians
+    # row 31: ... through which gradients reach the Gaussians
+    config.gsnet.detach = False
     config.gsnet.order_noise = True                          # row 20
     config.field.resolution = (64, 64, 64, 150)              # row 13: 150 columns
     config.field.smooth_both = False                         # row 16
@@ -502,11 +538,13 @@ def _official(config: Config) -> None:
 
 
 def _mended(config: Config) -> None:
-    """FlexGS's own architecture without its defects. Steps are those of docs/method.md, which mends one by one."""
+    """FlexGS's own architecture without its defects. Steps are those of docs/method.md, which mends one by
+    one."""
     _paper(config)
     config.ratios.sampling = "log_uniform"                   # row 12
     config.ratios.bands = ((0.008, 0.08), (0.08, 0.8))
-    config.gsnet.noise = False                               # row 20: training selects as the final order does
+    # row 20: training selects as the final order does
+    config.gsnet.noise = False
     config.gsnet.inputs = ("means", "quats", "scales", "opacities", "importance")  # step 3
     config.field.ratio_axis = "log"                          # row 13
     config.field.resolution = (64, 64, 64, 32)               # row 13
@@ -516,8 +554,8 @@ def _mended(config: Config) -> None:
 
 
 def _plain(config: Config) -> None:
-    """Plain 3DGS of the same length: the yardstick at 100 %. Its cuts are pruned by LightGaussian's score and not fine-tuned,
-    the paper's LightGS*.
+    """Plain 3DGS of the same length: the yardstick at 100 %. Its cuts are pruned by LightGaussian's score and
+    not fine-tuned, the paper's LightGS*.
     """
     config.rates.shN_factor, config.ratios.half_above = 1.0, None
     config.ratios.bands = ()
@@ -526,44 +564,50 @@ def _plain(config: Config) -> None:
 
 
 def _lightgs(config: Config) -> None:
-    """LightGaussian (Fan et al. 2024): pruned by its score, then fine-tuned, a model for each ratio. Left out: distillation of
-    the harmonics and vector quantisation.
+    """LightGaussian (Fan et al. 2024): pruned by its score, then fine-tuned, a model for each ratio. Left
+    out: distillation of the harmonics and vector quantisation.
     """
     _plain(config)
     config.order.keep = 0.1  # below 1: compare makes a model for each ratio
 
 
 def _c3dgs(config: Config) -> None:
-    """Compressed 3DGS (Niedermayr et al. 2024): pruned by the images' sensitivity to the colour, then fine-tuned, a model for
-    each ratio. Its vector quantisation: --evaluation.format vq. Left out: fine-tuning the quantised model.
+    """Compressed 3DGS (Niedermayr et al. 2024): pruned by the images' sensitivity to the colour, then
+    fine-tuned, a model for each ratio. Its vector quantisation: --evaluation.format vq. Left out: fine-tuning
+    the quantised model.
     """
     _lightgs(config)
     config.order.score = "c3dgs"
 
 
 def _eagles(config: Config) -> None:
-    """EAGLES (Girish et al. 2024): pruned by influence, then fine-tuned, a model for each ratio. Its quantised latents:
-    --evaluation.format latents. Left out: training with them, and from coarse to fine images.
+    """EAGLES (Girish et al. 2024): pruned by influence, then fine-tuned, a model for each ratio. Its
+    quantised latents: --evaluation.format latents. Left out: training with them, and from coarse to fine
+    images.
     """
     _lightgs(config)
     config.order.score = "eagles"
 
 
 def _matryoshka(config: Config) -> None:
-    """Matryoshka Gaussian Splatting (Guo et al. 2026): ordered by opacity at every step, the whole and one random prefix of
-    it rendered per view. Left out: densification as in 3DGS-MCMC, training so from the first step.
+    """Matryoshka Gaussian Splatting (Guo et al. 2026): ordered by opacity at every step, the whole and one
+    random prefix of it rendered per view. Left out: densification as in 3DGS-MCMC, training so from the first
+    step.
     """
     _plain(config)
     config.order.kind = "opacity"
     config.ratios.sampling = "uniform"
-    config.ratios.bands = ((0.01, 1.0),)  # the lower end is not published; this is the smallest ratio measured
+    # the lower end is not published; this is the smallest ratio measured
+    config.ratios.bands = ((0.01, 1.0),)
     config.loss.elastic_l1, config.loss.elastic_ssim = config.loss.full_l1, config.loss.full_ssim
 
 
 def _scratch(config: Config) -> None:
-    """Plain 3DGS trained small: as many steps in all, densified to floor(e N) and no further, a model for each ratio.
+    """Plain 3DGS trained small: as many steps in all, densified to floor(e N) and no further, a model for
+    each ratio.
 
-    Without resets of the opacities, after each of which a model at its limit is pruned and starts to grow again.
+    Without resets of the opacities, after each of which a model at its limit is pruned and starts to grow
+    again.
     """
     _plain(config)
     config.base.share = 1.0  # compare makes a model for each ratio, from nothing
@@ -577,8 +621,9 @@ def _smoke(config: Config) -> None:
     config.base.max_splats, config.base.grow_every, config.base.sh_degree = 4_000, 40, 1
 
 
-PRESETS = {f.__name__[1:]: f for f in (_default, _fast, _paper, _official, _mended, _plain, _lightgs, _c3dgs, _eagles,
-                                       _matryoshka, _scratch, _smoke)}
+PRESETS = {f.__name__[1:]: f for f in (_default, _fast, _paper, _official, _mended, _plain, _lightgs, _c3dgs,
+                                       _eagles, _matryoshka, _scratch, _smoke)}
 
-METHODS = ("plain", "lightgs", "c3dgs", "eagles", "matryoshka", "scratch", "official", "paper", "default", "fast")
+METHODS = ("plain", "lightgs", "c3dgs", "eagles", "matryoshka", "scratch", "official", "paper", "default",
+           "fast")
 """What is compared unless the user names methods: the paper's rivals, two beyond the paper, and FlexGS."""

@@ -1,4 +1,5 @@
-"""The two ways a command ends badly: the user can mend it (exit code 2), or something failed (exit code 1)."""
+"""The two ways a command ends badly: the user can mend it (exit code 2), or something failed (exit code
+1)."""
 
 import errno
 import shlex
@@ -24,7 +25,8 @@ class MissingDependencyError(UserError):
 
 
 def cure(error: BaseException) -> str | None:
-    """What to do about an error that says that the machine has too little memory or disk; None for any other."""
+    """What to do about an error that says that the machine has too little memory or disk; None for any
+    other."""
     text = str(error).lower()
     if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
         return "out of memory: lower --base.max-splats or raise --data.factor"
@@ -34,7 +36,8 @@ def cure(error: BaseException) -> str | None:
 
 
 def one_line(text: str) -> str:
-    """text on a line that does nothing to a terminal: names of files, which come from anybody, may hold any character."""
+    """text on a line that does nothing to a terminal: names of files, which come from anybody, may hold any
+    character."""
     return "".join(c if c.isprintable() else " " if c in "\n\t" else repr(c)[1:-1] for c in text.strip())
 
 

@@ -23,8 +23,10 @@ from flexgs.splats import Splats
 
 
 @torch.no_grad()
-def measure(splats: Splats, view: View, background: Tensor, networks: Mapping[str, Lpips]) -> dict[str, float]:
-    """PSNR, SSIM, LPIPS by each network and milliseconds per frame of one view. Pixels outside its mask count as perfect."""
+def measure(splats: Splats, view: View, background: Tensor,
+            networks: Mapping[str, Lpips]) -> dict[str, float]:
+    """PSNR, SSIM, LPIPS by each network and milliseconds per frame of one view. Pixels outside its mask count
+    as perfect."""
     device = splats.means.device
     camera = view.camera.to(device)
     start = clock(device)
@@ -41,10 +43,10 @@ def evaluate(model: ElasticModel, scene: Scene, options: Evaluation, background:
              group: Group | None = None) -> dict[str, Any]:
     """Means over the test views at each ratio, the views split over the workers.
 
-    Returns {"protocol": ..., "ratios": {"0.05": {"psnr", "ssim", "lpips_vgg", "lpips_alex", "splats", "mb", "ms",
-    "cut_seconds"}}}; mb is the size of the file in options.format in 10^6 bytes, ms the median over the views of one render on
-    this machine, cut_seconds what cutting took and, for a format other than PLY, writing and
-    reading it back. An LPIPS that was not computed is
+    Returns {"protocol": ..., "ratios": {"0.05": {"psnr", "ssim", "lpips_vgg", "lpips_alex", "splats", "mb",
+    "ms", "cut_seconds"}}}; mb is the size of the file in options.format in 10^6 bytes, ms the median over the
+    views of one render on this machine, cut_seconds what cutting took and, for a format other than PLY,
+    writing and reading it back. An LPIPS that was not computed is
     None, and the protocol says why.
     """
     group = group or Group()
@@ -53,7 +55,8 @@ def evaluate(model: ElasticModel, scene: Scene, options: Evaluation, background:
     smallest = min(min(view.camera.width, view.camera.height) for view in test)
     loaded = {net: lpips.load(net, options.lpips_weights, options.lpips_range) if smallest >= lpips.LEAST else
               f"its backbone needs images of {lpips.LEAST} pixels, found {smallest}" for net in options.lpips}
-    networks: dict[str, Lpips] = {net: network for net, network in loaded.items() if isinstance(network, Lpips)}
+    networks: dict[str, Lpips] = {net: network for net,
+                                  network in loaded.items() if isinstance(network, Lpips)}
     for ratio in options.ratios:
         start = clock(colour.device)
         cut = model.cut(ratio)
@@ -61,22 +64,25 @@ def evaluate(model: ElasticModel, scene: Scene, options: Evaluation, background:
         cut, size, encode_seconds = as_stored(cut, options.format, scene.train)
         mine = {i: measure(cut, test[i], colour, networks) for i in group.share(len(test))}
         views = {i: m for part in group.gather(mine) for i, m in part.items()}
-        rows = [views[i] for i in sorted(views)]  # in the order of views: sums do not depend on the number of workers
+        # in the order of views: sums do not depend on the number of workers
+        rows = [views[i] for i in sorted(views)]
 
         def mean(key: str, rows: list[dict[str, float]] = rows) -> float | None:
             return round(statistics.fmean(r[key] for r in rows), 5) if key in rows[0] else None
 
         table[ratio_name(ratio)] = {
-            "psnr": mean("psnr"), "ssim": mean("ssim"), "lpips_vgg": mean("lpips_vgg"), "lpips_alex": mean("lpips_alex"),
-            "splats": len(cut), "mb": round(size / 1e6, 4),
-            "ms": round(statistics.median(r["ms"] for r in rows), 3), "cut_seconds": round(cut_seconds + encode_seconds, 4),
+            "psnr": mean("psnr"), "ssim": mean("ssim"), "lpips_vgg": mean("lpips_vgg"),
+            "lpips_alex": mean("lpips_alex"), "splats": len(cut), "mb": round(size / 1e6, 4),
+            "ms": round(statistics.median(r["ms"] for r in rows), 3),
+            "cut_seconds": round(cut_seconds + encode_seconds, 4),
         }
     return {"ratios": table, "protocol": {
         "test_views": len(test), "of_the_test_views": options.views, "background": list(background),
         "pixels": "float, clamped to [0, 1]",
         "ssim": "11x11 Gaussian window, sigma 1.5, zero padding", "mb": FORMATS[options.format].about,
         "device": str(model.splats.means.device),
-        **{f"lpips_{net}": f"inputs in {options.lpips_range}" if net in networks else f"not computed, because {loaded[net]}"
+        **{f"lpips_{net}": f"inputs in {options.lpips_range}" if net in networks
+           else f"not computed, because {loaded[net]}"
            for net in options.lpips}}}
 
 

@@ -9,8 +9,8 @@ from flexgs.errors import UserError
 
 T = TypeVar("T")
 VARIABLE = "FLEXGS_EXTENSIONS"
-"""Names of the modules, separated by commas, that settings may name. Nothing else is imported: a config or model may come from
-a stranger."""
+"""Names of the modules, separated by commas, that settings may name. Nothing else is imported: a config or
+model may come from a stranger."""
 
 
 def named(option: str, name: str, known: Mapping[str, T], kind: type | None = None) -> T:
@@ -22,14 +22,16 @@ def named(option: str, name: str, known: Mapping[str, T], kind: type | None = No
         return known[name]
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise UserError(f"{option} {name}: unknown; expected one of {', '.join(known)}, or module:name (docs/extending.md)")
+        raise UserError(f"{option} {name}: unknown; expected one of {', '.join(known)}, or "
+                        "module:name (docs/extending.md)")
     if module not in os.environ.get(VARIABLE, "").split(","):
-        raise UserError(f"{option} {name}: {module} is none of the modules that {VARIABLE} allows to import; if you trust it, "
-                        f"set {VARIABLE}={module}")
+        raise UserError(f"{option} {name}: {module} is none of the modules that {VARIABLE} allows to "
+                        f"import; if you trust it, set {VARIABLE}={module}")
     try:
         found: Any = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as e:
-        raise UserError(f"{option} {name}: cannot be imported ({e}); expected module:name, the module in PYTHONPATH") from e
+        raise UserError(f"{option} {name}: cannot be imported ({e}); expected module:name, the "
+                        "module in PYTHONPATH") from e
     if not (isinstance(found, type) and issubclass(found, kind) if kind else callable(found)):
         raise UserError(f"{option} {name}: found a {type(found).__name__}, expected "
                         f"{f'a subclass of {kind.__module__}.{kind.__name__}' if kind else 'a function'}")

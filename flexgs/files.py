@@ -1,9 +1,10 @@
 """Writing files so that a kill or a power cut leaves either the old or the new, never half of one.
 
-What is written lies beside its place, in a folder with a lock, until it is whole and on the disk, and is then renamed. What a
-kill leaves of that has a lock that nobody holds: whoever writes to the same place next removes it. Several things change
-together by one rename too: staged() collects them, publish() renames the collection, and only then each takes its place. A
-kill in between is made good by the next owner of the folder (tidy), and newest() finds them until then.
+What is written lies beside its place, in a folder with a lock, until it is whole and on the disk, and is then
+renamed. What a kill leaves of that has a lock that nobody holds: whoever writes to the same place next
+removes it. Several things change together by one rename too: staged() collects them, publish() renames the
+collection, and only then each takes its place. A kill in between is made good by the next owner of the folder
+(tidy), and newest() finds them until then.
 
 Folders come from others too. A link is never followed to what is moved, replaced or removed.
 """
@@ -32,8 +33,8 @@ _LOCK = ".lock"
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary file of path's name, in a folder beside it, that takes its place when the block ends well. UserError if path
-    is a folder, or cannot be written."""
+    """A temporary file of path's name, in a folder beside it, that takes its place when the block ends well.
+    UserError if path is a folder, or cannot be written."""
     if os.path.isdir(path):  # False for a name that is too long
         raise UserError(f"{path}: is a folder; expected the name of a file")
     with _workplace(path) as out:
@@ -45,9 +46,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside path that takes its place when the block ends well. UserError if it cannot be written.
+    """A temporary folder beside path that takes its place when the block ends well. UserError if it cannot be
+    written.
 
-    A folder that is replaced is away for a moment, and a kill in that moment leaves neither; see publish() for what may not be.
+    A folder that is replaced is away for a moment, and a kill in that moment leaves neither; see publish()
+    for what may not be.
     """
     with _workplace(path) as out:
         out.mkdir()
@@ -74,13 +77,15 @@ def publish(folder: Path) -> None:
 
 
 def newest(folder: Path, name: str) -> Path:
-    """The path of a file or folder that is published in folder: its place, or where a kill has left it on the way there."""
+    """The path of a file or folder that is published in folder: its place, or where a kill has left it on the
+    way there."""
     waiting = folder / PUBLISHED / name
     return waiting if waiting.exists() and not waiting.parent.is_symlink() else folder / name
 
 
 def tidy(folder: Path) -> None:
-    """Make good what kills have left in folder and below, for its owner: end what publish() began, remove half-written ones."""
+    """Make good what kills have left in folder and below, for its owner: end what publish() began, remove
+    half-written ones."""
     _settle(folder)
     _remove(folder / STAGED)
     for where, folders, files in os.walk(folder):
@@ -97,8 +102,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_jsonl(path: Path, *keys: str) -> list[dict[str, Any]]:
-    """The objects in a file of JSON lines that have these keys. Other lines are left out: another process may be writing to the
-    file, or a kill has cut a line off."""
+    """The objects in a file of JSON lines that have these keys. Other lines are left out: another process may
+    be writing to the file, or a kill has cut a line off."""
     rows = []
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         with contextlib.suppress(UserError):
@@ -120,14 +125,16 @@ def make_folder(path: Path) -> Path:
 
 
 def _refusal(path: Path, error: OSError) -> Exception:
-    """What to raise where path cannot be written: a full disk stays what it is, all else is for the user to mend."""
-    return error if cure(error) else UserError(f"{path}: cannot be written ({error.strerror or error}); choose another "
-                                               "output folder")
+    """What to raise where path cannot be written: a full disk stays what it is, all else is for the user to
+    mend."""
+    return error if cure(error) else UserError(f"{path}: cannot be written "
+                                               f"({error.strerror or error}); choose another output folder")
 
 
 @contextmanager
 def only_one(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Own folder while the block runs: other processes are kept from working in it, and what killed ones have left is tidied.
+    """Own folder while the block runs: other processes are kept from working in it, and what killed ones have
+    left is tidied.
 
     A kill ends that too. If another process works there, wait for its end, or UserError.
     """
@@ -149,8 +156,8 @@ def only_one(folder: Path, wait: bool = False) -> Iterator[None]:
 
 
 def _settle(folder: Path) -> None:
-    """Put what publish() has renamed into its places. Files, which describe folders, go first and come last, so that no new
-    folder ever stands beside an old description. May be interrupted and done again."""
+    """Put what publish() has renamed into its places. Files, which describe folders, go first and come last,
+    so that no new folder ever stands beside an old description. May be interrupted and done again."""
     new = folder / PUBLISHED
     if new.is_symlink() or not new.is_dir():
         return _remove(new)
@@ -182,7 +189,8 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until the file is on the disk: else a power cut after a rename may leave its name with nothing in it."""
+    """Wait until the file is on the disk: else a power cut after a rename may leave its name with nothing in
+    it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -202,14 +210,15 @@ def _beside(path: Path) -> Path:
 
 
 def _stem(path: Path) -> str:
-    """What names in its folder begin with that are for path, whose own name may be as long as the disk takes."""
+    """What names in its folder begin with that are for path, whose own name may be as long as the disk
+    takes."""
     return f".{os.fsencode(path.name)[:200].decode(errors='ignore')}."
 
 
 @contextmanager
 def _workplace(path: Path) -> Iterator[Path]:
-    """A new name like path's, in a locked folder beside it, which is removed in the end. What killed processes have left of
-    such folders for path is removed first."""
+    """A new name like path's, in a locked folder beside it, which is removed in the end. What killed
+    processes have left of such folders for path is removed first."""
     place = _beside(path)
     for left in path.parent.glob(f"{glob.escape(_stem(path))}*"):
         if _TEMPORARY.fullmatch(left.name) and (left / _LOCK).exists() and not _in_use(left):

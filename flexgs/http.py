@@ -1,8 +1,10 @@
-"""Reading what is behind an address: whatever a server does, it ends, takes bounded memory, and a failure is one line.
+"""Reading what is behind an address: whatever a server does, it ends, takes bounded memory, and a failure is
+one line.
 
-Only http and https are asked. Redirects are few, lead to no other scheme, and from https never to http. An answer has a minute
-to begin, may not be silent for longer, and its body has to arrive at SLOWEST at least. Proxies are those of the environment
-(HTTPS_PROXY, NO_PROXY), passwords those of the URL or of ~/.netrc. Errors show addresses without the secrets in them.
+Only http and https are asked. Redirects are few, lead to no other scheme, and from https never to http. An
+answer has a minute to begin, may not be silent for longer, and its body has to arrive at SLOWEST at least.
+Proxies are those of the environment (HTTPS_PROXY, NO_PROXY), passwords those of the URL or of ~/.netrc.
+Errors show addresses without the secrets in them.
 """
 
 import asyncio
@@ -76,7 +78,8 @@ class Remote:
         """Bytes of the whole, once any have been read."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """That many bytes, or fewer where the file ends. HTTPError, also for a server that sends other bytes than those."""
+        """That many bytes, or fewer where the file ends. HTTPError, also for a server that sends other bytes
+        than those."""
         if self.size is not None:
             length = min(length, self.size - offset)
         if length <= 0:
@@ -85,13 +88,16 @@ class Remote:
         try:
             with request(self.url, {"Range": f"bytes={offset}-{last}"}) as answer:
                 if answer.span is None:
-                    raise HTTPError(self.url, "the server sends whole files only, expected one that answers ranges")
+                    raise HTTPError(self.url, "the server sends whole files only, expected "
+                                              "one that answers ranges")
                 first, end, size = answer.span
                 if size is None:
-                    raise HTTPError(self.url, "the server does not say how large the file is, expected it in Content-Range")
+                    raise HTTPError(self.url, "the server does not say how large the file is, "
+                                              "expected it in Content-Range")
                 if first != offset or end != min(last, size - 1) or self.size not in (None, size):
-                    raise HTTPError(self.url, f"found bytes {first} to {end} of {size}, expected {offset} to {last} of "
-                                              f"{self.size or 'them'}: the file has changed, or the server is at fault")
+                    raise HTTPError(self.url, f"found bytes {first} to {end} of {size}, expected "
+                                              f"{offset} to {last} of {self.size or 'them'}: the file has "
+                                    "changed, or the server is at fault")
                 self.size = size
                 return b"".join(answer.chunks(length))
         except HTTPError as e:
@@ -101,11 +107,13 @@ class Remote:
 
 
 @contextmanager
-def request(url: str, headers: Mapping[str, str] | None = None, seconds: float = math.inf) -> Iterator[Answer]:
-    """What a GET of the URL answers, open while the block runs; seconds: for all of it, if less than what the body is given.
+def request(url: str, headers: Mapping[str, str] | None = None,
+            seconds: float = math.inf) -> Iterator[Answer]:
+    """What a GET of the URL answers, open while the block runs; seconds: for all of it, if less than what the
+    body is given.
 
-    HTTPError for every other status, for an address, redirect or encoding that is not taken, and if the line or the server
-    fails, also while the body is read.
+    HTTPError for every other status, for an address, redirect or encoding that is not taken, and if the line
+    or the server fails, also while the body is read.
     """
     headers = headers or {}
     latest = time.monotonic() + seconds
@@ -121,7 +129,8 @@ def request(url: str, headers: Mapping[str, str] | None = None, seconds: float =
                 while data := wait(body.next(), end):
                     done += len(data)
                     if done > left:
-                        raise HTTPError(url, f"found more than {left:,} bytes, expected no more: the server is at fault")
+                        raise HTTPError(url, f"found more than {left:,} bytes, expected no more: "
+                                             "the server is at fault")
                     yield data
                 if length not in (None, done):
                     raise HTTPError(url, "the connection broke", transient=True)
@@ -132,7 +141,8 @@ def request(url: str, headers: Mapping[str, str] | None = None, seconds: float =
 
 
 class _Body:
-    """The body of an answer. It is read as it comes and for a few pieces ahead, since aiohttp drops what it holds when the line
+    """The body of an answer. It is read as it comes and for a few pieces ahead, since aiohttp drops what it
+    holds when the line
     breaks: a download could not go on from there."""
 
     def __init__(self, content: aiohttp.StreamReader):
@@ -160,8 +170,8 @@ class _Body:
 
 @contextmanager
 def _loop(url: str) -> Iterator[Callable[[Coroutine[Any, Any, Any], float], Any]]:
-    """wait(work, end) of an event loop of its own, in a thread, since the caller's may run already (in a notebook): the result
-    of work, or HTTPError, by the time.monotonic() of end."""
+    """wait(work, end) of an event loop of its own, in a thread, since the caller's may run already (in a
+    notebook): the result of work, or HTTPError, by the time.monotonic() of end."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="flexgs http", daemon=True)
     thread.start()
@@ -184,8 +194,10 @@ def _loop(url: str) -> Iterator[Callable[[Coroutine[Any, Any, Any], float], Any]
 
 
 async def _session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(headers={"User-Agent": "flexgs", "Accept-Encoding": "identity"}, auto_decompress=False,
-                                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=QUIET, sock_read=QUIET),
+    return aiohttp.ClientSession(headers={"User-Agent": "flexgs", "Accept-Encoding": "identity"},
+                                 auto_decompress=False,
+                                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=QUIET,
+                                                               sock_read=QUIET),
                                  cookie_jar=aiohttp.DummyCookieJar(), read_bufsize=PIECE, trust_env=True)
 
 
@@ -196,12 +208,14 @@ async def _closed(session: aiohttp.ClientSession) -> None:
     await session.close()
 
 
-async def _asked(session: aiohttp.ClientSession, url: str, headers: Mapping[str, str]) -> tuple[aiohttp.ClientResponse, _Body]:
+async def _asked(session: aiohttp.ClientSession, url: str,
+                 headers: Mapping[str, str]) -> tuple[aiohttp.ClientResponse, _Body]:
     response = await _follow(session, url, headers)
     return response, _Body(response.content)
 
 
-async def _follow(session: aiohttp.ClientSession, url: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+async def _follow(session: aiohttp.ClientSession, url: str,
+                  headers: Mapping[str, str]) -> aiohttp.ClientResponse:
     """The first answer that is no redirect."""
     place = url
     for _ in range(REDIRECTS + 1):
@@ -214,8 +228,10 @@ async def _follow(session: aiohttp.ClientSession, url: str, headers: Mapping[str
         response.close()
         place = urljoin(place, response.headers.get("Location", ""))
         if scheme == "https" and urlsplit(place).scheme == "http":
-            raise HTTPError(url, f"found a redirect from https to {public(place)[:100]}, expected one to https")
-    raise HTTPError(url, f"found more than {REDIRECTS} redirects after each other, expected fewer: the server is at fault")
+            raise HTTPError(url, f"found a redirect from https to {public(place)[:100]}, "
+                                 "expected one to https")
+    raise HTTPError(url, f"found more than {REDIRECTS} redirects after each other, expected fewer: "
+                         "the server is at fault")
 
 
 def _checked(response: aiohttp.ClientResponse, url: str, ranged: bool) -> tuple[Span | None, int | None]:
@@ -223,15 +239,19 @@ def _checked(response: aiohttp.ClientResponse, url: str, ranged: bool) -> tuple[
     status = response.status
     if status != 200 and not (status == 206 and ranged):
         phrase = http.HTTPStatus(status).phrase if status in set(http.HTTPStatus) else ""
-        raise HTTPError(url, f"the server says {status} {phrase}".rstrip(), status >= 500 or status in TRANSIENT, status)
+        raise HTTPError(url, f"the server says {status} {phrase}".rstrip(),
+                        status >= 500 or status in TRANSIENT, status)
     if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
-        raise HTTPError(url, f"found Content-Encoding {first_line(ValueError(encoding))[:40]}, expected the file as it is")
+        raise HTTPError(url, f"found Content-Encoding {first_line(ValueError(encoding))[:40]}, "
+                             "expected the file as it is")
     if status == 200:
         return None, response.content_length
-    said = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", response.headers.get("Content-Range", ""))
+    said = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)",
+                        response.headers.get("Content-Range", ""))
     span = Span(int(said[1]), int(said[2]), None if said[3] == "*" else int(said[3])) if said else None
     if not span or not span.first <= span.last < (math.inf if span.total is None else span.total):
-        raise HTTPError(url, "found a part of the file without a valid Content-Range, expected one: the server is at fault")
+        raise HTTPError(url, "found a part of the file without a valid Content-Range, expected one: "
+                             "the server is at fault")
     return span, span.last - span.first + 1
 
 
@@ -250,15 +270,18 @@ def _explain(error: Exception, url: str) -> NoReturn:
         case aiohttp.ClientHttpProxyError():
             reason, transient = f"the proxy says {error.status}", error.status >= 500
         case aiohttp.ClientResponseError():
-            what = first_line(ValueError(error.message)).partition(":")[0]  # behind it are bytes of the answer
+            # behind it are bytes of the answer
+            what = first_line(ValueError(error.message)).partition(":")[0]
             reason = f"found an answer that is not HTTP ({what})"
         case aiohttp.ClientSSLError():
             reason, transient = f"no connection ({first_line(error)})", False
         case OSError():
             number = error.errno or 0
-            reason = f"no connection ({os.strerror(number) if number > 0 else error.strerror or first_line(error)})"
+            reason = ("no connection "
+                      f"({os.strerror(number) if number > 0 else error.strerror or first_line(error)})")
         case aiohttp.ClientError() | ValueError():
-            reason = "found an address, here or in a redirect, that makes no sense, expected http(s)://HOST/PATH"
+            reason = ("found an address, here or in a redirect, that makes no sense, "
+                      "expected http(s)://HOST/PATH")
             transient = False
         case _:
             raise error

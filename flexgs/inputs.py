@@ -1,6 +1,8 @@
-"""The door for everything that comes from outside: files, JSON and tensors, checked before anything is made of them.
+"""The door for everything that comes from outside: files, JSON and tensors, checked before anything is made
+of them.
 
-Whatever is wrong with them is a UserError of one line that names the file, what was found and what was expected.
+Whatever is wrong with them is a UserError of one line that names the file, what was found and what was
+expected.
 """
 
 import json
@@ -25,12 +27,14 @@ MOST_DIGITS = 18
 """Digits of an integer, so that it fits into 64 bits."""
 
 Layout = Mapping[str, tuple[str, tuple[str | int, ...]]]
-"""name -> dtype and shape. A dimension is a number, or a name that stands for one number wherever it occurs."""
+"""name -> dtype and shape. A dimension is a number, or a name that stands for one number wherever it
+occurs."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Which numbers a field takes, or how many entries: `steps: Annotated[int, Range(1, 10**9)]`. NaN is in no range."""
+    """Which numbers a field takes, or how many entries: `steps: Annotated[int, Range(1, 10**9)]`. NaN is in
+    no range."""
 
     low: float
     high: float
@@ -43,7 +47,8 @@ class Range:
 
     def __str__(self) -> str:
         low, high = (f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (self.low, self.high))
-        least, most = "above" if self.ends[0] == "(" else "at least", "below" if self.ends[1] == ")" else "at most"
+        least, most = ("above" if self.ends[0] == "(" else "at least",
+                       "below" if self.ends[1] == ")" else "at most")
         return f"{low} to {high}" if self.ends == "[]" else f"{least} {low} and {most} {high}"
 
 
@@ -66,12 +71,14 @@ def limits(kind: Any) -> str:
     if origin is not Annotated:
         return next(filter(None, map(limits, args)), "")
     entries = " entries" if typing.get_origin(args[0]) is tuple else ""
-    return "; ".join(filter(None, [limits(args[0]), *(f"{own}{entries}" for own in args[1:] if isinstance(own, Range | Name))]))
+    return "; ".join(filter(None,
+                            [limits(args[0]), *(f"{own}{entries}" for own in args[1:]
+                                                if isinstance(own, Range | Name))]))
 
 
 def regular_file(path: Path | str, expected: str = "a file") -> Path:
-    """path itself if it is a file, or a link to one. UserError for what is not there and for folders, devices and pipes,
-    which hang or never end when they are read."""
+    """path itself if it is a file, or a link to one. UserError for what is not there and for folders, devices
+    and pipes, which hang or never end when they are read."""
     path = Path(path)
     try:
         mode = path.stat().st_mode
@@ -80,7 +87,8 @@ def regular_file(path: Path | str, expected: str = "a file") -> Path:
     except (OSError, ValueError) as e:  # ValueError: a null character in the name
         raise UserError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e}), expected {expected}") from None
     if not stat.S_ISREG(mode):
-        raise UserError(f"{path}: {'is a folder' if stat.S_ISDIR(mode) else 'is not a regular file'}, expected {expected}")
+        raise UserError(f"{path}: {'is a folder' if stat.S_ISDIR(mode) else 'is not a regular file'}, "
+                        f"expected {expected}")
     return path
 
 
@@ -95,15 +103,18 @@ def read_bytes(path: Path | str, most: int, expected: str = "a file") -> bytes:
         raise UserError(f"{path}: cannot be read ({e.strerror or e}), expected {expected}") from None
 
 
-def read_json(path: Path | str, kind: Any = dict, advice: str = "it is damaged, write or export it again") -> Any:
-    """The JSON value in a file, of an annotated type (see typed); what to do about a bad one is said by advice."""
+def read_json(path: Path | str, kind: Any = dict,
+              advice: str = "it is damaged, write or export it again") -> Any:
+    """The JSON value in a file, of an annotated type (see typed); what to do about a bad one is said by
+    advice."""
     return typed(kind, parse_json(read_bytes(path, MOST_JSON, "a JSON file"), str(path), advice), str(path))
 
 
 def parse_json(raw: bytes, where: str, advice: str = "it is damaged, write or export it again") -> Any:
     """JSON in UTF-8, of finite numbers and of bounded depth; UserError names `where`."""
     try:
-        value = json.loads(raw.decode("utf-8-sig"), parse_int=_integer, parse_float=_finite, parse_constant=_finite)
+        value = json.loads(raw.decode("utf-8-sig"), parse_int=_integer, parse_float=_finite,
+                           parse_constant=_finite)
         _check_depth(value)
         return value
     except UnicodeDecodeError:
@@ -130,16 +141,17 @@ def _check_depth(value: Any) -> None:
     level = [value]
     for _ in range(MOST_DEPTH):
         level = [inner for outer in level if isinstance(outer, dict | list)
-                 for inner in (outer.values() if isinstance(outer, dict) else outer) if isinstance(inner, dict | list)]
+                 for inner in (outer.values() if isinstance(outer, dict) else outer)
+                 if isinstance(inner, dict | list)]
         if not level:
             return
     raise RecursionError
 
 
 def typed(kind: Any, value: Any, where: str) -> Any:
-    """A JSON value as an annotated type: a dataclass, tuple, list, dict, Literal, optional or plain type, Annotated with a
-    Range or not; UserError names `where` and the key. A float may be written as an integer; a number is no truth value;
-    dataclasses know all their keys."""
+    """A JSON value as an annotated type: a dataclass, tuple, list, dict, Literal, optional or plain type,
+    Annotated with a Range or not; UserError names `where` and the key. A float may be written as an integer;
+    a number is no truth value; dataclasses know all their keys."""
     if kind is Any:
         return value
     origin, args = typing.get_origin(kind), typing.get_args(kind)
@@ -204,12 +216,13 @@ def shown(value: Any) -> str:
     return f"{text[:57]}..." if len(text) > 60 else text
 
 
-def check_tensors(tensors: "Mapping[str, Tensor]", layout: Layout, where: str, numbers: dict[str, int] | None = None) -> None:
-    """UserError unless tensors are those of layout, by name, dtype ("float32") and shape, and every number is finite. Those on
-    the meta device, which stand for tensors that are not read yet, have no numbers.
+def check_tensors(tensors: "Mapping[str, Tensor]", layout: Layout, where: str,
+                  numbers: dict[str, int] | None = None) -> None:
+    """UserError unless tensors are those of layout, by name, dtype ("float32") and shape, and every number is
+    finite. Those on the meta device, which stand for tensors that are not read yet, have no numbers.
 
-    Kernels do not look at sizes again: a tensor of fewer rows would be read beyond its end. numbers: what named dimensions
-    are known to be; those that are not are filled in.
+    Kernels do not look at sizes again: a tensor of fewer rows would be read beyond its end. numbers: what
+    named dimensions are known to be; those that are not are filled in.
     """
     import torch
 
@@ -219,16 +232,17 @@ def check_tensors(tensors: "Mapping[str, Tensor]", layout: Layout, where: str, n
         return size == (numbers.setdefault(dimension, size) if isinstance(dimension, str) else dimension)
 
     if missing := sorted(set(layout) - set(tensors)):
-        raise UserError(f"{where}: found no {shown(missing[0])}, expected {', '.join(layout)}; the file is of something else "
-                        "or damaged")
+        raise UserError(f"{where}: found no {shown(missing[0])}, expected {', '.join(layout)}; the file "
+                        "is of something else or damaged")
     if unknown := sorted(set(tensors) - set(layout)):
-        raise UserError(f"{where}: found {shown(unknown[0])}, expected nothing but {', '.join(layout)}; the file is of "
-                        "something else or damaged")
+        raise UserError(f"{where}: found {shown(unknown[0])}, expected nothing but "
+                        f"{', '.join(layout)}; the file is of something else or damaged")
     for name, (dtype, shape) in layout.items():
         t = tensors[name]
         if t.dtype != getattr(torch, dtype) or t.ndim != len(shape) or not all(map(fits, t.shape, shape)):
             wanted = [numbers.get(d, d) if isinstance(d, str) else d for d in shape]
-            raise UserError(f"{where}: found {name} of {str(t.dtype).removeprefix('torch.')} {list(t.shape)}, expected {dtype} "
-                            f"{wanted}; the file is damaged")
+            raise UserError(f"{where}: found {name} of {str(t.dtype).removeprefix('torch.')} "
+                            f"{list(t.shape)}, expected {dtype} {wanted}; the file is damaged")
         if t.is_floating_point() and not t.is_meta and not bool(torch.isfinite(t).all()):
-            raise UserError(f"{where}: found NaN or infinite numbers in {name}, expected finite ones; the file is damaged")
+            raise UserError(f"{where}: found NaN or infinite numbers in {name}, expected finite "
+                            "ones; the file is damaged")

@@ -1,4 +1,5 @@
-"""Flags on a command line to dataclasses and back: every command, job and search reads its settings through here."""
+"""Flags on a command line to dataclasses and back: every command, job and search reads its settings through
+here."""
 
 import contextlib
 import dataclasses
@@ -17,26 +18,33 @@ from flexgs.errors import UserError
 from flexgs.inputs import limits, typed
 
 T = TypeVar("T")
-AnyConfig = Annotated[Config, tyro.conf.arg(name="")]  # its settings are flags of their own: --steps, --field.resolution
+# its settings are flags of their own: --steps, --field.resolution
+AnyConfig = Annotated[Config, tyro.conf.arg(name="")]
 
 ConfigFile = Annotated[Path | None, tyro.conf.arg(name="config")]
 Typed = tyro.conf.Suppress[frozenset[str]]
-"""The flags that the user has typed, which parse() fills in: what is chosen wins over what suits the machine."""
+"""The flags that the user has typed, which parse() fills in: what is chosen wins over what suits the
+machine."""
 
 
 def parse(command: type[T], args: Sequence[str], prog: str) -> T:
     """Fill command from args; its settings, if it has a field `config`, start from --config or --preset.
 
-    UserError, in one line, for flags and values that it does not take; ranges of its settings are checked by Config.check.
+    UserError, in one line, for flags and values that it does not take; ranges of its settings are checked by
+    Config.check.
     """
     start: Any = tyro.MISSING_NONPROP
     if "config" in (f.name for f in dataclasses.fields(command)):  # type: ignore[arg-type]
         file, preset = last_value("--config", args), last_value("--preset", args)
         if file is not None and preset is not None:
-            raise UserError("--config and --preset: expected one of them; both are a set of settings to start from")
-        config = Config.load(Path(file)) if file is not None else Config.from_preset("default" if preset is None else preset)
+            raise UserError("--config and --preset: expected one of them; both are a set of "
+                            "settings to start from")
+        config = Config.load(Path(file)) if file is not None else Config.from_preset("default"
+                                                                                     if preset is None
+                                                                                     else preset)
         given = {f.name: _default_of(f) for f in dataclasses.fields(command)}  # type: ignore[arg-type]
-        start = command(**{**given, "config": config} | ({"typed": flags_in(args)} if "typed" in given else {}))
+        start = command(**{**given, "config": config}
+                        | ({"typed": flags_in(args)} if "typed" in given else {}))
         return fill(command, args, prog, start, f"{command.__doc__}\n\nPresets:\n{presets()}")
     return fill(command, args, prog, start)
 
@@ -48,15 +56,18 @@ def presets() -> str:
 
 def fill(kind: type[T], args: Sequence[str], prog: str, start: Any = tyro.MISSING_NONPROP,
          description: str | None = None) -> T:
-    """A dataclass from flags, on top of start. UserError, in one line, for flags and values that it does not take."""
+    """A dataclass from flags, on top of start. UserError, in one line, for flags and values that it does not
+    take."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint), READABLE:
-            filled = tyro.cli(kind, args=list(args), prog=prog, description=description or kind.__doc__, default=start)
+            filled = tyro.cli(kind, args=list(args), prog=prog, description=description or kind.__doc__,
+                              default=start)
     except SystemExit as e:
         if not e.code:
             raise
-        # tyro frames its complaint: a title, the complaint, a rule, advice; without UTF-8 there is a rule below the title too.
+        # tyro frames its complaint: a title, the complaint, a rule, advice; without UTF-8 there is a rule
+        # below the title too.
         lines = [text for line in complaint.getvalue().splitlines()[1:] if (text := line.strip("│╭╮╰╯ "))]
         body = itertools.dropwhile(_is_rule, lines)
         what = " ".join(itertools.takewhile(lambda line: not _is_rule(line), body))
@@ -76,7 +87,8 @@ def _is_rule(line: str) -> bool:
 
 
 READABLE = tyro.constructors.ConstructorRegistry()
-"""How the help writes what may be None, FLOAT|None, and which numbers a setting takes: (default: 4; expected: 1 to 64)."""
+"""How the help writes what may be None, FLOAT|None, and which numbers a setting takes: (default: 4; expected:
+1 to 64)."""
 _within: set[type] = set()
 """The dataclasses whose own rule is being asked for."""
 
@@ -125,7 +137,8 @@ def flags_in(args: Sequence[str]) -> frozenset[str]:
 
 
 def last_value(flag: str, args: Sequence[str]) -> str | None:
-    """The value of flag where it is given last, as --flag value or --flag=value, with - or _ between words."""
+    """The value of flag where it is given last, as --flag value or --flag=value, with - or _ between
+    words."""
     words = [*itertools.chain.from_iterable(a.split("=", 1) if a.startswith("--") else [a] for a in args)]
     values = [b for a, b in itertools.pairwise(words) if a.replace("_", "-") == flag]
     return values[-1] if values else None

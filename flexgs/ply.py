@@ -27,7 +27,8 @@ MOST_LOGIT = 16.0
 def ply_properties(sh_degree: int) -> list[str]:
     """Property names in the order of the 3DGS release; viewers rely on it. All are float32 but wide x y z."""
     rest = 3 * ((sh_degree + 1) ** 2 - 1)
-    return ["x", "y", "z", "nx", "ny", "nz", *(f"f_dc_{i}" for i in range(3)), *(f"f_rest_{i}" for i in range(rest)),
+    return ["x", "y", "z", "nx", "ny",
+            "nz", *(f"f_dc_{i}" for i in range(3)), *(f"f_rest_{i}" for i in range(rest)),
             "opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
 
 
@@ -37,20 +38,22 @@ def ply_bytes(n: int, sh_degree: int, wide: bool = False) -> int:
 
 
 def is_wide(splats: Splats) -> bool:
-    """Whether the capture's own coordinates need float64: float32 would move more than 1 % of the Gaussians by more than 5 % of
-    the middle one of their standard deviations."""
+    """Whether the capture's own coordinates need float64: float32 would move more than 1 % of the Gaussians
+    by more than 5 % of the middle one of their standard deviations."""
     if splats.origin == WORLD:
         return False
     world = splats.detach().means.double() + splats.means.new_tensor(splats.origin, dtype=torch.float64)
     moved = (world - world.float()).abs().amax(1)
-    return bool((moved > 0.05 * splats.scales.detach().double().median(1).values.exp()).double().mean() > 0.01)
+    return bool((moved > 0.05 * splats.scales.detach().double().median(1).values.exp()).double().mean()
+                > 0.01)
 
 
 def in_world(splats: Splats, path: Path | str) -> Splats:
-    """splats in the capture's own coordinates, for a file of float32 at path; UserError if that is too little."""
+    """splats in the capture's own coordinates, for a file of float32 at path; UserError if that is too
+    little."""
     if is_wide(splats):
-        raise UserError(f"{path}: positions about {place(splats)} need float64, which this format cannot hold; expected "
-                        "NAME.ply, or --local for positions from there")
+        raise UserError(f"{path}: positions about {place(splats)} need float64, which this format "
+                        "cannot hold; expected NAME.ply, or --local for positions from there")
     return splats.at(WORLD)
 
 
@@ -65,9 +68,11 @@ def place(splats: Splats) -> str:
 
 
 def write_ply(splats: Splats, path: Path | str) -> None:
-    """A binary 3DGS PLY: raw log-scales and opacity logits, unit quaternions, SH channel by channel, zero normals.
+    """A binary 3DGS PLY: raw log-scales and opacity logits, unit quaternions, SH channel by channel, zero
+    normals.
 
-    In the capture's own coordinates; x y z are of type double where float32 would not do (is_wide), else all is float32.
+    In the capture's own coordinates; x y z are of type double where float32 would not do (is_wide), else all
+    is float32.
     """
     with atomic_file(Path(path)) as out:
         _ply(splats).write(str(out))
@@ -86,8 +91,9 @@ def _ply(splats: Splats) -> PlyData:
     quats = unit_quaternions(s.quats)
     wide = is_wide(s)
     world = (s.means.double() + torch.tensor(s.origin, dtype=torch.float64)).numpy()
-    columns = torch.cat([torch.from_numpy(world).float(), torch.zeros(n, 3), s.sh0, s.shN.transpose(1, 2).reshape(n, -1),
-                         s.opacities[:, None], s.scales, quats], dim=1).contiguous().numpy()
+    columns = torch.cat([torch.from_numpy(world).float(), torch.zeros(n, 3), s.sh0,
+                         s.shN.transpose(1, 2).reshape(n, -1), s.opacities[:, None], s.scales, quats],
+                        dim=1).contiguous().numpy()
     rows = columns.view([(name, "<f4") for name in ply_properties(s.sh_degree)])[:, 0]
     if wide:
         rows = rows.astype([(name, "<f8" if name in AXES else "<f4") for name in ply_properties(s.sh_degree)])
@@ -97,27 +103,33 @@ def _ply(splats: Splats) -> PlyData:
 
 
 def read_ply(path: Path | str) -> Splats:
-    """The Gaussians of a 3DGS PLY, of spherical-harmonics degree 0 to 3; harmonics may be counted from 0 or from 1, and colours
-    as points have them (red, green, blue) may stand in place of f_dc_*.
+    """The Gaussians of a 3DGS PLY, of spherical-harmonics degree 0 to 3; harmonics may be counted from 0 or
+    from 1, and colours as points have them (red, green, blue) may stand in place of f_dc_*.
 
-    An opacity of 0 or 1, of infinite logit, is brought down to what the rasterizer can tell from it. Positions of type double
-    get an origin where float32 alone is too little.
+    An opacity of 0 or 1, of infinite logit, is brought down to what the rasterizer can tell from it.
+    Positions of type double get an origin where float32 alone is too little.
     """
     vertex = read_element(path, "vertex")
     names = set(vertex.dtype.names or ())
     rgb = None if set(HARMONICS) <= names else colours(vertex, Path(path), [])
     known = names if rgb is None else names | set(HARMONICS)
-    rest = sorted((name for name in names if re.fullmatch(r"f_rest_\d{1,3}", name)), key=lambda name: int(name[7:]))
+    rest = sorted((name for name in names if re.fullmatch(r"f_rest_\d{1,3}", name)),
+                  key=lambda name: int(name[7:]))
     if len(rest) not in (0, 9, 24, 45) or (missing := set(ply_properties(0)) - {"nx", "ny", "nz"} - known):
-        found = f"{len(rest)} f_rest properties" if len(rest) not in (0, 9, 24, 45) else f"no property {sorted(missing)[0]}"
-        raise UserError(f"{path}: not a 3DGS PLY: found {found}, expected x y z f_dc_* f_rest_* opacity scale_* rot_*")
-    if rest and (numbers := [int(name[7:]) for name in rest]) != list(range(numbers[0], numbers[0] + len(rest))):
-        raise UserError(f"{path}: not a 3DGS PLY: found f_rest properties with gaps, expected {len(rest)} in a row")
+        found = (f"{len(rest)} f_rest properties" if len(rest) not in (0, 9, 24, 45)
+                 else f"no property {sorted(missing)[0]}")
+        raise UserError(f"{path}: not a 3DGS PLY: found {found}, expected x y z f_dc_* f_rest_* "
+                        "opacity scale_* rot_*")
+    if (rest and (numbers := [int(name[7:]) for name in rest])
+        != list(range(numbers[0], numbers[0] + len(rest)))):
+        raise UserError(f"{path}: not a 3DGS PLY: found f_rest properties with gaps, expected "
+                        f"{len(rest)} in a row")
 
     def column(*wanted: str) -> torch.Tensor:
         if not wanted:
             return torch.zeros(len(vertex), 0)
-        with np.errstate(over="ignore", invalid="ignore"):  # doubles beyond float32 become infinite, which checked() refuses
+        # doubles beyond float32 become infinite, which checked() refuses
+        with np.errstate(over="ignore", invalid="ignore"):
             return torch.from_numpy(np.stack([np.asarray(vertex[w], np.float32) for w in wanted], axis=1))
 
     shN = column(*rest).reshape(len(vertex), 3, len(rest) // 3).transpose(1, 2).contiguous()
@@ -126,10 +138,12 @@ def read_ply(path: Path | str) -> Splats:
         if any(vertex[axis].dtype.itemsize > 4 for axis in AXES) and len(world) and np.isfinite(world).all():
             origin = local_origin(world, float(np.median(np.abs(world - np.median(world, axis=0)).max(1))))
         means = (world - np.array(origin)).astype(np.float32)
-    splats = Splats(means=torch.from_numpy(means), origin=origin, quats=column(*(f"rot_{i}" for i in range(4))),
+    splats = Splats(means=torch.from_numpy(means), origin=origin,
+                    quats=column(*(f"rot_{i}" for i in range(4))),
                     scales=column(*(f"scale_{i}" for i in range(3))),
                     opacities=column("opacity")[:, 0].clamp(-MOST_LOGIT, MOST_LOGIT),
-                    sh0=column(*HARMONICS) if rgb is None else torch.from_numpy(((rgb / 255 - 0.5) / SH_C0).astype(np.float32)),
+                    sh0=column(*HARMONICS) if rgb is None
+                    else torch.from_numpy(((rgb / 255 - 0.5) / SH_C0).astype(np.float32)),
                     shN=shN)
     return checked(splats, path)
 
@@ -140,13 +154,15 @@ def checked(splats: Splats, path: Path | str) -> Splats:
         raise UserError(f"{path}: found no Gaussians, expected at least one")
     broken = [name for name, t in splats.items() if not bool(torch.isfinite(t).all())]
     if broken:
-        raise UserError(f"{path}: found NaN or infinite {', '.join(broken)}, expected finite numbers; export it again")
+        raise UserError(f"{path}: found NaN or infinite {', '.join(broken)}, expected finite "
+                        "numbers; export it again")
     return splats
 
 
 def _header(n: int, sh_degree: int, wide: bool) -> bytes:
     lines = ["ply", "format binary_little_endian 1.0", f"element vertex {n}",
-             *(f"property {'double' if wide and name in AXES else 'float'} {name}" for name in ply_properties(sh_degree)),
+             *(f"property {'double' if wide and name in AXES else 'float'} {name}"
+               for name in ply_properties(sh_degree)),
              "end_header", ""]
     return "\n".join(lines).encode()
 
@@ -155,7 +171,8 @@ def _header(n: int, sh_degree: int, wide: bool) -> bytes:
 def read_points(file: Path, doubts: list[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(xyz float64 [M, 3], rgb uint8 [M, 3]) of the vertices of a PLY file.
 
-    Grey where there are no colours that flexgs.ply_rows knows. Points whose position is no number are left out.
+    Grey where there are no colours that flexgs.ply_rows knows. Points whose position is no number are left
+    out.
     doubts: where to put what had to be assumed, a line each; without it, each is a warning.
     UserError if the file is absent, no regular file, not such a PLY or shorter than its head says.
     """
@@ -163,7 +180,8 @@ def read_points(file: Path, doubts: list[str] | None = None) -> tuple[np.ndarray
     try:
         rows = read_element(file, "vertex")
         if missing := set(AXES).difference(rows.dtype.names or ()):
-            raise UserError(f"{file}: not a PLY of points: found no property {min(missing)}, expected x y z; export it again")
+            raise UserError(f"{file}: not a PLY of points: found no property {min(missing)}, expected x "
+                            "y z; export it again")
     except UserError as e:
         raise UserError(f"{e}; or delete ply_file_path from transforms.json to start from random points") from e
     xyz = np.stack([rows[axis] for axis in AXES], 1).astype(np.float64)
@@ -173,12 +191,13 @@ def read_points(file: Path, doubts: list[str] | None = None) -> tuple[np.ndarray
                     f"{', '.join(rows.dtype.names or ())}")
         rgb = np.full(xyz.shape, float(GREY))
     elif (wrong := np.isnan(rgb).any(1)).any():
-        said.append(f"{file}: {wrong.sum()} of {len(rows)} points have colours that are none of 0 to 255, 0 to 65535 or 0 to "
-                    "1, so grey is assumed for them")
+        said.append(f"{file}: {wrong.sum()} of {len(rows)} points have colours that are none of 0 to "
+                    "255, 0 to 65535 or 0 to 1, so grey is assumed for them")
         rgb = np.nan_to_num(rgb, nan=GREY)
     finite = np.isfinite(xyz).all(1)
     if not finite.all():
-        said.append(f"{file}: {np.sum(~finite)} of {len(xyz)} points have a position that is no number and are left out")
+        said.append(f"{file}: {np.sum(~finite)} of {len(xyz)} points have a position that is no "
+                    "number and are left out")
     if doubts is None:
         for line in said:
             warnings.warn(line, stacklevel=2)
@@ -189,10 +208,11 @@ def read_points(file: Path, doubts: list[str] | None = None) -> tuple[np.ndarray
 
 @np.errstate(invalid="ignore")  # of NaN that signal
 def colours(rows: np.ndarray, file: Path, doubts: list[str]) -> np.ndarray | None:
-    """Colours [N, 3] of the rows of an element, float64 from 0 to 255, NaN where they are of no known kind; None without any.
+    """Colours [N, 3] of the rows of an element, float64 from 0 to 255, NaN where they are of no known kind;
+    None without any.
 
-    Those of COLOURS: bytes as they are, integers of 16 bits as 0 to 65535, and floats as 0 to 1, or to 255 if any is above 1;
-    else HARMONICS of degree 0. doubts: where to put what had to be assumed, a line each.
+    Those of COLOURS: bytes as they are, integers of 16 bits as 0 to 65535, and floats as 0 to 1, or to 255 if
+    any is above 1; else HARMONICS of degree 0. doubts: where to put what had to be assumed, a line each.
     """
     names = {name.lower(): name for name in rows.dtype.names or ()}
     if triple := next((triple for triple in COLOURS if set(triple) <= set(names)), None):

@@ -1,4 +1,5 @@
-"""Heads and rows of PLY files: heads as programs write them, bodies compared with the file's size before memory is taken."""
+"""Heads and rows of PLY files: heads as programs write them, bodies compared with the file's size before
+memory is taken."""
 
 import re
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from flexgs.inputs import regular_file, shown
 
 MOST_HEAD = 1 << 20
 """Bytes of a head; those of compressed PLY with all harmonics are four thousand."""
-TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4", "double": "f8",
-         "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4", "float32": "f4",
-         "float64": "f8"}
+TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
+         "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4",
+         "uint32": "u4", "float32": "f4", "float64": "f8"}
 Order = Literal["", "<", ">"]
 ORDERS: dict[str, Order] = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 
@@ -42,13 +43,15 @@ class Head:
 
 
 def read_head(path: Path | str) -> Head:
-    """The head of a PLY file. Comments may be of any encoding, lines may be blank or end in CR LF. UserError if it is none."""
+    """The head of a PLY file. Comments may be of any encoding, lines may be blank or end in CR LF. UserError
+    if it is none."""
     path = regular_file(path, "a PLY file")
     with path.open("rb") as file:
         start = file.read(MOST_HEAD)
     end = re.search(rb"(?:^|\n)[ \t]*end_header[ \t]*(?:\r\n|\n|\r|$)", start)
     if not re.match(rb"ply\s", start) or not end:
-        raise UserError(f"{path}: not a readable PLY file (its head does not start with ply or has no end); export it again")
+        raise UserError(f"{path}: not a readable PLY file (its head does not start with ply or has no "
+                        "end); export it again")
     order: Order | None = None
     elements: list[Element] = []
     for number, raw in enumerate(start[:end.start()].splitlines()[1:], 2):
@@ -61,35 +64,39 @@ def read_head(path: Path | str) -> Head:
             case ["element", name, count] if count.isdecimal() and len(count) < 16:
                 elements.append(Element(name, int(count), {}))
             case ["property", "list", first, second, _] if elements and first in TYPES and second in TYPES:
-                elements[-1] = Element(elements[-1].name, elements[-1].count, elements[-1].properties, lists=True)
+                elements[-1] = Element(elements[-1].name, elements[-1].count, elements[-1].properties,
+                                       lists=True)
             case ["property", kind, name] if elements and kind in TYPES and name not in elements[-1].properties:
                 elements[-1].properties[name] = TYPES[kind]
             case _:
-                raise UserError(f"{path}: not a readable PLY file (line {number} of its head is {shown(' '.join(words))}); "
-                                "export it again")
+                raise UserError(f"{path}: not a readable PLY file (line {number} of its head is "
+                                f"{shown(' '.join(words))}); export it again")
     if order is None or len({e.name for e in elements}) < len(elements):
-        raise UserError(f"{path}: not a readable PLY file (found no format line, or two elements of one name); export it again")
+        raise UserError(f"{path}: not a readable PLY file (found no format line, or two elements of one "
+                        "name); export it again")
     return Head(order, tuple(elements), end.end())
 
 
 def read_element(path: Path | str, name: str) -> np.ndarray:
-    """The rows of one element as a structured array in the order of the machine. UserError if the file is too short for them,
-    has no such element, or has lists in it or, in a binary file, before it."""
+    """The rows of one element as a structured array in the order of the machine. UserError if the file is too
+    short for them, has no such element, or has lists in it or, in a binary file, before it."""
     path = Path(path)
     head = read_head(path)
     wanted = head.element(name)
     if wanted is None or not wanted.properties:
         found = ", ".join(shown(e.name) for e in head.elements[:8]) or "none"
-        raise UserError(f"{path}: not a readable PLY file of {name}: found the elements {found}, expected one called {name} "
-                        "with properties")
+        raise UserError(f"{path}: not a readable PLY file of {name}: found the elements {found}, "
+                        f"expected one called {name} with properties")
     before = head.elements[:head.elements.index(wanted)]
     if wanted.lists or (head.order and any(e.lists for e in before)):
-        raise UserError(f"{path}: not a readable PLY file of {name}: found lists in or before them, expected numbers alone")
+        raise UserError(f"{path}: not a readable PLY file of {name}: found lists in or before them, "
+                        "expected numbers alone")
     plain = np.dtype([(p, t) for p, t in wanted.properties.items()])
     if not head.order:
         return _text(path, head, before, wanted, plain)
     stored = plain.newbyteorder(head.order)
-    start = head.bytes + sum(e.count * sum(np.dtype(t).itemsize for t in e.properties.values()) for e in before)
+    start = head.bytes + sum(e.count * sum(np.dtype(t).itemsize for t in e.properties.values())
+                             for e in before)
     end = start + wanted.count * stored.itemsize
     if end > (size := path.stat().st_size):
         raise UserError(f"{path}: not a readable PLY file: found {size:,} bytes, expected {end:,} for its"
@@ -99,25 +106,28 @@ def read_element(path: Path | str, name: str) -> np.ndarray:
         return np.fromfile(file, stored, wanted.count).astype(plain, copy=False)
 
 
-def _text(path: Path, head: Head, before: tuple[Element, ...], wanted: Element, plain: np.dtype) -> np.ndarray:
+def _text(path: Path, head: Head, before: tuple[Element, ...], wanted: Element,
+          plain: np.dtype) -> np.ndarray:
     """Rows of a text file: a line each, after those of the elements before."""
     with path.open("rb") as file:
         file.seek(head.bytes)
         lines = [line for line in file.read().splitlines() if line.strip()]
     rows = lines[(skipped := sum(e.count for e in before)):skipped + wanted.count]
     if len(rows) < wanted.count:
-        raise UserError(f"{path}: not a readable PLY file: found {len(rows):,} lines, expected {wanted.count:,} of "
-                        f"{wanted.name}; it is cut off or damaged")
+        raise UserError(f"{path}: not a readable PLY file: found {len(rows):,} lines, expected "
+                        f"{wanted.count:,} of {wanted.name}; it is cut off or damaged")
     out = np.empty(len(rows), plain)
     try:
         values = np.array([line.split() for line in rows], np.float64).reshape(len(rows), -1)
         columns = dict(zip(wanted.properties, values.T, strict=True))
     except ValueError:
-        raise UserError(f"{path}: not a readable PLY file: found a line that is not {len(wanted.properties)} numbers; "
-                        "export it again") from None
+        raise UserError(f"{path}: not a readable PLY file: found a line that is not "
+                        f"{len(wanted.properties)} numbers; export it again") from None
     for name, column in columns.items():
-        if (kind := plain[name]).kind in "iu" and not ((np.iinfo(kind).min <= column) & (column <= np.iinfo(kind).max)).all():
-            raise UserError(f"{path}: not a readable PLY file: found a {shown(name)} that {kind} cannot hold; export it again")
+        if (kind := plain[name]).kind in "iu" and not ((np.iinfo(kind).min <= column)
+                                                       & (column <= np.iinfo(kind).max)).all():
+            raise UserError(f"{path}: not a readable PLY file: found a {shown(name)} that {kind} cannot "
+                            "hold; export it again")
         with np.errstate(over="ignore"):  # doubles beyond float32 become infinite
             out[name] = column
     return out

@@ -1,6 +1,7 @@
 """Whether a Ray cluster is at an address, found out in seconds.
 
-It is asked in another process: ray.init tries for minutes to reach what has gone or is something else, and cannot be given up.
+It is asked in another process: ray.init tries for minutes to reach what has gone or is something else, and
+cannot be given up.
 """
 
 import json
@@ -16,7 +17,8 @@ from flexgs.urls import public
 
 SECONDS = 25.0
 """How long a cluster may take to answer: Ray itself needs 20 to say that a token is wrong."""
-EXPECTED = "expected host:port of Ray itself, usually port 6379, or local; start it, or correct --ray-address or RAY_ADDRESS"
+EXPECTED = ("expected host:port of Ray itself, usually port 6379, or local; start it, or correct "
+            "--ray-address or RAY_ADDRESS")
 _ASK = """
 import json, sys, ray
 ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR", configure_logging=False)
@@ -37,10 +39,11 @@ class Found:
 
 
 def find(address: str | None) -> Found | None:
-    """The cluster at address, else the one of $RAY_ADDRESS or of `ray start`; None for this machine, where none was named.
+    """The cluster at address, else the one of $RAY_ADDRESS or of `ray start`; None for this machine, where
+    none was named.
 
-    UserError, after seconds, if the one that was named does not answer. (Ray's own "auto" joins any cluster that runs here,
-    another script's too.)
+    UserError, after seconds, if the one that was named does not answer. (Ray's own "auto" joins any cluster
+    that runs here, another script's too.)
     """
     from ray._private.utils import read_ray_address
 
@@ -60,7 +63,8 @@ def find(address: str | None) -> Found | None:
 
 
 def _reach(address: str, source: str) -> Found:
-    """The cluster at host:port. UserError, after SECONDS at most, if none answers; source: what named the address."""
+    """The cluster at host:port. UserError, after SECONDS at most, if none answers; source: what named the
+    address."""
     named = f"{source} {public(address)}"
     if address.startswith(("http://", "https://")):
         raise UserError(f"{named}: is where jobs are submitted, not Ray itself; {EXPECTED}")
@@ -74,15 +78,18 @@ def _reach(address: str, source: str) -> Found:
     except (OSError, ValueError) as e:
         raise UserError(f"{named}: no Ray cluster answers ({getattr(e, 'strerror', None) or e}); {EXPECTED}") from None
     # Within a job, Ray would set up the environment of the job once more.
-    env = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")}
+    env = {name: value for name, value in os.environ.items()
+           if name not in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")}
     try:
-        done = subprocess.run([sys.executable, "-c", _ASK, address], capture_output=True, text=True, errors="replace",
-                              timeout=SECONDS, check=False, env=env)
+        done = subprocess.run([sys.executable, "-c", _ASK, address], capture_output=True, text=True,
+                              errors="replace", timeout=SECONDS, check=False, env=env)
     except subprocess.TimeoutExpired:
-        raise UserError(f"{named}: something answers there, but not as Ray does within {SECONDS:.0f} s; {EXPECTED}") from None
+        raise UserError(f"{named}: something answers there, but not as Ray does within "
+                        f"{SECONDS:.0f} s; {EXPECTED}") from None
     if done.returncode:
         reason = public(next((line for line in reversed(done.stderr.splitlines()) if line.strip()), ""))[:200]
         token = "Authentication" in done.stderr or "UNAUTHENTICATED" in done.stderr
-        raise UserError(f"{named}: {reason}; " + ("set RAY_AUTH_MODE=token and give it the cluster's token" if token else
-                                                 f"is it of the same version? {EXPECTED}"))
+        raise UserError(f"{named}: {reason}; "
+                        + ("set RAY_AUTH_MODE=token and give it the cluster's token" if token else
+                          f"is it of the same version? {EXPECTED}"))
     return Found(address, *json.loads(done.stdout.splitlines()[-1]))

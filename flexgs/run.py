@@ -1,9 +1,10 @@
-"""One scene from training to cuts, in one folder; the same function under the command line, Ray Train and Ray Tune.
+"""One scene from training to cuts, in one folder; the same function under the command line, Ray Train and Ray
+Tune.
 
     config.json  metrics.jsonl  results.json  model/  checkpoints/step_00002000/  cuts/  renders/
 
-model/, cuts/, renders/ and results.json of a finished run change together (files.publish); a first model is there before it is
-measured. Whoever writes into the folder owns it (files.only_one).
+model/, cuts/, renders/ and results.json of a finished run change together (files.publish); a first model is
+there before it is measured. Whoever writes into the folder owns it (files.only_one).
 """
 
 import contextlib
@@ -21,7 +22,17 @@ from flexgs.config import Config, check_same_method, percent_name
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.evaluate import chosen, evaluate
-from flexgs.files import atomic_file, atomic_folder, make_folder, newest, publish, read_jsonl, staged, tidy, write_json
+from flexgs.files import (
+    atomic_file,
+    atomic_folder,
+    make_folder,
+    newest,
+    publish,
+    read_jsonl,
+    staged,
+    tidy,
+    write_json,
+)
 from flexgs.formats import as_stored, read, save
 from flexgs.image import lpips
 from flexgs.inputs import read_json, shown, typed
@@ -34,7 +45,8 @@ from flexgs.training.checkpoint import DamagedError, checkpoints
 from flexgs.training.memory import expected_disk
 from flexgs.training.trainer import Report, Trainer
 
-RESULTS: dict[str, Any] = {"scene": str, "preset": str, "steps": int, "train_seconds": float, "protocol": dict}
+RESULTS: dict[str, Any] = {"scene": str, "preset": str, "steps": int, "train_seconds": float,
+                           "protocol": dict}
 """What a results.json has at least, beside ratios."""
 PROTOCOL = ("train_views", "test_views", "width", "height", "points")
 """The numbers in a protocol that has the digest of a capture."""
@@ -46,17 +58,19 @@ class Session(Protocol):
     """Where a run reports to and keeps its checkpoints."""
 
     def checkpoints(self) -> list[Path]:
-        """The folders to go on from, the best first, on every worker: the next is for where one is damaged."""
+        """The folders to go on from, the best first, on every worker: the next is for where one is
+        damaged."""
 
     def progress(self, step: int, metrics: dict[str, Any]) -> None:
         """Take the metrics at a step; called on rank 0 only."""
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        """Keep a checkpoint: write(folder) fills an empty folder. Called on all workers; only rank 0 writes."""
+        """Keep a checkpoint: write(folder) fills an empty folder. Called on all workers; only rank 0
+        writes."""
 
     def stop(self, reported: bool) -> bool:
-        """Whether to keep a checkpoint and end now; asked on all workers after each step, with one answer for all. reported:
-        whether the step has been reported."""
+        """Whether to keep a checkpoint and end now; asked on all workers after each step, with one answer for
+        all. reported: whether the step has been reported."""
 
 
 class StoppedError(Exception):
@@ -64,7 +78,8 @@ class StoppedError(Exception):
 
 
 class LocalSession:
-    """Checkpoints in the run folder, progress to a callable. Where there is no checkpoint yet, the run begins with `start`."""
+    """Checkpoints in the run folder, progress to a callable. Where there is no checkpoint yet, the run begins
+    with `start`."""
 
     def __init__(self, folder: Path, group: Group, on_progress: Callable[[int, dict[str, Any]], None],
                  start: Path | None = None):
@@ -79,7 +94,8 @@ class LocalSession:
             with atomic_folder(self.folder / name) as folder:
                 write(folder)
             found = checkpoints(self.folder)
-            newer = [path for path in found if path.name > name]  # damaged, else the run had gone on from there
+            # damaged, else the run had gone on from there
+            newer = [path for path in found if path.name > name]
             for old in newer + [path for path in found if path.name <= name][2:]:
                 shutil.rmtree(old)
 
@@ -102,8 +118,10 @@ def read_results(folder: Path) -> dict[str, Any] | None:
 
 
 def check_figures(ratios: Any, names: Sequence[str], where: str) -> None:
-    """UserError, which names the file, unless ratios are figures of these names at some ratios: {"0.05": {"psnr": 20.5}}."""
-    rows: dict[str, dict[str, float | None]] = typed(dict[str, dict[str, float | None]], ratios, f"{where}: ratios")
+    """UserError, which names the file, unless ratios are figures of these names at some ratios: {"0.05":
+    {"psnr": 20.5}}."""
+    rows: dict[str, dict[str, float | None]] = typed(dict[str, dict[str, float | None]], ratios,
+                                                     f"{where}: ratios")
     if not rows:
         raise UserError(f"{where}: found no ratios, expected at least one")
     for ratio, row in rows.items():
@@ -116,7 +134,8 @@ def check_figures(ratios: Any, names: Sequence[str], where: str) -> None:
 
 
 def recorded_capture(folder: Path) -> Path:
-    """Where the run in folder, or around a model folder, found its capture. UserError if it does not say, or that is gone."""
+    """Where the run in folder, or around a model folder, found its capture. UserError if it does not say, or
+    that is gone."""
     results = read_results(folder) or read_results(folder.parent) or {}
     if not isinstance(where := results.get("capture"), str):
         raise UserError(f"{folder}: does not say where its capture is; give it with --scene")
@@ -126,10 +145,11 @@ def recorded_capture(folder: Path) -> Path:
 
 
 def finished(folder: Path, config: Config, scene: Scene) -> dict[str, Any] | None:
-    """The results of a run that this configuration has nothing to add to, or None. UserError if they are of another method or
-    another capture.
+    """The results of a run that this configuration has nothing to add to, or None. UserError if they are of
+    another method or another capture.
 
-    A run that is only to be evaluated in another way is not finished: run() trains nothing and measures again.
+    A run that is only to be evaluated in another way is not finished: run() trains nothing and measures
+    again.
     """
     results = read_results(folder)
     if results is None:
@@ -142,7 +162,8 @@ def finished(folder: Path, config: Config, scene: Scene) -> dict[str, Any] | Non
 
 
 def resume(trainer: Trainer, session: Session) -> None:
-    """Go on from the newest whole checkpoint, if there is any; a line says which are damaged. UserError if all are."""
+    """Go on from the newest whole checkpoint, if there is any; a line says which are damaged. UserError if
+    all are."""
     damaged: list[DamagedError] = []
     for checkpoint in session.checkpoints():
         try:
@@ -153,40 +174,48 @@ def resume(trainer: Trainer, session: Session) -> None:
         break
     else:
         if damaged:
-            raise UserError(f"{damaged[0]}; no older one is whole: remove them, and the same command begins anew")
+            raise UserError(f"{damaged[0]}; no older one is whole: remove them, and the "
+                            "same command begins anew")
     if damaged and trainer.group.rank == 0:
         print(f"flexgs: {damaged[0]}; going on from the views {trainer.step}", file=sys.stderr, flush=True)
 
 
 def train(trainer: Trainer, session: Session, report: Report, until: int | None = None) -> None:
-    """Trainer.fit, which Ctrl-C and SIGTERM end after a step, with a checkpoint; KeyboardInterrupt says so."""
+    """Trainer.fit, which Ctrl-C and SIGTERM end after a step, with a checkpoint; KeyboardInterrupt says
+    so."""
     with held() as interrupted:
-        trainer.fit(report, session.checkpoint, until, lambda reported: session.stop(reported) or interrupted() is not None)
+        trainer.fit(report, session.checkpoint, until,
+                    lambda reported: session.stop(reported) or interrupted() is not None)
         if signal := interrupted():
-            raise type(signal)(f"the checkpoint of {trainer.step:,} of {trainer.config.steps:,} views is kept; "
-                               "the same command continues from there")
+            raise type(signal)(f"the checkpoint of {trainer.step:,} of "
+                               f"{trainer.config.steps:,} views is kept; the same command "
+                               "continues from there")
 
 
 def check_before(config: Config, scene: Scene, splats: Splats, folder: Path) -> None:
-    """UserError for what would end the run after its last view: no test view, LPIPS weights that are not there, a format that
-    cannot be written here. A line if the disk may be too small."""
+    """UserError for what would end the run after its last view: no test view, LPIPS weights that are not
+    there, a format that cannot be written here. A line if the disk may be too small."""
     options = config.evaluation
     chosen(scene.test, options.views)
-    if options.lpips_weights or os.environ.get(lpips.WEIGHTS_VARIABLE):  # those that are downloaded may be missing
+    # those that are downloaded may be missing
+    if options.lpips_weights or os.environ.get(lpips.WEIGHTS_VARIABLE):
         for net in options.lpips:
             lpips.load(net, options.lpips_weights, options.lpips_range)
     as_stored(splats[:64].detach(), options.format, scene.train)
     make_folder(folder / "checkpoints")
     need = expected_disk(config)
     if (free := shutil.disk_usage(folder).free) < need:
-        print(f"flexgs: {folder}: {free / 1e9:.1f} GB of disk are free, and the run may take {need / 1e9:.1f} GB; "
-              "--base.max-splats lowers that", file=sys.stderr, flush=True)
+        print(f"flexgs: {folder}: {free / 1e9:.1f} GB of disk are free, and the run may take "
+              f"{need / 1e9:.1f} GB; --base.max-splats lowers that", file=sys.stderr, flush=True)
 
 
-def run(config: Config, scene: Scene, folder: Path, group: Group, session: Session, device: str = "cpu") -> dict[str, Any]:
-    """Train scene (or continue), evaluate it, write model, cuts and pictures into folder; returns results.json.
+def run(config: Config, scene: Scene, folder: Path, group: Group, session: Session,
+        device: str = "cpu") -> dict[str, Any]:
+    """Train scene (or continue), evaluate it, write model, cuts and pictures into folder; returns
+    results.json.
 
-    StoppedError if the session stops it before its last view; KeyboardInterrupt for Ctrl-C, with a checkpoint.
+    StoppedError if the session stops it before its last view; KeyboardInterrupt for Ctrl-C, with a
+    checkpoint.
     """
     config.check()
     base = read(config.base.ply) if config.base.ply else None
@@ -210,18 +239,20 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
         raise StoppedError(f"{folder}: stopped at {trainer.step} of {config.steps} views")
     training_ended = time.perf_counter()
     model = trainer.model()
-    train_seconds = trainer.seconds + time.perf_counter() - training_ended  # the final order is a part of the training
+    # the final order is a part of the training
+    train_seconds = trainer.seconds + time.perf_counter() - training_ended
     if group.rank == 0:
         first = not newest(folder, "results.json").exists()
         model.save(_made(staged(folder) / "model"))
         for ratio in config.evaluation.ratios:
             save(model.cut(ratio), _made(staged(folder) / "cuts") / cut_name(scene.name, ratio))
         if first:
-            publish(folder)  # a model is more than its figures; one that has figures is replaced when the new ones are there
+            # a model is more than its figures; one that has figures is replaced when the new ones are there
+            publish(folder)
     measured = evaluate(model, scene, config.evaluation, config.background, group)
     results = {
-        "scene": scene.name, "capture": str(scene.root.absolute()), "preset": config.preset, "seed": config.seed,
-        "steps": config.steps, "git_sha": git_sha(), "time": round(time.time(), 3),
+        "scene": scene.name, "capture": str(scene.root.absolute()), "preset": config.preset,
+        "seed": config.seed, "steps": config.steps, "git_sha": git_sha(), "time": round(time.time(), 3),
         "train_seconds": round(train_seconds, 1), "seconds": 0.0, "splats": len(model.splats),
         "protocol": {**scene.protocol, **measured["protocol"]}, "ratios": measured["ratios"],
     }
@@ -242,11 +273,12 @@ def cut_name(scene: str, ratio: float) -> str:
 
 
 def git_sha() -> str | None:
-    """The commit of the source that is running; outside a checkout (submitted job, image) $FLEXGS_GIT_SHA, or None."""
+    """The commit of the source that is running; outside a checkout (submitted job, image) $FLEXGS_GIT_SHA, or
+    None."""
     here, found = Path(__file__).parent, ""
     with contextlib.suppress(FileNotFoundError):  # no git
-        found = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True,
-                               check=False).stdout.strip()
+        found = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True,
+                               text=True, check=False).stdout.strip()
     return found or os.environ.get("FLEXGS_GIT_SHA") or None
 
 
@@ -256,8 +288,8 @@ def _made(folder: Path) -> Path:
 
 
 def _forget_after(path: Path, step: int) -> None:
-    """Drop the lines that a resumed run is going to write again, and those that are none; says so if it was not a kill that has
-    cut off the last one. What is no file, or a link to one, becomes a file."""
+    """Drop the lines that a resumed run is going to write again, and those that are none; says so if it was
+    not a kill that has cut off the last one. What is no file, or a link to one, becomes a file."""
     if not os.path.lexists(path):
         return
     rows = history(path)
@@ -276,8 +308,8 @@ def progress_line(scene: str, step: int, m: dict[str, Any]) -> str:
     """One line a person can follow."""
     eta = m["eta_seconds"]
     return (f"{scene:14} stage {m['stage']}  {step:>6}/{m['steps']}  {m['views_per_second']:6.1f} it/s  "
-            f"ETA {int(eta // 60):3}:{int(eta % 60):02}  {m['splats']:>9,} Gaussians  {m['psnr']:5.2f} dB on a training view  "
-            f"{m['memory_mb'] / 1000:.1f} GB")
+            f"ETA {int(eta // 60):3}:{int(eta % 60):02}  {m['splats']:>9,} Gaussians  {m['psnr']:5.2f} dB "
+            f"on a training view  {m['memory_mb'] / 1000:.1f} GB")
 
 
 def print_progress(scene: str, step: int, metrics: dict[str, Any]) -> None:

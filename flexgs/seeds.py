@@ -1,7 +1,7 @@
 """Random numbers that depend on nothing but the seed and what they are for.
 
-Every draw comes from a fresh generator keyed by (seed, purpose, step ...), so there is no generator state to save: a
-resumed run and every worker of a data-parallel run draw the same numbers.
+Every draw comes from a fresh generator keyed by (seed, purpose, step ...), so there is no generator state to
+save: a resumed run and every worker of a data-parallel run draw the same numbers.
 """
 
 import hashlib

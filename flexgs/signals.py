@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM while training: the first one is noted, so that a checkpoint can be kept; a second one ends at once."""
+"""Ctrl-C and SIGTERM while training: the first one is noted, so that a checkpoint can be kept; a second one
+ends at once."""
 
 import signal
 import sys
@@ -15,10 +16,11 @@ _came: list[KeyboardInterrupt] = []
 
 
 def listen() -> list[KeyboardInterrupt]:
-    """From now on SIGTERM ends this process as Ctrl-C does; the list of those that come, since libraries that are being
-    imported turn them into errors of other kinds.
+    """From now on SIGTERM ends this process as Ctrl-C does; the list of those that come, since libraries that
+    are being imported turn them into errors of other kinds.
 
-    To be said again after a library has set a handler of its own, as the start of Ray does: its prints the stack and aborts.
+    To be said again after a library has set a handler of its own, as the start of Ray does: its prints the
+    stack and aborts.
     """
     if threading.current_thread() is threading.main_thread():  # no other may say what a signal does
         signal.signal(signal.SIGTERM, _raise)
@@ -34,7 +36,8 @@ def _raise(number: int, frame: object) -> None:
 
 @contextmanager
 def held() -> Iterator[Callable[[], KeyboardInterrupt | None]]:
-    """While the block runs, what it is given tells which signal has come, as the exception to raise when all is kept.
+    """While the block runs, what it is given tells which signal has come, as the exception to raise when all
+    is kept.
 
     Only the main thread of a process hears signals; elsewhere none comes.
     """
@@ -51,7 +54,8 @@ def held() -> Iterator[Callable[[], KeyboardInterrupt | None]]:
     def note(number: int, frame: object) -> None:
         noted.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
         restore()
-        print("flexgs: ends after this step, with a checkpoint; once more ends at once", file=sys.stderr, flush=True)
+        print("flexgs: ends after this step, with a checkpoint; once more ends at once", file=sys.stderr,
+              flush=True)
 
     for number, handler in before.items():
         if handler not in (signal.SIG_IGN, None):  # nohup, or not set from Python

@@ -1,4 +1,5 @@
-"""How large a run is where nobody has said: as its preset has it on a GPU, minutes of work on a machine without one."""
+"""How large a run is where nobody has said: as its preset has it on a GPU, minutes of work on a machine
+without one."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -19,7 +20,8 @@ DEMO = Size(steps=4000, splats=20_000)
 
 
 def fitting(config: Config, gpu: bool, chosen: Collection[str], size: Size = LAPTOP) -> Config:
-    """The config for a machine with a GPU, or without one: cut down to size and said in a line, except for what the user chose.
+    """The config for a machine with a GPU, or without one: cut down to size and said in a line, except for
+    what the user chose.
 
     chosen: the flags that were typed; of a --config everything is the user's.
     """

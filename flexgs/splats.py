@@ -56,7 +56,8 @@ class Splats:
         return self.map(lambda t: t[index])
 
     def at(self, origin: Origin) -> "Splats":
-        """The same Gaussians with positions from another origin, added in float64 and rounded to the dtype of means."""
+        """The same Gaussians with positions from another origin, added in float64 and rounded to the dtype of
+        means."""
         if origin == self.origin:
             return self
         shift = torch.tensor(offset(origin, self.origin), dtype=torch.float64, device=self.means.device)
@@ -84,7 +85,8 @@ def cat(parts: list[Splats]) -> Splats:
 
 
 def quantile(values: Tensor, q: float) -> Tensor:
-    """The values [...] of [N, ...] that a share q of the N stay below, linear between two; torch.quantile refuses 2^24."""
+    """The values [...] of [N, ...] that a share q of the N stay below, linear between two; torch.quantile
+    refuses 2^24."""
     ordered, place = values.sort(dim=0).values, q * (len(values) - 1)
     below = int(place)
     return torch.lerp(ordered[below], ordered[min(below + 1, len(values) - 1)], place - below)
@@ -93,7 +95,8 @@ def quantile(values: Tensor, q: float) -> Tensor:
 def unit_quaternions(quats: Tensor) -> Tensor:
     """Quaternions [N, 4] of length 1. One without a length is no rotation, which is how it is rendered."""
     none = quats.new_tensor([1.0, 0, 0, 0])
-    return torch.where(quats.norm(dim=1, keepdim=True) > 1e-12, torch.nn.functional.normalize(quats, dim=1), none)
+    return torch.where(quats.norm(dim=1, keepdim=True) > 1e-12, torch.nn.functional.normalize(quats, dim=1),
+                       none)
 
 
 def rotation_matrices(quats: Tensor) -> Tensor:
@@ -101,4 +104,5 @@ def rotation_matrices(quats: Tensor) -> Tensor:
     w, x, y, z = torch.nn.functional.normalize(quats, dim=1).unbind(1)
     return torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
                         2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-                        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], dim=1).view(-1, 3, 3)
+                        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+                       dim=1).view(-1, 3, 3)

@@ -1,7 +1,9 @@
-"""Tensors and what they are, kept together: a folder with NAME.safetensors and NAME.json, as models and checkpoints are.
+"""Tensors and what they are, kept together: a folder with NAME.safetensors and NAME.json, as models and
+checkpoints are.
 
-The JSON has a SHA-256 of both, so that one changed bit is noticed. Reading takes no memory for a tensor before its name, dtype
-and shape, which the head of the file tells, are known to be those that the JSON asks for. Nothing is unpickled.
+The JSON has a SHA-256 of both, so that one changed bit is noticed. Reading takes no memory for a tensor
+before its name, dtype and shape, which the head of the file tells, are known to be those that the JSON asks
+for. Nothing is unpickled.
 """
 
 import hashlib
@@ -25,9 +27,12 @@ FORMAT = 1
 DTYPES = {"F32": "float32", "F16": "float16", "F64": "float64", "I64": "int64", "BF16": "bfloat16"}
 """How safetensors and torch call the types of ours."""
 
-SPLATS: Layout = {"splats.means": ("float32", ("Gaussians", 3)), "splats.quats": ("float32", ("Gaussians", 4)),
-                  "splats.scales": ("float32", ("Gaussians", 3)), "splats.opacities": ("float32", ("Gaussians",)),
-                  "splats.sh0": ("float32", ("Gaussians", 3)), "splats.shN": ("float32", ("Gaussians", "harmonics", 3))}
+SPLATS: Layout = {"splats.means": ("float32", ("Gaussians", 3)),
+                  "splats.quats": ("float32", ("Gaussians", 4)),
+                  "splats.scales": ("float32", ("Gaussians", 3)),
+                  "splats.opacities": ("float32", ("Gaussians",)),
+                  "splats.sh0": ("float32", ("Gaussians", 3)),
+                  "splats.shN": ("float32", ("Gaussians", "harmonics", 3))}
 
 
 def save(folder: Path, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -44,7 +49,8 @@ class VersionError(UserError):
 class Stored:
     """What save() wrote; `about` and `heads` are read at once, the tensors by tensors().
 
-    UserError for files that are damaged, of another version, or of something else; what to do about them is said by advice.
+    UserError for files that are damaged, of another version, or of something else; what to do about them is
+    said by advice.
     """
 
     def __init__(self, folder: Path, name: str, kinds: Mapping[str, Any], advice: str):
@@ -53,8 +59,8 @@ class Stored:
         description = folder / f"{name}.json"
         self._written: dict[str, Any] = read_json(description, advice=advice)
         if (version := self._written.get("format")) != FORMAT:
-            raise VersionError(f"{description}: found format {shown(version)}, this version reads {FORMAT}; get a version of "
-                               "flexgs that reads it")
+            raise VersionError(f"{description}: found format {shown(version)}, this version reads "
+                               f"{FORMAT}; get a version of flexgs that reads it")
         if missing := [key for key in kinds if key not in self._written]:
             raise UserError(f"{description}: found no {missing[0]}; {advice}")
         self.about = self._written | {key: typed(kind, self._written[key], f"{description}: {key}")
@@ -63,7 +69,8 @@ class Stored:
         try:
             with safe_open(regular_file(self.file), "pt") as file:
                 heads = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-                self.heads = {key: torch.empty(head.get_shape(), dtype=getattr(torch, DTYPES[head.get_dtype()]), device="meta")
+                self.heads = {key: torch.empty(head.get_shape(),
+                                               dtype=getattr(torch, DTYPES[head.get_dtype()]), device="meta")
                               for key, head in heads.items()}
                 """The tensors without their values."""
         except (OSError, SafetensorError, KeyError, RuntimeError) as e:
@@ -73,8 +80,10 @@ class Stored:
         """The tensors, which have to be those of layout."""
         check_tensors(self.heads, layout, str(self.file))
         about = {key: value for key, value in self._written.items() if key != "sha256"}
-        if "sha256" in self._written and self._written["sha256"] != _digest(about, self.file):  # older ones have none
-            raise UserError(f"{self.folder}: found other bytes than were written (SHA-256 differs); {self.advice}")
+        # older ones have none
+        if "sha256" in self._written and self._written["sha256"] != _digest(about, self.file):
+            raise UserError(f"{self.folder}: found other bytes than were written (SHA-256 "
+                            f"differs); {self.advice}")
         with safe_open(self.file, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in layout}
         check_tensors(tensors, layout, str(self.file))
@@ -82,17 +91,20 @@ class Stored:
 
 
 def splats_of(heads: Mapping[str, Tensor], where: str, **numbers: int) -> Splats:
-    """The Gaussians among the heads of a file. UserError unless they are some; numbers: how many "Gaussians" or "harmonics"."""
+    """The Gaussians among the heads of a file. UserError unless they are some; numbers: how many "Gaussians"
+    or "harmonics"."""
     mine = {name: t for name, t in heads.items() if name.startswith("splats.")}
     check_tensors(mine, SPLATS, where, numbers)
     if numbers["harmonics"] not in (0, 3, 8, 15):
-        raise UserError(f"{where}: found {numbers['harmonics']} harmonics, expected 0, 3, 8 or 15; the file is damaged")
+        raise UserError(f"{where}: found {numbers['harmonics']} harmonics, expected 0, 3, 8 or "
+                        "15; the file is damaged")
     return Splats(**part(mine, "splats."), origin=WORLD)
 
 
 def layout_of(module: nn.Module, prefix: str) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Names, dtypes and shapes of a module's state, which may be on the meta device."""
-    return {prefix + name: (str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in module.state_dict().items()}
+    return {prefix + name: (str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name,
+            t in module.state_dict().items()}
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

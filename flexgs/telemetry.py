@@ -1,7 +1,8 @@
-"""Nobody is told that flexgs is used: what its libraries would report over the network is turned off, in one place.
+"""Nobody is told that flexgs is used: what its libraries would report over the network is turned off, in one
+place.
 
-MLflow 3 and Ray report how they are used unless their environment says no; Optuna, viser and aiohttp do not. A person who wants
-to take part sets the variables otherwise: what is set already stays.
+MLflow 3 and Ray report how they are used unless their environment says no; Optuna, viser and aiohttp do not.
+A person who wants to take part sets the variables otherwise: what is set already stays.
 """
 
 import os

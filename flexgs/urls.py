@@ -2,8 +2,9 @@
 
     public("postgresql://me:se@cret@db/mlflow?sslpassword=x")    # postgresql://db/mlflow?sslpassword=***
 
-What is printed or kept of an address, an error or a command goes through public(). Where a text can be read in two ways, the
-one that hides more is taken: an address that is cut too short can be looked up, a password that was shown cannot be taken back.
+What is printed or kept of an address, an error or a command goes through public(). Where a text can be read
+in two ways, the one that hides more is taken: an address that is cut too short can be looked up, a password
+that was shown cannot be taken back.
 """
 
 import re
@@ -11,7 +12,7 @@ from urllib.parse import unquote
 
 HIDDEN = "***"
 
-_SECRET = r"password|passwd|passphrase|passcode|pwd|secret|token|credential|signature|(?:api|access|private)[_-]?key"
+_SECRET = (r"password|passwd|passphrase|passcode|pwd|secret|token|credential|signature|(?:api|access|private)[_-]?key")
 _NAME = rf"[\w.-]*(?:{_SECRET})[\w.-]*"
 """What an option, a variable or a key is named that holds a secret."""
 _IN_QUERY = (r"[\w.%-]*(?:pass|pwd|secret|token|key|cred|sig|auth|user|uid|login|session|connect|jwt|sas|code|ticket|otp)"
@@ -25,14 +26,19 @@ _RULES = [(re.compile(pattern, re.IGNORECASE), by) for pattern, by in (
     (r"(?<![\w/.@:%+-])[\w.%+-]+:[^\s@/'\"]+@(?=[\w\[])", ""),  # me:password@host
     (rf"([?&#;]{_IN_QUERY}=)[^&#\s'\"<>]+", rf"\g<1>{HIDDEN}"),  # of a query or a fragment
     (r"(?<=[?&]|#)([\w.-]+=)[^&#\s'\"<>]*@", r"\1"),  # endpoint_override=user:password@host
-    (r"(//[^\s'\"<>]*#)(?=[^/\s'\"<>])(?![\w.%-]+=)[^\s'\"<>]+", rf"\g<1>{HIDDEN}"),  # a fragment that is no page of MLflow
-    (rf"(?<![\w?&#;.-])((?:--)?{_NAME}=)('[^']*'|\"[^\"]*\"|[^\s&,;)}}'\"]+)", rf"\g<1>{HIDDEN}"),  # password=...
+    # a fragment that is no page of MLflow
+    (r"(//[^\s'\"<>]*#)(?=[^/\s'\"<>])(?![\w.%-]+=)[^\s'\"<>]+", rf"\g<1>{HIDDEN}"),
+    # password=...
+    (rf"(?<![\w?&#;.-])((?:--)?{_NAME}=)('[^']*'|\"[^\"]*\"|[^\s&,;)}}'\"]+)", rf"\g<1>{HIDDEN}"),
     (rf"(--{_NAME}\s+)('[^']*'|\"[^\"]*\"|[^\s-]\S*)", rf"\g<1>{HIDDEN}"),  # --password ...
-    (rf"(?<![\w?&#;./-])([\w-]*(?:{_SECRET})[\w-]*\s*[:=]\s+)('[^']*'|\"[^\"]*\"|[^\s,;)}}'\"]+)", rf"\g<1>{HIDDEN}"),
+    (rf"(?<![\w?&#;./-])([\w-]*(?:{_SECRET})[\w-]*\s*[:=]\s+)('[^']*'|\"[^\"]*\"|[^\s,;)}}'\"]+)",
+     rf"\g<1>{HIDDEN}"),
     (rf"(['\"]{_NAME}['\"]\s*:\s*)('[^']*'|\"[^\"]*\"|[^\s,}}]+)", rf"\g<1>{HIDDEN}"),  # {"password": "..."}
     (r"\b(authorization:?\s*|)(bearer|basic)\s+[\w.~+/=-]{8,}", rf"\1\2 {HIDDEN}"),
-    (r"\b((?:set-)?cookie:|authorization[:=])(?!\s*(?:bearer|basic) \*)[^\n'\"]+", rf"\1 {HIDDEN}"),  # heads of HTTP
-    (r"\b(?:hf_|gh[opsu]_|github_pat_|glpat-|xox[abp]-|sk-|dapi|eyJ[\w-]+\.)[\w.-]{16,}", HIDDEN))]  # keys known by their form
+    # heads of HTTP
+    (r"\b((?:set-)?cookie:|authorization[:=])(?!\s*(?:bearer|basic) \*)[^\n'\"]+", rf"\1 {HIDDEN}"),
+    # keys known by their form
+    (r"\b(?:hf_|gh[opsu]_|github_pat_|glpat-|xox[abp]-|sk-|dapi|eyJ[\w-]+\.)[\w.-]{16,}", HIDDEN))]
 
 
 def is_url(text: str) -> bool:
@@ -41,8 +47,9 @@ def is_url(text: str) -> bool:
 
 
 def public(text: str) -> str:
-    """The text, which may be an address, a command or an error, without what gives access: what stands before the @ of an
-    address, values of a query or fragment that are named like secrets, and the like elsewhere. Other text stays as it is."""
+    """The text, which may be an address, a command or an error, without what gives access: what stands before
+    the @ of an address, values of a query or fragment that are named like secrets, and the like elsewhere.
+    Other text stays as it is."""
     return re.sub(r"[^\s'\"]*%[0-9A-Fa-f]{2}[^\s'\"]*", _encoded, _plain(text))
 
 
@@ -58,8 +65,8 @@ def _plain(text: str) -> str:
 
 
 def _without_user(rest: str) -> str:
-    """The text behind the // of an address, without a user and password in front of the host. Passwords may hold @ / ? # and
-    blanks as they are."""
+    """The text behind the // of an address, without a user and password in front of the host. Passwords may
+    hold @ / ? # and blanks as they are."""
     line = re.split(r"[\n'\"]|\s\S*//", rest, maxsplit=1)[0]
     word = re.split(r"\s", line, maxsplit=1)[0]
     authority = re.split(r"[/?#]", word, maxsplit=1)[0]
@@ -78,7 +85,8 @@ def _without_user(rest: str) -> str:
 
 
 def _encoded(word: re.Match[str]) -> str:
-    """A word as it is, unless there are secrets in what its percent signs stand for: then that, without them."""
+    """A word as it is, unless there are secrets in what its percent signs stand for: then that, without
+    them."""
     text = word[0]
     for _ in range(3):
         text = unquote(text)

@@ -1,5 +1,5 @@
-"""Many scenes side by side: a thread for each that trains, started and moved by the schedule, their progress on the screen and
-in MLflow."""
+"""Many scenes side by side: a thread for each that trains, started and moved by the schedule, their progress
+on the screen and in MLflow."""
 
 import logging
 import sys
@@ -58,8 +58,8 @@ class Batch:
         """Finished, and MLflow has not taken it."""
 
     def skip(self, job: SceneJob, scene: Capture) -> bool:
-        """Whether there is nothing to train: the scene was finished earlier, or its folder holds something else. MLflow gets
-        what it may have missed."""
+        """Whether there is nothing to train: the scene was finished earlier, or its folder holds something
+        else. MLflow gets what it may have missed."""
         job.store.pull("config.json", "results.json", "model/model.json", *HISTORY)
         try:
             results = finished(job.folder, job.config, scene)
@@ -81,11 +81,12 @@ class Batch:
         if not run.log_results(self.results[job.name], job.folder):
             self._untold.append(job)
 
-    def train(self, jobs: Sequence[SceneJob], sizes: Sequence[int], machines: Callable[[int], Mapping[str, int]]) -> None:
+    def train(self, jobs: Sequence[SceneJob], sizes: Sequence[int],
+              machines: Callable[[int], Mapping[str, int]]) -> None:
         """Train the scenes; one that fails does not disturb the others.
 
-        sizes: the numbers of workers that a scene may have; machines: how many each machine has room for, now,
-        told how many scenes wait for one.
+        sizes: the numbers of workers that a scene may have; machines: how many each machine has room for,
+        now, told how many scenes wait for one.
         """
         watches = {job.name: Watch(job, self._run_of(job)) for job in jobs}
         running: dict[Future, Watch] = {}
@@ -98,7 +99,8 @@ class Batch:
                     for watch in running.values():
                         if watch.place and watch.place.machine not in there:
                             watch.leave(screen)
-                    for name, place in plan(there, [watch.scene() for watch in watches.values()], sizes).items():
+                    for name, place in plan(there, [watch.scene() for watch in watches.values()],
+                                            sizes).items():
                         watch = watches[name]
                         if watch.place:
                             watch.move(place, screen)
@@ -138,18 +140,22 @@ class Batch:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _keep(self, running: Mapping[Future, "Watch"]) -> None:
-        """Let the scenes that train stop at their next report, with a checkpoint; a second Ctrl-C ends at once."""
-        print(f"flexgs: waits up to {KEEP_SECONDS:.0f} s for checkpoints; Ctrl-C ends at once", file=sys.stderr, flush=True)
+        """Let the scenes that train stop at their next report, with a checkpoint; a second Ctrl-C ends at
+        once."""
+        print(f"flexgs: waits up to {KEEP_SECONDS:.0f} s for checkpoints; Ctrl-C ends at once",
+              file=sys.stderr, flush=True)
         for watch in running.values():
             watch.stop()
         with suppress(KeyboardInterrupt):
             wait(running, timeout=KEEP_SECONDS)
         for watch in running.values():
             if step := watch.job.store.latest_step():
-                print(f"{watch.job.name}: the checkpoint of {step:,} of {watch.job.config.steps:,} views is kept", flush=True)
+                print(f"{watch.job.name}: the checkpoint of {step:,} of "
+                      f"{watch.job.config.steps:,} views is kept", flush=True)
 
     def finish(self) -> None:
-        """End the parent run in MLflow, with the means over scenes. An MLflow that is away is waited for a little."""
+        """End the parent run in MLflow, with the means over scenes. An MLflow that is away is waited for a
+        little."""
         waited_from = time.monotonic()
         if self._untold:
             print(f"MLflow is away, waiting for it up to {WAIT_FOR_TRACKING_SECONDS:.0f} s", flush=True)
@@ -160,11 +166,13 @@ class Batch:
             for job in untold:
                 self._tell(job, self._run_of(job))
         if self._untold:
-            print(f"MLflow has not got {', '.join(job.name for job in self._untold)}; the same command sends it", flush=True)
+            print(f"MLflow has not got {', '.join(job.name for job in self._untold)}; the "
+                  "same command sends it", flush=True)
         if self.results:
             results = [self.results[scene] for scene in sorted(self.results)]
             means = mean_ratios(results)
-            self.run.log_summary(means, max(r["steps"] for r in results), {"psnr_auc": psnr_auc(means)} if means else {},
+            self.run.log_summary(means, max(r["steps"] for r in results),
+                                 {"psnr_auc": psnr_auc(means)} if means else {},
                                  max(r.get("time", 0) for r in results))
             self.run.describe(notes.batch(results, self.command))
         self.run.finish("FAILED" if self.errors else "FINISHED")
@@ -179,7 +187,8 @@ class Batch:
         if error is None:
             results = self.results[job.name] = future.result()
             self._tell(job, run)
-            figures = ", ".join(f"{row['psnr']:.2f} dB at {percent(r)}" for r, row in results["ratios"].items())
+            figures = ", ".join(f"{row['psnr']:.2f} dB at {percent(r)}" for r,
+                                row in results["ratios"].items())
             return f"{job.name}: finished in {watch.seconds():.0f} s: {figures}"
         if not isinstance(error, Exception):
             raise error
@@ -189,7 +198,8 @@ class Batch:
         return f"{job.name}: failed after {watch.seconds():.0f} s: {error}"
 
     def _run_of(self, job: SceneJob) -> Run:
-        return self.tracking.run(job.folder, job.name, kind="scene", parent=self.run, params=flatten(job.config.to_dict()),
+        return self.tracking.run(job.folder, job.name, kind="scene", parent=self.run,
+                                 params=flatten(job.config.to_dict()),
                                  tags={"scene": job.name, "preset": job.config.preset, "git_sha": self.sha})
 
 
@@ -217,7 +227,8 @@ class Watch:
             rate = harmonic_mean([row["views_per_second"] for row in rows[-STEADY:]])
             self._rate = rate / speedup(self.place.workers) or None
         views = self.job.config.steps - (rows[-1]["step"] if rows else self._kept)
-        return Scene(self.job.name, max(0, views), self._rate, self.place, self._going, bool(rows), self._gave)
+        return Scene(self.job.name, max(0, views), self._rate, self.place, self._going, bool(rows),
+                     self._gave)
 
     def start(self, place: Place, screen: "Screen") -> SceneJob:
         """Note that it starts there; what to train."""
@@ -225,7 +236,8 @@ class Watch:
         self.place, self._since, self._kept = place, time.time(), self.job.store.latest_step()
         self.started = self.started or self._since
         if self._kept:
-            screen.say(f"{self.job.name}: continues from {self._kept} of {self.job.config.steps}{_with(place)}")
+            screen.say(f"{self.job.name}: continues from {self._kept} of "
+                       f"{self.job.config.steps}{_with(place)}")
         return replace(self.job, workers=place.workers, machine=place.machine or None)
 
     def move(self, place: Place, screen: "Screen") -> None:
@@ -236,7 +248,8 @@ class Watch:
         screen.say(f"{self.job.name}: is going to continue{_with(place)}")
 
     def leave(self, screen: "Screen") -> None:
-        """Ask the workers to stop at their next report, once: their machine is being taken away, or has gone."""
+        """Ask the workers to stop at their next report, once: their machine is being taken away, or has
+        gone."""
         if not self._leaving:
             self._leaving = True
             self.stop()
@@ -257,7 +270,8 @@ class Watch:
         """The scene's line now; tells the screen about workers that were started again."""
         failures = read_jsonl(self._failures, "errors")
         for failure in failures[self._failed:]:
-            screen.say(f"{self.job.name}: workers started again: {'; '.join(sorted(set(failure['errors'].values())))}")
+            screen.say(f"{self.job.name}: workers started again: "
+                       f"{'; '.join(sorted(set(failure['errors'].values())))}")
             self.run.log_metric("train/restarts", len(failures))
         self._failed = len(failures)
         rows, name = self._rows(), f"{self.job.name} x{self.place.workers if self.place else 0}"
@@ -310,7 +324,8 @@ class Screen:
 
     def __init__(self) -> None:
         self.console = Console(soft_wrap=True, highlight=False)
-        self.live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
+        self.live = Live(console=self.console, auto_refresh=False,
+                         transient=True) if self.console.is_terminal else None
         self._shown: dict[str, tuple[float, str]] = {}
 
     def __enter__(self) -> Self:

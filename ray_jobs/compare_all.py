@@ -1,10 +1,12 @@
-"""Compare methods on every capture of a dataset: each model a Ray task of its own; ends with the tables and their mean.
+"""Compare methods on every capture of a dataset: each model a Ray task of its own; ends with the tables and
+their mean.
 
-    python ray_jobs/compare_all.py --data-root ~/captures --methods lightgs default --seeds 0 1 2
-    ray job submit --working-dir . -- python ray_jobs/compare_all.py --data-root /shared/captures --storage /shared/runs
+    python ray_jobs/compare_all.py --data-root ~/captures --methods lightgs default --seeds 0 1 2 ray job
+    submit --working-dir . -- python ray_jobs/compare_all.py --data-root /shared/captures --storage
+    /shared/runs
 
-The same command continues what is unfinished and skips what is finished. STORAGE/EXPERIMENT/<scene> is laid out as `flexgs
-compare` does it, so each goes on where the other has stopped.
+The same command continues what is unfinished and skips what is finished. STORAGE/EXPERIMENT/<scene> is laid
+out as `flexgs compare` does it, so each goes on where the other has stopped.
 """
 
 import sys
@@ -15,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python itself adds only the folder of the script
+# Python itself adds only the folder of the script
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ray
 import torch
@@ -39,7 +42,8 @@ from ray_jobs.dataset import Dataset, exit_code, read_all
 from ray_jobs.store import is_remote
 from ray_jobs.train_scene import describe
 
-# Workers get this module with the functions that they run: they need flexgs installed, but not this folder on their path.
+# Workers get this module with the functions that they run: they need flexgs installed, but not this folder on
+# their path.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
@@ -66,7 +70,8 @@ class Task:
 
     @property
     def name(self) -> str:
-        return f"{self.capture.name} seed {self.common.seed} {self.cell.folder.name if self.cell else 'stage 1'}"
+        return (f"{self.capture.name} seed {self.common.seed} "
+                f"{self.cell.folder.name if self.cell else 'stage 1'}")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -78,8 +83,8 @@ def main(args: Sequence[str] | None = None) -> int:
 def compare_all(options: CompareAll, args: Sequence[str]) -> int:
     """The whole command; args tell which settings the user has chosen."""
     if is_remote(options.storage):
-        raise UserError(f"--storage {options.storage}: expected a folder that all machines share; only train_all.py can use "
-                        "an object store")
+        raise UserError(f"--storage {options.storage}: expected a folder that all machines share; only "
+                        "train_all.py can use an object store")
     options.config.evaluation.ratios = options.ratios or options.config.evaluation.ratios
     config, experiment = options.checked(args), options.folder
     with warm_up.in_background() as wait_for_kernels, ExitStack() as locks:
@@ -93,7 +98,8 @@ def compare_all(options: CompareAll, args: Sequence[str]) -> int:
             config = options.fitting(config, cluster, args)
             configs = {capture.name: options.of(capture, config, args) for capture in captures}
             commons = {name: compare.seeded(own, options.seeds) for name, own in configs.items()}
-            cells = {name: [cell for common in own for cell in compare.cells(options.methods, common, experiment / name)]
+            cells = {name: [cell for common in own
+                            for cell in compare.cells(options.methods, common, experiment / name)]
                      for name, own in commons.items()}
             tasks = [(Task(capture, common, experiment / capture.name), [
                 Task(capture, common, experiment / capture.name, cell) for cell in cells[capture.name]
@@ -129,7 +135,8 @@ def _run(tasks: Sequence[tuple[Task, Sequence[Task]]], gpu: bool) -> dict[str, E
             error = e.cause if isinstance(e, ray.exceptions.RayTaskError) else e
             errors[task.name] = error if isinstance(error, UserError) else RuntimeError(describe(error))
             how = f"failed: {errors[task.name]}"
-        print(f"{task.name}: {how} ({total - len(running)} of {total}, {time.monotonic() - start:.0f} s)", flush=True)
+        print(f"{task.name}: {how} ({total - len(running)} of {total}, {time.monotonic() - start:.0f} s)",
+              flush=True)
     return errors
 
 
@@ -149,21 +156,25 @@ def _quiet(step: int, metrics: dict[str, Any]) -> None:
     """Progress is told by the cell: each is over in minutes."""
 
 
-def report(options: CompareAll, configs: dict[str, Config], scenes: dict[str, Rows], errors: dict[str, Exception]) -> int:
-    """Write and print the tables of each capture and of their mean, log them, and say what failed; the exit code."""
+def report(options: CompareAll, configs: dict[str, Config], scenes: dict[str, Rows],
+           errors: dict[str, Exception]) -> int:
+    """Write and print the tables of each capture and of their mean, log them, and say what failed; the exit
+    code."""
     tracking: Tracking = options.tracking()
     pages = {}
     for name, rows in scenes.items():
         if rows:
             folder = options.folder / name
             print(f"\n{name}")
-            for sheet in compare.write(name, rows, published(name) if name in SCENES else None, configs[name], folder):
+            for sheet in compare.write(name, rows, published(name) if name in SCENES else None, configs[name],
+                                       folder):
                 print_table(sheet.rich())
             pages[name] = compare.track(name, rows, configs[name], folder, tracking)
     measured = [rows for rows in scenes.values() if rows]
     if len(measured) > 1:
         print(f"\nmean of {len(measured)} captures")
-        for sheet in compare.write("mean", mean_rows(measured), None, next(iter(configs.values())), options.folder):
+        for sheet in compare.write("mean", mean_rows(measured), None, next(iter(configs.values())),
+                                   options.folder):
             print_table(sheet.rich())
     print(f"tables and figures: {pasted(options.folder)}/<scene>")
     for name, page in pages.items():

@@ -34,20 +34,24 @@ class Dataset:
     data_root: Path | None = None
     """Folder of captures. Default: the built-in synthetic scenes, and with --dataset data."""
     dataset: Literal[*DATASETS] | None = None  # type: ignore[valid-type]
-    """The captures of this dataset that are in DATA_ROOT or DATA_ROOT/<dataset>, each at its factor of the protocol."""
+    """The captures of this dataset that are in DATA_ROOT or DATA_ROOT/<dataset>, each at its factor of the
+    protocol."""
     protocol: Literal[*PROTOCOLS] = "paper"  # type: ignore[valid-type]
-    """With --dataset: the factors of FlexGS, or those that the field usually takes; --data.factor overrules both."""
+    """With --dataset: the factors of FlexGS, or those that the field usually takes; --data.factor overrules
+    both."""
     scenes: tuple[str, ...] = ()
     """Only these folders of DATA_ROOT."""
     storage: str | None = None
-    """Runs go to STORAGE/EXPERIMENT/<scene>, on a cluster a folder that all machines share, or s3://bucket/path or
-    gs://bucket/path, with a copy in ~/flexgs-runs/bucket/path. Default: runs, and ~/flexgs-runs under `ray job submit`."""
+    """Runs go to STORAGE/EXPERIMENT/<scene>, on a cluster a folder that all machines share, or
+    s3://bucket/path or gs://bucket/path, with a copy in ~/flexgs-runs/bucket/path. Default: runs, and
+    ~/flexgs-runs under `ray job submit`."""
     experiment: str | None = None
     """Default: flexgs-<dataset>, flexgs-<name of DATA_ROOT>, or flexgs-demo."""
     mlflow_uri: str | None = None
     """Default: $MLFLOW_TRACKING_URI, else STORAGE/mlflow.db."""
     ray_address: str | None = None
-    """host:port of a cluster, or local. Default: $RAY_ADDRESS, else the cluster of `ray start`, else this machine."""
+    """host:port of a cluster, or local. Default: $RAY_ADDRESS, else the cluster of `ray start`, else this
+    machine."""
     gpu: bool = False
     """Train on GPUs although none may be there yet: the cluster's autoscaler is asked for them."""
     config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
@@ -68,7 +72,8 @@ class Dataset:
     def store(self) -> Store:
         """Where the runs go, ready to be written to."""
         make_folder(self.folder.parent)
-        return Store.open(self.storage, self.folder.parent) / self.name if is_remote(self.storage) else Store(self.folder)
+        return (Store.open(self.storage, self.folder.parent) / self.name if is_remote(self.storage)
+                else Store(self.folder))
 
     def tracking(self) -> Tracking:
         storage = storage_folder(self.storage)
@@ -87,8 +92,8 @@ class Dataset:
         if self.data_root:
             return find_scenes(self.data_root.expanduser().absolute(), names)
         if unknown := set(self.scenes) - set(SYNTHETIC):
-            raise UserError(f"--scenes {' '.join(sorted(unknown))}: the built-in scenes are {', '.join(SYNTHETIC)}; "
-                            "--data-root names a folder of captures")
+            raise UserError(f"--scenes {' '.join(sorted(unknown))}: the built-in scenes are "
+                            f"{', '.join(SYNTHETIC)}; --data-root names a folder of captures")
         folder = make_folder(storage_folder(self.storage)) / "demo-data"
         if not all((folder / name).is_dir() for name in SYNTHETIC):
             print(f"making the demo scenes {', '.join(SYNTHETIC)} in {folder}", flush=True)
@@ -96,21 +101,26 @@ class Dataset:
         return find_scenes(folder, names)
 
     def checked(self, args: Sequence[str]) -> Config:
-        """The settings, with images of the demo, which are small already, at their full size; args are what the user typed."""
+        """The settings, with images of the demo, which are small already, at their full size; args are what
+        the user typed."""
         config = self.config.check()
-        if not (self.data_root or self.dataset) and not any(last_value(flag, args) for flag in ("--data.factor", "--config")):
+        if not (self.data_root or self.dataset) and not any(last_value(flag, args)
+                                                            for flag in ("--data.factor", "--config")):
             config = replace(config, data=replace(config.data, factor=1))
         return config
 
     def fitting(self, config: Config, cluster: Cluster, args: Sequence[str]) -> Config:
         """The settings at a size for what the cluster has."""
-        return fitting(config, cluster.has_gpu, flags_in(args), LAPTOP if self.data_root or self.dataset else DEMO)
+        return fitting(config, cluster.has_gpu, flags_in(args),
+                       LAPTOP if self.data_root or self.dataset else DEMO)
 
     def of(self, capture: Path, config: Config, args: Sequence[str]) -> Config:
-        """The settings for one capture: with --dataset at its factor of the protocol, unless the user has chosen one."""
+        """The settings for one capture: with --dataset at its factor of the protocol, unless the user has
+        chosen one."""
         if not self.dataset or any(last_value(flag, args) for flag in ("--data.factor", "--config")):
             return config
-        return replace(config, data=replace(config.data, factor=CATALOG[capture.name].factor_of(self.protocol)))
+        return replace(config,
+                       data=replace(config.data, factor=CATALOG[capture.name].factor_of(self.protocol)))
 
 
 def storage_folder(storage: str | None) -> Path:
@@ -119,12 +129,14 @@ def storage_folder(storage: str | None) -> Path:
         return HOME.expanduser() / storage.partition("://")[2].partition("?")[0].strip("/")
     folder = (Path(storage) if storage else HOME if IN_JOB else Path("runs")).expanduser()
     if IN_JOB and not folder.is_absolute():
-        raise UserError(f"--storage {storage}: expected an absolute path; the folder that ray job submit runs in is temporary")
+        raise UserError(f"--storage {storage}: expected an absolute path; the folder that ray job submit "
+                        "runs in is temporary")
     return folder.absolute()
 
 
 def read_all(captures: Mapping[Path, Config]) -> tuple[dict[str, Scene], dict[str, Exception]]:
-    """(the captures, what is wrong with others): better said now than when their turn comes. UserError if all are wrong."""
+    """(the captures, what is wrong with others): better said now than when their turn comes. UserError if all
+    are wrong."""
     scenes: dict[str, Scene] = {}
     wrong: dict[str, Exception] = {}
     for capture, config in captures.items():

@@ -1,9 +1,11 @@
-"""Which scene trains with how many workers, and on which machine: the policy, over plain data and without Ray.
+"""Which scene trains with how many workers, and on which machine: the policy, over plain data and without
+Ray.
 
-Waiting scenes start with the fewest workers, the longest first, each on the machine with the least work per device. While one
-waits, nothing else changes. Then spare devices go to the scenes that would end last, and where none is spare, scenes that would
-end early give devices to those, once each. A scene that trains changes its workers by stopping at a checkpoint and starting
-again, so it does that only where more time is saved than the restart costs.
+Waiting scenes start with the fewest workers, the longest first, each on the machine with the least work per
+device. While one waits, nothing else changes. Then spare devices go to the scenes that would end last, and
+where none is spare, scenes that would end early give devices to those, once each. A scene that trains changes
+its workers by stopping at a checkpoint and starting again, so it does that only where more time is saved than
+the restart costs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,12 +14,14 @@ from statistics import fmean
 from typing import NamedTuple
 
 SERIAL = 1 / 12
-"""The part of a worker's time that more workers do not share: four then make 3.2 times the views of one, and eight 5.1 times,
-as is reported for GPUs of one machine that share gradients over NVLink."""
+"""The part of a worker's time that more workers do not share: four then make 3.2 times the views of one, and
+eight 5.1 times, as is reported for GPUs of one machine that share gradients over NVLink."""
 RESTART_SECONDS = 20.0
-"""From the end of a scene's workers to the first step of the next: 12 to 17 s for Ray Train's start, and reading the scene."""
+"""From the end of a scene's workers to the first step of the next: 12 to 17 s for Ray Train's start, and
+reading the scene."""
 ASSUMED_RATE = 20.0
-"""Views per second of one worker while no scene has been measured. It is the same for all, so it decides little."""
+"""Views per second of one worker while no scene has been measured. It is the same for all, so it decides
+little."""
 
 
 class Place(NamedTuple):
@@ -43,7 +47,8 @@ class Scene:
     settled: bool = False
     """Whether it has been measured since it was started, so that it may be moved."""
     gave: bool = False
-    """Whether it has gone on with fewer workers before; it does so once, lest unsteady rates move scenes to and fro."""
+    """Whether it has gone on with fewer workers before; it does so once, lest unsteady rates move scenes to
+    and fro."""
 
 
 def speedup(workers: int) -> float:
@@ -66,11 +71,13 @@ def plan(machines: Mapping[str, int], scenes: Sequence[Scene], sizes: Sequence[i
         return starts
     running = {s.name: s.place for s in scenes if s.place and s.settled and not s.going}
     givers = [scene.name for scene in scenes if not scene.gave]
-    if not starts and running and len(running) == len(scenes) and (given := _give(machines, running, givers, left, sizes)):
+    if not starts and running and len(running) == len(scenes) and (given := _give(machines, running, givers,
+                                                                                  left, sizes)):
         return given
     while True:
         grown = _fill(free, starts | running, left, sizes)
-        wasted = [name for name, place in running.items() if name in grown and not _pays(left[name], place, grown[name])]
+        wasted = [name for name, place in running.items() if name in grown
+                  and not _pays(left[name], place, grown[name])]
         if not wasted:
             return starts | grown
         for name in wasted:  # what they would have got may serve others
@@ -90,10 +97,11 @@ def _free(machines: Mapping[str, int], scenes: Sequence[Scene]) -> dict[str, int
     return free
 
 
-def _starts(machines: Mapping[str, int], free: dict[str, int], scenes: Sequence[Scene], waiting: Sequence[Scene],
-            left: Mapping[str, float], workers: int) -> dict[str, Place]:
+def _starts(machines: Mapping[str, int], free: dict[str, int], scenes: Sequence[Scene],
+            waiting: Sequence[Scene], left: Mapping[str, float], workers: int) -> dict[str, Place]:
     """Places for those of the waiting that find one; takes them from free."""
-    load = {machine: sum(left[s.name] for s in scenes if (place := s.going or s.place) and place.machine == machine)
+    load = {machine: sum(left[s.name] for s in scenes if (place := s.going or s.place)
+                         and place.machine == machine)
             for machine in machines}
     starts = {}
     for scene in sorted(waiting, key=lambda s: left[s.name], reverse=True):
@@ -107,10 +115,11 @@ def _starts(machines: Mapping[str, int], free: dict[str, int], scenes: Sequence[
     return starts
 
 
-def _give(machines: Mapping[str, int], running: Mapping[str, Place], givers: Sequence[str], left: Mapping[str, float],
-          sizes: Sequence[int]) -> dict[str, Place]:
-    """Who goes on with fewer workers, where dealing each machine's devices out anew ends the last scene a tenth sooner. Those
-    who end soon give nothing: their devices are free then. Who is to have more gets it when they are."""
+def _give(machines: Mapping[str, int], running: Mapping[str, Place], givers: Sequence[str],
+          left: Mapping[str, float], sizes: Sequence[int]) -> dict[str, Place]:
+    """Who goes on with fewer workers, where dealing each machine's devices out anew ends the last scene a
+    tenth sooner. Those who end soon give nothing: their devices are free then. Who is to have more gets it
+    when they are."""
     fewest = {**running, **{name: Place(running[name].machine, sizes[0]) for name in givers}}
     free = _free(machines, [Scene(name, 0, place=place) for name, place in fewest.items()])
     best = fewest | _fill(free, fewest, left, sizes, stay=True)
@@ -122,10 +131,10 @@ def _give(machines: Mapping[str, int], running: Mapping[str, Place], givers: Seq
     return given if worth else {}
 
 
-def _fill(free: Mapping[str, int], places: Mapping[str, Place], left: Mapping[str, float], sizes: Sequence[int],
-          stay: bool = False) -> dict[str, Place]:
-    """Hand out what is free, size by size, to the scene that would end last, there or, unless all stay, on a machine with more
-    room; the places that change."""
+def _fill(free: Mapping[str, int], places: Mapping[str, Place], left: Mapping[str, float],
+          sizes: Sequence[int], stay: bool = False) -> dict[str, Place]:
+    """Hand out what is free, size by size, to the scene that would end last, there or, unless all stay, on a
+    machine with more room; the places that change."""
     free, now = dict(free), dict(places)
     candidates = sorted(now)
     while candidates:

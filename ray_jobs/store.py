@@ -1,7 +1,9 @@
-"""Store: a run folder on a disk that all machines share, or in an object store, of which each process then has a copy.
+"""Store: a run folder on a disk that all machines share, or in an object store, of which each process then
+has a copy.
 
-Files are how the job, which watches, and the workers, which train, tell each other what happens (train_scene.py). On a shared
-disk there is nothing more to do. With S3 or Google Cloud Storage, what a process writes is pushed and what it reads is pulled.
+Files are how the job, which watches, and the workers, which train, tell each other what happens
+(train_scene.py). On a shared disk there is nothing more to do. With S3 or Google Cloud Storage, what a
+process writes is pushed and what it reads is pulled.
 """
 
 import os
@@ -31,9 +33,11 @@ class Store:
 
     @staticmethod
     def open(uri: str, folder: Path) -> "Store":
-        """What s3://bucket/path or gs://bucket/path keeps, with a copy in folder; UserError unless it can be written to.
+        """What s3://bucket/path or gs://bucket/path keeps, with a copy in folder; UserError unless it can be
+        written to.
 
-        Keys come from the environment; options of pyarrow.fs may follow, such as ?endpoint_override=host:port&scheme=http.
+        Keys come from the environment; options of pyarrow.fs may follow, such as
+        ?endpoint_override=host:port&scheme=http.
         """
         try:
             files, root = pafs.FileSystem.from_uri(uri)
@@ -42,8 +46,9 @@ class Store:
                 out.write(b"flexgs")
             files.delete_file(probe)
         except (OSError, ValueError) as e:
-            raise UserError(f"--storage {public(uri).partition('?')[0]}: cannot be written ({first_line(e)}); "
-                            "expected a bucket that exists, and keys for it in the environment") from None
+            raise UserError(f"--storage {public(uri).partition('?')[0]}: cannot be "
+                            f"written ({first_line(e)}); expected a bucket that exists, and keys for "
+                            "it in the environment") from None
         return Store(folder, files, root.rstrip("/"))
 
     @property
@@ -62,11 +67,13 @@ class Store:
         return replace(self, folder=folder) if self.remote else self
 
     def push(self, *names: str) -> None:
-        """Keep files and folders as they are in the copy, one after another; what it does not have is deleted."""
+        """Keep files and folders as they are in the copy, one after another; what it does not have is
+        deleted."""
         for name in names if self.remote else ():
             mine = {str(p.relative_to(self.folder)) for p in _files(self.folder / name)}
             for there in sorted(mine):
-                pafs.copy_files(str(self.folder / there), self.place(there), pafs.LocalFileSystem(), self.files)
+                pafs.copy_files(str(self.folder / there), self.place(there), pafs.LocalFileSystem(),
+                                self.files)
             for there in self._kept(name).keys() - mine:
                 self.files.delete_file(self.place(there))
 
@@ -94,7 +101,8 @@ class Store:
     def steps(self) -> list[int]:
         """The views that the checkpoints have seen, the newest first."""
         if self.remote:
-            names = [Path(there).parent.name for there in self._kept("checkpoints") if there.endswith(f"/{DESCRIPTION}")]
+            names = [Path(there).parent.name for there in self._kept("checkpoints")
+                     if there.endswith(f"/{DESCRIPTION}")]
         else:
             names = [path.name for path in checkpoints(self.folder / "checkpoints")]
         return sorted((int(name.removeprefix("step_")) for name in names), reverse=True)
@@ -112,7 +120,8 @@ class Store:
         """The files that are kept of a file or folder, by their path in the run folder."""
         found = [self.files.get_file_info(self.place(name))]
         if found[0].type != pafs.FileType.File:
-            found = self.files.get_file_info(pafs.FileSelector(self.place(name), recursive=True, allow_not_found=True))
+            found = self.files.get_file_info(pafs.FileSelector(self.place(name), recursive=True,
+                                                               allow_not_found=True))
         return {f.path.removeprefix(f"{self.place()}/"): f for f in found if f.type == pafs.FileType.File}
 
     def _download(self, file: Path, info: pafs.FileInfo) -> None:

@@ -1,4 +1,5 @@
-"""Train every scene of a dataset on a Ray cluster, or on this machine; ends with the table over scenes and ratios.
+"""Train every scene of a dataset on a Ray cluster, or on this machine; ends with the table over scenes and
+ratios.
 
     python ray_jobs/train_all.py                                        # the built-in demo scenes
     python ray_jobs/train_all.py --data-root ~/captures --scenes garden bicycle
@@ -14,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python itself adds only the folder of the script
+# Python itself adds only the folder of the script
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from flexgs.commands.guard import guard
 from flexgs.errors import pasted
@@ -31,12 +33,13 @@ from ray_jobs.train_scene import SceneJob
 
 @dataclass
 class TrainAll(Dataset):
-    """Train every scene of a dataset with Ray Train. The same command continues unfinished scenes and skips finished ones."""
+    """Train every scene of a dataset with Ray Train. The same command continues unfinished scenes and skips
+    finished ones."""
 
     workers: str | None = None
-    """Workers per scene, one GPU each: a number, or MIN:MAX to give scenes the GPUs that others leave. Default: 1:8, and 1
-    without a GPU. With every worker a step has one more view, which changes the result a little; a number, or --batch, keeps
-    it as it is."""
+    """Workers per scene, one GPU each: a number, or MIN:MAX to give scenes the GPUs that others leave.
+    Default: 1:8, and 1 without a GPU. With every worker a step has one more view, which changes the result a
+    little; a number, or --batch, keeps it as it is."""
     max_failures: int = 2
     """How often a scene is started again, from its last checkpoint, after a worker died."""
 
@@ -57,14 +60,17 @@ def train_all(options: TrainAll, args: Sequence[str]) -> int:
         with Cluster(options.ray_address, options.gpu) as cluster:
             config = options.fitting(config, cluster, args)
             jobs = [SceneJob(capture, store / capture.name, options.of(capture, config, args),
-                             max_failures=options.max_failures) for capture in captures if capture.name not in wrong]
-            batch = Batch(store, options.tracking(), public(shlex.join(["python", "ray_jobs/train_all.py", *args])))
+                             max_failures=options.max_failures) for capture in captures
+                    if capture.name not in wrong]
+            batch = Batch(store, options.tracking(),
+                          public(shlex.join(["python", "ray_jobs/train_all.py", *args])))
             jobs = [job for job in jobs if not batch.skip(job, scenes[job.name])]
             if jobs:
                 least = workers.least if workers else 1
                 cluster.wait_for_gpus(least, least * len(jobs))
                 share = share_out(cluster.nodes(least), len(jobs), workers, config.batch)
-                print(f"{len(jobs)} scene{'s' * (len(jobs) > 1)}, {share}; runs go to {store.place()}", flush=True)
+                print(f"{len(jobs)} scene{'s' * (len(jobs) > 1)}, {share}; runs go to {store.place()}",
+                      flush=True)
                 for job in jobs:
                     print(f"{job.name}: {expected_memory(scenes[job.name], job.config)}", flush=True)
                 if not share.gpu:
@@ -74,7 +80,8 @@ def train_all(options: TrainAll, args: Sequence[str]) -> int:
                     cluster.ask(share.bundles(waiting))
                     return share.machines(cluster.nodes())
 
-                batch.train([replace(job, cpus=share.cpus, gpu=share.gpu) for job in jobs], share.sizes, machines)
+                batch.train([replace(job, cpus=share.cpus, gpu=share.gpu) for job in jobs], share.sizes,
+                            machines)
             batch.finish()
     return report(batch, [capture.name for capture in captures], wrong | batch.errors, args)
 

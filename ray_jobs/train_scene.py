@@ -1,12 +1,14 @@
-"""One scene as a Ray Train run: the function that every worker executes, and the one that starts them and waits.
+"""One scene as a Ray Train run: the function that every worker executes, and the one that starts them and
+waits.
 
-The run folder is the truth. Checkpoints, metrics.jsonl and results.json are written there as without Ray, so `flexgs train`
-and this job continue each other's runs, and a kill at any moment leaves whole checkpoints; Ray Train is told of each.
+The run folder is the truth. Checkpoints, metrics.jsonl and results.json are written there as without Ray, so
+`flexgs train` and this job continue each other's runs, and a kill at any moment leaves whole checkpoints; Ray
+Train is told of each.
 
-A file named STOP in the run folder ends the workers after their next report, with a checkpoint of that very view: how a scene
-gets another number of workers, or leaves a machine that is to be taken away, without losing one. Ray Train's own way for the
-first, num_workers=(min, max), is not used: each run takes all that it can get, whichever other scenes wait, and a resize falls
-back to the last checkpoint.
+A file named STOP in the run folder ends the workers after their next report, with a checkpoint of that very
+view: how a scene gets another number of workers, or leaves a machine that is to be taken away, without losing
+one. Ray Train's own way for the first, num_workers=(min, max), is not used: each run takes all that it can
+get, whichever other scenes wait, and a resize falls back to the last checkpoint.
 """
 
 import contextlib
@@ -44,7 +46,8 @@ from flexgs.urls import public
 from ray_jobs import store
 from ray_jobs.store import Store
 
-# Workers get these modules with the function that they run: they need flexgs installed, but not this folder on their path.
+# Workers get these modules with the function that they run: they need flexgs installed, but not this folder
+# on their path.
 for module in (sys.modules[__name__], store):
     ray.cloudpickle.register_pickle_by_value(module)
 
@@ -54,7 +57,8 @@ RESULTS = ("config.json", "model", "cuts", "renders", "results.json")
 STOP = "stop"
 """The file in a run folder that ends its workers early."""
 START_TIMEOUTS = 2
-"""How often Ray waits (20 s each, see cluster.py) for a scene's machine to have room, before the scene is given back."""
+"""How often Ray waits (20 s each, see cluster.py) for a scene's machine to have room, before the scene is
+given back."""
 
 
 class SceneFailedError(Exception):
@@ -95,8 +99,8 @@ class SceneJob:
 def train_scene(job: SceneJob) -> dict[str, Any] | None:
     """Train a scene on the connected cluster, or continue it; returns results.json.
 
-    None if it was stopped, or if its machine had no room for it or has gone; it goes on where it is started next.
-    UserError for what the user can mend, SceneFailedError for the rest, each with one line.
+    None if it was stopped, or if its machine had no room for it or has gone; it goes on where it is started
+    next. UserError for what the user can mend, SceneFailedError for the rest, each with one line.
     """
     try:
         with only_one(job.folder):
@@ -126,8 +130,8 @@ def _failed(job: SceneJob, error: Exception, lines: set[str]) -> SceneFailedErro
 
 
 def _fit(job: SceneJob) -> dict[str, Any] | None:
-    # The snapshot is Ray's list of the checkpoints of an earlier start: it is not needed, and Ray refuses to start if it is
-    # torn or names a checkpoint that `flexgs train` has replaced since.
+    # The snapshot is Ray's list of the checkpoints of an earlier start: it is not needed, and Ray refuses to
+    # start if it is torn or names a checkpoint that `flexgs train` has replaced since.
     for old in ("error.txt", STOP, "checkpoint_manager_snapshot.json"):
         (job.folder / old).unlink(missing_ok=True)
         job.store.push(old)
@@ -141,8 +145,10 @@ def _fit(job: SceneJob) -> dict[str, Any] | None:
             "CPU": job.cpus, **({"GPU": 1} if job.gpu else {})},
             label_selector={NODE_ID_LABEL_KEY: job.machine} if job.machine else None),
         run_config=train.RunConfig(
-            name=job.name, storage_path=str(Path(job.store.place()).parent), storage_filesystem=job.store.files,
-            failure_config=train.FailureConfig(max_failures=job.max_failures, controller_failure_limit=START_TIMEOUTS),
+            name=job.name, storage_path=str(Path(job.store.place()).parent),
+            storage_filesystem=job.store.files,
+            failure_config=train.FailureConfig(max_failures=job.max_failures,
+                                               controller_failure_limit=START_TIMEOUTS),
             callbacks=[Failures(job.store, job.machine)],
             logging_config=train.LoggingConfig(log_level="WARNING")),
     )
@@ -159,8 +165,8 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any] | None:
         with tempfile.TemporaryDirectory(prefix="flexgs-") as copy:
             store: Store = job["store"].copied_to(Path(copy))
             if not store.folder.is_dir():
-                raise UserError(f"{store.folder}: not there on {socket.gethostname()}; choose a --storage that all machines "
-                                "share, or an object store")
+                raise UserError(f"{store.folder}: not there on {socket.gethostname()}; choose a "
+                                "--storage that all machines share, or an object store")
             config, group = Config.from_dict(job["config"]), Group.current()
             scene = load_capture(Path(job["capture"]), config)
             store.pull("metrics.jsonl")
@@ -176,14 +182,16 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 class RaySession(LocalSession):
-    """A LocalSession that pushes what it writes and tells Ray Train of each checkpoint. Progress needs no message."""
+    """A LocalSession that pushes what it writes and tells Ray Train of each checkpoint. Progress needs no
+    message."""
 
     def __init__(self, store: Store, group: Group):
         super().__init__(store.folder, group, lambda step, metrics: store.push("metrics.jsonl"))
         self.store = store
 
     def checkpoints(self) -> list[Path]:
-        steps = self.group.gather(self.store.steps())[0]  # a shared folder may look older from another machine
+        # a shared folder may look older from another machine
+        steps = self.group.gather(self.store.steps())[0]
         names = [f"checkpoints/step_{step:08d}" for step in steps]
         self.store.pull(*names)
         return [self.store.folder / name for name in names]
@@ -194,14 +202,16 @@ class RaySession(LocalSession):
         if self.group.rank == 0:
             self.store.push_checkpoint(name)
             kept = Checkpoint(self.store.place(f"checkpoints/{name}"), self.store.files)
-        ray.train.report({"step": step}, checkpoint=kept, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+        ray.train.report({"step": step}, checkpoint=kept,
+                         checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
     def stop(self, reported: bool) -> bool:
         return reported and self.group.gather(self.group.rank == 0 and self.store.exists(STOP))[0]
 
 
 class Failures(UserCallback):
-    """Notes in failures.jsonl why workers were started again, and ends the run when starting again cannot help."""
+    """Notes in failures.jsonl why workers were started again, and ends the run when starting again cannot
+    help."""
 
     def __init__(self, store: Store, machine: str | None):
         self.store, self.machine = store, machine
@@ -219,8 +229,9 @@ class Failures(UserCallback):
 
 
 class Torch(TorchConfig):
-    """Ray Train's, which also tells gloo and NCCL the network interface that Ray itself uses on each machine. Left alone, gloo
-    takes the one of the machine's name, which /etc/hosts often maps to loopback, where no other machine answers."""
+    """Ray Train's, which also tells gloo and NCCL the network interface that Ray itself uses on each machine.
+    Left alone, gloo takes the one of the machine's name, which /etc/hosts often maps to loopback, where no
+    other machine answers."""
 
     @property
     def backend_cls(self) -> type:
@@ -240,7 +251,8 @@ def _use_interface() -> None:
         if any(address.address == here for address in addresses):
             for library in ("GLOO", "NCCL"):
                 os.environ.setdefault(f"{library}_SOCKET_IFNAME", name)
-    if here == "127.0.0.1":  # torch's store, where the workers meet, listens on all interfaces unless it is given a socket
+    # torch's store, where the workers meet, listens on all interfaces unless it is given a socket
+    if here == "127.0.0.1":
         sys.modules["torch.distributed.rendezvous"].TCPStore = _loopback_store  # type: ignore[attr-defined]
 
 
@@ -251,7 +263,8 @@ def _loopback_store(*, is_master: bool, **options: Any) -> torch.distributed.TCP
 
 
 def describe(error: BaseException) -> str:
-    """One line: the kind of error, the first line of its message and, if memory or disk ran out, what to do."""
+    """One line: the kind of error, the first line of its message and, if memory or disk ran out, what to
+    do."""
     for inner in ("health_check_failure", "cause"):  # what Ray has wrapped
         error = getattr(error, inner, None) or error
     text = public(str(error)).strip()

@@ -1,4 +1,5 @@
-"""Compiles the rasterizer's kernels for the CPU into numba's cache, so that the workers of a scene find them there.
+"""Compiles the rasterizer's kernels for the CPU into numba's cache, so that the workers of a scene find them
+there.
 
 It takes some 20 seconds of one core the first time, and happens while the scenes are prepared and Ray starts.
 """

@@ -14,7 +14,8 @@ from flexgs.scene import load_scene
 from flexgs.splats import Splats
 
 torch.set_num_threads(1)  # idle OpenMP threads spin, and the machines that run tests have few cores
-os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # where the tests' servers are, whatever leads outside
+# where the tests' servers are, whatever leads outside
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,7 +24,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log) -> object:
-    """Whole files to each process, and Ray's to one of them: they take half of the time, and two at once all cores."""
+    """Whole files to each process, and Ray's to one of them: they take half of the time, and two at once all
+    cores."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Files(LoadScopeScheduling):
@@ -43,7 +45,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A COLMAP capture of 18 views of 64 x 48 pixels."""
-    return write_synthetic("studio", tmp_path_factory.mktemp("captures") / "studio", views=18, width=64, height=48)
+    return write_synthetic("studio", tmp_path_factory.mktemp("captures") / "studio", views=18, width=64,
+                           height=48)
 
 
 @pytest.fixture(scope="session")
@@ -81,11 +84,13 @@ def random_splats(n: int, sh_degree: int = 1, seed: int = 0) -> Splats:
     g = torch.Generator().manual_seed(seed)
     return Splats(means=torch.randn(n, 3, generator=g), quats=torch.randn(n, 4, generator=g),
                   scales=torch.randn(n, 3, generator=g) * 0.4 - 2.5, opacities=torch.randn(n, generator=g),
-                  sh0=torch.randn(n, 3, generator=g), shN=torch.randn(n, (sh_degree + 1) ** 2 - 1, 3, generator=g) * 0.1)
+                  sh0=torch.randn(n, 3, generator=g),
+                  shN=torch.randn(n, (sh_degree + 1) ** 2 - 1, 3, generator=g) * 0.1)
 
 
 def shared(name: str) -> Path:
-    """A file or folder of real data, in $FLEXGS_SHARED or in `shared` beside the checkout; the test is skipped without it."""
+    """A file or folder of real data, in $FLEXGS_SHARED or in `shared` beside the checkout; the test is
+    skipped without it."""
     path = Path(os.environ.get("FLEXGS_SHARED", Path(__file__).resolve().parents[2] / "shared"), name)
     if not path.exists():
         pytest.skip(f"no real data: {path} does not exist (FLEXGS_SHARED names another folder)")
@@ -105,6 +110,7 @@ def s3() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "someone")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="bucket")
+        boto3.client("s3", endpoint_url=f"http://{host}:{port}",
+                     region_name="us-east-1").create_bucket(Bucket="bucket")
         yield f"s3://bucket/{{}}?endpoint_override={host}:{port}&scheme=http"
     server.stop()

@@ -1,11 +1,13 @@
-"""Kills and damage: what is left of a run folder, and whether the same command ends as if nothing had happened.
+"""Kills and damage: what is left of a run folder, and whether the same command ends as if nothing had
+happened.
 
     python -m tests.kills --kills 100 --damaged 40
 
-A tiny capture is trained to 40 views and, in the same folder, to 80. Processes are killed with SIGKILL before a random file
-operation (audit hooks of Python tell of each) or after a random time, and started again until one gets through; the model, the
-cuts and the history are then those of a run without a kill, bit for bit, and nothing else lies there. After each kill, a model
-and a results.json that are there are of the same training. Then files of run folders are cut off, changed by a bit, removed or
+A tiny capture is trained to 40 views and, in the same folder, to 80. Processes are killed with SIGKILL before
+a random file operation (audit hooks of Python tell of each) or after a random time, and started again until
+one gets through; the model, the cuts and the history are then those of a run without a kill, bit for bit, and
+nothing else lies there. After each kill, a model and a results.json that are there are of the same training.
+Then files of run folders are cut off, changed by a bit, removed or
 replaced: the same command ends with the same model, or says in one line, with exit code 2, what is not whole.
 """
 
@@ -27,13 +29,14 @@ from flexgs.files import read_jsonl
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.utime"}
 SETTINGS = ["--preset", "smoke", "--data.factor", "1", "--base.max-splats", "300", "--base.grow-every", "10",
-            "--checkpoint-every", "10", "--report-every", "10", "--evaluation.lpips", "--evaluation.ratios", "0.1", "1",
-            "--evaluation.views", "even"]
+            "--checkpoint-every", "10", "--report-every", "10", "--evaluation.lpips", "--evaluation.ratios",
+            "0.1", "1", "--evaluation.views", "even"]
 STEPS = (40, 80)
 
 
 class Hook:
-    """Counts the file operations of this process below a folder, and calls `act` at each from the limit-th on."""
+    """Counts the file operations of this process below a folder, and calls `act` at each from the limit-th
+    on."""
 
     def __init__(self) -> None:
         self.folder, self.count, self.limit = "", 0, 0
@@ -41,8 +44,10 @@ class Hook:
         sys.addaudithook(self)  # for ever: hooks cannot be removed
 
     def __call__(self, event: str, args: tuple) -> None:
-        writes = event in CHANGES or (event == "open" and len(args) == 3 and args[2] and args[2] & (os.O_WRONLY | os.O_RDWR))
-        if self.folder and writes and str(args[0]).startswith(self.folder) and not str(args[0]).endswith(".lock"):
+        writes = event in CHANGES or (event == "open" and len(args) == 3 and args[2]
+                                      and args[2] & (os.O_WRONLY | os.O_RDWR))
+        if (self.folder and writes and str(args[0]).startswith(self.folder)
+            and not str(args[0]).endswith(".lock")):
             self.count += 1
             if self.limit and self.count >= self.limit:
                 self.act()
@@ -58,7 +63,8 @@ def state(run: Path) -> dict[str, str]:
              for p in sorted(run.glob("*/*")) if p.parent.name in ("model", "cuts") and p.suffix != ".json"}
     if (run / "results.json").exists():
         rows = json.loads((run / "results.json").read_text())["ratios"]
-        found["results"] = str({ratio: (row["psnr"], row["ssim"], row["splats"]) for ratio, row in rows.items()})
+        found["results"] = str({ratio: (row["psnr"], row["ssim"], row["splats"]) for ratio,
+                                row in rows.items()})
     found["history"] = str([row["step"] for row in read_jsonl(run / "metrics.jsonl", "step")])
     return found
 
@@ -80,7 +86,8 @@ def contradiction(run: Path, good: dict[int, dict[str, str]]) -> str:
 
 @dataclass
 class Ended:
-    """How a process ended: its exit code, or minus the signal; what it said; the file operations and seconds it took."""
+    """How a process ended: its exit code, or minus the signal; what it said; the file operations and seconds
+    it took."""
 
     code: int
     said: str
@@ -127,7 +134,8 @@ class Command:
 
 def damage(run: Path, draw: random.Random) -> str:
     """Do something to a file of a run; what was done."""
-    files = sorted(p for p in run.rglob("*") if p.is_file() and p.name != ".lock" and p.parent.name not in ("cuts", "renders"))
+    files = sorted(p for p in run.rglob("*") if p.is_file() and p.name != ".lock"
+                   and p.parent.name not in ("cuts", "renders"))
     path = draw.choice(files)
     raw = bytearray(path.read_bytes())
     how = draw.choice(["cut off", "a bit changed", "removed", "replaced", "emptied", "a folder"])
@@ -139,7 +147,8 @@ def damage(run: Path, draw: random.Random) -> str:
     if how == "a folder":
         path.mkdir()
     elif how != "removed":
-        path.write_bytes(raw[:draw.randrange(len(raw)) if how == "cut off" else 0 if how == "emptied" else len(raw)])
+        path.write_bytes(raw[:draw.randrange(len(raw)) if how == "cut off" else 0 if how == "emptied"
+                             else len(raw)])
     return f"{path.relative_to(run)}: {how}"
 
 
@@ -159,7 +168,8 @@ def main() -> int:
         assert took[steps].code == 0, took[steps].said
         good[steps] = state(work / "whole/studio")
         shutil.copytree(work / "whole", parts / str(steps))
-    print({steps: (ended.operations, round(ended.seconds, 1)) for steps, ended in took.items()}, "operations, seconds of a run")
+    print({steps: (ended.operations, round(ended.seconds, 1)) for steps, ended in took.items()},
+          "operations, seconds of a run")
 
     kills = rounds = 0
     while kills < asked.kills:
@@ -175,7 +185,8 @@ def main() -> int:
                 kills += 1
                 if ended.code != -signal.SIGKILL or (what := contradiction(run / "studio", good)):
                     wrong += 1
-                    print(f"round {rounds}, {steps} views: {ended.code} {what if ended.code < 0 else ended.said}")
+                    print(f"round {rounds}, {steps} views: {ended.code} "
+                          f"{what if ended.code < 0 else ended.said}")
             ended = train(run, steps)
             found, left = state(run / "studio"), leftovers(run / "studio")
             if ended.code or found != good[steps] or left:
@@ -208,10 +219,11 @@ def main() -> int:
         else:
             refused += 1
             wrong += ended.code != 2 or len(lines) != 1 or "Traceback" in ended.said
-        print(f"{kind} run, {what}: {ended.code} {lines[0][:150] if lines else ''}{'   WRONG' if wrong > before else ''}")
+        print(f"{kind} run, {what}: {ended.code} "
+              f"{lines[0][:150] if lines else ''}{'   WRONG' if wrong > before else ''}")
         shutil.rmtree(run)
-    print(f"{asked.damaged} damaged: {went_on} went on to the same model, {refused} said in one line what is not whole; "
-          f"{wrong} wrong in all")
+    print(f"{asked.damaged} damaged: {went_on} went on to the same model, {refused} said in one "
+          f"line what is not whole; {wrong} wrong in all")
     shutil.rmtree(work)
     return bool(wrong)
 

@@ -1,4 +1,5 @@
-"""Peak memory of training on a capture that is larger than its cache; by hand: python -m tests.large_capture --views 3000."""
+"""Peak memory of training on a capture that is larger than its cache; by hand: python -m tests.large_capture
+--views 3000."""
 
 import os
 import statistics
@@ -31,7 +32,8 @@ class LargeCapture:
         """(bytes of memory before the first step, the most after any)."""
         with tempfile.TemporaryDirectory() as folder:
             root = write_synthetic("studio", Path(folder) / "large", views=self.views, width=8, height=6)
-            noise = np.random.default_rng(0).integers(0, 255, (self.size[1] // 8, self.size[0] // 8, 3), np.uint8)
+            noise = np.random.default_rng(0).integers(0, 255, (self.size[1] // 8, self.size[0] // 8, 3),
+                                                      np.uint8)
             one = root / "one.jpg"
             Image.fromarray(noise).resize(self.size).save(one, quality=92)
             for file in (root / "images").iterdir():
@@ -46,9 +48,9 @@ class LargeCapture:
                 seconds.append(time.perf_counter() - start)
                 peak = max(peak, process.memory_info().rss)
         decoded = 3 * self.size[0] * self.size[1] * self.views
-        print(f"{self.views} images of {self.size[0]}x{self.size[1]}, {decoded / 1e9:.1f} GB decoded, cache {self.cache_mb} MB:"
-              f" {before / 1e6:.0f} MB before the first step, at most {peak / 1e6:.0f} MB; "
-              f"a step {1e3 * statistics.median(seconds):.0f} ms")
+        print(f"{self.views} images of {self.size[0]}x{self.size[1]}, {decoded / 1e9:.1f} GB decoded, "
+              f"cache {self.cache_mb} MB: {before / 1e6:.0f} MB before the first step, at most "
+              f"{peak / 1e6:.0f} MB; a step {1e3 * statistics.median(seconds):.0f} ms")
         return before, peak
 
 

@@ -1,10 +1,11 @@
-"""A study: do settings inside their ranges train? Random ones, at the edges of the ranges and inside, over all presets.
+"""A study: do settings inside their ranges train? Random ones, at the edges of the ranges and inside, over
+all presets.
 
     python -m tests.settings --cases 400 --seed 0
 
-Each case trains a tiny capture for 20 views, with files and evaluation, in a process of its own with limits of memory and time.
-It may end well, with finite numbers, or be refused in one line. Everything else is printed with the flags that repeat it, and
-the exit code is 1.
+Each case trains a tiny capture for 20 views, with files and evaluation, in a process of its own with limits
+of memory and time. It may end well, with finite numbers, or be refused in one line. Everything else is
+printed with the flags that repeat it, and the exit code is 1.
 """
 
 import argparse
@@ -30,15 +31,18 @@ from flexgs.inputs import Range
 from flexgs.scene.load import load_capture
 
 SECONDS, LONGEST, BYTES = 60, 600, 8 << 30
-"""That a case may take: of the processor, and on the clock, which runs on while others have the machine; bytes of addresses."""
-FIXED = ["--steps", "20", "--data.factor", "1", "--base.max-splats", "300", "--base.grow-every", "5", "--evaluation.lpips"]
+"""That a case may take: of the processor, and on the clock, which runs on while others have the machine;
+bytes of addresses."""
+FIXED = ["--steps", "20", "--data.factor", "1", "--base.max-splats", "300", "--base.grow-every", "5",
+         "--evaluation.lpips"]
 LEFT_OUT = {"--preset", "--steps", "--base.ply", "--data.factor", "--data.cache-gb", "--base.max-splats",
             "--evaluation.lpips", "--evaluation.lpips-weights", "--evaluation.format"}
 """The first two name a case, the others ask for files or programs."""
 
 
 def draw(kind: Any, rng: random.Random) -> list[str] | None:
-    """A value of an annotated type, as words of a command line; None if the type has no range to draw from."""
+    """A value of an annotated type, as words of a command line; None if the type has no range to draw
+    from."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     limits = next((a for a in args[1:] if isinstance(a, Range)), None) if origin is Annotated else None
     if limits and typing.get_origin(args[0]) is tuple:
@@ -48,7 +52,8 @@ def draw(kind: Any, rng: random.Random) -> list[str] | None:
     if limits:
         return [_number(limits, args[0], rng)]
     if origin is tuple:
-        return _words(draw(a, rng) for a in (args if args[-1] is not Ellipsis else [args[0]] * rng.randint(1, 4)))
+        return _words(draw(a, rng)
+                      for a in (args if args[-1] is not Ellipsis else [args[0]] * rng.randint(1, 4)))
     if type(None) in args:
         return ["None"] if rng.random() < 0.2 else draw(args[0], rng)
     if origin is Literal:
@@ -100,11 +105,14 @@ def _train(flags: list[str], capture: Path, answer: Any) -> None:
         config = cli.parse(cli.Train, [str(capture), *flags], "flexgs train").config.check()
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder)
-            run(config, load_capture(capture, config), out, Group(), LocalSession(out, Group(), lambda step, metrics: None))
+            run(config, load_capture(capture, config), out, Group(),
+                LocalSession(out, Group(), lambda step, metrics: None))
             model = ElasticModel.load(out)
             finite = all(bool(t.isfinite().all()) for _, t in model.splats.items())
-            figures = [row["psnr"] for row in json.loads((out / "results.json").read_text())["ratios"].values()]
-        answer.send(("ok", "") if finite and all(map(math.isfinite, figures)) else ("nan", "in the model or its figures"))
+            figures = [row["psnr"]
+                       for row in json.loads((out / "results.json").read_text())["ratios"].values()]
+        answer.send(("ok", "") if finite and all(map(math.isfinite, figures))
+                    else ("nan", "in the model or its figures"))
     except NonFiniteLossError as e:
         answer.send(("nan", str(e)))
     except UserError as e:
@@ -136,7 +144,8 @@ def outcome(flags: list[str], capture: Path) -> tuple[str, str]:
 def main() -> int:
     from flexgs.demo.synthetic import write_synthetic
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=400)
     parser.add_argument("--seed", default="0")
     options = parser.parse_args()

@@ -38,7 +38,8 @@ def test_the_end_of_its_time_is_the_end_of_all_that_it_has_started(tmp_path):
 
 def test_the_end_of_its_parent_is_its_end(tmp_path):
     command = ["/bin/sh", "-c", f"cd {tmp_path}; echo $$ > new; mv new pid; exec sleep 60"]
-    parent = subprocess.Popen([sys.executable, "-c", f"from flexgs import bounded; bounded.run({command}, 60)"], cwd=TOP)
+    parent = subprocess.Popen([sys.executable, "-c",
+                               f"from flexgs import bounded; bounded.run({command}, 60)"], cwd=TOP)
     while not (tmp_path / "pid").exists():
         assert parent.poll() is None
         time.sleep(0.05)
@@ -51,7 +52,8 @@ def test_the_end_of_its_parent_is_its_end(tmp_path):
 
 def test_memory_and_time_of_the_processor():
     def limited(how: str, then: str) -> subprocess.CompletedProcess[str]:
-        return bounded.run([sys.executable, "-c", f"from flexgs.bounded import limit; limit({how})\n{then}"], 20, folder=TOP)
+        return bounded.run([sys.executable, "-c", f"from flexgs.bounded import limit; limit({how})\n{then}"],
+                           20, folder=TOP)
 
     many = limited("memory=1 << 30", "bytes(1 << 31)")
     assert many.returncode == 1 and "MemoryError" in many.stderr

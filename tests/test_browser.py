@@ -24,8 +24,9 @@ from flexgs.view.page import write_page
 from flexgs.view.viewer import Viewer
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--use-angle=swiftshader",
+         "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,8 @@ def page(trained, tmp_path_factory) -> Path:
 
 
 def picture(tab, differs_from: np.ndarray | None = None) -> np.ndarray:
-    """The left of the window, which no panel covers, once it shows something new: software draws it, which takes a while."""
+    """The left of the window, which no panel covers, once it shows something new: software draws it, which
+    takes a while."""
     for _ in range(60):
         seen = np.asarray(Image.open(io.BytesIO(tab.screenshot())).convert("RGB"), float)[:225, :200]
         if seen.std() > 5 and (differs_from is None or np.abs(seen - differs_from).mean() > 1):
@@ -85,7 +87,8 @@ def test_a_page_opens_from_disk_without_a_network(tab, page, trained):
     tab.on("request", lambda request: asked.append(request.url))
     tab.goto(page.as_uri())
     tab.wait_for_selector("button:nth-of-type(4)")
-    assert [button.inner_text() for button in tab.query_selector_all("button")] == ["1 %", "5 %", "15 %", "100 %"]
+    assert [button.inner_text()
+            for button in tab.query_selector_all("button")] == ["1 %", "5 %", "15 %", "100 %"]
     assert "800 Gaussians" in tab.inner_text("#about") and tab.title() == "studio <1>"
     assert all(url.startswith(("file:", "blob:", "data:")) for url in asked) and not tab.errors
     whole = picture(tab)

@@ -21,7 +21,8 @@ from flexgs.demo.synthetic import write_synthetic
 from flexgs.sizes import fitting
 from tests.test_scene import to_transforms
 
-SMALL = ["--preset", "smoke", "--steps", "40", "--data.factor", "1", "--base.max-splats", "800", "--report-every", "20"]
+SMALL = ["--preset", "smoke", "--steps", "40", "--data.factor", "1", "--base.max-splats", "800",
+         "--report-every", "20"]
 
 
 def flexgs(*args: object) -> int:
@@ -58,8 +59,9 @@ def test_eval_and_cut(trained, capture, tmp_path, capsys):
 
 
 def test_settings_are_flags(capture):
-    command = cli.parse(cli.Train, [str(capture), "--preset", "paper", "--field.resolution", "64", "64", "64", "150",
-                                    "--gsnet.shape", "code", "--loss.elastic-ssim", "0"], "flexgs train")
+    command = cli.parse(cli.Train,
+                        [str(capture), "--preset", "paper", "--field.resolution", "64", "64", "64", "150",
+                         "--gsnet.shape", "code", "--loss.elastic-ssim", "0"], "flexgs train")
     assert command.config.preset == "paper" and command.config.order.kind == "gsnet"
     assert command.config.field.resolution == (64, 64, 64, 150)
     assert command.config.gsnet.shape == "code" and command.config.loss.elastic_ssim == 0
@@ -69,7 +71,8 @@ def test_settings_are_flags(capture):
     (["trian", "x"], "trian: no such command, did you mean train?"),
     (["train", "x", "--stepz", "7"], "--stepz, 7; did you mean --steps?"),
     (["train", "x", "--preset", "papr"], "--preset papr: unknown; did you mean paper?"),
-    (["train", "x", "--device", "cpu", "--rates.means", "nan"], "--rates.means: found nan, expected 0 to 0.1"),
+    (["train", "x", "--device", "cpu", "--rates.means", "nan"],
+     "--rates.means: found nan, expected 0 to 0.1"),
 ])
 def test_what_is_not_known_is_named_with_what_is_near(words, said, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["flexgs", *words])
@@ -97,8 +100,8 @@ def test_help_can_be_read_alone(monkeypatch, capsys):
 def test_without_a_gpu_a_run_is_small_and_says_so(capture, tmp_path, capsys):
     """What the user typed is not touched; paths are printed so that they can be copied."""
     out = tmp_path / "my runs"
-    assert flexgs("train", capture, "--output", out, "--device", "cpu", *SMALL, "--steps", "20", "--base.max-splats", "40000",
-                  "--evaluation.lpips") == 0
+    assert flexgs("train", capture, "--output", out, "--device", "cpu", *SMALL, "--steps", "20",
+                  "--base.max-splats", "40000", "--evaluation.lpips") == 0
     said = capsys.readouterr().out
     assert "no GPU" not in said and f"flexgs cut '{out}/studio' --budget" in said and "training view" in said
     command = cli.parse(cli.Train, [str(capture), "--steps", "31000", "--device", "cpu"], "flexgs train")
@@ -172,8 +175,8 @@ def test_bad_runs_and_outputs(trained, capture, tmp_path, capsys):
 
 def test_the_installed_command_ends_with_its_code(tmp_path):
     """As a process: no stack trace, exit code 2."""
-    done = subprocess.run([sys.executable, "-m", "flexgs", "train", str(tmp_path / "nowhere")], capture_output=True, text=True,
-                          env={**os.environ, "COLUMNS": "100"}, check=False)
+    done = subprocess.run([sys.executable, "-m", "flexgs", "train", str(tmp_path / "nowhere")],
+                          capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}, check=False)
     assert done.returncode == 2 and "nowhere" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -182,14 +185,16 @@ def small_disk(tmp_path) -> Iterator[Path]:
     """A disk of 8 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", disk], capture_output=True, check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", disk], capture_output=True,
+                      check=False).returncode:
         pytest.skip("mounting a small disk needs root")
     yield disk
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def test_a_full_disk_loses_nothing(capture, small_disk, tmp_path, capsys):
-    """One line, exit code 1, what was there stays; with room again, the run ends as if there had always been."""
+    """One line, exit code 1, what was there stays; with room again, the run ends as if there had always
+    been."""
     arguments = ["train", capture, *SMALL, "--steps", "40", "--checkpoint-every", "20", "--output"]
     more = ["train", capture, *SMALL, "--steps", "80", "--checkpoint-every", "20", "--output"]
     assert flexgs(*arguments, small_disk) == 0 == flexgs(*arguments, tmp_path)
@@ -208,7 +213,8 @@ def test_a_full_disk_loses_nothing(capture, small_disk, tmp_path, capsys):
     assert json.loads((run / "results.json").read_text())["steps"] == 40
     (small_disk / "junk").unlink()
     assert flexgs(*more, small_disk) == 0 == flexgs(*more, tmp_path)
-    assert (run / "model/model.safetensors").read_bytes() == (tmp_path / "studio/model/model.safetensors").read_bytes()
+    assert (run / "model/model.safetensors").read_bytes() == (tmp_path
+                                                              / "studio/model/model.safetensors").read_bytes()
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == [20, 40, 60, 80]
 
@@ -216,12 +222,13 @@ def test_a_full_disk_loses_nothing(capture, small_disk, tmp_path, capsys):
 @pytest.mark.parametrize(("sent", "code", "layout"), [
     (signal.SIGTERM, 143, "colmap"), (signal.SIGINT, 130, "colmap"), (signal.SIGTERM, 143, "transforms")])
 def test_an_interrupted_run_keeps_the_step_it_was_at(sent, code, layout, capture, tmp_path):
-    """The line tells the truth: there is a checkpoint of those views, and the same command continues there. pycolmap, which
-    lenses need, would print a stack trace."""
+    """The line tells the truth: there is a checkpoint of those views, and the same command continues there.
+    pycolmap, which lenses need, would print a stack trace."""
     if layout == "transforms":
         capture = Path(shutil.copytree(capture, tmp_path / "captures" / "studio"))
         to_transforms(capture, k1=0.01)
-    command = [sys.executable, "-m", "flexgs", "train", str(capture), *SMALL, "--steps", "100000", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "flexgs", "train", str(capture), *SMALL, "--steps", "100000", "--output",
+               str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     while "stage 1" not in process.stdout.readline():
@@ -232,7 +239,8 @@ def test_an_interrupted_run_keeps_the_step_it_was_at(sent, code, layout, capture
     *doubts, first, last = errors.splitlines()
     assert len(doubts) == (layout == "transforms")  # that there are no points
     assert "once more ends at once" in first
-    views = re.fullmatch(r"flexgs: interrupted; the checkpoint of (\S+) of 100,000 views is kept; the same command continues "
+    views = re.fullmatch(r"flexgs: interrupted; the checkpoint of (\S+) of 100,000 views is kept; the "
+                         r"same command continues "
                          "from there", last)
     assert views, last
     step = int(views[1].replace(",", ""))
@@ -270,7 +278,8 @@ def test_eval_finds_the_capture_of_a_run(trained, tmp_path, capsys):
 
 
 def test_what_fails_late_is_found_first(capture, tmp_path, capsys):
-    assert flexgs("train", capture, "--output", tmp_path, *SMALL, "--evaluation.lpips-weights", tmp_path / "none") == 2
+    assert flexgs("train", capture, "--output", tmp_path, *SMALL, "--evaluation.lpips-weights",
+                  tmp_path / "none") == 2
     assert "found no LPIPS backbone" in line_of(capsys)
     assert not list(tmp_path.rglob("step_*"))
 
@@ -286,9 +295,10 @@ def test_a_ply_of_a_run_is_adapted_beside_it(trained, capture, tmp_path, monkeyp
 
 
 def test_killed_at_any_moment_and_started_again(capture, tmp_path):
-    """SIGKILL in stage 1 and again in stage 2; the model and its figures are those of an uninterrupted run, bit for bit."""
-    command = [sys.executable, "-m", "flexgs", "train", str(capture), *SMALL, "--steps", "400", "--checkpoint-every", "20",
-               "--evaluation.lpips"]
+    """SIGKILL in stage 1 and again in stage 2; the model and its figures are those of an uninterrupted run,
+    bit for bit."""
+    command = [sys.executable, "-m", "flexgs", "train", str(capture), *SMALL, "--steps", "400",
+               "--checkpoint-every", "20", "--evaluation.lpips"]
 
     def start(folder: str) -> subprocess.Popen:
         return subprocess.Popen([*command, "--output", str(tmp_path / folder)], stdout=subprocess.DEVNULL,
@@ -305,13 +315,16 @@ def test_killed_at_any_moment_and_started_again(capture, tmp_path):
         process.kill()
         process.wait()
     assert start("killed").wait() == 0 and whole.wait() == 0
-    one, two = (json.loads((tmp_path / name / "studio/results.json").read_text())["ratios"] for name in ("whole", "killed"))
+    one, two = (json.loads((tmp_path / name / "studio/results.json").read_text())["ratios"]
+                for name in ("whole", "killed"))
     for row in (*one.values(), *two.values()):
         del row["ms"], row["cut_seconds"]
     assert one == two
-    files = [(tmp_path / name / "studio/model/model.safetensors").read_bytes() for name in ("whole", "killed")]
+    files = [(tmp_path / name / "studio/model/model.safetensors").read_bytes()
+             for name in ("whole", "killed")]
     assert files[0] == files[1]
-    steps = [json.loads(line)["step"] for line in (tmp_path / "killed/studio/metrics.jsonl").read_text().splitlines()]
+    steps = [json.loads(line)["step"]
+             for line in (tmp_path / "killed/studio/metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(20, 401, 20))  # none lost, none repeated
 
 
@@ -319,10 +332,12 @@ def test_killed_at_any_moment_and_started_again(capture, tmp_path):
     (["compare", "CAPTURE", "--methods"], "--methods: found none"),
     (["compare", "CAPTURE", "--methods", " "], "--methods ' ': found nothing"),
     (["compare", "CAPTURE", "--methods", 'default "'], "No closing quotation"),
-    (["compare", "CAPTURE", "--methods", "default --preset paper --seed 4"], "found another preset, seed, which all methods"),
+    (["compare", "CAPTURE", "--methods", "default --preset paper --seed 4"],
+     "found another preset, seed, which all methods"),
     (["eval", "RUN", "--ratios"], "--ratios: found 0 entries"),
     (["cut", "RUN", "--budget", "1e400MB", "-o", "x.ply"], "budget '1e400MB': found more than any model has"),
-    (["cut", "RUN", "--budget", "5ms", "--size", "0", "9", "-o", "x.ply"], "--size: found 0, expected 16 to 16,384"),
+    (["cut", "RUN", "--budget", "5ms", "--size", "0", "9", "-o", "x.ply"],
+     "--size: found 0, expected 16 to 16,384"),
     (["render", "RUN", "--frames", "0", "-o", "x.png"], "--frames: found 0, expected 1 to 1,000,000"),
     (["render", "RUN", "--size", "17", "16", "-o", "x.png"], "expected width and height even"),
     (["view", "RUN", "--host", ""], "--host: found nothing"),
@@ -346,7 +361,8 @@ def test_paths_are_printed_as_they_are_typed(trained, tmp_path, monkeypatch, cap
         assert flexgs("cut", trained, "--budget", "5%", f"--output={name}/{name}.ply") == 0
         assert flexgs("cut", trained, "--lod", "100", f"--output={name}/lod") == 0
         assert flexgs("pack", trained, f"--output={name}.fgs") == 0
-        printed = [line.rpartition(": ")[0] for line in capsys.readouterr().out.splitlines() if not line.startswith("up to")]
+        printed = [line.rpartition(": ")[0] for line in capsys.readouterr().out.splitlines()
+                   if not line.startswith("up to")]
         typed = [str(Path(word)) for line in printed for word in shlex.split(line)]
         assert name.isprintable() is False or typed == [f"{name}/{name}.ply", f"{name}/lod", f"{name}.fgs"]
 
@@ -369,14 +385,17 @@ def test_a_stack_trace_has_no_secret(capsys):
 
     assert cli.guard(fail) == 1
     said = capsys.readouterr().err
-    assert "Traceback" in said and "RuntimeError: no answer from postgresql://db/mlflow" in said and "hush" not in said
+    assert ("Traceback" in said and "RuntimeError: no answer from postgresql://db/mlflow" in said
+            and "hush" not in said)
 
 
 def test_an_old_config_that_holds_what_cannot_be_is_named(trained, capture, tmp_path, capsys):
     values = json.loads((trained / "config.json").read_text())
     old = tmp_path / "old.json"
-    for part, key, value, said in (("rates", "means", 5, "old.json: rates: means: found 5.0, expected 0 to 0.1"),
-                                   ("ratios", "bands", [[0.5, 0.1]], "old.json: --ratios.bands: found 0.5 0.1")):
+    for part, key, value, said in (("rates", "means", 5,
+                                    "old.json: rates: means: found 5.0, expected 0 to 0.1"),
+                                   ("ratios", "bands", [[0.5, 0.1]],
+                                    "old.json: --ratios.bands: found 0.5 0.1")):
         old.write_text(json.dumps({**values, part: {**values[part], key: value}}))
         assert flexgs("train", capture, "--config", old, "--output", tmp_path) == 2
         assert said in line_of(capsys)

@@ -1,4 +1,5 @@
-"""The files of cluster/: what can be known of them without a cloud, Kubernetes, Slurm or Docker. A typo in any is found."""
+"""The files of cluster/: what can be known of them without a cloud, Kubernetes, Slurm or Docker. A typo in
+any is found."""
 
 import os
 import re
@@ -36,12 +37,14 @@ def check_ray_up(config: dict) -> None:
     kinds = config["available_node_types"]
     head = kinds[config["head_node_type"]]
     spot = [name for name, kind in kinds.items() if "spot" in str(kind["node_config"]).lower()]
-    assert config["head_node_type"] not in spot and "GPU" not in head["resources"] and head["resources"]["CPU"] == 0
+    assert (config["head_node_type"] not in spot and "GPU" not in head["resources"]
+            and head["resources"]["CPU"] == 0)
     assert all(kind["min_workers"] == 0 for kind in kinds.values())
     assert sum(kind["max_workers"] for kind in kinds.values()) <= config["max_workers"]
     start = " ".join(config["head_start_ray_commands"])
     assert "--num-cpus=0" in start and all("RAY_AUTH_MODE=token" in command for part in ("head", "worker")
-                                           for command in config[f"{part}_start_ray_commands"] if "ray start" in command)
+                                           for command in config[f"{part}_start_ray_commands"]
+                                           if "ray start" in command)
     for rule in config["provider"].get("security_group", {}).get("IpPermissions", []):
         assert (rule["FromPort"], rule["ToPort"]) == (22, 22) and "0.0.0.0" not in str(rule)
 
@@ -68,12 +71,14 @@ def test_flags_of_ray_start_exist():
 
 # ---------------------------------------------------------------------- KubeRay
 
-# The keys of KubeRay 1.5's v1 API and of Kubernetes' pods that these files may use. A CRD is another project's file, not kept
-# here; FLEXGS_KUBERAY_CRDS may name a folder of ray.io_rayclusters.yaml and ray.io_rayjobs.yaml to check against.
+# The keys of KubeRay 1.5's v1 API and of Kubernetes' pods that these files may use. A CRD is another
+# project's file, not kept here; FLEXGS_KUBERAY_CRDS may name a folder of ray.io_rayclusters.yaml and
+# ray.io_rayjobs.yaml to check against.
 POD = {"containers": [{"name": str, "image": str, "env": [{"name": str, "value": str}],
                        "envFrom": [{"secretRef": {"name": str, "optional": bool}}],
                        "resources": {"requests": dict, "limits": dict},
-                       "securityContext": {"runAsUser": int, "runAsNonRoot": bool, "allowPrivilegeEscalation": bool},
+                       "securityContext": {"runAsUser": int, "runAsNonRoot": bool,
+                                           "allowPrivilegeEscalation": bool},
                        "volumeMounts": [{"name": str, "mountPath": str, "readOnly": bool}]}],
        "volumes": [{"name": str, "persistentVolumeClaim": {"claimName": str, "readOnly": bool},
                     "emptyDir": {"medium": str, "sizeLimit": str}}],
@@ -86,8 +91,8 @@ CLUSTER = {"rayVersion": str, "authOptions": {"mode": str}, "enableInTreeAutosca
 KUBERAY = {
     "raycluster": {"apiVersion": str, "kind": str, "metadata": {"name": str}, "spec": CLUSTER},
     "rayjob": {"apiVersion": str, "kind": str, "metadata": {"generateName": str}, "spec": {
-        "entrypoint": str, "shutdownAfterJobFinishes": bool, "ttlSecondsAfterFinished": int, "backoffLimit": int,
-        "rayClusterSpec": CLUSTER}},
+        "entrypoint": str, "shutdownAfterJobFinishes": bool, "ttlSecondsAfterFinished": int,
+        "backoffLimit": int, "rayClusterSpec": CLUSTER}},
 }
 
 
@@ -108,13 +113,16 @@ def test_kuberay(name):
     config = read(f"kuberay/{name}.yaml")
     assert unknown(config, KUBERAY[name]) == []
     spec = config["spec"]["rayClusterSpec"] if name == "rayjob" else config["spec"]
-    assert config["apiVersion"] == "ray.io/v1" and config["kind"].lower() == name and spec["authOptions"] == {"mode": "token"}
-    flags = {f"--{flag}" for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]) for flag in group["rayStartParams"]}
+    assert (config["apiVersion"] == "ray.io/v1" and config["kind"].lower() == name
+            and spec["authOptions"] == {"mode": "token"})
+    flags = {f"--{flag}" for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])
+             for flag in group["rayStartParams"]}
     assert flags <= {name for option in start.params for name in option.opts}
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         pod = group["template"]["spec"]
-        assert {m["name"] for c in pod["containers"] for m in c["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+        assert {m["name"] for c in pod["containers"]
+                for m in c["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
     (gpus,) = spec["workerGroupSpecs"]
     assert gpus["minReplicas"] == gpus["replicas"] == 0 < gpus["maxReplicas"]
     spec["workerGroupSpecs"][0]["maxReplica"], spec["rayVersion"] = 3, 2.6
@@ -143,7 +151,8 @@ def _closed(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     closed = {key: _closed(inner) for key, inner in schema.items()}
-    named = isinstance(schema.get("properties"), dict) and "x-kubernetes-preserve-unknown-fields" not in schema
+    named = (isinstance(schema.get("properties"), dict)
+             and "x-kubernetes-preserve-unknown-fields" not in schema)
     return closed | ({"additionalProperties": False} if named and schema.get("type") == "object" else {})
 
 
@@ -151,7 +160,8 @@ def _closed(schema: Any) -> Any:
 
 
 def check_compose(path: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", path],
+    return subprocess.run([sys.executable, "-m", "check_jsonschema", "--builtin-schema",
+                           "vendor.compose-spec", path],
                           capture_output=True, text=True, check=False)
 
 
@@ -165,12 +175,14 @@ def test_compose(tmp_path):
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
         assert re.fullmatch(r"[^:]+:(?!latest).*\d.*", service["image"]), name
         assert set(service.get("depends_on", {})) <= set(config["services"])
-        for key, value in service.get("environment", {}).items():  # no secret has a value, or a default, in the file
+        # no secret has a value, or a default, in the file
+        for key, value in service.get("environment", {}).items():
             if re.search("PASSWORD|SECRET|_KEY|URI|MC_HOST", key):
                 secrets = re.findall(r"\$\{(\w+)(:\?[^}]*)?\}", value)
                 assert secrets and all(required for _, required in secrets), key
     mlflow = config["services"]["mlflow"]
-    (installed,) = re.findall(r"install --no-cache-dir -c /tmp/constraints.txt (.+) &&", mlflow["build"]["dockerfile_inline"])
+    (installed,) = re.findall(r"install --no-cache-dir -c /tmp/constraints.txt (.+) &&",
+                              mlflow["build"]["dockerfile_inline"])
     assert {"mlflow"} < set(installed.split()) <= declared("", "cluster") <= set(PINS)
     assert mlflow["image"] == f"flexgs-mlflow:{PINS['mlflow']}" and mlflow["build"]["context"] == ".."
 
@@ -194,18 +206,22 @@ def test_slurm(tmp_path, code):
         (tmp_path / name).chmod(0o755)
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "activate").touch()
-    slurm = {"SUBMIT_DIR": str(tmp_path), "JOB_ID": "77", "JOB_NODELIST": "node[1-2]", "NNODES": "2", "CPUS_PER_TASK": "32",
-             "GPUS_PER_NODE": "4"}
-    done = subprocess.run(["bash", FOLDER / "slurm.sh", "/captures", "/my runs", "--preset", "fast"], check=False, text=True,
-                          capture_output=True, env={
-                              "PATH": f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path),
-                              "STUB_CODE": str(code), **{f"SLURM_{name}": value for name, value in slurm.items()}})
+    slurm = {"SUBMIT_DIR": str(tmp_path), "JOB_ID": "77", "JOB_NODELIST": "node[1-2]", "NNODES": "2",
+             "CPUS_PER_TASK": "32", "GPUS_PER_NODE": "4"}
+    done = subprocess.run(["bash", FOLDER / "slurm.sh", "/captures", "/my runs", "--preset", "fast"],
+                          check=False, text=True, capture_output=True, env={
+                              "PATH": f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin",
+                              "HOME": str(tmp_path),
+                              "STUB_CODE": str(code), **{f"SLURM_{name}": value for name,
+                                                         value in slurm.items()}})
     assert done.returncode == code, done.stderr
     mode, length, *command = done.stdout.splitlines()
-    assert (mode, length) == ("600", "64") and not list((tmp_path / ".ray").iterdir())  # a token, which goes with the job
+    # a token, which goes with the job
+    assert (mode, length) == ("600", "64") and not list((tmp_path / ".ray").iterdir())
     assert command == shlex.split(
-        "symmetric-run --address 10.1.2.3:20077 --min-nodes 2 --num-cpus 32 --num-gpus 4 --disable-usage-stats -- "
-        "python -u ray_jobs/train_all.py --data-root /captures --storage '/my runs' --preset fast")
+        "symmetric-run --address 10.1.2.3:20077 --min-nodes 2 --num-cpus 32 --num-gpus 4 "
+        "--disable-usage-stats -- python -u ray_jobs/train_all.py --data-root /captures --storage "
+        "'/my runs' --preset fast")
     from ray.scripts.symmetric_run import symmetric_run
 
     assert {"--address", "--min-nodes"} <= {name for option in symmetric_run.params for name in option.opts}
@@ -213,7 +229,8 @@ def test_slurm(tmp_path, code):
 
 
 def test_slurm_says_what_it_needs():
-    done = subprocess.run(["bash", FOLDER / "slurm.sh", "/captures"], capture_output=True, text=True, check=False)
+    done = subprocess.run(["bash", FOLDER / "slurm.sh", "/captures"], capture_output=True, text=True,
+                          check=False)
     assert done.returncode == 2 and done.stderr.startswith("usage: sbatch cluster/slurm.sh CAPTURES RUNS")
 
 
@@ -223,11 +240,13 @@ def test_slurm_says_what_it_needs():
 def test_the_image_gets_all_that_it_copies():
     text = (FOLDER / "Dockerfile").read_text()
     copied = [name for line in re.findall(r"^COPY (.*)", text, re.M) for name in line.split()[:-1]]
-    kept = [line.removeprefix("!") for line in (TOP / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    kept = [line.removeprefix("!") for line in (TOP / ".dockerignore").read_text().splitlines()
+            if line.startswith("!")]
     assert sorted(copied) == sorted(kept) and all((TOP / name).exists() for name in copied)
     needed = {"ray_jobs", "tuning", "flexgs", "README.md", "LICENSE"}  # the readme: setuptools reads it
     assert needed <= set(copied) and "-c constraints.txt" in text
-    assert text.rindex("USER ray") > text.rindex("apt-get") and "USER root" not in text.partition("USER ray")[2]
+    assert (text.rindex("USER ray") > text.rindex("apt-get")
+            and "USER root" not in text.partition("USER ray")[2])
 
 
 def test_versions_are_those_of_the_constraints():

@@ -29,7 +29,8 @@ def compared(scene, common, methods, folder):
 def test_methods_start_from_one_stage_1_and_end_at_equal_counts(scene, config, tmp_path):
     config.evaluation.ratios, config.evaluation.lpips = (0.1, 1.0), ()
     rows = compared(scene, config, METHODS, tmp_path)
-    counts = {method: {ratio: r["splats"] for ratio, r in row["ratios"].items()} for method, (row,) in rows.items()}
+    counts = {method: {ratio: r["splats"] for ratio, r in row["ratios"].items()} for method,
+              (row,) in rows.items()}
     n = counts["plain"]["1"]
     assert [counts.pop(method) for method in METHODS[:3]] == 3 * [{"0.1": n // 10, "1": n}]
     assert counts.pop("lightgs") == {"0.1": n // 10}
@@ -51,7 +52,8 @@ def test_methods_start_from_one_stage_1_and_end_at_equal_counts(scene, config, t
     more = compared(scene, config, ("default", "lightgs"), tmp_path)
     assert [list(row["ratios"]) for method, (row,) in more.items()] == 2 * [["0.1", "0.3"]]
     assert more["default"][0]["ratios"]["0.1"]["psnr"] == rows["default"][0]["ratios"]["0.1"]["psnr"]
-    assert (tmp_path / "seed_0" / "default" / "metrics.jsonl").read_text() == trained  # measured again, not trained again
+    # measured again, not trained again
+    assert (tmp_path / "seed_0" / "default" / "metrics.jsonl").read_text() == trained
 
 
 def test_costs_are_counted_for_all_that_a_method_trains(scene, config, tmp_path):
@@ -60,7 +62,8 @@ def test_costs_are_counted_for_all_that_a_method_trains(scene, config, tmp_path)
     (plain,), (pruned,) = rows["plain"], rows["lightgs"]
     folder = tmp_path / "seed_0"
     models = [folder / f"lightgs-{percent}pct" for percent in (10, 20)]
-    assert pruned["stored_mb"] == pytest.approx(sum((m / "model" / "model.safetensors").stat().st_size for m in models) / 1e6,
+    assert pruned["stored_mb"] == pytest.approx(sum((m / "model" / "model.safetensors").stat().st_size
+                                                    for m in models) / 1e6,
                                                 abs=2e-3)
     stage1 = json.loads((folder / "stage1" / "done" / "state.json").read_text())["seconds"]
     own = [json.loads((m / "results.json").read_text())["train_seconds"] - stage1 for m in models]
@@ -72,11 +75,13 @@ def test_costs_are_counted_for_all_that_a_method_trains(scene, config, tmp_path)
 
 def test_another_evaluation_of_the_same_training_is_only_measured(scene, config, tmp_path):
     config.evaluation.ratios, config.evaluation.lpips = (0.2,), ()
-    rows = compared(scene, config, ("lightgs", "lightgs --evaluation.format vq", "lightgs --rates.shN-factor 4"), tmp_path)
+    rows = compared(scene, config,
+                    ("lightgs", "lightgs --evaluation.format vq", "lightgs --rates.shN-factor 4"), tmp_path)
     ply, vq, other = (row["ratios"]["0.2"] for (row,) in rows.values())
     assert vq["mb"] < ply["mb"] and vq["splats"] == ply["splats"] and other["psnr"] != ply["psnr"]
     folder = tmp_path / "seed_0"
-    assert not (folder / "lightgs-evaluation.format-vq-20pct" / "metrics.jsonl").exists()  # nothing was trained
+    # nothing was trained
+    assert not (folder / "lightgs-evaluation.format-vq-20pct" / "metrics.jsonl").exists()
     assert (folder / "lightgs-rates.shN-factor-4-20pct" / "metrics.jsonl").exists()
     (first,), (again,) = rows["lightgs"], rows["lightgs --evaluation.format vq"]
     assert first["train_seconds"] == pytest.approx(again["train_seconds"], abs=1)
@@ -102,10 +107,11 @@ def test_a_cell_that_was_interrupted_goes_on(scene, config, tmp_path):
 
 
 def test_pruned_model_is_the_best_by_its_score(scene, config, tmp_path):
-    """With no step of fine-tuning, lightgs is the base cut by LightGaussian's score, in an order of its own."""
+    """With no step of fine-tuning, lightgs is the base cut by LightGaussian's score, in an order of its
+    own."""
     config.evaluation.ratios, config.evaluation.lpips, config.steps = (0.2,), (), 61
     config.base.share = 60 / 61
-    config.rates.means = config.rates.quats = config.rates.scales = config.rates.opacities = config.rates.sh0 = 0.0
+    config.rates.means = config.rates.quats = config.rates.scales = config.rates.opacities = config.rates.sh0 = (0.0)
     config.rates.shN = 0.0
     compared(scene, config, ("lightgs", "plain"), tmp_path)
     pruned = ElasticModel.load(tmp_path / "seed_0" / "lightgs-20pct")
@@ -116,11 +122,14 @@ def test_pruned_model_is_the_best_by_its_score(scene, config, tmp_path):
 def test_method_keeps_the_common_part_and_has_the_last_word():
     common = Config.from_preset("smoke", seed=3)
     config = method_config("paper --rates.field 0.001", common)
-    assert (config.seed, config.steps, config.base, config.background) == (3, 200, common.base, common.background)
+    assert (config.seed, config.steps, config.base,
+            config.background) == (3, 200, common.base, common.background)
     assert (config.order.kind, config.rates.field) == ("gsnet", 0.001)
 
 
-@pytest.mark.parametrize("method", ["nothing", "default --no-such 1", "default --deltas.knots 2", "default --base.ply x.ply"])
+@pytest.mark.parametrize("method",
+                         ["nothing", "default --no-such 1", "default --deltas.knots 2",
+                          "default --base.ply x.ply"])
 def test_bad_method_is_a_user_error(method):
     with pytest.raises(UserError, match=r"preset nothing|no-such|deltas\.knots|base\.ply"):
         method_config(method, Config())

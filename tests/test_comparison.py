@@ -1,4 +1,5 @@
-"""Comparisons as tables: means, spread, what is best, what is missing, in every form; and the published figures."""
+"""Comparisons as tables: means, spread, what is best, what is missing, in every form; and the published
+figures."""
 
 import csv
 import io
@@ -10,7 +11,14 @@ from rich.console import Console
 
 from flexgs.config import METHODS
 from flexgs.errors import UserError
-from flexgs.report.comparison import CSV_HEADER, cost_sheet, mean_rows, published_sheet, quality_sheet, write_csv
+from flexgs.report.comparison import (
+    CSV_HEADER,
+    cost_sheet,
+    mean_rows,
+    published_sheet,
+    quality_sheet,
+    write_csv,
+)
 from flexgs.report.pictures import write_tradeoff
 from flexgs.report.published import PUBLISHED_AS, SCENES, published
 from flexgs.report.sheet import Sheet
@@ -18,8 +26,8 @@ from flexgs.report.table import print_table
 
 
 def figures(psnr: float, ssim: float = 0.5, lpips: float | None = 0.25) -> dict:
-    return {"psnr": psnr, "ssim": ssim, "lpips_vgg": lpips, "lpips_alex": None, "splats": 1234, "mb": 0.5, "ms": 2.0,
-            "cut_seconds": 0.25}
+    return {"psnr": psnr, "ssim": ssim, "lpips_vgg": lpips, "lpips_alex": None, "splats": 1234, "mb": 0.5,
+            "ms": 2.0, "cut_seconds": 0.25}
 
 
 def entry(seed: int, ratios: dict, **more) -> dict:
@@ -46,7 +54,8 @@ def test_quality_is_the_mean_over_seeds_with_its_spread():
     sheet = quality_sheet(ROWS)
     assert sheet.headings[1:4] == (("5 %", "PSNR"), ("5 %", "SSIM"), ("5 %", "LPIPS"))
     spread = statistics.stdev([25.0, 26.0])
-    assert texts(sheet) == [["default", f"25.50 ± {spread:.2f}", "0.750", "0.250", "31.00 ± 0.00", "0.500", "0.250"],
+    assert texts(sheet) == [["default", f"25.50 ± {spread:.2f}", "0.750", "0.250", "31.00 ± 0.00", "0.500",
+                             "0.250"],
                             ["lightgs --order.score c3dgs", "25.50", "0.750", "0.210", "", "", ""],
                             ["a_b*", "", "", "", "", "", ""]]
     assert "±" in sheet.title and "±" not in quality_sheet({"one": ROWS["default"][:1]}).title
@@ -55,8 +64,9 @@ def test_quality_is_the_mean_over_seeds_with_its_spread():
 def test_best_is_bold_by_what_is_printed_and_by_the_figures_direction():
     """25.4990 and 25.5 print alike: both are bold. LPIPS is better when lower."""
     assert best(quality_sheet(ROWS)) == {("default", 1), ("lightgs --order.score c3dgs", 1), ("default", 2),
-                                         ("lightgs --order.score c3dgs", 2), ("lightgs --order.score c3dgs", 3),
-                                         ("default", 4), ("default", 5), ("default", 6)}
+                                         ("lightgs --order.score c3dgs", 2),
+                                         ("lightgs --order.score c3dgs", 3), ("default", 4), ("default", 5),
+                                         ("default", 6)}
 
 
 def test_a_figure_that_nobody_has_has_no_column():
@@ -66,11 +76,12 @@ def test_a_figure_that_nobody_has_has_no_column():
 
 def test_costs():
     sheet = cost_sheet(ROWS)
-    assert [h for _, h in sheet.headings] == ["method", "kept", "Gaussians", "MB", "s to cut", "s to train", "MB stored",
-                                              "seeds"]
+    assert [h for _, h in sheet.headings] == ["method", "kept", "Gaussians", "MB", "s to cut", "s to train",
+                                              "MB stored", "seeds"]
     assert texts(sheet)[:3] == [["default", "5 %", "1,234", "0.50", "0.25", "100", "6.00", "2"],
                                 ["", "100 %", "1,234", "0.50", "0.25", "", "", ""],
-                                ["lightgs --order.score c3dgs", "5 %", "1,234", "0.50", "0.25", "100", "6.00", "1"]]
+                                ["lightgs --order.score c3dgs", "5 %", "1,234", "0.50", "0.25", "100", "6.00",
+                                 "1"]]
 
 
 def test_all_forms_show_the_same_figures():
@@ -123,7 +134,8 @@ def test_tradeoff_is_a_picture_with_a_line_per_method(tmp_path):
 
 
 def test_published_tables_are_complete():
-    rows = [(method, ratio) for scene in SCENES for method, (e,) in published(scene).items() for ratio in e["ratios"]]
+    rows = [(method, ratio) for scene in SCENES for method,
+            (e,) in published(scene).items() for ratio in e["ratios"]]
     assert len(rows) == 8 * 5 * 4 and {method for method, _ in rows} == set(PUBLISHED_AS.values())
     assert set(PUBLISHED_AS) >= set(METHODS) - {"matryoshka", "scratch"}  # which the paper does not have
     with pytest.raises(UserError, match="garden: no published figures; expected one of bicycle"):
@@ -131,8 +143,10 @@ def test_published_tables_are_complete():
 
 
 @pytest.mark.parametrize(("scene", "method", "ratio", "psnr", "ssim", "lpips"), [
-    ("bicycle", "EAGLES", "0.15", 23.530, 0.6300, 0.3600), ("bonsai", "LightGS*", "0.01", 15.231, 0.4839, 0.5181),
-    ("counter", "FlexGS", "0.1", 27.577, 0.8807, 0.1733), ("flowers", "C3DGS", "0.05", 19.570, 0.4530, 0.4790),
+    ("bicycle", "EAGLES", "0.15", 23.530, 0.6300, 0.3600),
+    ("bonsai", "LightGS*", "0.01", 15.231, 0.4839, 0.5181),
+    ("counter", "FlexGS", "0.1", 27.577, 0.8807, 0.1733),
+    ("flowers", "C3DGS", "0.05", 19.570, 0.4530, 0.4790),
     ("train", "LightGS", "0.15", 22.835, 0.8655, 0.1298), ("truck", "FlexGS", "0.05", 25.374, 0.9062, 0.0934),
     ("berlin", "C3DGS", "0.01", 20.243, 0.7351, 0.4679), ("london", "FlexGS", "0.01", 21.29, 0.6697, 0.5234)])
 def test_published_figures(scene, method, ratio, psnr, ssim, lpips):
@@ -144,14 +158,18 @@ def test_published_figures(scene, method, ratio, psnr, ssim, lpips):
 def test_published_means_over_four_scenes():
     """As computed by hand from the same tables."""
     means = mean_rows([published(scene) for scene in ("bicycle", "bonsai", "counter", "flowers")])
-    for method, expected in {"FlexGS": (22.134, 25.019, 26.087, 26.541), "LightGS": (21.260, 24.075, 25.437, 26.239)}.items():
+    for method, expected in {"FlexGS": (22.134, 25.019, 26.087, 26.541),
+                             "LightGS": (21.260, 24.075, 25.437, 26.239)}.items():
         found = [row["psnr"] for row in means[method][0]["ratios"].values()]
         assert found == pytest.approx(expected, abs=1e-3)
 
 
 def test_measured_beside_published():
-    rows = {"lightgs": [entry(0, {"0.05": figures(24.0, 0.6, 0.4)}), entry(1, {"0.05": figures(25.0, 0.6, 0.4)})],
-            "default --seed 3": [entry(0, {"0.5": figures(30.0)})], "scratch": [entry(0, {"0.05": figures(20.0)})]}
+    rows = {"lightgs": [entry(0, {"0.05": figures(24.0, 0.6, 0.4)}),
+                        entry(1, {"0.05": figures(25.0, 0.6, 0.4)})],
+            "default --seed 3": [entry(0, {"0.5": figures(30.0)})],
+            "scratch": [entry(0, {"0.05": figures(20.0)})]}
     assert texts(published_sheet(rows, published("bicycle"))) == [
-        ["lightgs", "reproduced", "24.50", "0.600", "0.400"], ["", "published (LightGS)", "23.22", "0.595", "0.399"],
+        ["lightgs", "reproduced", "24.50", "0.600", "0.400"],
+        ["", "published (LightGS)", "23.22", "0.595", "0.399"],
         ["", "difference", "+1.28", "+0.005", "+0.001"]]

@@ -38,14 +38,16 @@ def test_unknown_preset_and_setting_are_named():
         Config.from_dict({"base": {"share": "half"}})
 
 
-@pytest.mark.parametrize("values", [{"steps": 0}, {"evaluation": {"ratios": [0.1, 1.5]}}, {"deltas": {"knots": [0.1, 0.1]}},
-                                    {"ratios": {"bands": [[0.2, 0.1]]}}, {"base": {"sh_degree": 4}},
-                                    {"gsnet": {"inputs": []}}, {"gsnet": {"inputs": ["means", "means"]}},
-                                    {"gsnet": {"temperature_end": 0}}, {"order": {"kind": "gsnet"}},
-                                    {"order": {"kind": "opacity"}},
-                                    {"order": {"kind": "gsnet", "keep": 0.1}, "transform": {"kind": "field"}},
-                                    {"base": {"ply": "x.ply"}, "transform": {"kind": "none"}},
-                                    {"deltas": {"knots": [0.1], "rows": [0.2, 0.3]}}, {"order": {"keep": 0}}])
+@pytest.mark.parametrize("values",
+                         [{"steps": 0}, {"evaluation": {"ratios": [0.1, 1.5]}},
+                          {"deltas": {"knots": [0.1, 0.1]}}, {"ratios": {"bands": [[0.2, 0.1]]}},
+                          {"base": {"sh_degree": 4}}, {"gsnet": {"inputs": []}},
+                          {"gsnet": {"inputs": ["means", "means"]}},
+                          {"gsnet": {"temperature_end": 0}}, {"order": {"kind": "gsnet"}},
+                          {"order": {"kind": "opacity"}},
+                          {"order": {"kind": "gsnet", "keep": 0.1}, "transform": {"kind": "field"}},
+                          {"base": {"ply": "x.ply"}, "transform": {"kind": "none"}},
+                          {"deltas": {"knots": [0.1], "rows": [0.2, 0.3]}}, {"order": {"keep": 0}}])
 def test_impossible_values_are_refused(values):
     with pytest.raises(UserError, match="expected"):
         Config.from_dict(values)
@@ -73,9 +75,10 @@ def test_every_number_has_a_range():
 
 
 @pytest.mark.parametrize(("part", "name", "value"), [
-    ("rates", "means", math.nan), ("rates", "delta_means", math.inf), ("field", "width", 0), ("field", "channels", -1),
-    ("field", "resolution", (4000, 4000, 4000, 4000)), ("field", "levels", ()), ("base", "prune_scale", math.nan),
-    ("deltas", "knots", ()), ("base", "max_splats", 10**12), ("gsnet", "temperature", 1e-300), ("base", "grow_every", 2.5),
+    ("rates", "means", math.nan), ("rates", "delta_means", math.inf), ("field", "width", 0),
+    ("field", "channels", -1), ("field", "resolution", (4000, 4000, 4000, 4000)), ("field", "levels", ()),
+    ("base", "prune_scale", math.nan), ("deltas", "knots", ()), ("base", "max_splats", 10**12),
+    ("gsnet", "temperature", 1e-300), ("base", "grow_every", 2.5),
     ("evaluation", "ratios", (0.1, math.nan)), ("order", "score", "beauty"), ("ratios", "values", ())])
 def test_a_setting_outside_is_refused_by_its_flag(part, name, value):
     config = Config()
@@ -122,7 +125,8 @@ def with_flags(preset: str, flags: list[str]) -> Config:
 def steps_of(section: str) -> list[list[str]]:
     """The settings in the rows of docs/method.md between one heading and the next."""
     text = METHOD.split(f"## {section}\n")[1].split("\n## ")[0]
-    return [word.split() for line in text.splitlines() if line.startswith("| ") for word in re.findall(r"`(--.*?)`", line)]
+    return [word.split() for line in text.splitlines() if line.startswith("| ")
+            for word in re.findall(r"`(--.*?)`", line)]
 
 
 def test_mending_one_by_one_ends_at_the_preset():
@@ -133,7 +137,8 @@ def test_mending_one_by_one_ends_at_the_preset():
     assert mended == Config.from_preset("mended")
     config = with_flags("official", [*repairs])
     paper = Config.from_preset("paper")
-    paper.preset, paper.steps, paper.base.share, paper.ratios = "official", config.steps, config.base.share, config.ratios
+    paper.preset, paper.steps, paper.base.share, paper.ratios = ("official", config.steps, config.base.share,
+                                                                 config.ratios)
     paper.order.score, paper.gsnet.shape, paper.field.resolution = "opacity_t", "code", (64, 64, 64, 150)
     paper.base.l1 = 1.0
     assert config == paper  # what is left is the code's choice, not its defect
@@ -142,7 +147,8 @@ def test_mending_one_by_one_ends_at_the_preset():
 @pytest.mark.parametrize("preset", ["paper", "official", "mended"])
 def test_every_piece_can_be_switched_off(preset):
     start = Config.from_preset(preset)
-    switches = [s for s in steps_of("Switching the pieces off") if preset == "paper" or s[0] != "--gsnet.shape"]
+    switches = [s for s in steps_of("Switching the pieces off") if preset == "paper"
+                or s[0] != "--gsnet.shape"]
     assert len(switches) > 10
     for switch in switches:
         assert with_flags(preset, switch) != start, switch

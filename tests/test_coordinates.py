@@ -1,4 +1,5 @@
-"""A capture may lie anywhere and be of any unit: what is trained, drawn and written is the same, in its own coordinates."""
+"""A capture may lie anywhere and be of any unit: what is trained, drawn and written is the same, in its own
+coordinates."""
 
 import math
 from dataclasses import replace
@@ -37,7 +38,8 @@ UTM = (5e5, 5.4e6, 100.0)
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Path:
-    return write_synthetic("studio", tmp_path_factory.mktemp("coordinates") / "plain", views=9, width=64, height=48)
+    return write_synthetic("studio", tmp_path_factory.mktemp("coordinates") / "plain", views=9, width=64,
+                           height=48)
 
 
 def moved(capture: Path, to: Path, shift: tuple[float, float, float], scale: float) -> Path:
@@ -57,11 +59,13 @@ def trained(capture: Path) -> tuple[ElasticModel, list[float]]:
     trainer = Trainer(config, scene)
     trainer.fit(lambda step, metrics: None, lambda step, write: None)
     model = trainer.model()
-    return model, [float(np.mean([psnr(render(model.cut(ratio), view.camera).image.clamp(0, 1), view.image() / 255)
+    return model, [float(np.mean([psnr(render(model.cut(ratio), view.camera).image.clamp(0, 1),
+                                       view.image() / 255)
                                   for view in scene.train])) for ratio in (1.0, 0.1)]
 
 
-@pytest.mark.parametrize(("shift", "scale"), [(UTM, 1.0), ((1e7, -1e7, 0), 1e-4), ((0, 0, 0), 1e6), ((1e7, 0, 1e7), 1e6)])
+@pytest.mark.parametrize(("shift", "scale"),
+                         [(UTM, 1.0), ((1e7, -1e7, 0), 1e-4), ((0, 0, 0), 1e6), ((1e7, 0, 1e7), 1e6)])
 def test_a_moved_or_scaled_capture_trains_to_the_same_quality(plain, tmp_path, shift, scale):
     _, expected = trained(plain)
     model, found = trained(moved(plain, tmp_path / "moved", shift, scale))
@@ -120,13 +124,15 @@ def test_every_file_is_in_the_captures_coordinates_again(plain, tmp_path):
     mine = Camera(torch.from_numpy(pose), camera.K, camera.width, camera.height, camera.near)
     torch.testing.assert_close(render(again, mine).image, drawn, atol=2e-3, rtol=0)
     world = cut.means.double() + torch.tensor(cut.origin, dtype=torch.float64)
-    torch.testing.assert_close(again.means.double() + torch.tensor(again.origin, dtype=torch.float64), world, atol=1e-6, rtol=0)
+    torch.testing.assert_close(again.means.double() + torch.tensor(again.origin, dtype=torch.float64), world,
+                               atol=1e-6, rtol=0)
 
     (tmp_path / "model").mkdir()
     model.save(tmp_path / "model")
     write(model, tmp_path / "a.fgs")
     for loaded in (ElasticModel.load(tmp_path / "model"), Progressive.open(tmp_path / "a.fgs")):
-        assert torch.equal(render(loaded.cut(0.5), loaded.cameras[0]).image, render(cut, model.cameras[0]).image)
+        assert torch.equal(render(loaded.cut(0.5), loaded.cameras[0]).image,
+                           render(cut, model.cameras[0]).image)
         assert loaded.cut(0.5).origin == cut.origin and loaded.cameras[0].near == camera.near
 
     limit = 0.5 * ply_bytes(len(model), model.sh_degree, wide=True)
@@ -142,7 +148,8 @@ def test_a_checkpoint_keeps_the_origin_and_one_without_is_moved_there(plain, tmp
     trainer.train_step()
     (tmp_path / "checkpoint").mkdir()
     trainer.save(tmp_path / "checkpoint")
-    other = Trainer(Config.from_preset("smoke"), replace(scene, origin=(scene.origin[0] + 1, *scene.origin[1:])))
+    other = Trainer(Config.from_preset("smoke"),
+                    replace(scene, origin=(scene.origin[0] + 1, *scene.origin[1:])))
     other.load(tmp_path / "checkpoint")
     assert other.splats.origin[0] == scene.origin[0] + 1
     torch.testing.assert_close(other.splats.means[:, 0] + 1, trainer.splats.means[:, 0])

@@ -40,7 +40,9 @@ def test_the_gradient_is_in_halves_of_the_image():
     means2d.grad = gradients
     radii = torch.tensor([[2, 1], [0, 3], [1, 1]], dtype=torch.int32)
     densifier.observe(RenderOutput(torch.zeros(1), torch.zeros(1), means2d, radii, None), at, 2.0)
-    assert densifier.gradient.tolist() == pytest.approx([3 * 12 * 2, 5 * 9 * 2, 2 * math.hypot(3 * 12, 4 * 9)])  # 24 x 18
+    # 24 x 18
+    assert densifier.gradient.tolist() == pytest.approx([3 * 12 * 2, 5 * 9 * 2,
+                                                         2 * math.hypot(3 * 12, 4 * 9)])
     assert densifier.seen.tolist() == [1, 0, 1]
 
 
@@ -117,7 +119,8 @@ def test_a_reset_leaves_a_hundredth_and_no_momentum():
         splats.opacities[0] = -6.0
     densifier.refine(splats, optimizer, 399, 400, Group())
     opacities = splats.opacities.detach().sigmoid()
-    assert opacities[1:].tolist() == pytest.approx([0.01] * 7) and float(opacities[0]) == pytest.approx(1 / (1 + math.exp(6)))
+    assert (opacities[1:].tolist() == pytest.approx([0.01] * 7)
+            and float(opacities[0]) == pytest.approx(1 / (1 + math.exp(6))))
     moments = optimizer.moments()
     assert not moments["splats.opacities/exp_avg"].any() and not moments["splats.opacities/exp_avg_sq"].any()
     assert moments["splats.means/exp_avg"].all()
@@ -125,7 +128,7 @@ def test_a_reset_leaves_a_hundredth_and_no_momentum():
 
 def test_the_trainer_grows_in_stage_1_and_not_in_stage_2():
     config = tiny_config(steps=60)
-    config.base.grow_every, config.base.grow_from, config.base.grow_until, config.base.grow_gradient = 5, 0.1, 1.0, 1e-9
+    config.base.grow_every, config.base.grow_from, config.base.grow_until, config.base.grow_gradient = (5, 0.1, 1.0, 1e-9)
     config.base.max_splats, config.base.prune_opacity = 10_000, 0.0
     trainer, counts = begun(Trainer(config, tiny_scene()), tiny_splats()), {}
     while trainer.step < 60:

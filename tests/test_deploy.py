@@ -1,4 +1,5 @@
-"""What a user does with a model: budgets of every unit, levels of detail, videos, frame times, info, serving a run."""
+"""What a user does with a model: budgets of every unit, levels of detail, videos, frame times, info, serving
+a run."""
 
 import json
 import shutil
@@ -55,19 +56,23 @@ def test_frame_times(trained, tmp_path, capsys):
         given.most(0.5)
     assert Profile((1, 2, 3), (5.0, 1.0, 6.0)).most(3) == 2  # noise: more Gaussians are not faster
     given.save(tmp_path / "phone.json")
-    assert flexgs("cut", trained, "--budget", "3ms", "--profile", tmp_path / "phone.json", "-o", tmp_path / "x.ply") == 0
+    assert flexgs("cut", trained, "--budget", "3ms", "--profile", tmp_path / "phone.json", "-o",
+                  tmp_path / "x.ply") == 0
     assert len(read_ply(tmp_path / "x.ply")) == 500
-    assert flexgs("bench", "frame", "--run", trained, "--size", "64", "48", "--save", tmp_path / "here.json") == 0
+    assert flexgs("bench", "frame", "--run", trained, "--size", "64", "48", "--save",
+                  tmp_path / "here.json") == 0
     assert Profile.load(tmp_path / "here.json").gaussians == profile.gaussians
     assert flexgs("cut", trained, "--budget", "1000ms", "--size", "64", "48", "-o", tmp_path / "x.ply") == 0
     assert len(read_ply(tmp_path / "x.ply")) == 800
-    for text in ("{}", "[]", "nonsense", '{"gaussians": [2, 1], "ms": [1, 2]}', '{"gaussians": [1, 2], "ms": [1]}',
-                 "[" * 100_000, '{"gaussians": [1, Infinity], "ms": [1, 2]}', '{"gaussians": [1, 2], "ms": [0, 1]}',
+    for text in ("{}", "[]", "nonsense", '{"gaussians": [2, 1], "ms": [1, 2]}',
+                 '{"gaussians": [1, 2], "ms": [1]}', "[" * 100_000,
+                 '{"gaussians": [1, Infinity], "ms": [1, 2]}', '{"gaussians": [1, 2], "ms": [0, 1]}',
                  "\udcff", '{"gaussians": [0.1, 0.2], "ms": [1, 2]}', '{"gaussians": "12", "ms": "12"}',
                  f'{{"gaussians": [{10**400}]}}'):
         (tmp_path / "bad.json").write_text(text, errors="surrogateescape")
         capsys.readouterr()
-        assert flexgs("cut", trained, "--budget", "3ms", "--profile", tmp_path / "bad.json", "-o", tmp_path / "y.ply") == 2
+        assert flexgs("cut", trained, "--budget", "3ms", "--profile", tmp_path / "bad.json", "-o",
+                      tmp_path / "y.ply") == 2
         assert "bad.json: not a profile of frame times" in capsys.readouterr().err
 
 
@@ -91,7 +96,8 @@ def test_streamed_levels(trained, tmp_path, capsys):
         pytest.skip(f"splat-transform cannot be had here: {said}")
     assert code == 0, said
     about = json.loads((tmp_path / "streamed" / "lod-meta.json").read_text())
-    assert about["lodLevels"] == 2 and all((tmp_path / "streamed" / name).is_file() for name in about["filenames"])
+    assert about["lodLevels"] == 2 and all((tmp_path / "streamed" / name).is_file()
+                                           for name in about["filenames"])
 
 
 def test_paths(trained, scene):
@@ -130,11 +136,13 @@ def test_levels_replace_no_folder(trained, tmp_path, capsys):
     for output in (tmp_path, tmp_path / "lod-meta.json"):
         assert flexgs("cut", trained, "--lod", "100", "50", "-o", output) == 2
         assert f"{tmp_path} is there already" in capsys.readouterr().err
-    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"] and (tmp_path / "mine.txt").read_text() == "precious"
+    assert ([p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+            and (tmp_path / "mine.txt").read_text() == "precious")
 
 
 def test_look_at():
-    camera = look_at(torch.tensor([1.0, 2, 3]), torch.tensor([1.0, 2, 8]), torch.tensor([0.0, -1, 0]), 64, 48, 90.0)
+    camera = look_at(torch.tensor([1.0, 2, 3]), torch.tensor([1.0, 2, 8]), torch.tensor([0.0, -1, 0]), 64, 48,
+                     90.0)
     torch.testing.assert_close(camera.center, torch.tensor([1.0, 2, 3]))
     torch.testing.assert_close(camera.viewmat[:3, :3], torch.eye(3))  # y down, z forward
     assert float(camera.K[0, 0]) == pytest.approx(24)
@@ -144,8 +152,8 @@ def test_look_at():
 
 def test_render(trained, tmp_path, capsys):
     for name, frames in (("x.mp4", 5), ("x.gif", 5), ("x.png", 1)):
-        assert flexgs("render", trained, "--path", "orbit", "--ratio", "0.05", "--frames", frames, "--size", "64", "48",
-                      "-o", tmp_path / name) == 0
+        assert flexgs("render", trained, "--path", "orbit", "--ratio", "0.05", "--frames", frames, "--size",
+                      "64", "48", "-o", tmp_path / name) == 0
     assert "40 of 800 Gaussians" in capsys.readouterr().out
     with Image.open(tmp_path / "x.gif") as moving:
         assert (moving.n_frames, moving.size) == (5, (64, 48))
@@ -183,7 +191,8 @@ def test_what_cut_asks_for(trained, tmp_path, tmp_path_factory, capsys):
     folder.mkdir()
     for wrong, message in ((["--budget", "5%"], "neither --output nor --html"),
                            (["-o", tmp_path / "x.ply"], "either --budget or --lod"),
-                           (["--budget", "5%", "--lod", "50", "-o", tmp_path / "x"], "either --budget or --lod"),
+                           (["--budget", "5%", "--lod", "50", "-o", tmp_path / "x"],
+                            "either --budget or --lod"),
                            (["--budget", "5%", "-o", tmp_path / "x.obj"], "expected a name that ends in"),
                            (["--budget", "5%", "-o", tmp_path / "x.vq.npz"], "--scene"),
                            (["--html", tmp_path / "x.html", "--budget", "5%"], "without --output"),

@@ -1,8 +1,8 @@
 """A training step keeps to its device and does not wait for it.
 
-torch's meta device has shapes and no values: most operations that mix it with the CPU's tensors fail there as on a GPU (sums,
-products by element, concatenation; not matrix products), and so does reading a value, for which a GPU would have to finish
-first. What a step may read, once, is `totals`.
+torch's meta device has shapes and no values: most operations that mix it with the CPU's tensors fail there as
+on a GPU (sums, products by element, concatenation; not matrix products), and so does reading a value, for
+which a GPU would have to finish first. What a step may read, once, is `totals`.
 """
 
 import math
@@ -28,7 +28,8 @@ def render(splats: Splats, camera: Camera, *, background: Tensor | None = None, 
     """Stands in for the rasterizer of a GPU: no image, but a function of all that is given."""
     n, device = len(splats), splats.means.device
     means2d = splats.means @ (camera.K @ camera.viewmat[:3, :3])[:2].T
-    values = torch.cat([means2d, *(t.reshape(n, -1) for _, t in splats.items())], 1).sum() + (0 if mask is None else mask.sum())
+    values = torch.cat([means2d, *(t.reshape(n, -1) for _, t in splats.items())],
+                       1).sum() + (0 if mask is None else mask.sum())
     image = values.expand(camera.height, camera.width, 3) + (0 if background is None else background)
     radii = torch.ones(n, 2, dtype=torch.int32, device=device)
     sums = torch.ones(n, 3 if contributions == "all" else 1, device=device)
@@ -47,7 +48,8 @@ def meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("preset", ["default", "fast", "paper", "official", "mended", "matryoshka", "lightgs"])
+@pytest.mark.parametrize("preset",
+                         ["default", "fast", "paper", "official", "mended", "matryoshka", "lightgs"])
 def test_step(preset: str, scene) -> None:
     config = Config.from_preset(preset, steps=6)
     config.base.max_splats, config.deltas.merge = 200, 0.0  # merging is done on the CPU, once

@@ -21,7 +21,8 @@ from flexgs.training.checkpoint import latest_checkpoint
 from flexgs.training.trainer import NonFiniteLossError, Trainer
 from tests.conftest import random_splats
 
-# Workers are forked from a server that has imported what takes them seconds each; the last is what torch.testing imports.
+# Workers are forked from a server that has imported what takes them seconds each; the last is what
+# torch.testing imports.
 multiprocessing.set_forkserver_preload([__name__, "flexgs.training.warmup", "flexgs.image.ssim",
                                         "torch.distributed.tensor"])
 
@@ -34,7 +35,8 @@ def _worker(rank: int, world: int, port: int, work, arguments) -> None:
     finally:
         dist.destroy_process_group()
     threads = [comm.read_text().strip() for comm in Path("/proc/self/task").glob("*/comm")]
-    assert not [name for name in threads if "gloo" in name], threads  # they abort the process if it ends before them
+    # they abort the process if it ends before them
+    assert not [name for name in threads if "gloo" in name], threads
 
 
 def spawn(world: int, work, *arguments) -> None:
@@ -105,7 +107,8 @@ def test_sums_go_through_shared_memory_or_else_through_gloo(room, tmp_path):
 def _fewer_bytes(group: Group) -> None:
     draw, n = generator(group.rank, "gradients"), 4000
     seen = torch.rand(n, generator=draw) < 0.3
-    named = {f"splats.{name}": t * seen.view(-1, *[1] * (t.dim() - 1)) for name, t in random_splats(n, 3, group.rank).items()}
+    named = {f"splats.{name}": t * seen.view(-1, *[1] * (t.dim() - 1)) for name,
+             t in random_splats(n, 3, group.rank).items()}
     named |= {"loss": torch.tensor(1.0), "transform.means": torch.randn(700, 3, generator=draw)}
 
     def summed(**options):
@@ -114,8 +117,10 @@ def _fewer_bytes(group: Group) -> None:
     whole, rows, rounded = summed(), summed(rows="seen"), summed(rows="seen", sh_rest="bfloat16")
     for name, t in whole.items():
         assert torch.equal(t, rows[name]), name
-        assert rounded[name].dtype == t.dtype and torch.equal(t, rounded[name]) == (name != "splats.shN"), name
-    size = group.summed([named["splats.shN"].abs()])[0]  # each of two terms and their sum is rounded to 8 bits
+        assert (rounded[name].dtype == t.dtype
+                and torch.equal(t, rounded[name]) == (name != "splats.shN")), name
+    # each of two terms and their sum is rounded to 8 bits
+    size = group.summed([named["splats.shN"].abs()])[0]
     assert bool(((whole["splats.shN"] - rounded["splats.shN"]).abs() <= 2 * 2**-8 * size + 1e-12).all())
     group.check_equal(iter(rounded.items()), 0)
 
@@ -136,7 +141,8 @@ def _poisoned(group: Group, capture, config: Config, folder) -> None:
         return gradients
 
     trainer.optimizer.take_gradients = poisoned
-    with pytest.raises(NonFiniteLossError, match=r"step 30: the gradient of splats\.quats is not finite") as raised:
+    with pytest.raises(NonFiniteLossError,
+                       match=r"step 30: the gradient of splats\.quats is not finite") as raised:
         trainer.fit(lambda step, metrics: None, session.checkpoint)
     assert len(set(group.gather(str(raised.value)))) == 1
     assert all(bool(t.isfinite().all()) for _, t in trainer.splats.items())
@@ -152,7 +158,8 @@ def test_a_nan_in_one_workers_gradient_ends_all_before_it_is_learned(capture, co
 
 def _begin(group: Group, capture, config: Config, folder) -> None:
     trainer = Trainer(config, load_scene(capture, factor=1), group)
-    trainer.fit(lambda step, metrics: None, LocalSession(folder, group, lambda step, metrics: None).checkpoint, until=40)
+    trainer.fit(lambda step, metrics: None,
+                LocalSession(folder, group, lambda step, metrics: None).checkpoint, until=40)
 
 
 def test_a_run_of_two_workers_goes_on_with_one(capture, config, tmp_path):
@@ -176,7 +183,8 @@ def test_bench_ddp_measures_both_stages_and_predicts(capsys):
     assert rows[1]["mb_sent"] * 1e6 == pytest.approx(bytes_of_stage_1) and rows[0]["mb_sent"] == 0
     assert rows[3]["mb_sent"] > rows[1]["mb_sent"]  # stage 2 has deltas
     assert "100 Gbit Ethernet" in capsys.readouterr().out
-    for option, bad in {"workers": {"workers": (0,)}, "rounds": {"rounds": 0}, "step-ms": {"step_ms": 0.0}}.items():
+    for option, bad in {"workers": {"workers": (0,)}, "rounds": {"rounds": 0},
+                        "step-ms": {"step_ms": 0.0}}.items():
         with pytest.raises(UserError, match=f"--{option}: found 0"):
             bench_ddp(**bad)
 

@@ -1,4 +1,5 @@
-"""flexgs doctor, on conditions that are made: places that cannot be written, servers that are not there, wrong folders."""
+"""flexgs doctor, on conditions that are made: places that cannot be written, servers that are not there,
+wrong folders."""
 
 import os
 import shutil
@@ -37,9 +38,10 @@ def clean(monkeypatch):
 def test_all_is_well_here(tmp_path, capture, capsys):
     code, lines = examine(tmp_path, capsys, "--data-root", capture.parent)
     assert code == 0 and all(line.startswith("ok ") for line in lines.values()), lines
-    assert list(lines) == ["python", "torch", "gpu", "backend", "kernels", "threads", "ray", "mlflow", "disk", "captures",
-                           "lpips", "extras"]
-    assert f"1 in {capture.parent}: {capture.name}" in lines["captures"] and "made by the first job" in lines["mlflow"]
+    assert list(lines) == ["python", "torch", "gpu", "backend", "kernels", "threads", "ray", "mlflow", "disk",
+                           "captures", "lpips", "extras"]
+    assert (f"1 in {capture.parent}: {capture.name}" in lines["captures"]
+            and "made by the first job" in lines["mlflow"])
     assert not (tmp_path / "runs").exists()  # it only looks
 
 
@@ -48,9 +50,11 @@ def test_wrong_places_are_named_with_a_cure(tmp_path, capsys):
     code, lines = examine(tmp_path, capsys, "--data-root", tmp_path, "--storage", tmp_path / "file" / "runs",
                           "--mlflow-uri", "http://127.0.0.1:9", "--ray-address", "127.0.0.1:9")
     assert code == 1
-    assert [name for name, line in lines.items() if line.startswith("WRONG ")] == ["ray", "mlflow", "disk", "captures"]
+    assert [name for name, line in lines.items()
+            if line.startswith("WRONG ")] == ["ray", "mlflow", "disk", "captures"]
     assert "127.0.0.1:9: no Ray cluster answers" in lines["ray"] and "correct --ray-address" in lines["ray"]
-    assert "http://127.0.0.1:9 cannot be written" in lines["mlflow"] and "MLFLOW_TRACKING_URI" in lines["mlflow"]
+    assert ("http://127.0.0.1:9 cannot be written" in lines["mlflow"]
+            and "MLFLOW_TRACKING_URI" in lines["mlflow"])
     assert f"{tmp_path}/file/runs cannot be written" in lines["disk"] and "--storage" in lines["disk"]
     assert "no capture here" in lines["captures"] and "--data-root" in lines["captures"]
 
@@ -75,18 +79,21 @@ def test_passwords_are_not_shown(tmp_path, capsys):
 
 
 def test_no_place_for_kernels(tmp_path):
-    """What numba does when neither the source's folder, nor the user's, nor NUMBA_CACHE_DIR can be written; also for root."""
-    shutil.copytree(Path(flexgs.__file__).parent, tmp_path / "flexgs", ignore=shutil.ignore_patterns("__pycache__"))
+    """What numba does when neither the source's folder, nor the user's, nor NUMBA_CACHE_DIR can be written;
+    also for root."""
+    shutil.copytree(Path(flexgs.__file__).parent, tmp_path / "flexgs",
+                    ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "flexgs" / "raster" / "cpu" / "__pycache__").touch()
     nowhere = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null/x", "NUMBA_CACHE_DIR": "/dev/null/x",
                "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-B", "-m", "flexgs", "doctor"], cwd=tmp_path, capture_output=True, text=True,
-                          check=False, env=os.environ | nowhere)
+    done = subprocess.run([sys.executable, "-B", "-m", "flexgs", "doctor"], cwd=tmp_path, capture_output=True,
+                          text=True, check=False, env=os.environ | nowhere)
     (line,) = (line for line in done.stdout.splitlines() if line.split()[1] == "kernels")
     assert done.returncode == 1, done.stderr
     assert line.startswith("WRONG") and line.endswith("set NUMBA_CACHE_DIR to a folder that can be written")
-    done = subprocess.run([sys.executable, "-B", "-m", "flexgs", "doctor"], cwd=tmp_path, capture_output=True, text=True,
-                          check=False, env=os.environ | nowhere | {"NUMBA_CACHE_DIR": str(tmp_path / "kernels")})
+    done = subprocess.run([sys.executable, "-B", "-m", "flexgs", "doctor"], cwd=tmp_path, capture_output=True,
+                          text=True, check=False,
+                          env=os.environ | nowhere | {"NUMBA_CACHE_DIR": str(tmp_path / "kernels")})
     assert done.returncode == 0 and f"kept in {tmp_path}/kernels" in done.stdout
 
 
@@ -118,7 +125,8 @@ def test_versions_that_do_not_fit(versions, expected):
 def test_weights_that_are_not_there(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FLEXGS_LPIPS_WEIGHTS", str(tmp_path))
     code, lines = examine(tmp_path, capsys)
-    assert code == 1 and "vgg16_features_f16.pth in this folder" in lines["lpips"] and "unset it" in lines["lpips"]
+    assert (code == 1 and "vgg16_features_f16.pth in this folder" in lines["lpips"]
+            and "unset it" in lines["lpips"])
 
 
 @pytest.mark.ray

@@ -1,4 +1,5 @@
-"""Known captures: downloads over a line that breaks, archives that are not as they should be, and the catalogue."""
+"""Known captures: downloads over a line that breaks, archives that are not as they should be, and the
+catalogue."""
 
 import base64
 import hashlib
@@ -63,7 +64,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         source, asked = self.source, self.headers.get("Range")
         body, status, start = source.body, source.first.pop(0) if source.first else source.status, 0
-        if status == 200 and asked and source.ranges and (self.headers.get("If-Range") == source.etag or not source.if_range):
+        if status == 200 and asked and source.ranges and (self.headers.get("If-Range") == source.etag
+                                                          or not source.if_range):
             start = 0 if source.wrong else int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
             status = 206 if start < len(body) else 416
         end = min(len(body), start + source.piece) if source.piece and status == 206 else len(body)
@@ -106,7 +108,8 @@ def zipped(files: dict[str, bytes | Path]) -> bytes:
 
 
 def capture_files(capture: Path, inside: str) -> dict[str, bytes | Path]:
-    return {f"{inside}/{path.relative_to(capture)}": path for path in sorted(capture.rglob("*")) if path.is_file()}
+    return {f"{inside}/{path.relative_to(capture)}": path for path in sorted(capture.rglob("*"))
+            if path.is_file()}
 
 
 def known(source: Source, name: str = "one", sha256: str | None = None) -> Known:
@@ -116,7 +119,8 @@ def known(source: Source, name: str = "one", sha256: str | None = None) -> Known
 @pytest.fixture(scope="module")
 def release(capture: Path) -> bytes:
     """An archive of two captures and a file that belongs to none."""
-    return zipped({**capture_files(capture, "top/one"), **capture_files(capture, "top/two"), "top/readme.txt": b"hello"})
+    return zipped({**capture_files(capture, "top/one"), **capture_files(capture, "top/two"),
+                   "top/readme.txt": b"hello"})
 
 
 @pytest.fixture
@@ -138,12 +142,14 @@ def test_only_the_wanted_captures_arrive_and_the_archive_is_used_again(source, r
 def test_a_download_goes_on_where_the_line_broke(source, junk, tmp_path):
     source.body, source.breaks = junk, [100_000, 0, 200_000]
     assert fetch(Archive(source.url, "x.zip"), tmp_path, **QUICK).read_bytes() == junk
-    assert source.asked == [(None, None, 200), *[("bytes=100000-", '"one"', 206)] * 2, ("bytes=300000-", '"one"', 206)]
+    assert source.asked == [(None, None, 200), *[("bytes=100000-", '"one"', 206)] * 2,
+                            ("bytes=300000-", '"one"', 206)]
 
 
 def test_a_download_goes_on_in_another_process(source, junk, tmp_path):
     source.body, source.breaks = junk, [150_000, 0, 0, 0]
-    with pytest.raises(UserError, match=rf"{source.url}: the connection broke; try again later, or do it by hand: put the "
+    with pytest.raises(UserError, match=rf"{source.url}: the connection broke; try again later, or do "
+                                        r"it by hand: put the "
                                         rf"archive at {tmp_path}/downloads/x.zip and give"):
         fetch(Archive(source.url, "x.zip"), tmp_path / "downloads", **QUICK)
     assert not (tmp_path / "downloads" / "x.zip").exists()
@@ -185,7 +191,8 @@ def test_a_server_that_cannot_go_on_is_asked_for_all_of_it(source, junk, tmp_pat
 
 def test_a_wrong_checksum_is_tried_once_more_and_leaves_nothing(source, junk, tmp_path):
     source.body, source.md5 = junk, base64.b64encode(bytes(16)).decode()
-    with pytest.raises(UserError, match=rf"arrived damaged twice \(found md5 .*, expected {'0' * 32}\); nothing is kept"):
+    with pytest.raises(UserError, match=r"arrived damaged twice \(found md5 .*, expected "
+                                        rf"{'0' * 32}\); nothing is kept"):
         fetch(Archive(source.url, "x.zip"), tmp_path, **QUICK)
     assert len(source.asked) == 2 and not list(tmp_path.rglob("data")) and not (tmp_path / "x.zip").exists()
     source.md5 = None
@@ -197,15 +204,18 @@ def test_a_page_in_place_of_the_file_and_an_end_that_nobody_announced(source, ju
     source.body = b"<html>Moved</html>"
     with pytest.raises(UserError, match=r"arrived damaged twice \(not a zip file\)"):
         fetch(Archive(source.url, "x.zip"), tmp_path, **QUICK)
-    source.body, source.length, source.breaks = junk, False, [100_000]  # no length: only the zip file itself shows the loss
+    # no length: only the zip file itself shows the loss
+    source.body, source.length, source.breaks = junk, False, [100_000]
     assert fetch(Archive(source.url, "x.zip"), tmp_path, **QUICK).read_bytes() == junk
 
 
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (403, 1), (503, 3)])
 def test_a_server_that_refuses_is_named_with_the_way_by_hand(source, release, tmp_path, status, requests):
     source.status = status
-    with pytest.raises(UserError, match=rf"{source.url}: the server says {status} .*; try again later, or do it by hand: put "
-                                        rf"the archive at {tmp_path}/downloads/some.zip and .*, into {tmp_path}$"):
+    with pytest.raises(UserError, match=rf"{source.url}: the server says {status} .*; try again later, "
+                                        r"or do it by hand: put "
+                                        rf"the archive at {tmp_path}/downloads/some.zip and "
+                       rf".*, into {tmp_path}$"):
         get([known(source)], tmp_path, **QUICK)
     assert len(source.asked) == requests and not (tmp_path / "one").exists()
     (tmp_path / "downloads" / "some.zip").write_bytes(release)
@@ -250,18 +260,22 @@ def test_a_download_has_an_end(source, junk, tmp_path, monkeypatch):
 def test_secrets_in_the_address_of_an_archive_are_not_shown(source, tmp_path, capsys):
     source.status = 503
     url = source.url.replace("//", "//me:hunter2@") + "?token=hunter2"
-    with pytest.raises(UserError, match=r"some\.zip\?token=\*\*\*: the server says 503 Service Unavailable; try") as error:
+    with pytest.raises(UserError, match=r"some\.zip\?token=\*\*\*: the server says 503 "
+                                        r"Service Unavailable; try") as error:
         fetch(Archive(url, "x.zip"), tmp_path, **QUICK)
     assert "hunter2" not in str(error.value) + capsys.readouterr().out
 
 
 def test_nobody_listens(source, tmp_path):
     gone = Known("one", "mipnerf360", Archive("http://127.0.0.1:9/some.zip", "some.zip"), "one", 1)
-    with pytest.raises(UserError, match=r"127\.0\.0\.1:9/some\.zip: no connection \(.*refused.*\); try again later, or"):
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9/some\.zip: no connection "
+                                        r"\(.*refused.*\); try again later, or"):
         get([gone], tmp_path, **QUICK)
 
 
-@pytest.mark.parametrize("name", ["../evil", "top/one/../../evil", "/evil", "top\\..\\evil", "C:/evil", "top/one/link"])
+@pytest.mark.parametrize("name",
+                         ["../evil", "top/one/../../evil", "/evil", "top\\..\\evil", "C:/evil",
+                          "top/one/link"])
 def test_an_archive_that_would_write_elsewhere_is_refused_as_a_whole(capture, tmp_path, name):
     file, root = tmp_path / "x.zip", tmp_path / "root"
     with zipfile.ZipFile(file, "w") as archive:
@@ -272,7 +286,8 @@ def test_an_archive_that_would_write_elsewhere_is_refused_as_a_whole(capture, tm
         if name.endswith("link"):
             info.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(info, b"/etc/passwd")
-    with pytest.raises(UserError, match=r"the member .* is a link or lies outside of the archive; nothing was unpacked"):
+    with pytest.raises(UserError, match=r"the member .* is a link or lies outside of the archive; "
+                                        r"nothing was unpacked"):
         unpack(file, "top/one", root / "one")
     assert not list(root.iterdir()) and not list(tmp_path.glob("**/evil"))
 
@@ -280,7 +295,8 @@ def test_an_archive_that_would_write_elsewhere_is_refused_as_a_whole(capture, tm
 def test_a_damaged_member_leaves_no_half_of_a_capture(source, release, tmp_path):
     at = release.index(b"IHDR", 20_000)
     source.body = release[:at + 200] + bytes(64) + release[at + 264:]
-    with pytest.raises(UserError, match=r"some\.zip: damaged \(Bad CRC-32 for file .*\): remove it, and the same command"):
+    with pytest.raises(UserError, match=r"some\.zip: damaged \(Bad CRC-32 for file .*\): remove it, "
+                                        r"and the same command"):
         get([known(source)], tmp_path, **QUICK)
     assert {p.name for p in tmp_path.iterdir()} == {"downloads"}
     (tmp_path / "downloads" / "some.zip").unlink()
@@ -290,7 +306,8 @@ def test_a_damaged_member_leaves_no_half_of_a_capture(source, release, tmp_path)
 
 def test_what_is_not_in_the_archive_and_what_is_in_the_way(source, release, tmp_path):
     source.body = release
-    with pytest.raises(UserError, match=r"found no COLMAP capture in top/three/ of it, but top; unpack it by hand to .*three"):
+    with pytest.raises(UserError, match=r"found no COLMAP capture in top/three/ of it, but top; unpack "
+                                        r"it by hand to .*three"):
         get([known(source), known(source, "three")], tmp_path, **QUICK)
     assert (tmp_path / "one").is_dir() and not (tmp_path / "three").exists()
     (tmp_path / "two").mkdir()
@@ -302,7 +319,8 @@ def test_a_disk_without_room(source, release, tmp_path, monkeypatch):
     source.body = release
     usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"found 0\.00 GB free on this disk, expected .* GB; free some of it, or choose"):
+    with pytest.raises(UserError, match=r"found 0\.00 GB free on this disk, expected .* GB; free "
+                                        r"some of it, or choose"):
         get([known(source)], tmp_path, **QUICK)
     assert not list(tmp_path.rglob("data")) and not (tmp_path / "one").exists()
 
@@ -323,25 +341,30 @@ def test_killed_while_it_unpacks(source, release, tmp_path):
     script = ("import os, signal, sys; from pathlib import Path; from flexgs.datasets import download\n"
               "from flexgs.datasets.catalog import Archive, Known\n"
               "copy, seen = download.shutil.copyfileobj, []\n"
-              "def stop(*args):\n    copy(*args); seen.append(1)\n    len(seen) == 5 and os.kill(os.getpid(), signal.SIGKILL)\n"
-              "download.shutil.copyfileobj = stop\n"
-              "download.get([Known('one', 'mipnerf360', Archive('', 'some.zip'), 'top/one', 1)], Path(sys.argv[1]))")
-    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.DEVNULL).returncode == -9
+              "def stop(*args):\n    copy(*args); seen.append(1)\n    len(seen) == 5 and "
+              "os.kill(os.getpid(), signal.SIGKILL)\ndownload.shutil.copyfileobj = stop\n"
+              "download.get([Known('one', 'mipnerf360', Archive('', 'some.zip'), 'top/one', "
+              "1)], Path(sys.argv[1]))")
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)],
+                          stdout=subprocess.DEVNULL).returncode == -9
     assert {p.name for p in tmp_path.iterdir()} == {"downloads", ".one.unpacking"}
     (tmp_path / ".one.unpacking" / "older").touch()
     get([known(source)], tmp_path, **QUICK)
     assert {p.name for p in tmp_path.iterdir()} == {"downloads", "one"}
-    assert len(load_scene(tmp_path / "one", factor=1).train) == 15 and not (tmp_path / "one" / "older").exists()
+    assert (len(load_scene(tmp_path / "one", factor=1).train) == 15
+            and not (tmp_path / "one" / "older").exists())
 
 
-# -- the catalogue and the command ------------------------------------------------------------------------------------
+# -- the catalogue and the command
+# ------------------------------------------------------------------------------------
 
 
 def test_the_catalogue_is_of_a_piece():
     assert {dataset: len(members(dataset)) for dataset in DATASETS} == {
         "mipnerf360": 9, "tanksandtemples": 2, "deepblending": 2, "zipnerf": 4, "zipnerf-fisheye": 4}
     archives = {one.archive for one in CATALOG.values()}
-    assert len({archive.file for archive in archives}) == len(archives) == 11  # 360_v2, extra, tandt_db, and eight of Zip-NeRF
+    # 360_v2, extra, tandt_db, and eight of Zip-NeRF
+    assert len({archive.file for archive in archives}) == len(archives) == 11
     assert all(archive.url.startswith("https://") for archive in archives)
     assert {name: (one.factor_of("paper"), one.factor_of("field")) for name, one in CATALOG.items()
             if name in ("garden", "bonsai", "truck")} == {"garden": (4, 4), "bonsai": (4, 2), "truck": (4, 1)}
@@ -354,9 +377,11 @@ def test_captures_of_a_dataset_are_found_and_missed(capture, tmp_path):
     found, absent = find_dataset(tmp_path, "mipnerf360")
     assert found == [tmp_path / "mipnerf360/bonsai", tmp_path / "garden"]
     assert absent == ["bicycle", "counter", "flowers", "kitchen", "room", "stump", "treehill"]
-    for dataset, names, says in (("mipnerf360", ["truck"], "--scenes truck: not in mipnerf360; expected of bicycle, "),
+    for dataset, names, says in (("mipnerf360", ["truck"],
+                                  "--scenes truck: not in mipnerf360; expected of bicycle, "),
                                  ("mipnerf360", ["garden", "room"], "found no capture room of Mip-NeRF 360"),
-                                 ("zipnerf", [], f"`flexgs data get berlin london nyc alameda --data-root {tmp_path}`")):
+                                 ("zipnerf", [],
+                                  f"`flexgs data get berlin london nyc alameda --data-root {tmp_path}`")):
         with pytest.raises(UserError, match=re.escape(says)):
             find_dataset(tmp_path, dataset, names)
 
@@ -370,14 +395,15 @@ def test_the_command_gets_lists_and_checks(capture, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "nyc")
     assert flexgs("data", "list", "--data-root", tmp_path) == 0
     out = capsys.readouterr().out
-    assert re.search(rf"^ *nyc +zipnerf +PINHOLE .*{tmp_path / 'nyc'}", out, re.M) and f"also in {tmp_path}: mine\n" in out
+    assert re.search(rf"^ *nyc +zipnerf +PINHOLE .*{tmp_path / 'nyc'}", out,
+                     re.M) and f"also in {tmp_path}: mine\n" in out
     assert flexgs("data", "get", "nyc", "sydney", "--data-root", tmp_path) == 2
-    assert "data get sydney: found no such capture or dataset; expected of mipnerf360, " in capsys.readouterr().err
+    assert ("data get sydney: found no such capture or dataset; expected of mipnerf360, " in capsys.readouterr().err)
     assert flexgs("data", "check", tmp_path / "mine", tmp_path / "nyc") == 2
     out, err = capsys.readouterr()
     line = f"{tmp_path}/mine: mine: 18 photographs, 18 with a pose, 15 to train on, 3 to test on"
     assert line in out and f"{tmp_path}/mine: whole\n" in out
-    assert f"{tmp_path}/nyc: found no images_2/, images_4/, images_8/, which the released capture has\n" in out
+    assert (f"{tmp_path}/nyc: found no images_2/, images_4/, images_8/, which the released capture has\n" in out)
     assert err == f"flexgs: data check: {tmp_path}/nyc is not whole\n"
 
 
@@ -394,7 +420,11 @@ def test_a_check_finds_what_is_missing_and_broken(capture, tmp_path, capsys):
     assert flexgs("data", "check", bonsai, tmp_path / "no") == 2
     out, err = capsys.readouterr()
     assert f"1 of 18 images are not there, for instance {small}/003.png" in out
-    assert f"1 of 18 images are not what they should be, for instance {small}/004.png: cannot be read as an image" in out
-    assert "18 of 18 images are not what they should be" in out and "found 64x48 pixels, which is not 1/3 of " in out
-    assert "found 18 images with a camera, but the released capture has 292" in out and "found no images_4/, images_8/" in out
-    assert f"{tmp_path}/no: no such folder" in out and err.endswith("are not whole\n") and err.count("\n") == 1
+    assert (f"1 of 18 images are not what they should be, for instance {small}/004.png: "
+            "cannot be read as an image" in out)
+    assert ("18 of 18 images are not what they should be" in out
+            and "found 64x48 pixels, which is not 1/3 of " in out)
+    assert ("found 18 images with a camera, but the released capture has 292" in out
+            and "found no images_4/, images_8/" in out)
+    assert (f"{tmp_path}/no: no such folder" in out and err.endswith("are not whole\n")
+            and err.count("\n") == 1)

@@ -1,4 +1,5 @@
-"""What is drawn and what is ordered: views, ratios, the order of the Gaussians, and what stage 2 begins with."""
+"""What is drawn and what is ordered: views, ratios, the order of the Gaussians, and what stage 2 begins
+with."""
 
 import math
 
@@ -49,7 +50,8 @@ def test_stage_2_begins_in_the_order_with_moments_and_merged_knots(kind):
     for knot, count in ((0.01, 1), (0.032, 1), (0.1, 3), (0.32, 9), (0.5, 15)):  # of 30
         change = deltas.means[first:first + count].detach()
         if knot <= 0.1:
-            assert torch.allclose(ordered.means[:count] + UNIT * change, merged(ordered, scores[order], count).means, atol=1e-5)
+            assert torch.allclose(ordered.means[:count] + UNIT * change,
+                                  merged(ordered, scores[order], count).means, atol=1e-5)
             assert change.any()
         else:
             assert not change.any()
@@ -79,9 +81,11 @@ def ratios(sampling: str, i: int, n: int = 2000, **options) -> torch.Tensor:
     return torch.tensor([trainer._ratio(position, i) for position in range(n)], dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("i", "low", "high"), [(0, 0.008, 0.035), (1, 0.035, 0.14), (2, 0.14, 0.6), (3, 0.6, 1.0)])
+@pytest.mark.parametrize(("i", "low", "high"),
+                         [(0, 0.008, 0.035), (1, 0.035, 0.14), (2, 0.14, 0.6), (3, 0.6, 1.0)])
 def test_ratios_are_log_uniform_within_their_band(i, low, high):
-    """The last one lies above all bands. Kolmogorov: 2,000 draws are within 0.04 of the law in 99.7 % of cases."""
+    """The last one lies above all bands. Kolmogorov: 2,000 draws are within 0.04 of the law in 99.7 % of
+    cases."""
     drawn = ratios("log_uniform", i).sort().values
     assert low <= float(drawn[0]) and float(drawn[-1]) <= high
     law = (drawn / low).log() / math.log(high / low)
@@ -115,7 +119,8 @@ def test_views_are_drawn_by_epochs():
 def test_draws_depend_on_seed_and_purpose():
     keys = [(0, "a"), (1, "a"), (0, "b"), (0, "a", 1), (0, "a", 1, 2), (0, "a", 2, 1)]
     drawn = [float(torch.rand((), generator=generator(*key))) for key in keys]
-    assert len(set(drawn)) == len(keys) and drawn == [float(torch.rand((), generator=generator(*key))) for key in keys]
+    assert len(set(drawn)) == len(keys) and drawn == [float(torch.rand((), generator=generator(*key)))
+                                                      for key in keys]
 
 
 def test_where_there_are_more_points_than_gaussians_may_be():
@@ -141,11 +146,13 @@ def test_a_learned_order_is_that_of_its_margins():
         z = trainer.order.gsnet.logits(before, trainer.order.rank, 0.5).detach().double()
         margin = z[:, 1] - z[:, 0]
         if noise:
-            margin = margin + torch.logit(torch.rand(40, generator=generator(0, "order"), dtype=torch.float64))
+            margin = margin + torch.logit(torch.rand(40, generator=generator(0, "order"),
+                                                     dtype=torch.float64))
         assert torch.equal(found.splats.means, before.means[margin.argsort(descending=True)])
 
 
 def test_of_the_training_views_a_model_keeps_the_cameras():
     trainer, _ = started()
     cameras = trainer.model().cameras
-    assert [(c.width, c.height) for c in cameras] == [(v.camera.width, v.camera.height) for v in trainer.scene.train]
+    assert [(c.width, c.height) for c in cameras] == [(v.camera.width, v.camera.height)
+                                                      for v in trainer.scene.train]

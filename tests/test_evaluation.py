@@ -1,4 +1,5 @@
-"""Evaluation of a masked scene on a coloured background, recomputed with numpy; and which views it uses for what."""
+"""Evaluation of a masked scene on a coloured background, recomputed with numpy; and which views it uses for
+what."""
 
 import json
 
@@ -42,7 +43,8 @@ def by_hand(splats, views, background) -> tuple[float, float, float]:
     """PSNR, SSIM, and how much of the images is beyond 1."""
     psnrs, ssims, beyond = [], [], 0.0
     for view in views:
-        image = render_reference(to_float64(splats), view.camera, background=torch.tensor(background).double()).image
+        image = render_reference(to_float64(splats), view.camera,
+                                 background=torch.tensor(background).double()).image
         image, target = image.detach().numpy(), view.image().numpy() / 255
         beyond += float((image > 1.05).mean())
         image = image.clip(0, 1)
@@ -62,18 +64,21 @@ def test_a_masked_scene_on_a_background(background, tmp_path):
         row = measured["ratios"][name]
         psnr, similarity, beyond = by_hand(whole.splats[:kept], scene.test, background)
         assert beyond > 0  # else the clamp would not show
-        assert row["psnr"] == pytest.approx(psnr, abs=2e-3) and row["ssim"] == pytest.approx(similarity, abs=2e-4)
+        assert (row["psnr"] == pytest.approx(psnr, abs=2e-3)
+                and row["ssim"] == pytest.approx(similarity, abs=2e-4))
         assert row["splats"] == kept
         write_ply(whole.splats[:kept], tmp_path / name)
         assert row["mb"] == round((tmp_path / name).stat().st_size / 1e6, 4)
         assert row["lpips_vgg"] is None and row["ms"] > 0 and row["cut_seconds"] >= 0
 
 
-@pytest.mark.parametrize(("which", "chosen"), [("all", [0, 1, 2, 3, 4]), ("even", [0, 2, 4]), ("odd", [1, 3])])
+@pytest.mark.parametrize(("which", "chosen"),
+                         [("all", [0, 1, 2, 3, 4]), ("even", [0, 2, 4]), ("odd", [1, 3])])
 def test_which_test_views(which, chosen):
     scene, whole = tiny_scene(test=5), model()
     measured = evaluate(whole, scene, Evaluation((1.0,), views=which, lpips=()), WHITE)
-    assert measured["protocol"]["test_views"] == len(chosen) and measured["protocol"]["of_the_test_views"] == which
+    assert (measured["protocol"]["test_views"] == len(chosen)
+            and measured["protocol"]["of_the_test_views"] == which)
     assert measured["ratios"]["1"]["psnr"] == pytest.approx(
         by_hand(whole.splats, [scene.test[i] for i in chosen], WHITE)[0], abs=2e-3)
 

@@ -22,7 +22,8 @@ def read_independently(path):
     head, body = data.split(b"end_header\n", 1)
     names = re.findall(rb"property float (\w+)", head)
     n = int(re.search(rb"element vertex (\d+)", head)[1])
-    return {k.decode(): v for k, v in zip(names, np.frombuffer(body, "<f4").reshape(n, len(names)).T, strict=True)}
+    return {k.decode(): v for k,
+            v in zip(names, np.frombuffer(body, "<f4").reshape(n, len(names)).T, strict=True)}
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
@@ -42,7 +43,8 @@ def test_ply_has_the_order_that_viewers_expect(tmp_path):
     columns = read_independently(path)
     assert list(columns) == ply_properties(3)
     assert list(columns)[:9] == ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2"]
-    assert list(columns)[-8:] == ["opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"]
+    assert list(columns)[-8:] == ["opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2",
+                                  "rot_3"]
     # f_rest is channel by channel: 15 coefficients of red, then green, then blue
     assert np.array_equal(columns["f_rest_16"], splats.shN[:, 1, 1].numpy())
     assert np.array_equal(columns["opacity"], splats.opacities.numpy())
@@ -59,8 +61,8 @@ def test_broken_ply_is_a_user_error(tmp_path, cut):
 
 def test_ply_of_points_only_is_refused(tmp_path):
     path = tmp_path / "points.ply"
-    path.write_text("ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float y\nproperty float z\n"
-                    "end_header\n0 0 0\n")
+    path.write_text("ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float "
+                    "y\nproperty float z\nend_header\n0 0 0\n")
     with pytest.raises(UserError, match="not a 3DGS PLY"):
         read_ply(path)
 
@@ -80,19 +82,22 @@ def test_budgets():
     for everything in (1, 1.0, "1", "1.0", "100%"):  # one meaning, however it is written
         assert resolve(everything, n, 3) == (n, 1)
     assert resolve("1 Gaussian", n, 3).gaussians == 1
-    assert resolve(20_000, n, 3) == resolve("20000", n, 3) == resolve(20_000.0, n, 3)  # a table of numbers makes floats of all
+    # a table of numbers makes floats of all
+    assert resolve(20_000, n, 3) == resolve("20000", n, 3) == resolve(20_000.0, n, 3)
     assert resolve(1e-6, n, 3).gaussians == 1
     assert parse("16ms") == (16, "ms") and parse("2 MB") == (2e6, "bytes")
 
 
-@pytest.mark.parametrize("budget", ["", "many", "-5%", "0%", "101%", "0.0", "5 parsecs", "1kB", "0k", "0ms", "16ms", 1.5, "1.5",
-                                    0, "0", -1, "1e400", "1e400MB", "1e400k", math.nan, math.inf, "0 Gaussians"])
+@pytest.mark.parametrize("budget", ["", "many", "-5%", "0%", "101%", "0.0", "5 parsecs", "1kB", "0k", "0ms",
+                                    "16ms", 1.5, "1.5", 0, "0", -1, "1e400", "1e400MB", "1e400k", math.nan,
+                                    math.inf, "0 Gaussians"])
 def test_bad_budgets(budget):
     with pytest.raises(UserError):
         resolve(budget, 1000, 3)
 
 
-@pytest.mark.parametrize("cost", [lambda k: 250.0 * k, lambda k: 7000 + 30 * k**0.97, lambda k: 1e4 + 25 * k + 300 * (k % 7)])
+@pytest.mark.parametrize("cost", [lambda k: 250.0 * k, lambda k: 7000 + 30 * k**0.97,
+                                  lambda k: 1e4 + 25 * k + 300 * (k % 7)])
 def test_the_largest_that_fits(cost):
     """Within the slack of the best, after few measurements; everything or nothing at the ends."""
     tried = []
@@ -157,7 +162,8 @@ def heads(raw: bytes, n: int):
     yield "double", head.replace(b"float", b"double") + b"end_header\n" + rows.astype("<f8").tobytes()
     yield "text", (head.replace(b"binary_little_endian", b"ascii") + b"end_header\n\n"
                    + "\n\n".join(" ".join(f"{v:.9g}" for v in row) for row in rows).encode())
-    yield "from one", re.sub(rb"f_rest_(\d+)", lambda m: b"f_rest_%d" % (int(m[1]) + 1), head) + b"end_header\n" + body
+    yield "from one", re.sub(rb"f_rest_(\d+)", lambda m: b"f_rest_%d" % (int(m[1]) + 1),
+                             head) + b"end_header\n" + body
 
 
 def test_heads_of_other_programs(tmp_path):
@@ -177,7 +183,8 @@ def test_colours_of_points_in_place_of_harmonics(splats, tmp_path):
     rows = PlyData.read(path)["vertex"].data
     colours = np.random.default_rng(0).integers(0, 256, (len(rows), 3))
     kept = [name for name in rows.dtype.names if not name.startswith("f_")]
-    new = np.empty(len(rows), [*((name, "<f4") for name in kept), *((name, "u1") for name in ("red", "green", "blue"))])
+    new = np.empty(len(rows),
+                   [*((name, "<f4") for name in kept), *((name, "u1") for name in ("red", "green", "blue"))])
     for name in kept:
         new[name] = rows[name]
     for i, name in enumerate(("red", "green", "blue")):

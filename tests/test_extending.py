@@ -43,7 +43,8 @@ def test_the_page_trains_and_cuts(mine, capture, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     monkeypatch.delenv(VARIABLE)
     assert flexgs("cut", run, "--budget", "5%", "-o", tmp_path / "x.ply") == 2
-    assert "--transform.kind mine:Fade" in (said := capsys.readouterr().err) and "set FLEXGS_EXTENSIONS=mine" in said
+    assert ("--transform.kind mine:Fade" in (said := capsys.readouterr().err)
+            and "set FLEXGS_EXTENSIONS=mine" in said)
 
 
 def test_what_is_none(mine, tmp_path):
@@ -54,7 +55,8 @@ def test_what_is_none(mine, tmp_path):
             named("--order.kind", name, ORDERS, Order)
     config = Config()
     config.order.kind = "anything"
-    with pytest.raises(UserError, match=r"--order\.kind: found 'anything', expected one of sampled, .*or module:name"):
+    with pytest.raises(UserError, match=r"--order\.kind: found 'anything', expected one of "
+                                        r"sampled, .*or module:name"):
         config.check()
     config.order.kind = "mine:Large"
     assert isinstance(make_order(config.check()), Order)

@@ -79,7 +79,8 @@ def test_vq_clusters_what_does_not_fit(tmp_path):
     assert len(again.sh0.unique(dim=0)) <= 62
     error = (again.sh0 - expected.sh0).norm(dim=1)
     most = torch.linspace(0, 1, 300)[vq.morton_order(splats.means)].argsort(descending=True)
-    assert float(error[most[:30]].max()) < 0.02 < float(error[most[30:]].mean())  # the most sensitive keep their own
+    # the most sensitive keep their own
+    assert float(error[most[:30]].max()) < 0.02 < float(error[most[30:]].mean())
 
 
 def test_a_high_weight_gets_a_nearer_entry():
@@ -112,7 +113,8 @@ def test_morton_order_keeps_neighbours_together():
     means = torch.rand(2000, 3, generator=g)
     order = vq.morton_order(means)
     assert torch.equal(order.sort().values, torch.arange(2000))
-    assert float(means[order].diff(dim=0).norm(dim=1).mean()) < 0.2 * float(means.diff(dim=0).norm(dim=1).mean())
+    assert (float(means[order].diff(dim=0).norm(dim=1).mean())
+            < 0.2 * float(means.diff(dim=0).norm(dim=1).mean()))
     corners = torch.tensor([[1.0, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])
     assert vq.morton_order(corners).tolist() == [4, 1, 2, 3, 0]
 
@@ -141,7 +143,8 @@ def test_latents_are_the_best_linear_ones():
     lost = float(((latents.decode(integers, decoder, bias).numpy() - values) ** 2).sum())
     assert np.square(np.linalg.svd(values - values.mean(0))[1][16:]).sum() < lost
     step = np.linalg.norm(decoder, axis=1).max()
-    assert lost < np.square(np.linalg.svd(values - values.mean(0))[1][16:]).sum() + 1.1 * 16 * 500 * step**2 / 12
+    assert (lost < np.square(np.linalg.svd(values - values.mean(0))[1][16:]).sum()
+            + 1.1 * 16 * 500 * step**2 / 12)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -163,7 +166,8 @@ def test_broken_file_is_a_user_error(tmp_path, name):
     flipped = bytes([whole[0] ^ 1]) + whole[1:]
     middle = len(whole) // 2
     inside = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1:]
-    for broken in (b"", whole[:3], whole[:100], whole[:middle], whole[:-1], flipped, inside, b"ply\n" + whole[4:]):
+    for broken in (b"", whole[:3], whole[:100], whole[:middle], whole[:-1], flipped, inside,
+                   b"ply\n" + whole[4:]):
         path.write_bytes(broken)
         with pytest.raises(UserError, match=rf"x\.npz: not a readable {name} file") as e:
             read(path)
@@ -196,10 +200,12 @@ def test_every_array_is_checked(tmp_path, name):
     refuses("NaN or infinite means", means=np.full_like(good["means"], np.nan))
     if name == "vq":
         refuses("found shape 65535, expected below", shape=np.full_like(good["shape"], 65535))
-        refuses("found 11 values per colour", colours=good["colours"][1:], colours_range=good["colours_range"][1:])
+        refuses("found 11 values per colour", colours=good["colours"][1:],
+                colours_range=good["colours_range"][1:])
         none = {a: good[a][..., :0] for a in ("means", "scalars", "colour", "shape")}
     else:
-        refuses("expected 0, 9, 24 or 45", shN_decoder=good["shN_decoder"][:, 1:], shN_bias=good["shN_bias"][1:])
+        refuses("expected 0, 9, 24 or 45", shN_decoder=good["shN_decoder"][:, 1:],
+                shN_bias=good["shN_bias"][1:])
         none = {a: good[a][..., :0] for a in good if good[a].shape[-1] == 50}
     refuses("found no Gaussians", **none)
 
@@ -241,7 +247,8 @@ def test_evaluate_measures_what_is_stored(scene, name):
     assert (row["splats"], row["mb"]) == (100, round(stored.bytes / 1e6, 4)) and row["cut_seconds"] >= 0
     target = [view.image() / 255 for view in scene.test]
     images = [render(stored.splats, view.camera).image.clamp(0, 1) for view in scene.test]
-    assert row["psnr"] == pytest.approx(np.mean([psnr(a, b) for a, b in zip(images, target, strict=True)]), abs=1e-4)
+    assert row["psnr"] == pytest.approx(np.mean([psnr(a, b) for a, b in zip(images, target, strict=True)]),
+                                        abs=1e-4)
 
 
 @pytest.mark.parametrize("far", [1e7, 1e20])

@@ -1,4 +1,5 @@
-"""A small share of the study of damaged files, `python -m tests.fuzz`, and an example of every kind that it has found."""
+"""A small share of the study of damaged files, `python -m tests.fuzz`, and an example of every kind that it
+has found."""
 
 import dataclasses
 import json
@@ -37,8 +38,8 @@ from tests.fuzz.cases import Cases, write_seeds
 from tests.fuzz.mutate import changed, opened
 from tuning.trial import Record
 
-QUICK = ("ply", "splat", "gltf", "latents", "model", "colmap_binary", "colmap_text", "transforms", "images", "points",
-         "bench_points", "config", "profile", "trial")
+QUICK = ("ply", "splat", "gltf", "latents", "model", "colmap_binary", "colmap_text", "transforms", "images",
+         "points", "bench_points", "config", "profile", "trial")
 """Readers of files that are made without a training, and that need no process of their own."""
 
 
@@ -76,12 +77,14 @@ def test_packed_files_are_changed_inside(tmp_path: Path):
     assert 20 < whole < 40
 
 
-# -- what the study has found, an example of each kind ----------------------------------------------------------------------
+# -- what the study has found, an example of each kind
+# ----------------------------------------------------------------------
 
 def refused(read: Callable[[], object], *words: str) -> None:
     with pytest.raises(UserError) as error:
         read()
-    assert str(error.value).isprintable() and all(word in str(error.value) for word in words), str(error.value)
+    assert str(error.value).isprintable() and all(word in str(error.value)
+                                                  for word in words), str(error.value)
 
 
 def test_a_message_is_a_line_whatever_it_quotes():
@@ -97,17 +100,21 @@ def test_settings_that_contradict_each_other_name_their_file(tmp_path: Path):
 
 def test_a_member_that_is_no_array(tmp_path: Path):
     latents.write(random_splats(20), tmp_path / "x.latents.npz")
-    with zipfile.ZipFile(tmp_path / "x.latents.npz") as packed, zipfile.ZipFile(tmp_path / "y.latents.npz", "w") as other:
+    with (zipfile.ZipFile(tmp_path / "x.latents.npz") as packed,
+          zipfile.ZipFile(tmp_path / "y.latents.npz", "w") as other):
         for name in packed.namelist():
             raw = packed.read(name)
             other.writestr(name, raw.replace(b"NUMPY", b"numpy") if name == "means.npy" else raw)
     refused(lambda: open_model(tmp_path / "y.latents.npz"), "y.latents.npz: found means")
 
 
-@pytest.mark.parametrize("change", [{"means3d": np.full((5, 3), np.nan)}, {"means3d": np.zeros((5, 2))}, {"Ks": np.zeros(3)},
-                                    {"viewmats": np.ones((1, 4, 4))}, {"width": "a"}, {"width": [1, 2]}, {"height": 0}, None])
+@pytest.mark.parametrize("change",
+                         [{"means3d": np.full((5, 3), np.nan)}, {"means3d": np.zeros((5, 2))},
+                          {"Ks": np.zeros(3)}, {"viewmats": np.ones((1, 4, 4))}, {"width": "a"},
+                          {"width": [1, 2]}, {"height": 0}, None])
 def test_points_for_timings(tmp_path: Path, change: dict | None):
-    good = {"means3d": np.zeros((5, 3)), "viewmats": np.eye(4)[None], "Ks": np.eye(3)[None], "width": 8, "height": 6}
+    good = {"means3d": np.zeros((5, 3)), "viewmats": np.eye(4)[None], "Ks": np.eye(3)[None], "width": 8,
+            "height": 6}
     np.savez(tmp_path / "good.npz", **good)
     assert len(load_points(tmp_path / "good.npz")[0]) == 5
     np.savez(tmp_path / "bad.npz", **{**good, **(change or {})})
@@ -122,8 +129,8 @@ RESULTS = {"scene": "a", "preset": "smoke", "steps": 3, "train_seconds": 1.0, "p
 
 @pytest.mark.parametrize("change", [
     {"ratios": {}}, {"ratios": {"x": RESULTS["ratios"]["0.5"]}}, {"ratios": {"2": RESULTS["ratios"]["0.5"]}},
-    {"ratios": {"0.5": {"psnr": 20.0}}}, {"ratios": {"0.5": {**RESULTS["ratios"]["0.5"], "psnr": None}}}, {"preset": 3},
-    {"protocol": {"digest": "4-a-b-c"}}])
+    {"ratios": {"0.5": {"psnr": 20.0}}}, {"ratios": {"0.5": {**RESULTS["ratios"]["0.5"], "psnr": None}}},
+    {"preset": 3}, {"protocol": {"digest": "4-a-b-c"}}])
 def test_results_have_what_their_readers_take(tmp_path: Path, change: dict):
     (tmp_path / "results.json").write_text(json.dumps(RESULTS))
     assert read_results(tmp_path) == RESULTS
@@ -141,7 +148,8 @@ def test_a_finished_cell_without_its_model(tmp_path: Path):
     refused(lambda: measured([cell]), "model.safetensors: no such file")
 
 
-@pytest.mark.parametrize("rungs", [{"3": {}}, {"x": {}}, {"1": {"psnr_auc": 1.0, "mb": 1.0}}, {"1": {"mb": 1.0, "ratios": {}}},
+@pytest.mark.parametrize("rungs", [{"3": {}}, {"x": {}}, {"1": {"psnr_auc": 1.0, "mb": 1.0}},
+                                   {"1": {"mb": 1.0, "ratios": {}}},
                                    {"1": {"psnr_auc": 1.0, "mb": 1.0, "ratios": {"0.5": {"psnr": 1.0}}}}])
 def test_trials_have_what_a_search_reads(tmp_path: Path, rungs: dict):
     Record({}, 1, rungs).save(tmp_path)
@@ -162,9 +170,11 @@ def test_what_is_too_far_for_float32(tmp_path: Path):
     refused(lambda: load_scene(file.parent), "transforms.json: found the camera of 1.png over 1e+15")
 
 
-@pytest.mark.parametrize("change", [{"viewmat": torch.zeros(4, 4)}, {"viewmat": torch.diag(torch.tensor([1.0, 1, -1, 1]))},
-                                    {"viewmat": torch.diag(torch.tensor([1.0, 1, 1, 2]))}, {"viewmat": 1e20 * torch.eye(4)},
-                                    {"K": torch.zeros(3, 3)}, {"width": 0}])
+@pytest.mark.parametrize("change",
+                         [{"viewmat": torch.zeros(4, 4)},
+                          {"viewmat": torch.diag(torch.tensor([1.0, 1, -1, 1]))},
+                          {"viewmat": torch.diag(torch.tensor([1.0, 1, 1, 2]))},
+                          {"viewmat": 1e20 * torch.eye(4)}, {"K": torch.zeros(3, 3)}, {"width": 0}])
 def test_cameras_of_a_model_are_cameras(tmp_path: Path, change: dict):
     camera = look_at(torch.tensor([0.0, 0, 3]), torch.zeros(3), torch.tensor([0.0, 1, 0]), 8, 6)
     config = Config.from_preset("smoke")
@@ -178,7 +188,8 @@ def test_cameras_of_a_model_are_cameras(tmp_path: Path, change: dict):
 
 @pytest.mark.parametrize("digest", [3, ["a"], {}])
 def test_a_digest_that_is_no_text(digest: object):
-    refused(lambda: check_same_capture(digest, "4-a-b-c", Path("run"), "give another"), "run: ")  # type: ignore[arg-type]
+    # type: ignore[arg-type]
+    refused(lambda: check_same_capture(digest, "4-a-b-c", Path("run"), "give another"), "run: ")
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "b/" * 3000, "a\0", "\ud800", "a\nb"])
@@ -195,7 +206,8 @@ def test_harmonics_of_different_lengths(tmp_path: Path):
     about = json.loads(head)
     about["accessors"][-1]["count"] = 1
     (tmp_path / "x.glb").write_bytes(close([json.dumps(about).encode(), *rest]))
-    refused(lambda: open_model(tmp_path / "x.glb"), "x.glb: not a readable .glb file of Gaussians (its harmonics")
+    refused(lambda: open_model(tmp_path / "x.glb"),
+            "x.glb: not a readable .glb file of Gaussians (its harmonics")
 
 
 def test_sizes_beyond_float32_are_described_and_looked_at(tmp_path: Path):
@@ -205,14 +217,15 @@ def test_sizes_beyond_float32_are_described_and_looked_at(tmp_path: Path):
     (tmp_path / "x.splat").write_bytes(row.tobytes())
     one = splats.changed(means=torch.zeros(5, 3), scales=torch.full((5, 3), 1e4))
     assert all(bool(camera.viewmat.isfinite().all()) for camera in around(one))
-    assert math.isfinite(float(describe(open_model(tmp_path / "x.splat"), str(tmp_path / "x.splat"))["size"].split()[-2]))
+    assert math.isfinite(float(describe(open_model(tmp_path / "x.splat"),
+                                        str(tmp_path / "x.splat"))["size"].split()[-2]))
 
 
 def test_a_capture_whose_name_is_too_long_is_not_there(tmp_path: Path):
     figures = dict.fromkeys(("psnr", "ssim", "splats", "mb", "ms", "cut_seconds"), 1.0)
     (tmp_path / "results.json").write_text(json.dumps({
-        "scene": "c", "preset": "smoke", "steps": 1, "train_seconds": 1.0, "protocol": {}, "capture": "c" * 5000,
-        "ratios": {"1": figures}}))
+        "scene": "c", "preset": "smoke", "steps": 1, "train_seconds": 1.0, "protocol": {},
+        "capture": "c" * 5000, "ratios": {"1": figures}}))
     refused(lambda: recorded_capture(tmp_path), "is not there")
 
 

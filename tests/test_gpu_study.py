@@ -1,4 +1,5 @@
-"""The studies for a machine with a GPU, tiny and on whatever is here: they run, say what they ran on, and repeat nothing."""
+"""The studies for a machine with a GPU, tiny and on whatever is here: they run, say what they ran on, and
+repeat nothing."""
 
 import json
 
@@ -22,7 +23,8 @@ def test_parity_has_a_verdict_on_every_comparison(tmp_path, capsys):
     found = run("parity", tmp_path)
     assert cases(found) == ["bound", "loss", "random, SH 0", "random, SH 2", "random, SH 3", "studio"]
     assert [row["pass"] for row in found["rows"][1:]] == 7 * [True]  # three cameras of the studio
-    assert found["torch"] and found["git_sha"] == git_sha() and found["device"] and found["settings"]["splats"] == 500
+    assert (found["torch"] and found["git_sha"] == git_sha() and found["device"]
+            and found["settings"]["splats"] == 500)
     page = (tmp_path / "parity.md").read_text()
     assert page in capsys.readouterr().out and page.count("\n| ") == 9
 
@@ -41,9 +43,9 @@ def test_a_study_goes_on_where_its_minutes_ended(tmp_path, capsys):
     found = run("speed", tmp_path)
     assert found["missing"] == [] and cases(found) == nothing["missing"]
     ms = {row["step"]: row.get("ms") for row in found["rows"]}
-    assert all(ms[name] > 0 for name in ("plain", "default", "fast", "paper", "whole render", "elastic renders", "loss",
-                                         "backward", "Adam", "all", "render", "render, with sums of alpha T",
-                                         "render, with all contributions"))
+    assert all(ms[name] > 0 for name in ("plain", "default", "fast", "paper", "whole render",
+                                         "elastic renders", "loss", "backward", "Adam", "all", "render",
+                                         "render, with sums of alpha T", "render, with all contributions"))
     if "CPU" in found["device"]:
         assert ms["gsplat"] is None and "needs a GPU" in found["rows"][0]["remark"]
     assert run("speed", tmp_path)["rows"] == found["rows"]  # kept, to the last digit
@@ -58,12 +60,14 @@ def test_memory_has_a_slope_for_every_method(tmp_path):
     rows = {row["case"]: row for row in found["rows"]}
     for name in ("plain", "default", "fast", "paper"):
         less, more = rows[f"{name}, 300 Gaussians"], rows[f"{name}, 500 Gaussians"]
-        assert less["bytes per Gaussian"] is None and more["bytes per Gaussian"] >= 0 and more["estimate"] == 944
+        assert (less["bytes per Gaussian"] is None and more["bytes per Gaussian"] >= 0
+                and more["estimate"] == 944)
 
 
 def test_quality_stops_in_the_middle_and_goes_on(tmp_path, monkeypatch):
     parts = [f"studio, seed 0, {part}" for part in ("stage 1", "default", "plain")]
-    for asked, done in ((1, 0), (2, 1)):  # the minutes are over at the first report, and as the second part would begin
+    # the minutes are over at the first report, and as the second part would begin
+    for asked, done in ((1, 0), (2, 1)):
         left = iter(asked * [60.0])
         with monkeypatch.context() as patch:
             patch.setattr(record.Study, "left", property(lambda self, left=left: next(left, -1.0)))
@@ -79,7 +83,8 @@ def test_quality_stops_in_the_middle_and_goes_on(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("args", "says"), [
-    ([], ""), (["speed", "--sizes", "few"], "few"), (["quality", "--tiny", "--scenes", "nowhere"], "nowhere: no such folder")])
+    ([], ""), (["speed", "--sizes", "few"], "few"),
+    (["quality", "--tiny", "--scenes", "nowhere"], "nowhere: no such folder")])
 def test_bad_input_is_one_line(args, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert study.main(args) == 2

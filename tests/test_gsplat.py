@@ -1,7 +1,7 @@
 """The adapter to gsplat where there is no GPU: gsplat's own Python, with its CUDA launches done by torch.
 
-What is tested is what reaches the kernels and what becomes of their results: shapes, layouts, order of arguments, tiles,
-gradients. The kernels themselves are held against the CPU backend on a GPU, in tests/gpu.
+What is tested is what reaches the kernels and what becomes of their results: shapes, layouts, order of
+arguments, tiles, gradients. The kernels themselves are held against the CPU backend on a GPU, in tests/gpu.
 """
 
 from collections.abc import Callable
@@ -24,20 +24,25 @@ own = pytest.importorskip("gsplat.cuda._torch_impl")
 CONFIG = RasterConfig()
 
 
-def project(means, covars, quats, scales, opacities, viewmats, Ks, W, H, eps2d, near, far, clip, compensate, model):
+def project(means, covars, quats, scales, opacities, viewmats, Ks, W, H, eps2d, near, far, clip, compensate,
+            model):
     covars, _ = own._quat_scale_to_covar_preci(quats, scales, compute_preci=False)
-    radii, means2d, depths, conics, _ = own._fully_fused_projection(means, covars, viewmats, Ks, W, H, eps2d, near, far)
+    radii, means2d, depths, conics, _ = own._fully_fused_projection(means, covars, viewmats, Ks, W, H, eps2d,
+                                                                    near, far)
     radii[:, opacities < CONFIG.alpha_min] = 0
     return radii, means2d, depths, conics, means.new_zeros(0)
 
 
-def project_backward(means, covars, quats, scales, viewmats, Ks, W, H, eps2d, model, radii, conics, compensations,
+def project_backward(means, covars, quats, scales, viewmats, Ks, W, H, eps2d, model, radii, conics,
+                     compensations,
                      v_means2d, v_depths, v_conics, v_compensations, of_viewmats):  # fmt: skip
     def forward(means: Tensor, quats: Tensor, scales: Tensor) -> tuple[Tensor, ...]:
         opaque = means.new_ones(len(means))
-        out = project(means, None, quats, scales, opaque, viewmats, Ks, W, H, eps2d, 0.01, CONFIG.far, 0.0, False, model)
+        out = project(means, None, quats, scales, opaque, viewmats, Ks, W, H, eps2d, 0.01, CONFIG.far, 0.0,
+                      False, model)
         seen = (radii > 0).all(-1)
-        return tuple(torch.where(seen.view(*seen.shape, *[1] * (t.dim() - 2)), t, torch.zeros_like(t)) for t in out[1:4])
+        return tuple(torch.where(seen.view(*seen.shape, *[1] * (t.dim() - 2)), t, torch.zeros_like(t))
+                     for t in out[1:4])
 
     v_means, v_quats, v_scales = vjp(forward, (means, quats, scales), (v_means2d, v_depths, v_conics))
     return v_means, None, v_quats, v_scales, None
@@ -49,7 +54,8 @@ def harmonics(degree, directions, coefficients, masks):
 
 
 def harmonics_backward(bases, degree, directions, coefficients, masks, v_colors, of_directions):
-    v_directions, v_coefficients = vjp(lambda d, c: (harmonics(degree, d, c, masks),), (directions, coefficients), (v_colors,))
+    v_directions, v_coefficients = vjp(lambda d, c: (harmonics(degree, d, c, masks),),
+                                       (directions, coefficients), (v_colors,))
     return v_coefficients, v_directions
 
 
@@ -72,7 +78,8 @@ def blend(means2d, conics, colors, opacities, backgrounds, masks, W, H, tile, of
     return image[None, ..., :channels], image[None, ..., 3:]
 
 
-def blend_backward(means2d, conics, colors, opacities, backgrounds, masks, W, H, tile, offsets, flatten_ids, alphas, last_ids,
+def blend_backward(means2d, conics, colors, opacities, backgrounds, masks, W, H, tile, offsets, flatten_ids,
+                   alphas, last_ids,
                    v_colors, v_alphas, absgrad):  # fmt: skip
     gradients = vjp(lambda *values: blend(*values, backgrounds, masks, W, H, tile, offsets, flatten_ids),
                     (means2d, conics, colors, opacities), (v_colors, v_alphas))  # fmt: skip
@@ -85,7 +92,8 @@ def hits(first, last, transmittances, means2d, conics, opacities, W, H, tile, of
     gaussians, places = [], []
     for (y, x), pixels, ids in each_tile(W, H, tile, offsets, flatten_ids):
         c = conics[0, ids]
-        part = torch.cat([means2d[0, ids], c[:, :2], c[:, 1:], opacities[0, ids, None], torch.zeros(len(ids), 3)], 1)
+        part = torch.cat([means2d[0, ids], c[:, :2], c[:, 1:], opacities[0, ids, None],
+                          torch.zeros(len(ids), 3)], 1)
         _, _, counts, _ = composite(part, pixels, torch.zeros(3), CONFIG)
         pixel, row = counts.T.nonzero().unbind(1)
         gaussians.append(ids[row])
@@ -101,7 +109,8 @@ def each_tile(W: int, H: int, tile: int, offsets: Tensor, flatten_ids: Tensor):
     bounds = [*offsets.flatten().tolist(), len(flatten_ids)]
     for i in range(down * across):
         top, left = i // across * tile, i % across * tile
-        y, x = torch.meshgrid(torch.arange(top, min(top + tile, H)), torch.arange(left, min(left + tile, W)), indexing="ij")
+        y, x = torch.meshgrid(torch.arange(top, min(top + tile, H)), torch.arange(left, min(left + tile, W)),
+                              indexing="ij")
         y, x = y.flatten(), x.flatten()
         yield (y, x), torch.stack([x, y], 1) + 0.5, flatten_ids[bounds[i] : bounds[i + 1]].long()
 
@@ -134,13 +143,16 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(backend: Callable, splats: Splats, camera: Camera, degree: int) -> dict[str, Tensor]:
     """Everything that comes out, and the gradients of all that goes in."""
     g = torch.Generator().manual_seed(0)
-    cotangent, mask = torch.randn(camera.height, camera.width, 3, generator=g), torch.rand(len(splats), generator=g)
+    cotangent, mask = torch.randn(camera.height, camera.width, 3,
+                                  generator=g), torch.rand(len(splats), generator=g)
     splats, mask = splats.clone().map(lambda t: t.detach()).requires_grad_(), mask.requires_grad_()
     image, alpha, means2d, _, sums = backend(splats, camera, torch.tensor([0.1, 0.6, 0.3]), degree, mask)
     means2d.retain_grad()
     ((image * cotangent).sum() + alpha.sum()).backward()
-    outputs = {"image": image, "alpha": alpha, "means2d": means2d, "contributions": sums, "mask gradient": mask.grad}
-    return outputs | {"means2d gradient": means2d.grad} | {f"{name} gradient": t.grad for name, t in splats.items()}
+    outputs = {"image": image, "alpha": alpha, "means2d": means2d, "contributions": sums,
+               "mask gradient": mask.grad}
+    return outputs | {"means2d gradient": means2d.grad} | {f"{name} gradient": t.grad for name,
+                                                           t in splats.items()}
 
 
 def through_gsplat(splats: Splats, camera: Camera, background: Tensor, degree: int, mask: Tensor) -> tuple:
@@ -176,4 +188,5 @@ def test_nothing_in_sight() -> None:
     splats.means[:, 2] = -5
     background = torch.tensor([0.1, 0.6, 0.3])
     image, alpha, _, radii, sums = render_cuda(splats, camera, background, 0, None, "all", CONFIG)
-    assert torch.equal(image, background.expand(18, 20, 3)) and not alpha.any() and not radii.any() and not sums.any()
+    assert (torch.equal(image, background.expand(18, 20, 3)) and not alpha.any() and not radii.any()
+            and not sums.any())

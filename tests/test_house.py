@@ -37,7 +37,8 @@ def imported(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names if alias.name in MODULES)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             for alias in node.names:
-                yield from [name for name in (f"{node.module}.{alias.name}", node.module) if name in MODULES][:1]
+                yield from [name for name in (f"{node.module}.{alias.name}", node.module)
+                            if name in MODULES][:1]
 
 
 ARROWS = {module: set(imported(path)) - {module} for module, path in MODULES.items()}

@@ -71,23 +71,28 @@ def drips(start: bytes, drop: bytes) -> Callable[[bytes, socket.socket], None]:
     (b"HTTP/1.1 206 OK\r\nContent-Length: x\r\n\r\n", "found an answer that is not HTTP"),
     (b"", "the connection broke"),
     (b"HTTP/1.1 200 OK\r\nSet-Cookie: key=hunter2\r\n", "the connection broke"),
-    (PART + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "found an answer that is not HTTP|the connection broke"),
+    (PART + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+     "found an answer that is not HTTP|the connection broke"),
     (PART + b"Content-Length: 10\r\n\r\nshort", "the connection broke"),
     (PART + b"Connection: close\r\n\r\nshort", "the connection broke"),
-    (PART + b"Transfer-Encoding: chunked\r\n\r\nb\r\n0123456789a\r\n0\r\n\r\n", "found more than 10 bytes, expected no more"),
+    (PART + b"Transfer-Encoding: chunked\r\n\r\nb\r\n0123456789a\r\n0\r\n\r\n",
+     "found more than 10 bytes, expected no more"),
     (PART + b"Content-Encoding: gzip\r\n" + TEN, "found Content-Encoding gzip"),
     (b"HTTP/1.1 206 OK\r\n" + TEN, "without a valid Content-Range"),
     (b"HTTP/1.1 206 OK\r\nContent-Range: bytes 9-0/10\r\n" + TEN, "without a valid Content-Range"),
     (b"HTTP/1.1 206 OK\r\nContent-Range: bytes 5-14/100\r\n" + TEN, "found bytes 5 to 14 of 100"),
-    (b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-99/100\r\nContent-Length: 100\r\n\r\n", "found bytes 0 to 99 of 100"),
+    (b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-99/100\r\nContent-Length: 100\r\n\r\n",
+     "found bytes 0 to 99 of 100"),
     (b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-9/*\r\n" + TEN, "does not say how large the file is"),
     (b"HTTP/1.1 200 OK\r\n" + TEN, "the server sends whole files only"),
     (b"HTTP/1.1 204 No\r\n\r\n", "the server says 204 No Content"),
     (b"HTTP/1.1 404 \x1b[31m\r\nContent-Length: 0\r\n\r\n", "the server says 404 Not Found|not HTTP"),
     (b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n",
      "found file, expected http or https behind a redirect to file:///etc/passwd"),
-    (b"HTTP/1.1 302 Found\r\nLocation: http://[::1/x\r\nContent-Length: 0\r\n\r\n", "an address, here or in a redirect"),
-    (b"HTTP/1.1 302 Found\r\nLocation: /m.fgs\r\nContent-Length: 0\r\n\r\n", "found more than 5 redirects after each other"),
+    (b"HTTP/1.1 302 Found\r\nLocation: http://[::1/x\r\nContent-Length: 0\r\n\r\n",
+     "an address, here or in a redirect"),
+    (b"HTTP/1.1 302 Found\r\nLocation: /m.fgs\r\nContent-Length: 0\r\n\r\n",
+     "found more than 5 redirects after each other"),
     (b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n", "found more than 5 redirects after each other"),
 ])
 def test_answers_that_are_none_are_one_line(server, answer, found):
@@ -106,7 +111,8 @@ def test_answers_that_are_none_are_one_line(server, answer, found):
 def test_an_answer_that_never_ends_is_given_up(server, reply, monkeypatch):
     monkeypatch.setattr(http, "QUIET", 0.3)
     server.reply, start = reply, time.monotonic()
-    with pytest.raises(HTTPError, match=r"takes too long|no answer for 0\.3 s|not HTTP|the connection broke") as error:
+    with pytest.raises(HTTPError,
+                       match=r"takes too long|no answer for 0\.3 s|not HTTP|the connection broke") as error:
         Remote(server.url).read(0, 10)
     assert error.value.transient and time.monotonic() - start < 3
 
@@ -121,14 +127,16 @@ def test_an_endless_body_takes_neither_memory_nor_time(server, monkeypatch):
     with pytest.raises(HTTPError, match="found more than 5,000,000 bytes"), request(server.url) as answer:
         sizes.extend(map(len, answer.chunks(5_000_000)))
     assert sum(sizes) <= 5_000_000 and max(sizes) <= 1 << 21
-    with pytest.raises(HTTPError, match="the answer takes too long"), request(server.url, seconds=0.2) as answer:
+    with pytest.raises(HTTPError,
+                       match="the answer takes too long"), request(server.url, seconds=0.2) as answer:
         for _ in answer.chunks(1 << 60):
             pass
 
 
 def test_a_slow_drip_of_a_body_has_an_end(server, monkeypatch):
     monkeypatch.setattr(http, "QUIET", 0.3)
-    server.reply = drips(b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-99/100\r\nContent-Length: 100\r\n\r\n", b"x")
+    server.reply = drips(b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-99/100\r\nContent-Length: 100\r\n\r\n",
+                         b"x")
     with pytest.raises(HTTPError, match="the answer takes too long"):
         Remote(server.url).read(0, 100)
 
@@ -140,11 +148,13 @@ def test_a_redirect_is_followed_with_the_range_and_without_the_password(server):
         asked.append(request)
         port = server.url.split(":")[2].split("/")[0]
         line.sendall(PART + TEN if b"/other" in request else
-                     f"HTTP/1.1 307 Moved\r\nLocation: http://localhost:{port}/other file\r\n".encode() + NONE)
+                     f"HTTP/1.1 307 Moved\r\nLocation: http://localhost:{port}/other file\r\n".encode()
+                     + NONE)
 
     server.reply = reply
     assert Remote(server.url.replace("//", "//me:pass@")).read(0, 10) == b"0123456789"
-    assert b"Authorization: Basic" in asked[0] and b"GET /other%20file" in asked[1] and b"Authorization" not in asked[1]
+    assert (b"Authorization: Basic" in asked[0] and b"GET /other%20file" in asked[1]
+            and b"Authorization" not in asked[1])
     assert all(b"Range: bytes=0-9\r\n" in one for one in asked)
 
 
@@ -152,8 +162,9 @@ def test_a_redirect_is_followed_with_the_range_and_without_the_password(server):
 def test_a_redirect_never_leads_from_https_to_http(server, tmp_path):
     """In a process of its own, which trusts the certificate."""
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", key,
-                    "-out", cert, "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+                    "-nodes", "-keyout", key, "-out", cert, "-subj", "/CN=localhost", "-addext",
+                    "subjectAltName=IP:127.0.0.1"],
                    check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
@@ -167,11 +178,14 @@ def test_a_redirect_never_leads_from_https_to_http(server, tmp_path):
 
     server.reply, server.peek = reply, True
     script = ("import sys; from flexgs.errors import UserError; from flexgs.http import Remote\n"
-              "for url in sys.argv[1:]:\n    try: print(Remote(url).read(0, 10))\n    except UserError as e: print(e)")
+              "for url in sys.argv[1:]:\n    try: print(Remote(url).read(0, 10))\n    except "
+              "UserError as e: print(e)")
     urls = [server.url.replace("http", "https").replace("m.fgs", name) for name in ("down", "up")]
-    said = subprocess.run([sys.executable, "-c", script, *urls], env={**os.environ, "SSL_CERT_FILE": str(cert)},
+    said = subprocess.run([sys.executable, "-c", script, *urls],
+                          env={**os.environ, "SSL_CERT_FILE": str(cert)},
                           capture_output=True, text=True, check=True).stdout.splitlines()
-    assert said == [f"{urls[0]}: found a redirect from https to {server.url}, expected one to https", "b'0123456789'"]
+    assert said == [f"{urls[0]}: found a redirect from https to {server.url}, expected one to https",
+                    "b'0123456789'"]
     with pytest.raises(HTTPError, match=r"no connection \(.*certificate") as error:  # here it is not trusted
         Remote(urls[1]).read(0, 10)
     assert not error.value.transient
@@ -179,20 +193,24 @@ def test_a_redirect_never_leads_from_https_to_http(server, tmp_path):
 
 def test_a_file_that_changes_between_two_ranges_is_noticed(server):
     totals = iter((b"1000", b"1001"))
-    server.reply = lambda asked, line: line.sendall(b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-9/" + next(totals)
+    server.reply = lambda asked, line: line.sendall(b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-9/"
+                                                    + next(totals)
                                                     + b"\r\n" + TEN)
     remote = Remote(server.url)
     assert remote.read(0, 10) == b"0123456789" and remote.size == 1000 and remote.read(1000, 5) == b""
-    with pytest.raises(HTTPError, match="found bytes 0 to 9 of 1001, expected 0 to 9 of 1000: the file has changed"):
+    with pytest.raises(HTTPError, match="found bytes 0 to 9 of 1001, expected 0 to 9 of 1000: "
+                                        "the file has changed"):
         remote.read(0, 10)
 
 
 @pytest.mark.parametrize(("url", "shown"), [
     ("ftp://127.0.0.1/x", "ftp://127.0.0.1/x: found ftp, expected http or https"),
     ("file:///etc/passwd", "file:///etc/passwd: found file, expected http or https"),
-    ("http://127.0.0.1:abc/x", "that makes no sense, expected http"), ("http://[::1/x", "that makes no sense, expected http"),
+    ("http://127.0.0.1:abc/x", "that makes no sense, expected http"),
+    ("http://[::1/x", "that makes no sense, expected http"),
     ("http://", "that makes no sense"), ("http://127.0.0.1:99999/x", "that makes no sense"),
-    ("http://me:hunter2@127.0.0.1:9/x?token=hunter2", r"http://127.0.0.1:9/x\?token=\*\*\*: no connection \(Connection ref"),
+    ("http://me:hunter2@127.0.0.1:9/x?token=hunter2",
+     r"http://127.0.0.1:9/x\?token=\*\*\*: no connection \(Connection ref"),
     ("http://no.such.host.invalid/x", "no connection"),
 ])
 def test_addresses_that_lead_nowhere_are_one_line_without_secrets(url, shown):

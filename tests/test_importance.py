@@ -29,7 +29,8 @@ def toy() -> tuple[Splats, list[Camera]]:
     for i, (width, height) in enumerate([(20, 17), (23, 12), (16, 16)]):
         viewmat = torch.eye(4)
         a = 0.7 * i
-        viewmat[:3, :3] = torch.tensor([[math.cos(a), 0, math.sin(a)], [0, 1, 0], [-math.sin(a), 0, math.cos(a)]])
+        viewmat[:3, :3] = torch.tensor([[math.cos(a), 0, math.sin(a)], [0, 1, 0],
+                                        [-math.sin(a), 0, math.cos(a)]])
         viewmat[2, 3] = 3.0
         K = torch.tensor([[18.0, 0, width / 2], [0, 19.0, height / 2], [0, 0, 1]])
         cameras.append(Camera(viewmat, K, width, height))
@@ -43,7 +44,8 @@ def scores(name: str, group: Group, **changed: Tensor) -> Tensor:
 
 
 def pixel_sums(splats: Splats, cameras: list[Camera]) -> np.ndarray:
-    """[N, 3] sums of alpha*T, 1 and T: every pixel front to back (Kerbl et al. 2023), with the rasterizer's constants."""
+    """[N, 3] sums of alpha*T, 1 and T: every pixel front to back (Kerbl et al. 2023), with the rasterizer's
+    constants."""
     c, sums = RasterConfig(), np.zeros((len(splats), 3))
     opacity = splats.opacities.sigmoid()
     for camera in cameras:
@@ -83,7 +85,8 @@ def sigmoid(splats: Splats) -> np.ndarray:
 
 
 def colour_sensitivity(splats: Splats, cameras: list[Camera]) -> np.ndarray:
-    """max over coefficients c of (sum over views of |dE/dc|) / pixels; colours are raised, so that none is clamped at 0."""
+    """max over coefficients c of (sum over views of |dE/dc|) / pixels; colours are raised, so that none is
+    clamped at 0."""
     splats = replace(splats, sh0=splats.sh0 + 100).detach().requires_grad_()
     sums = []
     for camera in cameras:
@@ -102,7 +105,8 @@ ORACLES: dict[str, Callable[[Splats, list[Camera]], np.ndarray]] = {
     "c3dgs": colour_sensitivity,
     "opacity": lambda s, c: sigmoid(s),
     "volume": lambda s, c: np.array(volumes(s)),
-    "footprint": lambda s, c: sigmoid(s) * np.array([math.exp((sum(a) - min(a)) / 4) for a in s.scales.tolist()]),
+    "footprint": lambda s, c: sigmoid(s)
+    * np.array([math.exp((sum(a) - min(a)) / 4) for a in s.scales.tolist()]),
 }
 
 
@@ -114,7 +118,8 @@ def test_score_equals_its_definition(name):
     got = scores(name, Group())
     assert got.dtype == torch.float64
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6 * float(expected.max()))
-    assert name in ("opacity", "volume", "footprint") or 0 < int((got == 0).sum()) < 20  # some are seen, some are not
+    # some are seen, some are not
+    assert name in ("opacity", "volume", "footprint") or 0 < int((got == 0).sum()) < 20
 
 
 def test_black_gaussians_count_for_the_colour_sensitivity():
@@ -125,7 +130,8 @@ def test_black_gaussians_count_for_the_colour_sensitivity():
 def test_colour_sensitivity_of_degree_0_is_the_weight():
     pixels = sum(c.width * c.height for c in toy()[1])
     expected = SH_C0 * scores("alpha_t", Group()) / pixels
-    torch.testing.assert_close(scores("c3dgs", Group(), shN=torch.zeros(40, 0, 3)), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(scores("c3dgs", Group(), shN=torch.zeros(40, 0, 3)), expected, rtol=1e-5,
+                               atol=0)
 
 
 @pytest.mark.parametrize("name", SCORES)
@@ -157,7 +163,8 @@ class OneOfTwo(Group):
 
 @pytest.mark.parametrize("name", SCORES)
 def test_two_workers_equal_one(name):
-    """Three views over two workers; only the order of float64 additions differs. test_distributed.py has the real sum."""
+    """Three views over two workers; only the order of float64 additions differs. test_distributed.py has the
+    real sum."""
     first = OneOfTwo(0, [])
     scores(name, first)
     second = scores(name, OneOfTwo(1, first.mine))

@@ -18,8 +18,9 @@ class Thing:
     more: dict[str, list[int]] | None = None
 
 
-@pytest.mark.parametrize("raw", [b"\xff", b"{", b"[" * 100_000, b"[" * 40 + b"]" * 40, b"1" * 400, b"1e400", b"NaN",
-                                 b"-Infinity"])
+@pytest.mark.parametrize("raw",
+                         [b"\xff", b"{", b"[" * 100_000, b"[" * 40 + b"]" * 40, b"1" * 400, b"1e400", b"NaN",
+                          b"-Infinity"])
 def test_json_that_is_none_or_would_break_its_reader_is_one_line(raw: bytes):
     with pytest.raises(UserError, match=r"^x.json: .*damaged") as e:
         parse_json(raw, "x.json")
@@ -32,8 +33,9 @@ def test_json_with_a_byte_order_mark_is_read():
 
 
 @pytest.mark.parametrize("value", [
-    [], {"name": "a"}, {"name": 1, "numbers": []}, {"name": "a", "numbers": [True]}, {"name": "a", "numbers": 3},
-    {"name": "a", "numbers": [10**400]}, {"name": "a", "numbers": [], "other": 1},
+    [], {"name": "a"}, {"name": 1, "numbers": []}, {"name": "a", "numbers": [True]},
+    {"name": "a", "numbers": 3}, {"name": "a", "numbers": [10**400]},
+    {"name": "a", "numbers": [], "other": 1},
     {"name": "a", "numbers": [], "more": {"x": [1.5]}}])
 def test_json_of_other_types_names_the_place(value: object):
     with pytest.raises(UserError, match=r"^x.json"):
@@ -41,7 +43,8 @@ def test_json_of_other_types_names_the_place(value: object):
 
 
 def test_json_of_the_right_types_is_read():
-    assert typed(Thing, {"name": "a", "numbers": [1, 2.5], "more": {"x": [1]}}, "x") == Thing("a", (1.0, 2.5), {"x": [1]})
+    assert typed(Thing, {"name": "a", "numbers": [1, 2.5], "more": {"x": [1]}},
+                 "x") == Thing("a", (1.0, 2.5), {"x": [1]})
 
 
 def test_folders_devices_and_pipes_are_no_files(tmp_path: Path):

@@ -1,4 +1,5 @@
-"""Formats that others define: what comes back, what they lose, broken files, and files that strangers made."""
+"""Formats that others define: what comes back, what they lose, broken files, and files that strangers
+made."""
 
 import json
 import random
@@ -26,7 +27,8 @@ from flexgs.splats import Splats, rotation_matrices, unit_quaternions
 from tests.test_cli import flexgs
 
 EXACT = {"means": 1e-6, "scales": 1e-5, "opacities": 1e-3, "sh0": 1e-6, "shN": 1e-6}
-# the largest error of each attribute that the bits of a format leave, for 300 Gaussians of random_splats (3 units wide)
+# the largest error of each attribute that the bits of a format leave, for 300 Gaussians of random_splats (3
+# units wide)
 BITS = {
     "compressed_ply": {"means": 0.01, "scales": 0.01, "opacities": 0.05, "sh0": 0.04, "shN": 0.05},
     "spz": {"means": 1.3e-4, "scales": 0.04, "opacities": 0.05, "sh0": 0.03, "shN": 0.08},
@@ -105,26 +107,30 @@ def test_pictures_stay(trained, scene, tmp_path):
 
 @pytest.mark.parametrize("name", [*BITS, "ply"])
 def test_broken_files_are_one_line_or_read(tmp_path, name):
-    """Truncated and flipped at random places: formats without a checksum may still hold numbers, but nothing crashes."""
+    """Truncated and flipped at random places: formats without a checksum may still hold numbers, but nothing
+    crashes."""
     splats, path = ours(200, 1), tmp_path / f"x{FORMATS[name].suffix}"
     FORMATS[name].write(splats, path, [])
     whole, rng = path.read_bytes(), random.Random(0)
     refused, rounds = 0, 100 if name in ("spz", "sog") else 40
     for i in range(rounds):
         at = rng.randrange(len(whole))
-        path.write_bytes(whole[:at] if i % 2 else whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1:])
+        path.write_bytes(whole[:at] if i % 2 else whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)])
+                         + whole[at + 1:])
         try:
             read(path)
         except UserError as e:
             refused += 1
             assert str(path) in str(e) and "\n" not in str(e)
-    assert refused >= 0.4 * rounds  # most of the truncated ones; .splat has no head, and may end behind any Gaussian
+    # most of the truncated ones; .splat has no head, and may end behind any Gaussian
+    assert refused >= 0.4 * rounds
 
 
 @pytest.mark.parametrize("name", [*BITS, "ply", "gltf"])
 def test_files_of_something_else(tmp_path, name):
     path = tmp_path / f"x{FORMATS[name].suffix}"
-    for raw in (b"", b"\0" * 33, b"PK\x03\x04 not a zip", b"glTF" + b"\xff" * 60, b"ply\nformat binary_little_endian 1.0\n",
+    for raw in (b"", b"\0" * 33, b"PK\x03\x04 not a zip", b"glTF" + b"\xff" * 60,
+                b"ply\nformat binary_little_endian 1.0\n",
                 b"\x1f\x8b\x08\0" + b"\xff" * 50):
         path.write_bytes(raw)
         with pytest.raises(UserError, match=r"x\.\S+: ") as e:
@@ -142,13 +148,15 @@ def test_gltf_of_something_else(tmp_path):
                 "accessors": [{"bufferView": 0, "componentType": 5126, **accessor}]}
 
     path = tmp_path / "x.glb"
-    for about in ({"meshes": []}, [], {"meshes": [{"primitives": [{"attributes": {}}]}]}, one({"count": 10**30}),
-                  one({"count": 1}, [1]), one({"count": "a"}), one({"count": -5}), one({"count": 1, "byteOffset": -4}),
-                  one({"count": 1, "byteOffset": 1e300}), one({"count": True}), one({"count": 1, "type": "VEC2"}), "deep",
+    for about in ({"meshes": []}, [], {"meshes": [{"primitives": [{"attributes": {}}]}]},
+                  one({"count": 10**30}), one({"count": 1}, [1]), one({"count": "a"}), one({"count": -5}),
+                  one({"count": 1, "byteOffset": -4}), one({"count": 1, "byteOffset": 1e300}),
+                  one({"count": True}), one({"count": 1, "type": "VEC2"}), "deep",
                   one({"count": 1, "sparse": {}}), {"meshes": float("nan")}, {"meshes": 10**400},
                   {"meshes": [{"primitives": 1}]}):
         text = b"[" * 100_000 if about == "deep" else json.dumps(about).encode()
-        path.write_bytes(struct.pack("<4sIII4s", b"glTF", 2, 0, len(text), b"JSON") + text + struct.pack("<I4s", 60, b"BIN\0")
+        path.write_bytes(struct.pack("<4sIII4s", b"glTF", 2, 0, len(text), b"JSON") + text
+                         + struct.pack("<I4s", 60, b"BIN\0")
                          + bytes(60))
         with pytest.raises(UserError, match=r"x\.glb: "):
             gltf.read(path)
@@ -167,9 +175,11 @@ def test_huge_counts_allocate_nothing(tmp_path):
 
 
 def test_format_by_suffix():
-    assert [format_of(f"a/b.C.{s}") for s in ("ply", "compressed.ply", "SPZ", "sog", "splat", "glb", "vq.npz")] == \
+    assert [format_of(f"a/b.C.{s}") for s in ("ply", "compressed.ply", "SPZ", "sog", "splat", "glb",
+                                              "vq.npz")] == \
         ["ply", "compressed_ply", "spz", "sog", "splat", "gltf", "vq"]
-    with pytest.raises(UserError, match=r"x\.obj: expected a name that ends in one of \.ply \.compressed\.ply"):
+    with pytest.raises(UserError, match=r"x\.obj: expected a name that ends in one of "
+                                        r"\.ply \.compressed\.ply"):
         format_of("x.obj")
 
 
@@ -187,10 +197,12 @@ def test_a_strangers_file_is_cut_by_what_is_seen(trained, capture, scene, tmp_pa
     shuffled = whole[torch.randperm(len(whole), generator=generator)]
     write_ply(shuffled, tmp_path / "a.ply")
     quality = {}
-    for name, scored in {"alone": open_model(tmp_path / "a.ply"), "seen": open_model(tmp_path / "a.ply", scene)}.items():
+    for name, scored in {"alone": open_model(tmp_path / "a.ply"),
+                         "seen": open_model(tmp_path / "a.ply", scene)}.items():
         cut = scored.cut(0.5)
         assert len(cut) == len(whole) // 2
-        quality[name] = sum(psnr(render(cut, v.camera).image.clamp(0, 1), v.image() / 255) for v in scene.test)
+        quality[name] = sum(psnr(render(cut, v.camera).image.clamp(0, 1), v.image() / 255)
+                            for v in scene.test)
     quality["any"] = sum(psnr(render(shuffled[:len(whole) // 2], v.camera).image.clamp(0, 1), v.image() / 255)
                          for v in scene.test)
     assert min(quality["alone"], quality["seen"]) > quality["any"]
@@ -217,19 +229,23 @@ def test_what_a_file_is_counts_and_not_its_name(tmp_path):
         stored = chosen.write(splats, tmp_path / f"x{chosen.suffix}")
         for other in ("y.ply", "y.splat", "y.dat"):
             (tmp_path / other).write_bytes((tmp_path / f"x{chosen.suffix}").read_bytes())
-            assert format_at(tmp_path / other) == name and torch.equal(read(tmp_path / other).means, stored.means)
+            assert format_at(tmp_path / other) == name and torch.equal(read(tmp_path / other).means,
+                                                                       stored.means)
     (tmp_path / "y.ksplat").write_bytes(bytes(4096))
     (tmp_path / "folder.ply").mkdir()
-    for wrong, words in (("y.ksplat", "expected a name that ends in"), ("folder.ply", "is a folder"), ("none", "no such file")):
+    for wrong, words in (("y.ksplat", "expected a name that ends in"), ("folder.ply", "is a folder"),
+                         ("none", "no such file")):
         with pytest.raises(UserError, match=words):
             read(tmp_path / wrong)
 
 
 def test_save_and_load_go_by_the_suffix(tmp_path):
     splats = ours(60, 1)
-    for name, magic in {"a.ply": b"ply\n", "a.compressed.ply": b"ply\n", "a.spz": b"\x1f\x8b", "a.sog": b"PK"}.items():
+    for name, magic in {"a.ply": b"ply\n", "a.compressed.ply": b"ply\n", "a.spz": b"\x1f\x8b",
+                        "a.sog": b"PK"}.items():
         saved = save(splats, tmp_path / name)
-        assert (tmp_path / name).read_bytes().startswith(magic) and len(load(str(tmp_path / name))) == len(saved) == 60
+        assert ((tmp_path / name).read_bytes().startswith(magic)
+                and len(load(str(tmp_path / name))) == len(saved) == 60)
     assert format_at(tmp_path / "a.compressed.ply") == "compressed_ply"
     with pytest.raises(UserError, match=r"a\.obj: expected a name that ends in"):
         save(splats, tmp_path / "a.obj")
@@ -244,11 +260,14 @@ def test_what_a_format_cannot_hold_is_refused(scene, tmp_path):
 
     one = slice(0, 1)
     for kind, splats, words in (
-            ("spz", changed("scales", one, 60.0), "shapes of 1 of 400"), ("sog", changed("scales", one, 60.0), "shapes of"),
+            ("spz", changed("scales", one, 60.0), "shapes of 1 of 400"),
+            ("sog", changed("scales", one, 60.0), "shapes of"),
             ("spz", changed("shN", slice(0, 40), 2.5), "harmonics of 40 of 400"),
             ("spz", changed("means", one, 1e30), "SPZ holds positions up to 4,194,304 units, found 1e+30"),
-            ("spz", changed("means", one, 1e6), "positions of"), ("compressed_ply", changed("means", one, 1e4), "positions of"),
-            ("compressed_ply", changed("scales", one, 60.0), "shapes of"), ("vq", changed("means", one, 1e6), "positions of"),
+            ("spz", changed("means", one, 1e6), "positions of"),
+            ("compressed_ply", changed("means", one, 1e4), "positions of"),
+            ("compressed_ply", changed("scales", one, 60.0), "shapes of"),
+            ("vq", changed("means", one, 1e6), "positions of"),
             ("ply", changed("sh0", one, float("nan")), "NaN or infinite sh0"),
             ("spz", changed("opacities", one, float("inf")), "NaN or infinite opacities")):
         path = tmp_path / f"x{FORMATS[kind].suffix}"
@@ -301,8 +320,9 @@ def test_a_sog_that_asks_for_more_than_it_holds(tmp_path):
         parts = {name: packed.read(name) for name in packed.namelist()}
     about = json.loads(parts["meta.json"])
     for change, words in (({"shN": {**about["shN"], "bands": 10**8}}, "found 100000000, expected 0 to 3"),
-                          ({"count": 10**9}, "count of its Gaussians: found 1000000000"), ({"count": "many"}, "expected int"),
-                          ({"means": []}, "found [], expected dict"), ({"means": {"files": [None]}}, "expected str")):
+                          ({"count": 10**9}, "count of its Gaussians: found 1000000000"),
+                          ({"count": "many"}, "expected int"), ({"means": []}, "found [], expected dict"),
+                          ({"means": {"files": [None]}}, "expected str")):
         with zipfile.ZipFile(path, "w") as packed:
             for name, raw in (parts | {"meta.json": json.dumps(about | change).encode()}).items():
                 packed.writestr(name, raw)
@@ -312,7 +332,8 @@ def test_a_sog_that_asks_for_more_than_it_holds(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of processes are those of Linux")
 def test_a_decoder_does_not_run_for_ever(tmp_path):
-    """Bands that nothing holds, given to the program itself: it takes a gigabyte at most, or its second is over."""
+    """Bands that nothing holds, given to the program itself: it takes a gigabyte at most, or its second is
+    over."""
     path = tmp_path / "x.sog"
     save(ours(300, 1), path)
     with zipfile.ZipFile(path) as packed:
@@ -322,5 +343,6 @@ def test_a_decoder_does_not_run_for_ever(tmp_path):
     with zipfile.ZipFile(path, "w") as packed:
         for name, raw in (parts | {"meta.json": json.dumps(about).encode()}).items():
             packed.writestr(name, raw)
-    done = bounded.run([sys.executable, "-I", decode.__file__, "sog", path, tmp_path / "out.ply", "1"], seconds=30)
+    done = bounded.run([sys.executable, "-I", decode.__file__, "sog", path, tmp_path / "out.ply", "1"],
+                       seconds=30)
     assert done.returncode != 0 and not (tmp_path / "out.ply").exists()

@@ -1,4 +1,5 @@
-"""Writing that ends at any one of its operations on files: what is there afterwards is whole, the old or the new."""
+"""Writing that ends at any one of its operations on files: what is there afterwards is whole, the old or the
+new."""
 
 import json
 import os
@@ -43,7 +44,8 @@ sys.addaudithook(_hook)  # it cannot be removed, so it is quiet unless a folder 
 
 
 def stop_at(k: int, folder: Path, then: Callable[[], None], work: Callable[[], None]) -> bool:
-    """Do the work, and `then` before its k-th operation on files below folder; whether it came to its end before that."""
+    """Do the work, and `then` before its k-th operation on files below folder; whether it came to its end
+    before that."""
     _watch.update(folder=str(folder), left=k, then=then)
     try:
         work()
@@ -95,7 +97,8 @@ def test_a_killed_checkpoint_leaves_a_whole_one(tmp_path):
 
 def test_a_killed_write_leaves_the_old_or_the_new(tmp_path):
     """Of a JSON file, and of a folder that replaces another."""
-    model = ElasticModel(tiny_splats(8), Trainer(tiny_config("plain"), tiny_scene()).transform, tiny_config("plain"))
+    model = ElasticModel(tiny_splats(8), Trainer(tiny_config("plain"), tiny_scene()).transform,
+                         tiny_config("plain"))
     target, seen = tmp_path / "x" / "state.json", set()
 
     def attempt(k: int) -> bool:
@@ -129,7 +132,8 @@ def test_a_killed_write_leaves_the_old_or_the_new(tmp_path):
 def kept_store(tmp_path: Path) -> Store:
     """A store as of a bucket, in a folder: the same calls of pyarrow."""
     (tmp_path / "bucket" / "run").mkdir(parents=True, exist_ok=True)
-    return Store(tmp_path / "mine", pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()), "bucket/run")
+    return Store(tmp_path / "mine", pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()),
+                 "bucket/run")
 
 
 def checkpoint(store: Store, step: int) -> None:
@@ -197,7 +201,8 @@ def test_of_older_checkpoints_the_description_goes_first(tmp_path):
         store.push_checkpoint(f"step_{step:08d}")
     shutil.rmtree(store.folder / "checkpoints" / "step_00000040")
     store.push_checkpoint("step_00000080")
-    assert store.latest_step() == 80 and {Path(name).parent.name for name in store._kept("checkpoints")} == {"step_00000080"}
+    assert store.latest_step() == 80 and {Path(name).parent.name
+                                          for name in store._kept("checkpoints")} == {"step_00000080"}
 
 
 # ---------------------------------------------------------------------- a trial
@@ -236,12 +241,14 @@ def test_a_trial_that_the_disk_fails_at_any_moment_goes_on_to_the_same_figures(t
             ended = stop_at(k, search.trial_folder(own.params), fail, lambda search=search: work(search))
         except (OSError, UserError):  # the latter where it was read
             (found,) = search.records()
-            assert found.status in ("interrupted", "finished")  # the latter where only its checkpoints were left to remove
+            # the latter where only its checkpoints were left to remove
+            assert found.status in ("interrupted", "finished")
         if not ended:
             work(search)
             assert measured(search) == expected
         folder = search.trial_folder(own.params)
-        assert {"trial.json", "model"} <= {p.name for p in folder.iterdir()} and not (folder / "checkpoints").exists()
+        assert ({"trial.json", "model"} <= {p.name for p in folder.iterdir()}
+                and not (folder / "checkpoints").exists())
         assert len(ElasticModel.load(folder / "model")) == 40
         shutil.rmtree(search.folder)
         k += 5

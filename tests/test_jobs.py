@@ -1,4 +1,5 @@
-"""The Ray jobs: shares of a cluster, settings, bad input; and real Ray with real MLflow on a batch of two scenes."""
+"""The Ray jobs: shares of a cluster, settings, bad input; and real Ray with real MLflow on a batch of two
+scenes."""
 
 import contextlib
 import io
@@ -30,14 +31,16 @@ from ray_jobs import batch, cluster, compare_all, dataset, schedule, train_all, 
 from ray_jobs.cluster import this_python
 from ray_jobs.store import Store
 
-TINY = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "600", "--base.grow-every", "20",
-        "--report-every", "20", "--checkpoint-every", "40", "--evaluation.ratios", "0.05", "1", "--evaluation.lpips"]
+TINY = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "600",
+        "--base.grow-every", "20", "--report-every", "20", "--checkpoint-every", "40", "--evaluation.ratios",
+        "0.05", "1", "--evaluation.lpips"]
 LONG = ["--steps", "1600", "--checkpoint-every", "800", "--workers", "1:2"]
 
 
 @pytest.mark.parametrize(("nodes", "scenes", "workers", "expected"), [
     ([{"CPU": 2}], 2, None, ("1", 1, [2])),
-    ([{"CPU": 2}], 1, None, ("1", 2, [1])),                                   # one scene: the CPUs become threads
+    # one scene: the CPUs become threads
+    ([{"CPU": 2}], 1, None, ("1", 2, [1])),
     ([{"CPU": 16}], 3, None, ("1", 5, [3])),
     ([{"CPU": 2}], 5, "2", ("2", 1, [2])),
     ([{"CPU": 2}], 2, "1:2", ("1:2", 1, [2])),
@@ -47,7 +50,8 @@ LONG = ["--steps", "1600", "--checkpoint-every", "800", "--workers", "1:2"]
     ([{"CPU": 64, "GPU": 8}] * 2, 1, None, ("1:8", 8, [8, 8])),
     ([{"CPU": 64, "GPU": 4}] * 2, 1, None, ("1:4", 16, [4, 4])),              # a scene keeps to a machine ...
     ([{"CPU": 64, "GPU": 8}] * 2, 1, "16", ("16", 8, [16])),                  # ... unless it is asked not to
-    ([{"CPU": 8}, {"CPU": 4, "GPU": 1}, {"CPU": 16, "GPU": 1}], 4, None, ("1", 4, [0, 1, 1])),  # the head has no GPU
+    # the head has no GPU
+    ([{"CPU": 8}, {"CPU": 4, "GPU": 1}, {"CPU": 16, "GPU": 1}], 4, None, ("1", 4, [0, 1, 1])),
 ])
 def test_shares(nodes, scenes, workers, expected):
     nodes = {str(i): node for i, node in enumerate(nodes)}
@@ -67,7 +71,8 @@ def test_workers_divide_the_batch():
 
 @pytest.mark.parametrize("workers", ["0", "two", "3:2", "1:2:3", ":4", ""])
 def test_workers_are_a_number_or_a_range(workers):
-    with pytest.raises(UserError, match=f"--workers {workers}: expected a number of at least 1, or a range such as 1:4"):
+    with pytest.raises(UserError, match=f"--workers {workers}: expected a number of at least 1, "
+                                        "or a range such as 1:4"):
         cluster.Workers.parse(workers, None)
 
 
@@ -94,8 +99,10 @@ def test_laptop_size_leaves_what_the_user_chose(capsys):
     small = fitting(config, False, set(), size)
     assert (small.steps, small.base.max_splats) == (400, 3000) and "no GPU" in capsys.readouterr().out
     assert fitting(config, False, flags_in(["--steps", "30000"]), size).steps == config.steps
-    assert fitting(config, False, flags_in(["--base.max_splats=9"]), size).base.max_splats == config.base.max_splats
-    assert fitting(config, False, flags_in(["--config", "x.json"]), size) == config == fitting(config, True, set(), size)
+    assert fitting(config, False, flags_in(["--base.max_splats=9"]),
+                   size).base.max_splats == config.base.max_splats
+    assert fitting(config, False, flags_in(["--config", "x.json"]),
+                   size) == config == fitting(config, True, set(), size)
     capsys.readouterr()
     assert fitting(Config(steps=10), False, {"--base.max-splats"}, size).steps == 10
     assert not capsys.readouterr().out  # nothing was changed
@@ -110,7 +117,8 @@ def test_a_relative_storage_is_refused_in_a_submitted_job(monkeypatch):
 
 @pytest.mark.parametrize("error", [
     MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: "
+                 "you tried to allocate 9"),
 ])
 def test_a_scene_that_ran_out_of_memory_says_what_to_turn_and_what_is_left(tmp_path, error):
     store = Store(tmp_path) / "scene"
@@ -134,12 +142,15 @@ def test_what_a_worker_raised_is_noted_or_ends_the_run(tmp_path):
     (["--data-root", "/nowhere"], "/nowhere: no such folder"),
     (["--data-root", "{root}", "--scenes", "fox"], "no capture named fox; found studio"),
     (["--scenes", "fox"], "the built-in scenes are"),
-    (["--dataset", "zipnerf", "--data-root", "{root}"], "found no capture berlin, london, nyc, alameda of Zip-NeRF"),
+    (["--dataset", "zipnerf", "--data-root", "{root}"],
+     "found no capture berlin, london, nyc, alameda of Zip-NeRF"),
     (["--dataset", "mipnerf360"], "/data: found no capture bicycle, bonsai"),
-    (["--dataset", "mipnerf360", "--scenes", "truck"], "--scenes truck: not in mipnerf360; expected of bicycle"),
+    (["--dataset", "mipnerf360", "--scenes", "truck"],
+     "--scenes truck: not in mipnerf360; expected of bicycle"),
     (["--dataset", "kitti"], "--dataset"),
     (["--data-root", "{root}", "--storage", "/dev/null/x"], "/dev/null/x: cannot be written"),
-    (["--data-root", "{root}", "--ray-address", "127.0.0.1:9"], "--ray-address 127.0.0.1:9: no Ray cluster answers"),
+    (["--data-root", "{root}", "--ray-address", "127.0.0.1:9"],
+     "--ray-address 127.0.0.1:9: no Ray cluster answers"),
     (["--ray-adress", "local"], "--ray-adress"),
     (["--steps", "many"], "--steps"),
     (["--steps", "0"], "--steps: found 0"),
@@ -160,7 +171,8 @@ def test_bad_input_is_one_line_and_exit_code_2(args, message, capture, tmp_path,
 
 
 def test_a_scene_whose_machine_has_gone_goes_on_on_another(tmp_path, monkeypatch):
-    """Its workers are asked to stop, train_scene gives it back, and it waits until a machine has room and fails nobody."""
+    """Its workers are asked to stop, train_scene gives it back, and it waits until a machine has room and
+    fails nobody."""
     machines, starts = {"a": 1}, []
 
     def fake(job: train_scene.SceneJob) -> dict | None:
@@ -176,9 +188,12 @@ def test_a_scene_whose_machine_has_gone_goes_on_on_another(tmp_path, monkeypatch
         return {"steps": 10, "ratios": {"1": {"psnr": 20.0}}}
 
     monkeypatch.setattr(batch, "train_scene", fake)
-    monkeypatch.setattr(batch.time, "sleep", lambda seconds: machines.update(b=1))  # nothing ran: a machine comes
-    scenes = batch.Batch(Store(tmp_path), Tracking(f"sqlite:///{tmp_path / 'mlflow.db'}", "test"), "the command")
-    scenes.train([train_scene.SceneJob(tmp_path, Store(tmp_path) / name, Config()) for name in ("good", "bad")], (1, 2),
+    # nothing ran: a machine comes
+    monkeypatch.setattr(batch.time, "sleep", lambda seconds: machines.update(b=1))
+    scenes = batch.Batch(Store(tmp_path), Tracking(f"sqlite:///{tmp_path / 'mlflow.db'}", "test"),
+                         "the command")
+    scenes.train([train_scene.SceneJob(tmp_path, Store(tmp_path) / name, Config())
+                  for name in ("good", "bad")], (1, 2),
                  lambda waiting: dict(machines))
     assert starts == [("good", "a", 1), ("good", "b", 1), ("bad", "b", 1)]
     assert set(scenes.results) == {"good"} and set(scenes.errors) == {"bad"}
@@ -211,7 +226,8 @@ def start(root: Path, storage: Path | str, *more: str) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def two_scenes(ray_here, capture, tmp_path_factory):
-    """A batch of a good scene and one with an image that is damaged in its middle: data, storage and what the job said.
+    """A batch of a good scene and one with an image that is damaged in its middle: data, storage and what the
+    job said.
 
     The good one has enough to do to be still training when the other fails.
     """
@@ -238,10 +254,12 @@ def test_a_failing_scene_does_not_disturb_the_other(two_scenes):
     assert results["scene"] == "good" and results["steps"] == 1600 and set(results["ratios"]) == {"0.05", "1"}
     assert len(list((folder / "good" / "cuts").glob("*.ply"))) == 2
     kept = sorted(p.name for p in (folder / "good" / "checkpoints").iterdir())
-    assert len(kept) == 2 and kept[-1] == "step_00001600"  # the other is that of 800, or of the stop for another worker
+    # the other is that of 800, or of the stop for another worker
+    assert len(kept) == 2 and kept[-1] == "step_00001600"
     steps = list(range(20, 1601, 20))
     assert [r["step"] for r in read_jsonl(folder / "good" / "metrics.jsonl")] == steps
-    assert not (folder / "torn" / "results.json").exists() and not (folder / "torn" / "failures.jsonl").exists()
+    assert (not (folder / "torn" / "results.json").exists()
+            and not (folder / "torn" / "failures.jsonl").exists())
 
     tracking = Tracking(f"sqlite:///{storage / 'mlflow.db'}", f"flexgs-{root.name}")
     assert tracking.available()
@@ -252,7 +270,8 @@ def test_a_failing_scene_does_not_disturb_the_other(two_scenes):
     assert good.data.metrics["psnr/ratio_0.05"] == results["ratios"]["0.05"]["psnr"]
     assert good.data.metrics["splats/ratio_1.00"] == results["ratios"]["1"]["splats"]
     assert [m.step for m in tracking.client.get_metric_history(good.info.run_id, "train/loss")] == steps
-    assert {a.path for a in tracking.client.list_artifacts(good.info.run_id)} >= {"cuts", "renders", "results.json"}
+    assert {a.path
+            for a in tracking.client.list_artifacts(good.info.run_id)} >= {"cuts", "renders", "results.json"}
 
 
 @pytest.mark.ray
@@ -266,7 +285,8 @@ def test_a_scene_gets_the_workers_that_another_leaves(two_scenes):
     rows = read_jsonl(folder / "metrics.jsonl")
     assert [r["workers"] for r in rows] == [1 + (r["step"] > int(stopped)) for r in rows]
     assert not (folder / train_scene.STOP).exists() and not (folder / "failures.jsonl").exists()
-    assert f"1 of 2 scenes failed: torn. To continue them:\npython ray_jobs/train_all.py --data-root {root}" in out
+    assert ("1 of 2 scenes failed: torn. To continue them:\npython "
+            f"ray_jobs/train_all.py --data-root {root}" in out)
 
 
 @pytest.mark.ray
@@ -295,7 +315,8 @@ def test_runs_are_kept_in_an_object_store(two_scenes, s3, tmp_path, monkeypatch)
         "config.json", "cuts", "metrics.jsonl", "mlflow.json", "model", "renders", "results.json"}
 
     monkeypatch.setattr(dataset, "HOME", tmp_path / "second")
-    code, out, errors = start(root, storage, "--scenes", "good", "--steps", "120", "--workers", "2", *tracking)
+    code, out, errors = start(root, storage, "--scenes", "good", "--steps", "120", "--workers",
+                              "2", *tracking)
     assert code == 0 and "good: continues from 80 of 120" in out and "2 workers of 1 CPU" in out, errors
     second = tmp_path / "second" / first.relative_to(tmp_path / "first")
     assert [r["step"] for r in read_jsonl(second / "metrics.jsonl")] == [20, 40, 60, 80, 100, 120]
@@ -304,24 +325,29 @@ def test_runs_are_kept_in_an_object_store(two_scenes, s3, tmp_path, monkeypatch)
     assert store.latest_step() == 120 and not store.exists(train_scene.STOP)
     client = Tracking(tracking[1], f"flexgs-{root.name}")
     assert client.available()
-    (run,) = client.client.search_runs([client.id], "tags.kind = 'scene'")  # one, although the machine was another
-    assert [m.step for m in client.client.get_metric_history(run.info.run_id, "train/loss")] == [20, 40, 60, 80, 100, 120]
+    # one, although the machine was another
+    (run,) = client.client.search_runs([client.id], "tags.kind = 'scene'")
+    assert [m.step
+            for m in client.client.get_metric_history(run.info.run_id, "train/loss")] == [20, 40, 60, 80, 100, 120]
 
 
 def compare(root: Path, storage: Path, *more: str) -> tuple[int, str, str]:
     out, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
-        code = compare_all.main(["--data-root", str(root), "--storage", str(storage), *TINY, "--ratios", "0.1", "1", *more])
+        code = compare_all.main(["--data-root", str(root), "--storage", str(storage), *TINY, "--ratios",
+                                 "0.1", "1", *more])
     return code, out.getvalue(), errors.getvalue()
 
 
 @pytest.mark.ray
 def test_methods_are_compared_over_captures(two_scenes, capture, tmp_path):
-    """Each model a task; a capture that fails leaves the others alone; what is finished is not trained again."""
+    """Each model a task; a capture that fails leaves the others alone; what is finished is not trained
+    again."""
     root, storage, _ = two_scenes
     if not (root / "other").exists():
         shutil.copytree(capture, root / "other")
-    code, out, errors = compare(root, storage, "--methods", "plain", "lightgs", "scratch", "--experiment", "methods")
+    code, out, errors = compare(root, storage, "--methods", "plain", "lightgs", "scratch", "--experiment",
+                                "methods")
     assert code == 2 and all(line.startswith("flexgs: torn seed 0 ") for line in errors.splitlines()), errors
     assert "mean of 2 captures" in out and "(12 of 12," in out
     folder = storage / "methods"
@@ -332,7 +358,8 @@ def test_methods_are_compared_over_captures(two_scenes, capture, tmp_path):
         n = counts["plain"]["1"]
         assert counts["plain"]["0.1"] == n // 10 and counts["lightgs"] == {"0.1": n // 10}
         assert 0 < counts["scratch"]["0.1"] <= n // 10
-    assert {"tables.md", "tables.tex", "table.csv", "tradeoff.png"} <= {p.name for p in (folder / "good").iterdir()}
+    assert {"tables.md", "tables.tex", "table.csv",
+            "tradeoff.png"} <= {p.name for p in (folder / "good").iterdir()}
     assert (folder / "tables.md").exists()  # the mean
 
     trained = {p: p.stat().st_mtime_ns for p in folder.glob("*/seed_0/*/results.json")}
@@ -350,7 +377,8 @@ def test_methods_are_compared_over_captures(two_scenes, capture, tmp_path):
     method, whole = by_name["plain", "good"], by_name["good: comparison", "good"]
     assert method.data.tags["mlflow.parentRunId"] == whole.info.run_id
     assert whole.data.metrics["psnr/ratio_0.10"] >= method.data.metrics["psnr/ratio_0.10"]
-    assert {a.path for a in tracking.client.list_artifacts(whole.info.run_id)} >= {"tables.md", "tradeoff.png"}
+    assert {a.path
+            for a in tracking.client.list_artifacts(whole.info.run_id)} >= {"tables.md", "tradeoff.png"}
 
 
 # ---------------------------------------------------------------------- datasets as they are released
@@ -360,8 +388,9 @@ SIZES = ("--preset", "smoke", "--steps", "40", "--base.max-splats", "600", "--ev
 
 
 def released(capture: Path, folder: Path, calibrated: int = 2) -> Path:
-    """A capture laid out as Mip-NeRF 360 and Zip-NeRF are released: images, here twice as large as those of capture, images_2,
-    images_4, images_8, sparse/0 and poses_bounds.npy; its cameras are for images calibrated times as large."""
+    """A capture laid out as Mip-NeRF 360 and Zip-NeRF are released: images, here twice as large as those of
+    capture, images_2, images_4, images_8, sparse/0 and poses_bounds.npy; its cameras are for images
+    calibrated times as large."""
     model = pycolmap.Reconstruction(str(capture / "sparse" / "0"))
     width, height = model.cameras[1].width, model.cameras[1].height
     model.cameras[1].rescale(calibrated * width, calibrated * height)
@@ -386,7 +415,8 @@ def run_job(job, storage: Path, *more: str) -> str:
 
 
 def measured(folder: Path) -> tuple[int, int, str | None]:
-    """(factor, width, how images were resized) of what the results in a folder are from; None: by whoever made the capture."""
+    """(factor, width, how images were resized) of what the results in a folder are from; None: by whoever
+    made the capture."""
     results = json.loads((folder / "results.json").read_text())
     assert results["steps"] == 40 and all(row["psnr"] > 5 for row in results["ratios"].values())
     return tuple(results["protocol"][key] for key in ("factor", "width", "resize"))
@@ -400,10 +430,13 @@ def test_the_factor_is_that_of_the_protocol_unless_the_user_says_one(tmp_path):
         return options.of(tmp_path / name, options.config, args).data.factor
 
     dataset, field = ("--dataset", "mipnerf360"), ("--protocol", "field")
-    assert [factor("bonsai", *dataset), factor("bonsai", *dataset, *field), factor("garden", *dataset, *field)] == [4, 2, 4]
-    assert factor("bonsai", *dataset, *field, "--data.factor", "8") == 8 == factor("bonsai", "--data.factor=8")
+    assert [factor("bonsai", *dataset), factor("bonsai", *dataset, *field),
+            factor("garden", *dataset, *field)] == [4, 2, 4]
+    assert factor("bonsai", *dataset, *field, "--data.factor",
+                  "8") == 8 == factor("bonsai", "--data.factor=8")
     default = Config.from_preset("smoke").data.factor
-    assert factor("bonsai", *field) == default == factor("bonsai", *dataset, *field, "--config", str(tmp_path / "c.json"))
+    assert factor("bonsai", *field) == default == factor("bonsai", *dataset, *field, "--config",
+                                                         str(tmp_path / "c.json"))
 
 
 @pytest.fixture(scope="module")
@@ -424,9 +457,10 @@ def shared(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_mip_nerf_360_as_released(ray_here, garden_and_bonsai, shared):
     """Each scene at its factor of the protocol; those that are not there are named with how to get them."""
-    out = run_job(train_all, shared, "--dataset", "mipnerf360", "--data-root", str(garden_and_bonsai), "--protocol", "field")
-    assert (f"mipnerf360: without bicycle, counter, flowers, kitchen, room, stump, treehill, not under {garden_and_bonsai}; "
-            "`flexgs data get bicycle counter ") in out
+    out = run_job(train_all, shared, "--dataset", "mipnerf360", "--data-root", str(garden_and_bonsai),
+                  "--protocol", "field")
+    assert ("mipnerf360: without bicycle, counter, flowers, kitchen, room, stump, treehill, not under "
+            f"{garden_and_bonsai}; `flexgs data get bicycle counter ") in out
     folder = shared / "flexgs-mipnerf360"
     assert {path.parent.name for path in folder.glob("*/results.json")} == {"garden", "bonsai"}
     assert measured(folder / "garden") == (4, 32, None) and measured(folder / "bonsai") == (2, 64, None)
@@ -444,13 +478,15 @@ def test_tanks_and_temples_as_released(ray_here, capture, shared, tmp_path):
     for name in ("images_2", "images_4", "images_8"):
         shutil.rmtree(truck / name)
     (truck / "poses_bounds.npy").unlink()
-    run_job(train_all, shared, "--dataset", "tanksandtemples", "--data-root", str(tmp_path), "--protocol", "field")
+    run_job(train_all, shared, "--dataset", "tanksandtemples", "--data-root", str(tmp_path), "--protocol",
+            "field")
     assert measured(shared / "flexgs-tanksandtemples" / "truck") == (1, 128, None)
 
 
 @pytest.mark.ray
 def test_zip_nerf_as_released(ray_here, shared, tmp_path, monkeypatch):
-    """With fisheye lenses, and under the name of the undistorted release; that is laid out as Mip-NeRF 360 is.
+    """With fisheye lenses, and under the name of the undistorted release; that is laid out as Mip-NeRF 360
+    is.
 
     Trained in this process: how workers start and end does not depend on the capture.
     """
@@ -464,15 +500,18 @@ def test_zip_nerf_as_released(ray_here, shared, tmp_path, monkeypatch):
     released(write_synthetic("studio", tmp_path / "small", views=12, lens=lens), tmp_path / "berlin")
     run_job(train_all, shared, "--dataset", "zipnerf", "--data-root", str(tmp_path))
     factor, width, resize = measured(shared / "flexgs-zipnerf" / "berlin")
-    assert (factor, resize) == (4, None) and 16 <= width <= 64  # as large as undistortion leaves the 32 pixels of images_4
+    # as large as undistortion leaves the 32 pixels of images_4
+    assert (factor, resize) == (4, None) and 16 <= width <= 64
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 def test_methods_are_compared_on_a_dataset(ray_here, garden_and_bonsai, shared):
-    out = run_job(compare_all, shared / "compare", "--dataset", "mipnerf360", "--data-root", str(garden_and_bonsai),
-                  "--protocol", "field", "--scenes", "bonsai", "garden", "--methods", "plain")
+    out = run_job(compare_all, shared / "compare", "--dataset", "mipnerf360", "--data-root",
+                  str(garden_and_bonsai), "--protocol", "field", "--scenes", "bonsai", "garden", "--methods",
+                  "plain")
     assert "mean of 2 captures" in out and "without" not in out
     folders = {folder.parents[2].name: folder.parent for folder in
                (shared / "compare" / "flexgs-mipnerf360").glob("*/seed_0/plain/results.json")}
-    assert {name: measured(folder) for name, folder in folders.items()} == {"garden": (4, 32, None), "bonsai": (2, 64, None)}
+    assert {name: measured(folder) for name,
+            folder in folders.items()} == {"garden": (4, 32, None), "bonsai": (2, 64, None)}

@@ -17,7 +17,8 @@ from flexgs.files import atomic_file, newest, only_one, publish, staged, tidy, w
 
 
 class Killed(BaseException):
-    """At each file operation from the k-th on, so that whatever cleans up comes to nothing, as after SIGKILL."""
+    """At each file operation from the k-th on, so that whatever cleans up comes to nothing, as after
+    SIGKILL."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,8 @@ def written(folder: Path, what: str) -> None:
 
 
 def test_what_is_published_together_is_never_seen_apart(hook, tmp_path):
-    """Killed at every file operation: all old or all new, at once for whoever uses newest(), and for all after tidy()."""
+    """Killed at every file operation: all old or all new, at once for whoever uses newest(), and for all
+    after tidy()."""
     names, seen, k = ("model/file", "cuts/file", "results.json"), set(), 0
     while True:
         k, folder = k + 1, tmp_path / str(k)
@@ -54,12 +56,14 @@ def test_what_is_published_together_is_never_seen_apart(hook, tmp_path):
         except Killed:
             whole = False
         hook.watch(None)
-        found = {newest(folder, name.split("/")[0]) / "file" if "/" in name else newest(folder, name) for name in names}
+        found = {newest(folder, name.split("/")[0]) / "file" if "/" in name else newest(folder, name)
+                 for name in names}
         what, = {path.read_text().strip().strip('"') for path in found}
         plain = {path.read_text().strip().strip('"') for name in names if (path := folder / name).exists()}
         assert not (folder / "results.json").exists() or len(plain) == 1
         tidy(folder)
-        assert {(folder / name).read_text().strip().strip('"') for name in names} == {what} and not leftovers(folder)
+        assert {(folder / name).read_text().strip().strip('"')
+                for name in names} == {what} and not leftovers(folder)
         assert {path.name for path in folder.iterdir()} == {"model", "cuts", "results.json"}
         seen.add(what)
         if whole:
@@ -68,7 +72,8 @@ def test_what_is_published_together_is_never_seen_apart(hook, tmp_path):
 
 
 def test_an_owner_removes_what_killed_ones_have_left(tmp_path):
-    for name in (".results.json.0a1b2c3d", "checkpoints/.step_00000040.0a1b2c3d/state.json", ".hidden", "a/.x.12345678/.y"):
+    for name in (".results.json.0a1b2c3d", "checkpoints/.step_00000040.0a1b2c3d/state.json", ".hidden",
+                 "a/.x.12345678/.y"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
     with only_one(tmp_path):
@@ -97,8 +102,10 @@ def test_killed_at_file_operations_a_run_ends_as_if_nothing_had_happened(hook, c
 
 def killed(folder: Path, code: str) -> None:
     """Run code, which writes below folder, in a process of its own that ends as by SIGKILL."""
-    done = subprocess.run([sys.executable, "-c", f"import os\nfrom pathlib import Path\nfrom flexgs.files import *\n{code}"],
-                          cwd=folder, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, check=False)
+    done = subprocess.run([sys.executable, "-c",
+                           f"import os\nfrom pathlib import Path\nfrom flexgs.files import *\n{code}"],
+                          cwd=folder, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+                          check=False)
     assert done.returncode == 9
 
 
@@ -106,7 +113,8 @@ def test_what_a_killed_command_leaves_goes_with_the_next_to_the_same_output(tmp_
     """But not what belongs to one that is still at work, which the owner of the folder leaves alone too."""
     for output in ("a b.ply", "[x].ply"):
         killed(tmp_path, f"with atomic_file(Path({output!r})) as out: out.write_text('half'); os._exit(9)")
-        killed(tmp_path, f"with atomic_folder(Path({output!r})) as out: (out / 'x').write_text('half'); os._exit(9)")
+        killed(tmp_path, f"with atomic_folder(Path({output!r})) as out: (out / "
+                         "'x').write_text('half'); os._exit(9)")
     assert len(list(tmp_path.iterdir())) == 2  # the second has removed what the first has left
     with atomic_file(tmp_path / "a b.ply") as first:
         first.write_text("first")
@@ -116,7 +124,8 @@ def test_what_a_killed_command_leaves_goes_with_the_next_to_the_same_output(tmp_
             assert first.read_text() == "first" and second.read_text() == "second"
     with atomic_file(tmp_path / "[x].ply") as out:
         out.write_text("whole")
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a b.ply": "first", "[x].ply": "whole"}
+    assert {path.name: path.read_text()
+            for path in tmp_path.iterdir()} == {"a b.ply": "first", "[x].ply": "whole"}
 
 
 def test_names_as_long_as_a_disk_takes(tmp_path):
@@ -130,7 +139,8 @@ def test_names_as_long_as_a_disk_takes(tmp_path):
 
 @pytest.mark.parametrize("name", [".published", ".staged", ".x.0123abcd", "model", "results.json"])
 def test_links_in_a_run_lead_nowhere(name, tmp_path):
-    """A run that somebody else has made: what a link in it leads to is neither moved nor changed nor read in its place."""
+    """A run that somebody else has made: what a link in it leads to is neither moved nor changed nor read in
+    its place."""
     run, outside = tmp_path / "run", tmp_path / "outside"
     for folder in (run, outside):
         (folder / "model").mkdir(parents=True)
@@ -146,8 +156,9 @@ def test_links_in_a_run_lead_nowhere(name, tmp_path):
         written(run, "new")
     assert {path.name for path in run.iterdir()} == {"model", "cuts", "results.json", ".lock"}
     assert not any(path.is_symlink() for path in run.iterdir())
-    assert {path.relative_to(outside).as_posix(): path.read_text() for path in outside.rglob("*") if path.is_file()} == {
-        "model/file": "outside", "results.json": "outside"}
+    assert {path.relative_to(outside).as_posix(): path.read_text() for path in outside.rglob("*")
+            if path.is_file()} == {
+"model/file": "outside", "results.json": "outside"}
 
 
 def test_what_stands_where_a_folder_belongs_is_replaced(tmp_path):

@@ -45,12 +45,15 @@ def test_wrong_weights_are_a_user_error(tmp_path):
 
 
 def test_torchvisions_own_file_is_read(tmp_path):
-    """Whole models in the old format of torch.save, as torchvision has them: with the classifier, which LPIPS does not use."""
-    plans = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
+    """Whole models in the old format of torch.save, as torchvision has them: with the classifier, which LPIPS
+    does not use."""
+    plans = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3),
+             10: (256, 256, 3, 3)}
     state = {f"features.{i}.{name}": torch.randn(shape if name == "weight" else shape[:1])
              for i, shape in plans.items() for name in ("weight", "bias")}
     path = tmp_path / "alexnet-owt-7be5be79.pth"
-    torch.save({**state, "classifier.1.weight": torch.zeros(3, 3)}, path, _use_new_zipfile_serialization=False)
+    torch.save({**state, "classifier.1.weight": torch.zeros(3, 3)}, path,
+               _use_new_zipfile_serialization=False)
     net = lpips.load("alex", str(tmp_path))
     image = torch.rand(64, 64, 3)
     assert isinstance(net, lpips.Lpips) and net(image, image) == 0 < net(image, 1 - image)

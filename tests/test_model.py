@@ -43,14 +43,16 @@ def test_counts_are_exact_and_cuts_repeatable(kind):
     for ratio in (0.001, 0.0123, 0.05, 0.29, 0.32, 0.999, 1.0):
         cut = model.cut(ratio)
         assert len(cut) == max(1, math.floor(ratio * 1000 + 1e-9))
-        assert all(torch.equal(a, b) for (_, a), (_, b) in zip(cut.items(), model.cut(ratio).items(), strict=True))
+        assert all(torch.equal(a, b) for (_, a),
+                   (_, b) in zip(cut.items(), model.cut(ratio).items(), strict=True))
 
 
 @pytest.mark.parametrize("kind", ["deltas", "field", "none"])
 def test_whole_model_is_the_base(kind):
     model = elastic(kind)
     for whole in (model.cut(1.0), model.cut("100%"), model.cut("5M")):
-        assert all(torch.equal(a, b) for (_, a), (_, b) in zip(whole.items(), model.splats.items(), strict=True))
+        assert all(torch.equal(a, b) for (_, a),
+                   (_, b) in zip(whole.items(), model.splats.items(), strict=True))
 
 
 @pytest.mark.parametrize("kind", ["deltas", "field"])
@@ -59,7 +61,8 @@ def test_untrained_transform_changes_nothing(kind):
     model = ElasticModel(splats, make_transform(small(kind), splats), small(kind))
     for ratio in (0.005, 0.02, 0.1, 0.7):
         cut = model.cut(ratio)
-        assert all(torch.equal(a, b[: len(cut)]) for (_, a), (_, b) in zip(cut.items(), splats.items(), strict=True))
+        assert all(torch.equal(a, b[: len(cut)]) for (_, a),
+                   (_, b) in zip(cut.items(), splats.items(), strict=True))
 
 
 @pytest.mark.parametrize("kind", ["deltas", "field", "none"])
@@ -95,7 +98,8 @@ def test_deltas_are_linear_in_log_ratio_between_knots():
     assert torch.allclose(moved(0.01), torch.ones(10), atol=1e-5)
     assert torch.allclose(moved(0.002), torch.ones(2), atol=1e-5)  # constant below the first knot
     assert torch.allclose(moved(10**-1.5)[:10], torch.full((10,), 2.0), atol=1e-5)  # half way
-    assert torch.allclose(moved(10**-1.5)[10:], torch.full((21,), 3.0), atol=1e-5)  # entered after the knot at 1 %
+    # entered after the knot at 1 %
+    assert torch.allclose(moved(10**-1.5)[10:], torch.full((21,), 3.0), atol=1e-5)
     assert torch.allclose(moved(0.1), torch.full((100,), 3.0), atol=1e-5)
     assert torch.allclose(moved(10**-0.5)[:100], torch.full((100,), 1.5), atol=1e-5)  # fades towards e = 1
     assert torch.equal(moved(10**-0.5)[100:], torch.zeros(216))
@@ -123,7 +127,8 @@ def test_rank_1_starts_from_the_merged_gaussians_of_its_knot():
 
 
 def test_elasticity_costs_at_most_12_percent_of_the_base(tmp_path):
-    """Against the bytes of N Gaussians with spherical harmonics of degree 3; the order itself is the order of the file."""
+    """Against the bytes of N Gaussians with spherical harmonics of degree 3; the order itself is the order of
+    the file."""
     splats = random_splats(5000, sh_degree=3)
     transform = make_transform(Config(), splats).stored()
     extra = sum(t.numel() * t.element_size() for t in transform.state_dict().values())
@@ -137,7 +142,8 @@ def test_elasticity_costs_at_most_12_percent_of_the_base(tmp_path):
 
 
 def test_merged_gaussians_have_the_moments_of_their_mixture():
-    """Mean, covariance and colour of each mixture by a loop over its parts; nothing to merge changes nothing."""
+    """Mean, covariance and colour of each mixture by a loop over its parts; nothing to merge changes
+    nothing."""
     splats, weight, k = random_splats(60), torch.rand(60, generator=torch.Generator().manual_seed(1)) + 0.1, 7
     got = merged(splats, weight, k)
     owner = torch.cdist(splats.means.double(), splats.means[:k].double()).argmin(dim=1)
@@ -151,17 +157,20 @@ def test_merged_gaussians_have_the_moments_of_their_mixture():
         w = weight[parts].double() / weight[parts].double().sum()
         mean = sum(a * splats.means[i].double() for a, i in zip(w, parts, strict=True))
         away = [splats.means[i].double() - mean for i in parts]
-        cov = sum(a * (covariance(splats, i) + torch.outer(d, d)) for a, i, d in zip(w, parts, away, strict=True))
+        cov = sum(a * (covariance(splats, i) + torch.outer(d, d)) for a, i,
+                  d in zip(w, parts, away, strict=True))
         assert torch.allclose(got.means[j].double(), mean, atol=1e-5)
         assert torch.allclose(covariance(got, j), cov, rtol=1e-4, atol=1e-5)
         colour = sum(a * splats.sh0[i].double() for a, i in zip(w, parts, strict=True))
         assert torch.allclose(got.sh0[j].double(), colour, atol=1e-5)
     same = merged(splats, weight, 60)
-    assert all(torch.allclose(a, b, atol=1e-5) for (_, a), (_, b) in zip(same.items(), splats.items(), strict=True))
+    assert all(torch.allclose(a, b, atol=1e-5) for (_, a),
+               (_, b) in zip(same.items(), splats.items(), strict=True))
 
 
 def test_field_features_match_a_slow_interpolation():
-    """Bilinear interpolation with aligned corners, product within a level, levels side by side; in float64."""
+    """Bilinear interpolation with aligned corners, product within a level, levels side by side; in
+    float64."""
     torch.manual_seed(1)
     splats = random_splats(5).map(torch.Tensor.double)
     field = Field(SMALL_FIELD, splats.means).double()
@@ -169,7 +178,8 @@ def test_field_features_match_a_slow_interpolation():
     got = field.features(splats.means, ratio)
     sizes = [(8, 8, 8, 10), (16, 16, 16, 10)]
     for i in range(5):
-        point = [float(v) for v in 2 * (splats.means[i] - field.box[0]) / (field.box[1] - field.box[0]) - 1] + [ratio]
+        point = [float(v) for v in 2 * (splats.means[i] - field.box[0]) / (field.box[1] - field.box[0])
+                 - 1] + [ratio]
         for level in range(2):
             product = torch.ones(4, dtype=torch.float64)
             for j, (a, b) in enumerate([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]):
@@ -232,22 +242,26 @@ def test_log_axis_ends_at_the_first_and_the_last_column():
             if AXES[i % 6][1] == 3:
                 plane.data[:] = plane.data[:, :, column, None].clone()
         for ratio in ratios:
-            assert torch.allclose(field.features(splats.means, ratio), flat.features(splats.means, 0.1), atol=1e-5)
+            assert torch.allclose(field.features(splats.means, ratio), flat.features(splats.means, 0.1),
+                                  atol=1e-5)
     middle = field.features(splats.means, E_MIN**0.5)
     assert not torch.allclose(middle, flat.features(splats.means, 0.1), atol=1e-2)
 
 
 def test_activated_scales_that_turn_negative_stay_finite():
-    """The rasterizer squares scales, so the official code renders s + T as |s + T|; its logarithm must exist."""
+    """The rasterizer squares scales, so the official code renders s + T as |s + T|; its logarithm must
+    exist."""
     splats = random_splats(300)
     field = field_of(splats, scale_change="activated", heads=("scales",))
     with torch.no_grad():
         field.heads["scales"][3].weight.zero_()
-        field.heads["scales"][3].bias.copy_(-torch.stack([splats.scales[0].exp()[0], *[torch.tensor(x) for x in (0.05, 9.0)]]))
+        field.heads["scales"][3].bias.copy_(-torch.stack([splats.scales[0].exp()[0],
+                                                          *[torch.tensor(x) for x in (0.05, 9.0)]]))
     leaf = splats.clone().requires_grad_()
     scales = field(leaf, 0.1).scales
     assert torch.allclose(scales[:, 2].exp(), 9 - splats.scales[:, 2].exp(), rtol=1e-4)
-    assert float(scales[0, 0].detach()) == pytest.approx(math.log(1e-6), abs=1e-3)  # exactly zero without the floor
+    # exactly zero without the floor
+    assert float(scales[0, 0].detach()) == pytest.approx(math.log(1e-6), abs=1e-3)
     scales.sum().backward()
     assert torch.isfinite(scales).all() and torch.isfinite(leaf.scales.grad).all()
 
@@ -259,7 +273,8 @@ def test_box_of_the_points_holds_the_outliers():
 
 
 def test_sampling_without_replacement_follows_the_weights():
-    """The first of the order is i with probability w_i / sum w; checked against the analytic value over 4000 orders."""
+    """The first of the order is i with probability w_i / sum w; checked against the analytic value over 4000
+    orders."""
     weights = torch.tensor([1.0, 2.0, 3.0, 10.0])
     first = torch.tensor([int(sampled_order(weights, 1.0, seed)[0]) for seed in range(4000)])
     share = torch.bincount(first, minlength=4) / 4000
@@ -343,7 +358,8 @@ def test_importance_as_an_input_gives_the_order_by_importance():
         net.select(splats, (0.02, 0.1, 0.3)[step % 3], rank, 0.0, generator(0)).losses["gi"].backward()
         adam.step()
     for ratio in (0.02, 0.1, 0.3):
-        assert float(importance_mask(rank, ratio)[net.order(splats, rank, 0)[:count_at(ratio, 400)]].mean()) > 0.9
+        assert (float(importance_mask(rank, ratio)[net.order(splats, rank, 0)[:count_at(ratio, 400)]].mean())
+                > 0.9)
 
 
 @pytest.mark.parametrize("detach", [True, False])
@@ -367,7 +383,8 @@ def test_noise_of_the_official_order_is_drawn_once():
         place = torch.argsort(net.order(splats, rank, seed))
         wins += float((place[:200, None] < place[None, 200:]).float().mean()) / 40
     d = 2.0
-    expected = math.exp(d) * (math.exp(d) - 1 - d) / (math.exp(d) - 1) ** 2  # P(difference of two logistics < d)
+    # P(difference of two logistics < d)
+    expected = math.exp(d) * (math.exp(d) - 1 - d) / (math.exp(d) - 1) ** 2
     assert wins == pytest.approx(expected, abs=0.02)
 
 
@@ -383,7 +400,8 @@ def test_smoothness_and_its_gradient_match_torch():
     for i, p in enumerate(field.planes):
         p.grad = None
         if AXES[i % 6][1] == 3:
-            expected = expected + o.ratio_smoothness * p.diff(n=2, dim=2).square().mean() + o.ratio_l1 * (p - 1).abs().mean()
+            expected = (expected + o.ratio_smoothness * p.diff(n=2, dim=2).square().mean()
+                        + o.ratio_l1 * (p - 1).abs().mean())
         else:
             expected = expected + o.space_smoothness * sum(p.diff(n=2, dim=d).square().mean() for d in (2, 3))
     expected.backward()

@@ -1,4 +1,5 @@
-"""Programs of npm, from a registry on loopback: what is locked is what runs, and what cannot be is one line."""
+"""Programs of npm, from a registry on loopback: what is locked is what runs, and what cannot be is one
+line."""
 
 import base64
 import hashlib
@@ -32,7 +33,8 @@ else console.log("hello", what, "in", process.cwd())
 
 def package() -> bytes:
     """A package whose program greets, and which would like to install itself."""
-    about = {"name": "greet", "version": "1.0.0", "bin": {"greet": "greet.js"}, "scripts": {"postinstall": "touch was-run"}}
+    about = {"name": "greet", "version": "1.0.0", "bin": {"greet": "greet.js"},
+             "scripts": {"postinstall": "touch was-run"}}
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w:gz") as tar:
         for name, text in (("package.json", json.dumps(about)), ("greet.js", PROGRAM)):
@@ -50,7 +52,8 @@ def source(tmp_path, monkeypatch) -> Iterator[Path]:
 
     class Registry(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            version = {"name": "greet", "version": "1.0.0", "bin": {"greet": "greet.js"}, "hasInstallScript": True,
+            version = {"name": "greet", "version": "1.0.0", "bin": {"greet": "greet.js"},
+                       "hasInstallScript": True,
                        "dist": {"tarball": f"{url}/greet.tgz", "integrity": integrity}}
             body = raw if self.path.endswith(".tgz") else json.dumps(
                 {"name": "greet", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}}).encode()
@@ -67,14 +70,17 @@ def source(tmp_path, monkeypatch) -> Iterator[Path]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     for name in [name for name in os.environ if name.lower().startswith("npm_config_")]:
         monkeypatch.delenv(name)
-    for name, value in {"HOME": tmp_path, "XDG_CACHE_HOME": tmp_path / "cache", "npm_config_registry": url}.items():
+    for name, value in {"HOME": tmp_path, "XDG_CACHE_HOME": tmp_path / "cache",
+                        "npm_config_registry": url}.items():
         monkeypatch.setenv(name, str(value))
     folder = tmp_path / "greeter"
     folder.mkdir()
     (folder / "package.json").write_text(json.dumps({"private": True, "dependencies": {"greet": "1.0.0"}}))
-    locked = {"version": "1.0.0", "integrity": integrity, "hasInstallScript": True, "bin": {"greet": "greet.js"}}
-    (folder / "package-lock.json").write_text(json.dumps({"lockfileVersion": 3, "requires": True, "packages": {
-        "": {"dependencies": {"greet": "1.0.0"}}, "node_modules/greet": locked}}))
+    locked = {"version": "1.0.0", "integrity": integrity, "hasInstallScript": True,
+              "bin": {"greet": "greet.js"}}
+    (folder / "package-lock.json").write_text(json.dumps({"lockfileVersion": 3, "requires": True,
+                                                          "packages": {
+"": {"dependencies": {"greet": "1.0.0"}}, "node_modules/greet": locked}}))
     yield folder
     server.shutdown()
     server.server_close()
@@ -88,9 +94,11 @@ def refused(source: Path, *words: str) -> None:
 
 
 def test_two_at_once_fetch_it_once(source):
-    code = (f"from pathlib import Path; from flexgs.formats import node; f = node.kept(Path({str(source)!r}), 'a test'); "
-            "print(f, node.run(f, 'greet', 'you', seconds=20, doing='a test'))")
-    both = [subprocess.Popen([sys.executable, "-c", code], cwd=TOP, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    code = ("from pathlib import Path; from flexgs.formats import node; f = "
+            f"node.kept(Path({str(source)!r}), 'a test'); print(f, node.run(f, 'greet', 'you', "
+            "seconds=20, doing='a test'))")
+    both = [subprocess.Popen([sys.executable, "-c", code], cwd=TOP, stdout=subprocess.PIPE, text=True)
+            for _ in range(2)]
     said = [process.communicate(timeout=60)[0] for process in both]
     folder = node.kept(source, "a test")
     assert said == 2 * [f"{folder} hello you in {TOP}\n\n"]
@@ -121,7 +129,8 @@ def test_without_a_registry_or_node(source, monkeypatch):
     monkeypatch.setenv("npm_config_registry", "http://someone:secret@127.0.0.1:9/")
     with pytest.raises(UserError) as error:
         node.kept(source, "a test")
-    assert node.UNREACHED in str(error.value) and "ECONNREFUSED" in str(error.value) and "secret" not in str(error.value)
+    assert (node.UNREACHED in str(error.value) and "ECONNREFUSED" in str(error.value)
+            and "secret" not in str(error.value))
     monkeypatch.setattr(node, "FETCH", 0.05)
     refused(source, "npm did not end in 0 s")
     monkeypatch.setenv("PATH", str(source))

@@ -1,4 +1,5 @@
-"""Runs that were trained before files and settings changed, at commit 8409108, go on and are cut as if nothing had changed."""
+"""Runs that were trained before files and settings changed, at commit 8409108, go on and are cut as if
+nothing had changed."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +15,8 @@ OLD = Path(__file__).parent / "data" / "old_runs"
 
 @pytest.mark.parametrize("preset", ["default", "mended"])
 def test_an_old_run_goes_on(preset, tmp_path):
-    """From its checkpoint at view 40, in stage 2, to the model that it ended with; up to what another processor rounds."""
+    """From its checkpoint at view 40, in stage 2, to the model that it ended with; up to what another
+    processor rounds."""
     run = shutil.copytree(OLD / preset / "capture", tmp_path / "capture")
     before = ElasticModel.load(run)
     shutil.rmtree(run / "model")

@@ -1,4 +1,5 @@
-"""What is imported is declared, what is declared is imported, and all that is installed has a version, a hash and a lock."""
+"""What is imported is declared, what is declared is imported, and all that is installed has a version, a hash
+and a lock."""
 
 import ast
 import json
@@ -16,17 +17,21 @@ from packaging.utils import canonicalize_name
 
 TOP = Path(__file__).parent.parent
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
-EXTRAS = {name: [Requirement(line) for line in lines] for name, lines in PROJECT["optional-dependencies"].items()}
+EXTRAS = {name: [Requirement(line) for line in lines] for name,
+          lines in PROJECT["optional-dependencies"].items()}
 DECLARED = {"": [Requirement(line) for line in PROJECT["dependencies"]], **EXTRAS}
 """What each extra brings, and '' always."""
 NAMES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "xdist": "pytest-xdist"}
 """The package of a module that is named otherwise."""
 NOT_IMPORTED = {
-    "torchvision": "torchmetrics imports it, for the backbones of LPIPS", "ninja": "torch compiles gsplat with it",
-    "nvidia-ml-py": "MLflow reads the load of GPUs with it", "google-api-python-client": "Ray starts machines with it",
-    "google-auth": "Ray starts machines with it", "psycopg2-binary": "MLflow's server reaches Postgres with it",
-    "flask": "moto's server needs it", "flask-cors": "moto's server needs it", "ruff": "a program", "mypy": "a program",
-    "check-jsonschema": "a program"}
+    "torchvision": "torchmetrics imports it, for the backbones of LPIPS",
+    "ninja": "torch compiles gsplat with it",
+    "nvidia-ml-py": "MLflow reads the load of GPUs with it",
+    "google-api-python-client": "Ray starts machines with it",
+    "google-auth": "Ray starts machines with it",
+    "psycopg2-binary": "MLflow's server reaches Postgres with it",
+    "flask": "moto's server needs it", "flask-cors": "moto's server needs it", "ruff": "a program",
+    "mypy": "a program", "check-jsonschema": "a program"}
 """What is declared for somebody else who imports it."""
 
 
@@ -44,12 +49,14 @@ PINS = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for p
 def imported(*folders: str) -> dict[str, Path]:
     """The packages that Python files in folders import, each with one that does."""
     files = [file for folder in folders for file in (TOP / folder).rglob("*.py")]
-    ours = {"flexgs", "ray_jobs", "tuning", "tests", "conftest", *(file.stem for file in (TOP / "tests").glob("*.py"))}
+    ours = {"flexgs", "ray_jobs", "tuning", "tests",
+            "conftest", *(file.stem for file in (TOP / "tests").glob("*.py"))}
     found = {}
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
             modules = ([alias.name for alias in node.names] if isinstance(node, ast.Import) else
-                       [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else [])
+                       [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level
+                       else [])
             for module in {module.partition(".")[0] for module in modules} - ours - sys.stdlib_module_names:
                 found[canonicalize_name(NAMES.get(module, module))] = file
     return found
@@ -61,9 +68,11 @@ def declared(*extras: str) -> set[str]:
 
 def test_imported_is_declared_and_the_reverse():
     """Packages that others bring today are gone tomorrow; those that nobody imports are installed in vain."""
-    product, all_of_it = imported("flexgs", "ray_jobs", "tuning"), imported("flexgs", "ray_jobs", "tuning", "tests", "docs")
+    product, all_of_it = imported("flexgs", "ray_jobs", "tuning"), imported("flexgs", "ray_jobs", "tuning",
+                                                                            "tests", "docs")
     assert len(product) > 20
-    assert {name: file for name, file in product.items() if name not in declared("", "cuda", "lpips", "export", "view")} == {}
+    assert {name: file for name, file in product.items()
+            if name not in declared("", "cuda", "lpips", "export", "view")} == {}
     assert {name: file for name, file in all_of_it.items() if name not in declared(*DECLARED)} == {}
     assert declared(*DECLARED) - set(all_of_it) == set(NOT_IMPORTED)
 
@@ -97,18 +106,22 @@ def test_all_that_is_installed_is_pinned():
 
 
 def test_pins_are_what_is_declared():
-    assert len(PINS) == len([pin for pin in pins("constraints.txt") if not pin.marker or pin.marker.evaluate()])  # one for each
+    # one for each
+    assert len(PINS) == len([pin for pin in pins("constraints.txt") if not pin.marker
+                             or pin.marker.evaluate()])
     for requirement in (r for requirements in DECLARED.values() for r in requirements if r.name != "flexgs"):
         assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)]), requirement
 
 
 def test_every_pin_has_its_hashes():
-    """The two files are made by one command; neither says where from, as that is another place for everyone."""
+    """The two files are made by one command; neither says where from, as that is another place for
+    everyone."""
     assert list(map(str, pins("requirements-hashes.txt"))) == list(map(str, pins("constraints.txt")))
     text = (TOP / "requirements-hashes.txt").read_text()
     packages = re.split(r"\n(?=\S)", text.strip())[2:]
     assert len(packages) == len(pins("constraints.txt"))
-    assert [p for p in packages if not re.fullmatch(r"\S+==\S+( ; [^\\]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+", p)] == []
+    assert [p for p in packages
+            if not re.fullmatch(r"\S+==\S+( ; [^\\]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+", p)] == []
 
 
 def test_the_hashes_without_those_of_torch(tmp_path):
@@ -122,7 +135,8 @@ def test_the_hashes_without_those_of_torch(tmp_path):
     gone = {pin.name for pin in pins("constraints.txt")} - kept
     assert {"torch", "torchvision", "triton", "nvidia-cublas", "cuda-toolkit"} < gone
     assert {name.partition("-")[0] for name in gone} == {"torch", "torchvision", "triton", "nvidia", "cuda"}
-    assert {"torchmetrics", "nvidia-ml-py"} < kept and {p.strip() for p in others} < {p.strip() for p in paragraphs}
+    assert ({"torchmetrics", "nvidia-ml-py"} < kept
+            and {p.strip() for p in others} < {p.strip() for p in paragraphs})
 
 
 @pytest.mark.parametrize("name", ["view/web", "formats/splat_transform"])
@@ -134,4 +148,5 @@ def test_locks_of_npm(name):
     locked = {where.removeprefix("node_modules/"): package for where, package in packages}
     for package, version in wanted.items():
         assert re.fullmatch(r"[\d.]+", version) and locked[package]["version"] == version
-    assert all(package["integrity"].startswith("sha512-") and "resolved" not in package for _, package in packages)
+    assert all(package["integrity"].startswith("sha512-") and "resolved" not in package for _,
+               package in packages)

@@ -1,4 +1,5 @@
-"""The values of every preset are those of docs/method.md: the document is the source, the code has to follow."""
+"""The values of every preset are those of docs/method.md: the document is the source, the code has to
+follow."""
 
 import ast
 import re
@@ -16,7 +17,8 @@ PARTS = ("base", "rates", "loss", "ratios", "order", "gsnet", "transform", "delt
 def rows(section: str, columns: int) -> list[list[str]]:
     """The cells of the tables below a heading, those with so many columns."""
     text = TEXT.split(f"## {section}\n")[1].split("\n## ")[0].replace("\\|", "¦")
-    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()
+             if line.startswith("|")]
     return [row for row in found if len(row) == columns and not set(row[0]) <= {"-"}][1:]
 
 
@@ -80,16 +82,19 @@ def test_the_table_of_disagreements_says_the_same_in_words():
     assert "o·T" in theirs[6] and official.order.score == "opacity_t"
     for config, cells in ((paper, ours), (official, theirs)):
         assert numbers(code[7]) == [config.gsnet.gi_weight, config.gsnet.sparsity_weight]
-        _, full, elastic, _, s_elastic, s_full = numbers(code[9])  # "L1", both; "1-SSIM", of the elastic one and of the whole
+        # "L1", both; "1-SSIM", of the elastic one and of the whole
+        _, full, elastic, _, s_elastic, s_full = numbers(code[9])
         assert config.loss.full_l1 == full and config.loss.elastic_l1 == elastic
         assert (config.loss.elastic_ssim, config.loss.full_ssim) == (s_elastic, s_full)
         assert numbers(cells[10]) == [config.base.l1]
         assert numbers(cells[11]) == [config.base_steps, config.steps - config.base_steps]
         assert numbers(cells[13]) == [config.field.resolution[3]]
         assert numbers(code[14]) == [*config.field.levels, config.field.channels]
-        assert numbers(code[15]) == [config.field.ratio_smoothness, config.field.ratio_l1, config.field.space_smoothness]
+        assert numbers(code[15]) == [config.field.ratio_smoothness, config.field.ratio_l1,
+                                     config.field.space_smoothness]
         assert config.field.smooth_both == ("both" in cells[16])
         assert config.field.zero_init == (cells[19] == "no change")
         assert config.rates.restart == (cells[23] == "forgotten")
         assert config.gsnet.detach == ("detached" in cells[31]) == config.gsnet.normalise
-    assert numbers(table[12][1]) == [*paper.ratios.values] and numbers(table[12][2]) == [*official.ratios.values]
+    assert (numbers(table[12][1]) == [*paper.ratios.values]
+            and numbers(table[12][2]) == [*official.ratios.values])

@@ -47,7 +47,8 @@ def test_every_cut_is_that_of_the_model_and_bytes_are_read_once(kind, ratios, tm
         sizes.append(packed.offset)
         at_once = Progressive.open(tmp_path / "m.fgs")
         assert same(at_once.cut(ratio), model.cut(ratio)) and at_once.offset == packed.offset
-    assert sizes == sorted(sizes) and len(set(sizes)) == len(ratios) and sizes[-1] == (tmp_path / "m.fgs").stat().st_size
+    assert (sizes == sorted(sizes) and len(set(sizes)) == len(ratios)
+            and sizes[-1] == (tmp_path / "m.fgs").stat().st_size)
     assert same(packed.cut(0.01), model.cut(0.01))  # and back
 
 
@@ -83,7 +84,8 @@ def test_damage_at_any_place_is_a_clear_error(kind, tmp_path):
 
 
 def forged(path: Path, change) -> Path:
-    """The file with another header and perhaps other chunks, as change(header, chunks) makes them, its checksums right."""
+    """The file with another header and perhaps other chunks, as change(header, chunks) makes them, its
+    checksums right."""
     raw = path.read_bytes()
     length = HEAD.unpack(raw[:HEAD.size])[2]
     about, at, bodies = json.loads(raw[HEAD.size:HEAD.size + length]), HEAD.size + length, []
@@ -133,14 +135,17 @@ def set_field(about, resolution: int, **changes) -> None:
     (lambda about, _: about["chunks"][0].pop("crc32"), "found no crc32"),
     (lambda about, _: about["chunks"][0].update(ratio=10**400), "an integer of 401 digits"),
     (lambda about, _: about["chunks"][0].update(ratio=0.5), "the chunks do not rise to all of the model"),
-    (lambda about, bodies: (about["chunks"].pop(), bodies.pop()), "the chunks do not rise to all of the model"),
+    (lambda about, bodies: (about["chunks"].pop(), bodies.pop()),
+     "the chunks do not rise to all of the model"),
     (lambda about, _: about["chunks"][0]["parts"][0].__setitem__(2, 5.0), "parts: found 5.0, expected int"),
     (lambda about, _: about["chunks"][0]["parts"].pop(), "the chunks are not those of such a model"),
-    (lambda about, _: about["chunks"][0].update(bytes=1 << 40), r"found [\d,]+ bytes, expected 1,099,\S+ as its header says"),
+    (lambda about, _: about["chunks"][0].update(bytes=1 << 40),
+     r"found [\d,]+ bytes, expected 1,099,\S+ as its header says"),
     (lambda about, bodies: bodies.__setitem__(0, bytes(1 << 20)), "which is no size that they deflate to"),
     (lambda about, bodies: bodies.append(b"more"), r"found [\d,]+ bytes, expected [\d,]+ as its header says"),
     (lambda about, _: set_field(about, 4000), "--field.resolution.*expected at most"),
-    (lambda about, _: set_field(about, 800, levels=[1], channels=16), "which is no size|not those of such a model"),
+    (lambda about, _: set_field(about, 800, levels=[1], channels=16),
+     "which is no size|not those of such a model"),
     (lambda about, _: about["cameras"][0].__setitem__(0, 0), "found camera 1 of 0x48 pixels"),
     (lambda about, _: about["cameras"][0].__setitem__(2, 7), "found camera 1 .* a rotation"),
     (lambda about, _: about["cameras"][0].pop(), "cameras: found 26 entries, expected 27 to 27 entries"),
@@ -237,7 +242,8 @@ def test_a_run_is_served_packed_and_nothing_else_of_it(trained, tmp_path):
     with serving(run) as url:
         assert same(Progressive.open(f"{url}/model.fgs").cut(0.05), ElasticModel.load(run).cut(0.05))
         assert b"studio_005.00pct.ply" in urllib.request.urlopen(f"{url}/cuts/", timeout=10).read()
-        for hidden in ("config.json", "results.json", "model/model.json", "cuts/../config.json", "checkpoints/"):
+        for hidden in ("config.json", "results.json", "model/model.json", "cuts/../config.json",
+                       "checkpoints/"):
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 urllib.request.urlopen(f"{url}/{hidden}", timeout=10)
     (run / ".published").mkdir()  # killed while it published: these count, wherever they are
@@ -267,7 +273,8 @@ def test_over_http_only_what_a_cut_needs_is_sent(served, tmp_path, monkeypatch):
     shutil.copy(tmp_path / "m.fgs", tmp_path / "é b.fgs")
     assert same(open_model(f"{served}/é b.fgs").cut(0.01), model.cut(0.01))
     for url, says in ((f"{served}/none.fgs", "/none.fgs: the server says 404 Not Found"),
-                      ("HTTP://me:secret@127.0.0.1:9/m.fgs", r"^HTTP://127\.0\.0\.1:9/m\.fgs: no connection \(Connection ref"),
+                      ("HTTP://me:secret@127.0.0.1:9/m.fgs",
+                       r"^HTTP://127\.0\.0\.1:9/m\.fgs: no connection \(Connection ref"),
                       ("s3://bucket/m.fgs", "s3://bucket/m.fgs: found s3, expected http or https")):
         with pytest.raises(UserError, match=says):
             open_model(url)

@@ -1,4 +1,5 @@
-"""The CPU rasterizer against the float64 oracle, and what it promises beyond: determinism, independence, SIMD."""
+"""The CPU rasterizer against the float64 oracle, and what it promises beyond: determinism, independence,
+SIMD."""
 
 import math
 import os
@@ -90,7 +91,8 @@ def compare(splats: Splats, camera: Camera, *, sh_degree: int | None = None, mas
     assert torch.equal(out.contributions[:, 1].double(), ref.contributions[:, 1])
     assert relative_l2(out.contributions, ref.contributions) < 1e-6
     pairs = {name: (t.grad, getattr(exact, name).grad) for name, t in splats.items()}
-    pairs |= {"means2d": (out.means2d.grad, ref.means2d.grad), "background": (background.grad, background64.grad)}
+    pairs |= {"means2d": (out.means2d.grad, ref.means2d.grad),
+              "background": (background.grad, background64.grad)}
     if masked:
         pairs["mask"] = mask.grad, mask64.grad
     errors = {name: relative_l2(a, torch.zeros_like(a) if b is None else b) for name, (a, b) in pairs.items()}
@@ -112,7 +114,8 @@ def test_without_mask_and_with_a_cap_on_the_degree() -> None:
     assert torch.equal(out.image, again.image)
 
 
-def splat(mean: list[float], scale: list[float], opacity: float = 0.9, quat: tuple = (0.7, 0.1, -0.5, 0.4)) -> Splats:
+def splat(mean: list[float], scale: list[float], opacity: float = 0.9,
+          quat: tuple = (0.7, 0.1, -0.5, 0.4)) -> Splats:
     logit = math.log(opacity / (1 - opacity))
     rows = torch.tensor([mean, scale], dtype=torch.float32)
     return Splats(rows[:1], torch.tensor([quat], dtype=torch.float32), rows[1:].log(), torch.tensor([logit]),
@@ -198,7 +201,8 @@ def test_threads_start_again_after_a_fork() -> None:
     if (child := os.fork()) == 0:
         same = False
         try:
-            same = np.array_equal(render(splats, camera).image.numpy(), expected)  # torch's own threads may hang here
+            # torch's own threads may hang here
+            same = np.array_equal(render(splats, camera).image.numpy(), expected)
         finally:
             os._exit(0 if same else 1)
     assert os.waitpid(child, 0)[1] == 0

@@ -1,6 +1,8 @@
-"""How fast each parameter learns, at every moment of both stages, in every preset; and what else depends on the moment.
+"""How fast each parameter learns, at every moment of both stages, in every preset; and what else depends on
+the moment.
 
-The numbers are written here by hand from docs/method.md, "Learning rates". What is measured is how far Adam moves a parameter.
+The numbers are written here by hand from docs/method.md, "Learning rates". What is measured is how far Adam
+moves a parameter.
 """
 
 import math
@@ -23,14 +25,15 @@ GAUSSIANS = {"splats.means": (1.6e-4 * E, 100), "splats.quats": (1e-3, 1), "spla
 STAGE_1 = {**GAUSSIANS, "splats.shN": (1.25e-4, 1)}
 STAGE_2 = {**GAUSSIANS, "splats.shN": (1.25e-4, 1)}
 QUICK_HARMONICS = {**GAUSSIANS, "splats.shN": (5e-4, 1)}
-DELTAS = {"transform.means": (4.8e-4 * E / UNIT, 100), "transform.quats": (1e-3, 1), "transform.scales": (5e-3, 1),
-          "transform.opacities": (0.05, 1), "transform.sh0": (2.5e-3, 1)}
+DELTAS = {"transform.means": (4.8e-4 * E / UNIT, 100), "transform.quats": (1e-3, 1),
+          "transform.scales": (5e-3, 1), "transform.opacities": (0.05, 1), "transform.sh0": (2.5e-3, 1)}
 FLEXGS = {"selector": (8e-4, 10), "transform.network": (8e-4, 10), "transform.planes": (8e-3, 10)}
 MENDED = {"selector": (4e-3, 10), "transform.network": (4e-3, 10), "transform.planes": (4e-2, 10)}
 SECOND = {
     "default": QUICK_HARMONICS | DELTAS, "fast": QUICK_HARMONICS | DELTAS, "smoke": QUICK_HARMONICS | DELTAS,
     "paper": STAGE_2 | FLEXGS, "official": STAGE_2 | FLEXGS, "mended": STAGE_2 | MENDED,
-    "plain": STAGE_2, "lightgs": STAGE_2, "c3dgs": STAGE_2, "eagles": STAGE_2, "matryoshka": STAGE_2, "scratch": STAGE_2}
+    "plain": STAGE_2, "lightgs": STAGE_2, "c3dgs": STAGE_2, "eagles": STAGE_2, "matryoshka": STAGE_2,
+    "scratch": STAGE_2}
 
 
 def moved(optimizer: Optimizer, progress: float) -> dict[str, float]:
@@ -80,7 +83,8 @@ def test_a_step_knows_how_far_its_stage_is(monkeypatch):
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_adam_of_a_batch(batch):
-    """Two steps by the formulas of Kingma and Ba 2015, with the constants for batches; also where epsilon decides."""
+    """Two steps by the formulas of Kingma and Ba 2015, with the constants for batches; also where epsilon
+    decides."""
     splats = tiny_splats(20, 1).map(torch.zeros_like).requires_grad_()
     optimizer = Optimizer(splat_groups(splats, Rates(), 2.0), batch)
     b1, b2, eps, m, v, x = 0.9**batch, 0.999**batch, 1e-15 / math.sqrt(batch), 0.0, 0.0, 0.0
@@ -94,7 +98,8 @@ def test_adam_of_a_batch(batch):
 
 
 def test_the_unit_of_a_scene_changes_no_step():
-    """Where epsilon decides: positions in units of 8 and their gradients, which are in eighths, move as those in units of 1."""
+    """Where epsilon decides: positions in units of 8 and their gradients, which are in eighths, move as those
+    in units of 1."""
     moved = []
     for unit in (1.0, 8.0):
         splats = tiny_splats(20, 1).map(torch.zeros_like).requires_grad_()
@@ -130,12 +135,14 @@ def test_global_importance_is_computed_again_every_so_many_views():
     changed = []
     while trainer.step < 222:
         before = trainer.order.rank.clone()
-        trainer.splats.opacities.data.copy_(torch.randn(40, generator=torch.Generator().manual_seed(trainer.step)))
+        trainer.splats.opacities.data.copy_(torch.randn(40,
+                                                        generator=torch.Generator().manual_seed(trainer.step)))
         scores, at = trainer._scores(), trainer.step
         trainer.train_step()
         if not torch.equal(trainer.order.rank, before):
             changed.append(at)
-            assert trainer.order.rank.tolist() == scores.argsort(descending=True).argsort().tolist()  # 0: the most important
+            # 0: the most important
+            assert trainer.order.rank.tolist() == scores.argsort(descending=True).argsort().tolist()
     assert changed == [210, 220]
 
 

@@ -42,8 +42,10 @@ def model(scene, config) -> ElasticModel:
 
 def results(psnr: float, scene: str = "it's studio", digest: str = "abc") -> dict:
     return {"scene": scene, "capture": "/captures/it's studio", "preset": "smoke", "steps": 200,
-            "protocol": {"train_views": 15, "test_views": 3, "width": 64, "height": 48, "points": 100, "digest": digest},
-            "ratios": {ratio: {"psnr": psnr + float(ratio), "ssim": 0.5, "splats": 9, "mb": 1.0} for ratio in ("0.05", "1")}}
+            "protocol": {"train_views": 15, "test_views": 3, "width": 64, "height": 48, "points": 100,
+                         "digest": digest},
+            "ratios": {ratio: {"psnr": psnr + float(ratio), "ssim": 0.5, "splats": 9, "mb": 1.0}
+                       for ratio in ("0.05", "1")}}
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +60,19 @@ def started(uri: str, root: Path, name: str = "run") -> tuple[Tracking, Run]:
 
 
 def test_a_logged_model_is_cut_in_a_fresh_process(model, uri, tmp_path):
-    """By its alias, without this checkout on the path; the files are those that write_ply makes, byte for byte."""
+    """By its alias, without this checkout on the path; the files are those that write_ply makes, byte for
+    byte."""
     (tmp_path / "run" / "model").mkdir(parents=True)
     model.save(tmp_path / "run" / "model")
     tracking, run = started(uri, tmp_path)
     run.log_results(results(20.0), tmp_path / "run")
-    kept = {f.name for f in (tmp_path / "artifacts").rglob("*") if f.is_file()}  # before Python compiles it where it is loaded
+    # before Python compiles it where it is loaded
+    kept = {f.name for f in (tmp_path / "artifacts").rglob("*") if f.is_file()}
     assert {"model.safetensors", "model.json", "pyfunc.py", "MLmodel"} <= kept
     assert not {Path(name).suffix for name in kept} & {".pkl", ".pickle", ".pt", ".pyc"}
 
-    done = subprocess.run([sys.executable, "-c", LOAD_AND_CUT, tracking.uri, str(tmp_path)], cwd=tmp_path, text=True,
-                          capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", LOAD_AND_CUT, tracking.uri, str(tmp_path)], cwd=tmp_path,
+                          text=True, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     for name, budget in (("a", "20%"), ("b", "20kB")):
@@ -82,27 +86,33 @@ def test_a_logged_model_is_cut_in_a_fresh_process(model, uri, tmp_path):
 
 
 def test_leftovers_are_not_logged(model, tmp_path, monkeypatch):
-    """What lies about in the folders of the sources and of the model does not change what is logged: not by a file."""
+    """What lies about in the folders of the sources and of the model does not change what is logged: not by a
+    file."""
     package = Path(pyfunc.__file__).parents[1]
     clean = shutil.copytree(package, tmp_path / "flexgs", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(pyfunc, "__file__", str(clean / "tracking" / "pyfunc.py"))
     (tmp_path / "model").mkdir()
     model.save(tmp_path / "model")
-    for left in ("splats.pyc", "model/__pycache__/field.cpython-311.pyc", "raster/cpu/__pycache__/kernels.nbi", "splats.py~",
+    for left in ("splats.pyc", "model/__pycache__/field.cpython-311.pyc",
+                 "raster/cpu/__pycache__/kernels.nbi", "splats.py~",
                  "._splats.py", ".splats.py.swp", "#splats.py#", "splats.py.orig", "model/.DS_Store", "TAGS",
-                 ".ipynb_checkpoints/splats.py", "view/web/node_modules/x.py", "../model/.DS_Store", "../model/model.json~"):
+                 ".ipynb_checkpoints/splats.py", "view/web/node_modules/x.py", "../model/.DS_Store",
+                 "../model/model.json~"):
         (clean / left).parent.mkdir(parents=True, exist_ok=True)
         (clean / left).write_bytes(b"left")
     (clean / ".#splats.py").symlink_to("user@host.1:2")  # a lock of Emacs, which leads nowhere
     pyfunc.save(tmp_path / "model", tmp_path / "logged")
-    logged = {str(f.relative_to(tmp_path / "logged")) for f in (tmp_path / "logged").rglob("*") if f.is_file()}
+    logged = {str(f.relative_to(tmp_path / "logged")) for f in (tmp_path / "logged").rglob("*")
+              if f.is_file()}
     modules = {f"code/flexgs/{module.relative_to(package)}" for module in package.rglob("[!.]*.py")}
     assert {name for name in logged if name.startswith("code/")} == modules
-    assert {name for name in logged if name.startswith("artifacts/")} == {f"artifacts/{name}" for name in pyfunc.MODEL}
+    assert {name for name in logged
+            if name.startswith("artifacts/")} == {f"artifacts/{name}" for name in pyfunc.MODEL}
 
 
 def test_only_a_better_version_takes_the_alias(model, uri, tmp_path):
-    """Not a worse one, not one measured on other images; and results that were logged make no second version."""
+    """Not a worse one, not one measured on other images; and results that were logged make no second
+    version."""
     versions = {}
     for name, (psnr, digest) in {"first": (20.0, "abc"), "worse": (19.0, "abc"), "other": (30.0, "def"),
                                  "better": (21.0, "abc")}.items():
@@ -114,7 +124,8 @@ def test_only_a_better_version_takes_the_alias(model, uri, tmp_path):
         best = tracking.client.get_model_version_by_alias("flexgs-fox", "best")
         versions[name] = best.version
         data = tracking.client.get_run(run.id).data
-        assert data.metrics["psnr_auc"] == pytest.approx(psnr + 0.525) and data.tags["model"].startswith("models:/")
+        assert (data.metrics["psnr_auc"] == pytest.approx(psnr + 0.525)
+                and data.tags["model"].startswith("models:/"))
     assert versions == {"first": 1, "worse": 1, "other": 1, "better": 4}
     client, fox = tracking.client, "name='flexgs-fox'"
     assert len(client.search_model_versions(fox)) == len(client.search_logged_models([tracking.id])) == 4
@@ -146,7 +157,8 @@ def test_a_model_that_cannot_be_registered_is_a_warning(uri, tmp_path, caplog):
     run.log_results(results(20.0), tmp_path / "run")
     assert [r.levelname for r in caplog.records if r.name == "flexgs.tracking"] == ["WARNING"]
     done = tracking.client.get_run(run.id)
-    assert done.info.status == "FINISHED" and done.data.metrics["psnr/ratio_0.05"] == 20.05 and tracking.available()
+    assert (done.info.status == "FINISHED" and done.data.metrics["psnr/ratio_0.05"] == 20.05
+            and tracking.available())
 
 
 def test_the_machine_is_watched_until_the_run_ends(uri, tmp_path, monkeypatch):

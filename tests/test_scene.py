@@ -1,4 +1,5 @@
-"""Loading captures: every format and lens that is read, and one line for the user for every way a capture can be broken."""
+"""Loading captures: every format and lens that is read, and one line for the user for every way a capture can
+be broken."""
 
 import json
 import os
@@ -50,7 +51,8 @@ def one_line(error: pytest.ExceptionInfo) -> str:
 
 def same_views(a, b, atol=1e-5):
     for one, two in zip(a.train + a.test, b.train + b.test, strict=True):
-        assert one.name == two.name and (one.camera.width, one.camera.height) == (two.camera.width, two.camera.height)
+        assert (one.name == two.name and (one.camera.width, one.camera.height)
+                == (two.camera.width, two.camera.height))
         torch.testing.assert_close(one.camera.viewmat, two.camera.viewmat, atol=atol, rtol=0)
         torch.testing.assert_close(one.camera.K, two.camera.K, atol=1e-4, rtol=0)
         assert torch.equal(one.image(), two.image())
@@ -73,7 +75,8 @@ def to_transforms(capture: Path, **top) -> dict:
         pose = np.linalg.inv(np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]]))
         pose[:3, 1:3] *= -1
         frames.append({"file_path": f"images/{image.name}", "transform_matrix": pose.tolist()})
-    data = {"w": camera.width, "h": camera.height, "fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy, "frames": frames, **top}
+    data = {"w": camera.width, "h": camera.height, "fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy,
+            "frames": frames, **top}
     shutil.rmtree(capture / "sparse")
     save(capture, data)
     return data
@@ -83,7 +86,8 @@ def save(capture: Path, data) -> None:
     (capture / "transforms.json").write_text(json.dumps(data))
 
 
-# -- what is read -----------------------------------------------------------------------------------------------------
+# -- what is read
+# -----------------------------------------------------------------------------------------------------
 
 def test_colmap(capture):
     scene = load_scene(capture, name="other")
@@ -101,7 +105,8 @@ def test_colmap(capture):
     assert scene.extent == pytest.approx(1.1 * float((centres - centres.mean(0)).norm(dim=1).max()))
     assert scene.name == "other" and scene.root == capture
     assert json.loads(json.dumps(scene.protocol)) == scene.protocol
-    assert scene.protocol["width"] == 64 and scene.protocol["train_views"] == 15 and not scene.protocol["undistorted"]
+    assert (scene.protocol["width"] == 64 and scene.protocol["train_views"] == 15
+            and not scene.protocol["undistorted"])
 
 
 def test_text_gives_the_same_scene_as_binary(capture, copy):
@@ -131,7 +136,8 @@ def test_images_in_subfolders(capture, copy):
         image.name = f"{folder}/{image.name}"
     found.write_binary(str(copy / "sparse" / "0"))
     scene = load_scene(copy)
-    assert len(scene.train) == 15 and scene.test[0].name.startswith("left/") and scene.train[-1].name.startswith("right/")
+    assert (len(scene.train) == 15 and scene.test[0].name.startswith("left/")
+            and scene.train[-1].name.startswith("right/"))
     assert scene.train[0].image().shape == (48, 64, 3)
 
 
@@ -143,13 +149,15 @@ def test_split(capture):
     assert [v.name for v in scene.train] == [n for i, n in enumerate(names) if i % 5]
 
 
-# -- sizes ------------------------------------------------------------------------------------------------------------
+# -- sizes
+# ------------------------------------------------------------------------------------------------------------
 
 def test_reducing_by_a_factor(capture):
     scene, small = load_scene(capture), load_scene(capture, factor=3)
     view, original = small.train[0], Image.open(capture / "images" / small.train[0].name)
     assert (view.camera.width, view.camera.height) == (21, 16)
-    assert np.array_equal(view.image().numpy(), np.asarray(original.resize((21, 16), Image.Resampling.BICUBIC)))
+    assert np.array_equal(view.image().numpy(),
+                          np.asarray(original.resize((21, 16), Image.Resampling.BICUBIC)))
     K = scene.train[0].camera.K.numpy() * [[21 / 64], [16 / 48], [1]]
     np.testing.assert_allclose(view.camera.K.numpy(), K, rtol=1e-6)
     assert small.protocol["resize"] == "pillow bicubic" and small.protocol["images"] == "images"
@@ -158,11 +166,13 @@ def test_reducing_by_a_factor(capture):
 def test_a_folder_of_reduced_images_is_taken_as_it_is(copy):
     (copy / "images_2").mkdir()
     for file in (copy / "images").iterdir():
-        Image.open(file).resize((33, 24)).save(copy / "images_2" / f"{file.stem}.jpg")  # another suffix, uneven rounding
+        # another suffix, uneven rounding
+        Image.open(file).resize((33, 24)).save(copy / "images_2" / f"{file.stem}.jpg")
     scene = load_scene(copy, factor=2)
     view = scene.train[0]
     assert view.path.parent.name == "images_2" and view.image().shape == (24, 33, 3)
-    assert view.camera.K[0, 0] == pytest.approx(0.9 * 64 * 33 / 64) and view.camera.K[1, 2] == pytest.approx(12)
+    assert (view.camera.K[0, 0] == pytest.approx(0.9 * 64 * 33 / 64)
+            and view.camera.K[1, 2] == pytest.approx(12))
     assert scene.protocol["images"] == "images_2" and scene.protocol["resize"] is None
 
 
@@ -184,14 +194,16 @@ def test_exif_orientation_is_not_applied_and_transparency_is_white(copy):
     assert (scene.train[0].image() == 255).all()
 
 
-# -- masks ------------------------------------------------------------------------------------------------------------
+# -- masks
+# ------------------------------------------------------------------------------------------------------------
 
 def test_masks_by_both_habits(copy):
     (copy / "masks").mkdir()
     keep = np.zeros((48, 64), np.uint8)
     keep[:24, 16:] = 1  # any value but zero counts
     Image.fromarray(keep).save(copy / "masks" / "001.png")
-    (copy / "images" / "002.png").rename(copy / "images" / "002.jpg")  # what is inside does not matter to Pillow
+    # what is inside does not matter to Pillow
+    (copy / "images" / "002.png").rename(copy / "images" / "002.jpg")
     Image.fromarray(keep).resize((128, 96), 0).save(copy / "masks" / "002.jpg.png")
     found = pycolmap.Reconstruction(str(copy / "sparse" / "0"))
     found.images[3].name = "002.jpg"
@@ -204,7 +216,8 @@ def test_masks_by_both_habits(copy):
     assert load_scene(copy, masks=False).train[0].mask() is None
 
 
-# -- lenses -----------------------------------------------------------------------------------------------------------
+# -- lenses
+# -----------------------------------------------------------------------------------------------------------
 
 FOCAL = 130.0
 
@@ -222,14 +235,16 @@ FOCAL = 130.0
     Lens("RADIAL_FISHEYE", 160, 120, (70.0, 80.0, 60.0, 0.03, -0.01)),
     Lens("SIMPLE_FISHEYE", 160, 120, (70.0, 80.0, 60.0)),
     Lens("FISHEYE", 160, 120, (70.0, 70.0, 80.0, 60.0)),
-    Lens("THIN_PRISM_FISHEYE", 160, 120, (70.0, 70.0, 80.0, 60.0, 0.02, -0.005, 0.001, 0.001, 0.0, 0.0, 0.001, 0.001)),
+    Lens("THIN_PRISM_FISHEYE", 160, 120,
+         (70.0, 70.0, 80.0, 60.0, 0.02, -0.005, 0.001, 0.001, 0.0, 0.0, 0.001, 0.001)),
     Lens("RAD_TAN_THIN_PRISM_FISHEYE", 160, 120,
          (70.0, 70.0, 80.0, 60.0, 0.02, -0.005, 0.001, 0.0, 0.0, 0.0, 0.001, 0.001, 0.001, 0.0, 0.001, 0.0)),
     Lens("FOV", 160, 120, (70.0, 70.0, 80.0, 60.0, 0.9)),
     Lens("EUCM", 160, 120, (75.0, 75.0, 80.0, 60.0, 0.6, 1.1)),
 ], ids=lambda lens: lens.model)
 def test_a_bent_photograph_becomes_what_a_pinhole_camera_sees(lens, tmp_path):
-    """The scene photographed through the lens and undistorted, against the scene photographed by the pinhole camera."""
+    """The scene photographed through the lens and undistorted, against the scene photographed by the pinhole
+    camera."""
     assert lens.model in LENSES
     folder = write_synthetic("studio", tmp_path / "bent", views=4, lens=lens)
     scene = load_scene(folder, test_every=0)
@@ -243,17 +258,22 @@ def test_a_bent_photograph_becomes_what_a_pinhole_camera_sees(lens, tmp_path):
     assert image.shape == truth.shape and scene.protocol["undistorted"] == bool(LENSES[lens.model])
     right = psnr(image, truth)
     assert right > (24 if LENSES[lens.model] else 45)
-    for axis in (0, 1):  # the error over the shift is a parabola, lowest at what the image is off by, in pixels
-        back, here, forth = (float((image.roll(shift, axis).float() - truth).square().mean()) for shift in (-1, 0, 1))
+    # the error over the shift is a parabola, lowest at what the image is off by, in pixels
+    for axis in (0, 1):
+        back, here, forth = (float((image.roll(shift, axis).float() - truth).square().mean())
+                             for shift in (-1, 0, 1))
         assert abs(back - forth) / (2 * (back + forth - 2 * here)) < 0.1
     assert (image.float().mean(2) == 0).float().mean() < 0.01  # no blank pixels at the edges
 
 
 WIDE = {
-    "OPENCV_FISHEYE": (700, 690, 790, 610, 0.02, -0.005, 0.001, 0), "SIMPLE_RADIAL_FISHEYE": (700, 800, 600, 0.02),
-    "RADIAL_FISHEYE": (700, 800, 600, 0.02, -0.005), "SIMPLE_FISHEYE": (700, 800, 600), "FISHEYE": (700, 700, 800, 600),
+    "OPENCV_FISHEYE": (700, 690, 790, 610, 0.02, -0.005, 0.001, 0),
+    "SIMPLE_RADIAL_FISHEYE": (700, 800, 600, 0.02),
+    "RADIAL_FISHEYE": (700, 800, 600, 0.02, -0.005), "SIMPLE_FISHEYE": (700, 800, 600),
+    "FISHEYE": (700, 700, 800, 600),
     "THIN_PRISM_FISHEYE": (700, 700, 800, 600, 0.02, -0.005, 0.001, 0.001, 0, 0, 0.001, 0.001),
-    "RAD_TAN_THIN_PRISM_FISHEYE": (700, 700, 800, 600, 0.02, -0.005, 0.001, 0, 0, 0, 0.001, 0.001, 0.001, 0, 0.001, 0),
+    "RAD_TAN_THIN_PRISM_FISHEYE": (700, 700, 800, 600, 0.02, -0.005, 0.001, 0, 0, 0, 0.001, 0.001, 0.001, 0,
+                                   0.001, 0),
     "FOV": (700, 700, 800, 600, 0.9), "EUCM": (700, 700, 800, 600, 0.6, 1.1),
 }
 
@@ -265,11 +285,13 @@ def test_every_lens_of_pycolmap_is_known_or_refused():
 
 @pytest.mark.parametrize("model", WIDE)
 def test_a_point_is_in_the_undistorted_photograph_where_the_pinhole_sees_it(model):
-    """A smooth ramp says in each pixel where in the photograph it came from; points in space say where it should."""
+    """A smooth ramp says in each pixel where in the photograph it came from; points in space say where it
+    should."""
     lens = Lens(model, 1600, 1200, tuple(map(float, WIDE[model])))
     pinhole = lens.pinhole()
-    fov = [2 * np.degrees(np.arctan(side / 2 / f)) for side, f in zip((pinhole.width, pinhole.height), pinhole.params[:2],
-                                                                   strict=True)]
+    fov = [2 * np.degrees(np.arctan(side / 2 / f)) for side,
+           f in zip((pinhole.width, pinhole.height), pinhole.params[:2],
+                 strict=True)]
     assert min(fov) > 75 and max(fov) <= MAX_FOV
     rng = np.random.default_rng(0)
     pixels = np.stack([rng.integers(pinhole.width, size=400), rng.integers(pinhole.height, size=400)], 1)
@@ -299,7 +321,8 @@ def test_distorted_masks_follow_the_image(tmp_path):
         assert ((view.image()[..., 0] > 127) != view.mask()).float().mean() < 0.03 * factor
 
 
-# -- transforms.json --------------------------------------------------------------------------------------------------
+# -- transforms.json
+# --------------------------------------------------------------------------------------------------
 
 def test_transforms_give_the_cameras_of_colmap(capture, copy):
     to_transforms(copy, aabb_scale=4)
@@ -308,7 +331,8 @@ def test_transforms_give_the_cameras_of_colmap(capture, copy):
     same_views(load_scene(capture), scene)
     assert scene.protocol["format"] == "transforms" and scene.protocol["points_from"] == "random"
     # the box of random points is where the cameras look
-    assert len(scene.points) == 10_000 and scene.points.xyz.mean(0).norm() < 1.5 and scene.points.xyz.std() < 4
+    assert (len(scene.points) == 10_000 and scene.points.xyz.mean(0).norm() < 1.5
+            and scene.points.xyz.std() < 4)
 
 
 @pytest.mark.filterwarnings("ignore:.*no points")
@@ -335,7 +359,8 @@ def test_transforms_per_frame_intrinsics_and_distortion(copy):
     names = [Path(f["file_path"]).name for f in data["frames"]]
     views = {v.name: v for v in scene.train}
     assert views[names[0]].camera.K.tolist() == [[70, 0, 30], [0, 71, 25], [0, 0, 1]]
-    assert views[names[1]].lens.model == "OPENCV" and views[names[1]].image().shape[1] == views[names[1]].camera.width != 64
+    assert (views[names[1]].lens.model == "OPENCV"
+            and views[names[1]].image().shape[1] == views[names[1]].camera.width != 64)
     assert not scene.protocol["one_size"] and scene.protocol["lenses"] == ["OPENCV", "PINHOLE"]
 
 
@@ -345,8 +370,10 @@ def test_transforms_points_reduced_images_and_split(copy, ascii):
     vertices = np.array([(1, 2, 3, 255, 0, 7), (4, 5, 6, 1, 2, 3)], np.dtype(
         [(n, "<f4") for n in "xyz"] + [(n, "u1") for n in ("red", "green", "blue")]))
     head = (f"ply\nformat {'ascii' if ascii else 'binary_little_endian'} 1.0\nelement vertex 2\n"
-            + "".join(f"property {'float' if n in 'xyz' else 'uchar'} {n}\n" for n in vertices.dtype.names) + "end_header\n")
-    body = "".join(" ".join(map(str, row)) + "\n" for row in vertices.tolist()).encode() if ascii else vertices.tobytes()
+            + "".join(f"property {'float' if n in 'xyz' else 'uchar'} {n}\n" for n in vertices.dtype.names)
+            + "end_header\n")
+    body = "".join(" ".join(map(str, row)) + "\n"
+                   for row in vertices.tolist()).encode() if ascii else vertices.tobytes()
     (copy / "points.ply").write_bytes(head.encode() + body)
     (copy / "images_2").mkdir()
     for file in (copy / "images").iterdir():
@@ -354,7 +381,8 @@ def test_transforms_points_reduced_images_and_split(copy, ascii):
     test = [f["file_path"] for f in data["frames"][:4]]
     save(copy, {**data, "ply_file_path": "points.ply", "test_filenames": test})
     scene = load_scene(copy, factor=2)
-    assert scene.points.xyz.tolist() == [[1, 2, 3], [4, 5, 6]] and scene.points.rgb.tolist() == [[255, 0, 7], [1, 2, 3]]
+    assert (scene.points.xyz.tolist() == [[1, 2, 3], [4, 5, 6]]
+            and scene.points.rgb.tolist() == [[255, 0, 7], [1, 2, 3]])
     assert scene.train[0].image().shape == (24, 32, 3) and scene.protocol["images"] == "images_2"
     assert {f"images/{v.name}" for v in scene.test} == set(test) and scene.protocol["test_every"] is None
     (copy / "points.ply").write_bytes(head.encode() + body[:-4])
@@ -383,15 +411,18 @@ def without(key):
     (lambda d: d["frames"][2].pop("transform_matrix"), "frame 2 .* transform_matrix"),
     (lambda d: d["frames"][2].update(transform_matrix=[[1, 2], [3]]), "frame 2 .* transform_matrix"),
     (lambda d: d["frames"][2].update(transform_matrix=(2 * np.eye(4)).tolist()), "not a rotation"),
-    (lambda d: d["frames"][2]["transform_matrix"][0].__setitem__(3, float("nan")), "the number NaN, which is not finite"),
+    (lambda d: d["frames"][2]["transform_matrix"][0].__setitem__(3, float("nan")),
+     "the number NaN, which is not finite"),
     (without("fl_x"), "no focal length"),
     (lambda d: d.update(fl_x="wide"), "fl_x = 'wide', expected a number"),
     (lambda d: d.update(fl_x=-3), "positive sizes and focal lengths"),
-    (lambda d: d.update(camera_model="EQUIRECTANGULAR"), "EQUIRECTANGULAR.* is not supported; expected one of SIMPLE_PINHOLE"),
+    (lambda d: d.update(camera_model="EQUIRECTANGULAR"),
+     "EQUIRECTANGULAR.* is not supported; expected one of SIMPLE_PINHOLE"),
     (lambda d: d.update(camera_model="OPENCV_FISHEYE", k1=-9e9), "no clear view around the optical axis"),
     (lambda d: d.update(w=48, h=64), "another aspect ratio"),
     (lambda d: d.update(ply_file_path="no.ply"), "no.ply: no such file, expected a PLY file"),
-    (lambda d: [f.update(file_path="images/no.png") for f in d["frames"]], "names 18 images, but 18 are not there"),
+    (lambda d: [f.update(file_path="images/no.png") for f in d["frames"]],
+     "names 18 images, but 18 are not there"),
 ])
 def test_broken_transforms(copy, change, says):
     data = to_transforms(copy)
@@ -411,7 +442,8 @@ def test_truncated_transforms(copy):
             load_scene(copy)
 
 
-# -- what is refused --------------------------------------------------------------------------------------------------
+# -- what is refused
+# --------------------------------------------------------------------------------------------------
 
 def test_no_capture(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
@@ -419,7 +451,8 @@ def test_no_capture(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="not a folder"):
         load_scene(tmp_path / "file")
-    with pytest.raises(UserError, match=r"sparse, colmap/sparse and the folders in them, and for transforms\.json; found file"):
+    with pytest.raises(UserError, match=r"sparse, colmap/sparse and the folders in them, and for "
+                                        r"transforms\.json; found file"):
         load_scene(tmp_path)
     with pytest.raises(UserError, match="factor 0"):
         load_scene(tmp_path, factor=0)
@@ -427,12 +460,14 @@ def test_no_capture(tmp_path):
 
 @pytest.mark.parametrize("part", ["cameras", "images", "points3D", "rigs", "frames"])
 def test_truncated_binary_files(copy, part):
-    """Cut at any byte, a file is refused by its name. (pycolmap itself reads garbage from it, or allocates for ever.)"""
+    """Cut at any byte, a file is refused by its name. (pycolmap itself reads garbage from it, or allocates
+    for ever.)"""
     file = copy / "sparse" / "0" / f"{part}.bin"
     data = file.read_bytes()
     for cut in {*range(0, min(len(data), 120)), *range(0, len(data), max(1, len(data) // 60)), len(data) - 1}:
         file.write_bytes(data[:cut])
-        with pytest.raises(UserError, match=rf"{part}\.bin: found {cut} bytes, expected at least \d+") as error:
+        with pytest.raises(UserError,
+                           match=rf"{part}\.bin: found {cut} bytes, expected at least \d+") as error:
             load_scene(copy)
         one_line(error)
 
@@ -448,7 +483,8 @@ def test_counts_beyond_reason(copy, part):
 
 
 def test_damaged_bytes_are_read_or_refused_but_never_crash(copy):
-    """Values, not sizes, are wrong: pycolmap notices what contradicts itself, the loader what is no number."""
+    """Values, not sizes, are wrong: pycolmap notices what contradicts itself, the loader what is no
+    number."""
     rng = np.random.default_rng(0)
     files = list((copy / "sparse" / "0").glob("*.bin"))
     for _ in range(60):
@@ -486,7 +522,8 @@ def test_truncated_text_files(copy, part):
 
 def test_a_missing_part(copy):
     (copy / "sparse" / "0" / "points3D.bin").unlink()
-    with pytest.raises(UserError, match=r"found only cameras\.bin, .*images\.bin.*expected cameras, images and points3D"):
+    with pytest.raises(UserError, match=r"found only cameras\.bin, .*images\.bin.*expected "
+                                        r"cameras, images and points3D"):
         load_scene(copy)
 
 
@@ -497,7 +534,8 @@ def test_unsupported_lenses(copy, model):
     changed = pycolmap.Reconstruction()
     changed.add_camera_with_trivial_rig(found.cameras[1])
     for image in found.images.values():
-        changed.add_image_with_trivial_frame(pycolmap.Image(name=image.name, camera_id=1, image_id=image.image_id),
+        changed.add_image_with_trivial_frame(pycolmap.Image(name=image.name, camera_id=1,
+                                                            image_id=image.image_id),
                                              image.cam_from_world())
     changed.write_binary(str(copy / "sparse" / "0"))
     with pytest.raises(UserError, match=rf"cameras\.bin: the camera model {model} is not supported"):
@@ -517,7 +555,8 @@ def test_missing_damaged_and_mismatched_images(copy):
     file = copy / "images" / "003.png"
     data = file.read_bytes()
     file.unlink()
-    with pytest.raises(UserError, match=rf"names 18 images, but 1 are not there, for instance {re.escape(str(file))}"):
+    with pytest.raises(UserError, match=r"names 18 images, but 1 are not there, for instance "
+                                        rf"{re.escape(str(file))}"):
         load_scene(copy)
     for broken in (b"", b"not an image", data[:10]):
         file.write_bytes(broken)
@@ -547,12 +586,14 @@ def test_catalog(copy, tmp_path):
     assert find_scenes(tmp_path, ["copy"]) == [tmp_path / "copy"]
     for root, names, says in ((tmp_path, ["copy", "empty"], "no capture named empty; found b, copy"),
                               (tmp_path / "empty", None, "no capture here; expected folders"),
-                              (copy, None, "it is itself a capture"), (tmp_path / "no", None, "no such folder")):
+                              (copy, None, "it is itself a capture"),
+                              (tmp_path / "no", None, "no such folder")):
         with pytest.raises(UserError, match=says):
             find_scenes(root, names)
 
 
-# -- the cache, the sampler, the first splats -------------------------------------------------------------------------
+# -- the cache, the sampler, the first splats
+# -------------------------------------------------------------------------
 
 def test_the_cache_holds_what_was_used_last_and_no_more():
     cache, made = ImageCache(100), []
@@ -611,7 +652,8 @@ def test_sampler():
 
 
 def test_initial_splats():
-    xyz = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3], [10, 0, 0], [10, 0, 0], [10, 0, 0], [10, 0, 0]])
+    xyz = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3], [10, 0, 0], [10, 0, 0], [10, 0, 0],
+                        [10, 0, 0]])
     rgb = torch.arange(24, dtype=torch.uint8).reshape(8, 3)
     splats = initial_splats(Points(xyz, rgb), 2, opacity=0.2)
     assert len(splats) == 8 and splats.sh_degree == 2 and torch.equal(splats.means, xyz)
@@ -625,7 +667,8 @@ def test_initial_splats():
         assert torch.isfinite(initial_splats(Points(xyz[:few], rgb[:few]), 0).scales).all()
 
 
-# -- real captures ----------------------------------------------------------------------------------------------------
+# -- real captures
+# ----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name, factor, views, points, size", [
     ("fox", 1, 50, 15191, (536, 960)), ("fox", 4, 50, 15191, (134, 240)),
@@ -638,7 +681,8 @@ def test_real_captures(name, factor, views, points, size):
     assert scene.train[0].image().shape == (size[1], size[0], 3)
 
 
-# -- what captures of other programs hold ------------------------------------------------------------------------------
+# -- what captures of other programs hold
+# ------------------------------------------------------------------------------
 
 def doubts(folder, **options):
     """(the scene, its doubts), each of which was a warning too, and fits on a line."""
@@ -663,7 +707,8 @@ def with_tracks(folder: Path) -> pycolmap.Reconstruction:
         rays = xyz @ pose.rotation.matrix().T + pose.translation
         front = rng.choice(np.flatnonzero(rays[:, 2] > 0.5), 40, replace=False)
         again = pycolmap.Image(name=image.name, camera_id=1, image_id=image.image_id)
-        again.points2D = pycolmap.Point2DList([pycolmap.Point2D(found.cameras[1].img_from_cam(rays[i])) for i in front])
+        again.points2D = pycolmap.Point2DList([pycolmap.Point2D(found.cameras[1].img_from_cam(rays[i]))
+                                               for i in front])
         changed.add_image_with_trivial_frame(again, pose)
         for at, i in enumerate(front):
             changed.add_observation(ids[i], pycolmap.TrackElement(image.image_id, at))
@@ -680,7 +725,8 @@ def test_files_of_different_states_are_told_by_what_images_observe(copy, tmp_pat
     found, model = with_tracks(copy), copy / "sparse" / "0"
     assert not load_scene(copy).doubts
     moved = pycolmap.Reconstruction(str(model))
-    moved.transform(pycolmap.Sim3d(2.0, pycolmap.Rotation3d(np.array([0.2, 0.5, 0.1, 0.8])), np.array([3.0, -2, 1])))
+    moved.transform(pycolmap.Sim3d(2.0, pycolmap.Rotation3d(np.array([0.2, 0.5, 0.1, 0.8])),
+                                   np.array([3.0, -2, 1])))
     (tmp_path / "moved").mkdir()
     moved.write_binary(str(tmp_path / "moved"))
     for name in part:
@@ -699,7 +745,8 @@ def test_poses_that_contradict_each_other_without_observations_are_refused(copy,
     (tmp_path / "moved").mkdir()
     moved.write_binary(str(tmp_path / "moved"))
     shutil.copy(tmp_path / "moved" / "images.bin", copy / "sparse" / "0")
-    with pytest.raises(UserError, match=r"different poses to 18 of 18 images, .*delete frames\.bin and rigs\.bin"):
+    with pytest.raises(UserError, match=r"different poses to 18 of 18 images, .*delete "
+                                        r"frames\.bin and rigs\.bin"):
         load_scene(copy)
     for name in ("frames", "rigs"):
         (copy / "sparse" / "0" / f"{name}.bin").unlink()
@@ -713,11 +760,13 @@ def test_the_largest_sub_model_is_taken_and_photographs_without_a_pose_are_said(
         small.deregister_frame(i)
     small.write_binary(str(copy / "sparse" / "0"))
     scene, said = doubts(copy)
-    assert scene.protocol["posed"] == 18 and "of 2 sub-models sparse/1 is used" in said and "sparse/0 has 3" in said
+    assert (scene.protocol["posed"] == 18 and "of 2 sub-models sparse/1 is used" in said
+            and "sparse/0 has 3" in said)
     for name in ("0", "sparse/0"):
         scene, said = doubts(copy, model=name)
         assert scene.protocol["posed"] == 3 and "3 of 18 photographs have a pose; 15 have none" in said
-    assert "18 photographs, 3 with a pose, 2 to train on, 1 to test on" in scene.summary() and "sparse/0" in scene.summary()
+    assert ("18 photographs, 3 with a pose, 2 to train on, 1 to test on" in scene.summary()
+            and "sparse/0" in scene.summary())
     with pytest.raises(UserError, match=r"no sub-model '7' .*expected one of sparse/0, sparse/1"):
         load_scene(copy, model="7")
 
@@ -725,7 +774,8 @@ def test_the_largest_sub_model_is_taken_and_photographs_without_a_pose_are_said(
 @pytest.mark.parametrize("second", ["kept", "blank", "absent"])
 @pytest.mark.parametrize("name", ["DJI 2024 ({}).png", "Kamera Süd/写真 {}.png", "#{}%20.PNG", "a {} .png"])
 def test_text_models_of_other_programs(capture, copy, second, name):
-    """Names with blanks, brackets, letters of all kinds and #; second lines with observations, blank or absent; CRLF."""
+    """Names with blanks, brackets, letters of all kinds and #; second lines with observations, blank or
+    absent; CRLF."""
     found = with_tracks(copy)
     back = {}
     for image in found.images.values():
@@ -749,11 +799,14 @@ def test_text_models_of_other_programs(capture, copy, second, name):
 
 @pytest.mark.parametrize("part, line, says", [
     ("images", "1 2 x", r"images\.txt, line 5: found something else, expected an image"),
-    ("images", "1 0 0 0 0 1 2 3 1 a.png", r"images\.txt, line 5: the image 'a\.png' has a pose that is not a rotation"),
-    ("images", "99 1 0 0 0 1 2 3 7 a.png", r"the image 'a\.png' names camera 7, which cameras\.txt does not have"),
+    ("images", "1 0 0 0 0 1 2 3 1 a.png", r"images\.txt, line 5: the image 'a\.png' has a pose "
+                                          r"that is not a rotation"),
+    ("images", "99 1 0 0 0 1 2 3 7 a.png", r"the image 'a\.png' names camera 7, which "
+                                           r"cameras\.txt does not have"),
     ("images", "2 1 0 0 0 1 2 3 1 a.png", r"has image 2 twice"),
     ("cameras", "2 NO_LENS 64 48 1", r"cameras\.txt, line 4: found the camera model 'NO_LENS'"),
-    ("cameras", "2 PINHOLE 64 48 1 2 3", r"cameras\.txt, line 4: found 3 parameters, expected the 4 of a PINHOLE camera"),
+    ("cameras", "2 PINHOLE 64 48 1 2 3", r"cameras\.txt, line 4: found 3 parameters, expected the "
+                                         r"4 of a PINHOLE camera"),
     ("points3D", "1 0 0 0 300 0 0 1", r"points3D\.txt, line 4: found something else, expected POINT3D_ID"),
     ("points3D", "1 0 0 0 30 0 0 1 4", r"points3D\.txt, line 4: found something else, expected POINT3D_ID"),
 ])
@@ -769,11 +822,13 @@ def test_lines_that_are_not_understood_are_named(copy, part, line, says):
 
 
 def test_lists_of_views(copy):
-    """However lists write the names, what they hold out is not trained on, and they leave something to test on."""
+    """However lists write the names, what they hold out is not trained on, and they leave something to test
+    on."""
     data = to_transforms(copy, ply_file_path="p.ply")
     (copy / "p.ply").write_text("ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\n"
                                 "property float y\nproperty float z\n"
-                                "property uchar r\nproperty uchar g\nproperty uchar b\nend_header\n0 0 0 1 2 3\n")
+                                "property uchar r\nproperty uchar g\nproperty uchar "
+                                "b\nend_header\n0 0 0 1 2 3\n")
     names = [frame["file_path"] for frame in data["frames"]]
 
     def views(**lists):
@@ -781,17 +836,20 @@ def test_lists_of_views(copy):
         scene, said = doubts(copy)
         return [{f"images/{view.name}" for view in part} for part in (scene.train, scene.test)], said
 
-    for write in (lambda n: f"./{n}", lambda n: n.rpartition("/")[2], lambda n: n.replace("/", "\\"), lambda n: n[:-4],
-                  lambda n: n.replace(".png", ".jpg"), lambda n: f"C:\\data\\{n}"):
+    for write in (lambda n: f"./{n}", lambda n: n.rpartition("/")[2], lambda n: n.replace("/", "\\"),
+                  lambda n: n[:-4], lambda n: n.replace(".png", ".jpg"), lambda n: f"C:\\data\\{n}"):
         (train, test), said = views(test_filenames=[write(n) for n in names[:3]])
         assert test == set(names[:3]) and train == set(names[3:]) and not said
-    (train, test), said = views(train_filenames=names[:8], val_filenames=names[8:10], test_filenames=names[10:15])
-    assert (train, test) == (set(names[:8]), set(names[10:15])) and "2 photographs are held out for validation" in said
+    (train, test), said = views(train_filenames=names[:8], val_filenames=names[8:10],
+                                test_filenames=names[10:15])
+    assert ((train, test) == (set(names[:8]), set(names[10:15]))
+            and "2 photographs are held out for validation" in said)
     assert "3 photographs are in none of its lists" in said
     (train, test), said = views(train_filenames=names[:8])
     assert (train, test) == (set(names[:8]), set(names[8:])) and "names no view to test on; the 10" in said
     (train, test), said = views(val_filenames=names[:4])
-    assert (train, test) == (set(names[4:]), set(names[:4])) and "held out for validation are tested on" in said
+    assert ((train, test) == (set(names[4:]), set(names[:4]))
+            and "held out for validation are tested on" in said)
     (train, test), said = views(train_filenames=names, test_filenames=[*names[:3], "images/none.png"])
     assert test == set(names[:3]) and "3 frames are in train_filenames and held out" in said
     assert "1 of 4 names in test_filenames are of no frame, for instance 'images/none.png'" in said
@@ -804,10 +862,12 @@ def test_lists_of_views(copy):
 def test_split_files_with_validation_and_alone(copy):
     data = to_transforms(copy)
     (copy / "transforms.json").unlink()
-    for part, frames in (("train", data["frames"][:8]), ("val", data["frames"][8:12]), ("test", data["frames"][12:])):
+    for part, frames in (("train", data["frames"][:8]), ("val", data["frames"][8:12]),
+                         ("test", data["frames"][12:])):
         (copy / f"transforms_{part}.json").write_text(json.dumps({**data, "frames": frames}))
     scene, said = doubts(copy)
-    assert (len(scene.train), len(scene.test)) == (8, 6) and "4 photographs are held out for validation" in said
+    assert ((len(scene.train), len(scene.test)) == (8, 6)
+            and "4 photographs are held out for validation" in said)
     (copy / "transforms_test.json").unlink()
     scene, said = doubts(copy)
     assert (len(scene.train), len(scene.test)) == (8, 4)
@@ -825,16 +885,19 @@ K = {"k1": -0.05, "k2": 0.02, "k3": -0.01, "k4": 0.08, "p1": 0.003, "p2": -0.002
     ({"camera_model": "FULL_OPENCV"}, "FULL_OPENCV"), ({"k5": 0.01, "k6": 0.0}, "FULL_OPENCV"),
 ])
 def test_coefficients_mean_what_the_writer_of_transforms_means(copy, more, model):
-    """Polynomial up to r^8 of nerfstudio and Metashape, or OpenCV's rational model where its name or its k5 and k6 say so."""
+    """Polynomial up to r^8 of nerfstudio and Metashape, or OpenCV's rational model where its name or its k5
+    and k6 say so."""
     to_transforms(copy, **{**K, **more})
     scene, said = doubts(copy)
     lens, k = scene.train[0].lens, {**K, "k5": 0, "k6": 0, "b1": 0, **more}
     x, y = 0.4, -0.3
     r2 = x * x + y * y
     up = 1 + k["k1"] * r2 + k["k2"] * r2**2 + k["k3"] * r2**3
-    factor = up + k["k4"] * r2**4 if model == "POLYNOMIAL" else up / (1 + k["k4"] * r2 + k["k5"] * r2**2 + k["k6"] * r2**3)
+    factor = up + k["k4"] * r2**4 if model == "POLYNOMIAL" else up / (1 + k["k4"] * r2 + k["k5"] * r2**2
+                                                                      + k["k6"] * r2**3)
     p1, p2 = (k["p2"], k["p1"]) if "b1" in more else (k["p1"], k["p2"])
-    want = [x * factor + 2 * p1 * x * y + p2 * (r2 + 2 * x * x), y * factor + 2 * p2 * x * y + p1 * (r2 + 2 * y * y)]
+    want = [x * factor + 2 * p1 * x * y + p2 * (r2 + 2 * x * x),
+            y * factor + 2 * p2 * x * y + p1 * (r2 + 2 * y * y)]
     fx, fy, cx, cy = lens.params[:4]
     found = lens.colmap().img_from_cam(np.array([[x, y, 1.0]]))[0]
     np.testing.assert_allclose(found, [fx * want[0] + cx, fy * want[1] + cy], atol=1e-9)
@@ -861,7 +924,8 @@ def test_names_of_other_file_systems_and_machines(copy):
     save(copy, data)
     scene, said = doubts(copy, test_every=0)
     assert len(scene.train) == 18 and {view.path.name for view in scene.train} >= {decomposed, "a b.png"}
-    assert "names 1 files by paths of another machine" in said and "names 1 photographs more than once" in said
+    assert ("names 1 files by paths of another machine" in said
+            and "names 1 photographs more than once" in said)
 
 
 def test_views_of_folders_of_equal_names(copy):
@@ -923,7 +987,8 @@ def test_masks_that_are_not_there_are_said(copy):
         load_scene(copy)
 
 
-def points_file(file: Path, properties: dict[str, str], values: np.ndarray, head: str = "", before: bytes = b"") -> Path:
+def points_file(file: Path, properties: dict[str, str], values: np.ndarray, head: str = "",
+                before: bytes = b"") -> Path:
     kinds = {"float": "<f4", "double": "<f8", "uchar": "u1", "ushort": "<u2", "int": "<i4"}
     rows = np.zeros(len(values), [(name, kinds[kind]) for name, kind in properties.items()])
     for i, name in enumerate(properties):
@@ -935,14 +1000,17 @@ def points_file(file: Path, properties: dict[str, str], values: np.ndarray, head
 
 
 @pytest.mark.parametrize("names, kind, scale", [
-    (("red", "green", "blue"), "uchar", 255), (("red", "green", "blue"), "float", 1), (("red", "green", "blue"), "double", 255),
-    (("red", "green", "blue"), "ushort", 65535), (("diffuse_red", "diffuse_green", "diffuse_blue"), "uchar", 255),
+    (("red", "green", "blue"), "uchar", 255), (("red", "green", "blue"), "float", 1),
+    (("red", "green", "blue"), "double", 255),
+    (("red", "green", "blue"), "ushort", 65535),
+    (("diffuse_red", "diffuse_green", "diffuse_blue"), "uchar", 255),
     (("r", "g", "b"), "int", 255), (("f_dc_0", "f_dc_1", "f_dc_2"), "float", None),
 ])
 def test_colours_of_points(tmp_path, names, kind, scale):
     share = np.random.default_rng(0).uniform(size=(20, 3))
     share[0] = 1  # the largest value that there is
-    values = np.round(share * scale) if scale and scale > 1 else share * scale if scale else (share - 0.5) / SH_C0
+    values = (np.round(share * scale) if scale and scale > 1 else share * scale if scale
+              else (share - 0.5) / SH_C0)
     file = points_file(tmp_path / "p.ply", {**dict.fromkeys("xyz", "double"), **dict.fromkeys(names, kind)},
                        np.hstack([1e6 + share, values]))
     xyz, rgb = read_points(file, said := [])
@@ -981,7 +1049,8 @@ def test_photographs_of_other_kinds(copy):
     Image.open(copy / "images" / "001.png").convert("CMYK").save(copy / "images" / "001.png", format="JPEG")
     scene, said = doubts(copy, test_every=0)
     assert torch.equal(scene.train[0].image(), torch.from_numpy(pixels)[..., None].expand(-1, -1, 3))
-    assert "1 of 18 photographs have more than 8 bits per channel" in said and "1 of 18 photographs are CMYK" in said
+    assert ("1 of 18 photographs have more than 8 bits per channel" in said
+            and "1 of 18 photographs are CMYK" in said)
 
 
 @pytest.mark.parametrize("folder", ["mask", "Masks", "MASK_2"])
@@ -997,7 +1066,8 @@ def test_a_folder_of_masks_without_an_image_is_said(copy):
     assert scene.protocol["masks"] == 0 and "masks: holds no image, so there are no masks" in said
 
 
-@pytest.mark.parametrize(("size", "right"), [((32, 24), True), ((33, 25), True), ((64, 48), False), ((16, 12), False)])
+@pytest.mark.parametrize(("size", "right"),
+                         [((32, 24), True), ((33, 25), True), ((64, 48), False), ((16, 12), False)])
 def test_reduced_images_of_another_size_are_said(copy, size, right):
     (copy / "images_2").mkdir()
     for file in (copy / "images").iterdir():
@@ -1041,7 +1111,8 @@ def test_cameras_that_see_none_of_the_points_are_said(copy):
     for frame in data["frames"]:
         frame["transform_matrix"] = np.linalg.inv(frame["transform_matrix"]).tolist()
     save(copy, data)
-    assert "cameras see none of the 4,002 points" in re.sub(r"the [\d,]+ points", "the 4,002 points", doubts(copy)[1])
+    assert "cameras see none of the 4,002 points" in re.sub(r"the [\d,]+ points", "the 4,002 points",
+                                                            doubts(copy)[1])
 
 
 def test_text_files_of_another_state_than_the_binary_ones_are_said(copy):

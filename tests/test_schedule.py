@@ -40,18 +40,23 @@ class Outcome:
     ended: dict[str, float]
 
 
-def simulate(machines: Mapping[str, int], seconds: Mapping[str, float], sizes: Sequence[int] = SIZES, known: bool = True,
-             fails: Mapping[str, float] | None = None, noise: float = 0.0) -> Outcome:
-    """Play the policy: it is asked at every start, stop and end, pays RESTART_SECONDS for each start and views are never lost.
+def simulate(machines: Mapping[str, int], seconds: Mapping[str, float], sizes: Sequence[int] = SIZES,
+             known: bool = True, fails: Mapping[str, float] | None = None, noise: float = 0.0) -> Outcome:
+    """Play the policy: it is asked at every start, stop and end, pays RESTART_SECONDS for each start and
+    views are never lost.
 
-    known: it is told the scenes' rates before they have run; otherwise it learns a scene's rate when its workers have started.
-    fails: the time at which a scene dies. noise: relative error of the rates, drawn anew each time that the policy is asked.
+    known: it is told the scenes' rates before they have run; otherwise it learns a scene's rate when its
+    workers have started.
+    fails: the time at which a scene dies. noise: relative error of the rates, drawn anew each time that the
+    policy is asked.
     """
     fails, now, rng = fails or {}, 0.0, random.Random(0)
-    played = {name: Played(Scene(name, VIEWS, VIEWS / s if known else None), s) for name, s in seconds.items()}
+    played = {name: Played(Scene(name, VIEWS, VIEWS / s if known else None), s) for name,
+              s in seconds.items()}
     every, ended = dict(played), {}
     while played:
-        seen = [replace(p.scene, rate=p.scene.rate and p.scene.rate * rng.lognormvariate(0, noise)) for p in played.values()]
+        seen = [replace(p.scene, rate=p.scene.rate and p.scene.rate * rng.lognormvariate(0, noise))
+                for p in played.values()]
         for name, place in plan(machines, seen, sizes).items():
             p = played[name]
             if p.scene.place is None:
@@ -65,7 +70,8 @@ def simulate(machines: Mapping[str, int], seconds: Mapping[str, float], sizes: S
         events = []
         for name, p in played.items():
             if p.scene.place:
-                events += [(min(p.ends(), fails.get(name, float("inf"))), name, "end"), (p.stops, name, "stop")]
+                events += [(min(p.ends(), fails.get(name, float("inf"))), name, "end"),
+                           (p.stops, name, "stop")]
                 if not p.scene.settled:
                     events.append((p.ready, name, "settle"))
         assert events, "scenes wait, nothing runs, and nothing is started"
@@ -94,23 +100,27 @@ def start(p: Played, place: Place, now: float) -> None:
 
 
 def check_room(machines: Mapping[str, int], scenes: Sequence[Scene]) -> None:
-    """No machine has more workers than devices, those that are still to move counted at both of their places."""
+    """No machine has more workers than devices, those that are still to move counted at both of their
+    places."""
     for machine, devices in machines.items():
-        assert devices >= sum(max(p.workers for p in (s.place, s.going) if p and p.machine == machine) for s in scenes
+        assert devices >= sum(max(p.workers for p in (s.place, s.going) if p and p.machine == machine)
+                              for s in scenes
                               if machine in [p.machine for p in (s.place, s.going) if p])
 
 
 def lower_bound(devices: int, seconds: Sequence[float]) -> float:
-    """What no schedule can beat: max over k of (work of the k longest scenes) / (best rate of k scenes on all devices), and
-    one start. k = 1 is the longest scene with the most workers, k = n all work at the cluster's best rate; the rate has the
-    loss by scaling in it. Restarts are free here, workers may change at any time, and machines have no borders.
+    """What no schedule can beat: max over k of (work of the k longest scenes) / (best rate of k scenes on all
+    devices), and one start. k = 1 is the longest scene with the most workers, k = n all work at the cluster's
+    best rate; the rate has the loss by scaling in it. Restarts are free here, workers may change at any time,
+    and machines have no borders.
     """
     longest = sorted(seconds, reverse=True)
     return RESTART_SECONDS + max(sum(longest[:k]) / best_rate(k, devices) for k in range(1, len(longest) + 1))
 
 
 def best_rate(scenes: int, devices: int) -> float:
-    """Of so many scenes together, in views of a single worker: speedup is concave, so devices are spread evenly."""
+    """Of so many scenes together, in views of a single worker: speedup is concave, so devices are spread
+    evenly."""
     share, more = divmod(min(devices, scenes * SIZES[-1]), scenes)
     return more * speedup(share + 1) + (scenes - more) * speedup(share) if share else float(more)
 
@@ -142,7 +152,8 @@ def test_nine_scenes_end_soon_after_the_lower_bound(cluster, known, mean, worst)
 
 @pytest.mark.parametrize("seed", range(60))
 def test_every_scene_ends_or_fails_within_the_machines(seed):
-    """simulate itself asserts that no machine has more workers than devices, and that whoever waits is started."""
+    """simulate itself asserts that no machine has more workers than devices, and that whoever waits is
+    started."""
     rng = random.Random(seed)
     sizes = rng.choice([(1,), (2,), (1, 2), (1, 2, 4, 8), (2, 4), SIZES])
     machines = {str(i): rng.randint(sizes[0], 8) for i in range(rng.randint(1, 3))}
@@ -153,7 +164,8 @@ def test_every_scene_ends_or_fails_within_the_machines(seed):
     at_once = sum(devices // sizes[0] for devices in machines.values())
     assert sum(p.started == 0 for p in outcome.scenes.values()) == min(at_once, len(seconds))
     longest = max(seconds.values()) / speedup(sizes[0])
-    assert max(p.started for p in outcome.scenes.values()) <= len(seconds) / at_once * (longest + RESTART_SECONDS)
+    assert max(p.started
+               for p in outcome.scenes.values()) <= len(seconds) / at_once * (longest + RESTART_SECONDS)
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)
@@ -181,7 +193,8 @@ def test_a_scene_is_not_restarted_for_less_than_the_restart_costs():
 
     assert moves(20 * RESTART_SECONDS) == {}  # 40 seconds left
     assert moves(10_000) == {"x": Place("a", 8)}
-    assert plan({"a": 8}, [Scene("x", 10_000, 10.0, Place("a", 1))], SIZES) == {}  # not measured since it started
+    # not measured since it started
+    assert plan({"a": 8}, [Scene("x", 10_000, 10.0, Place("a", 1))], SIZES) == {}
 
 
 def test_nobody_grows_while_a_scene_waits():
@@ -194,7 +207,8 @@ def test_the_longest_starts_first_and_scenes_are_dealt_over_the_machines():
     scenes = [Scene(name, views, 10.0) for name, views in (("a", 900), ("b", 1000), ("c", 3000), ("d", 1800))]
     places = plan({"m": 1, "n": 1}, scenes, (1,))
     assert set(places) == {"c", "d"} and {p.machine for p in places.values()} == {"m", "n"}
-    assert plan({"m": 2, "n": 2}, scenes, (1,))["c"].machine != plan({"m": 2, "n": 2}, scenes, (1,))["d"].machine
+    assert (plan({"m": 2, "n": 2}, scenes, (1,))["c"].machine
+            != plan({"m": 2, "n": 2}, scenes, (1,))["d"].machine)
 
 
 def test_a_scene_that_would_end_early_gives_its_devices_to_a_late_one():

@@ -26,9 +26,11 @@ from tuning.space import SHAPE, Own, applied, flags, space
 from tuning.study import best, front, history
 from tuning.trial import NUMBER, Record, Search, begun, run_trial
 
-ELASTIC = [name for name, preset in PRESETS.items() if name not in ("plain", "lightgs", "c3dgs", "eagles", "scratch")]
-TINY = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "400", "--base.grow-every", "20",
-        "--evaluation.ratios", "0.05", "1", "--evaluation.lpips", "--ray-address", "local"]
+ELASTIC = [name for name, preset in PRESETS.items()
+           if name not in ("plain", "lightgs", "c3dgs", "eagles", "scratch")]
+TINY = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "400",
+        "--base.grow-every", "20", "--evaluation.ratios", "0.05", "1", "--evaluation.lpips", "--ray-address",
+        "local"]
 
 
 @pytest.mark.parametrize("size", [False, True])
@@ -74,12 +76,13 @@ def saved(folder: Path, *records: Record) -> Search:
 
 
 def test_a_study_knows_what_is_over_and_asks_for_what_was_interrupted(tmp_path):
-    search = saved(tmp_path, record(0, 20.0), record(1, 22.0, rungs=1, stopped=True), record(2, 0, rungs=0, error="NaN"),
-                   record(3, 21.0, rungs=2), record(4, 23.0))
+    search = saved(tmp_path, record(0, 20.0), record(1, 22.0, rungs=1, stopped=True),
+                   record(2, 0, rungs=0, error="NaN"), record(3, 21.0, rungs=2), record(4, 23.0))
     study = history(search, "psnr_auc")
     states = [t.state.name for t in study.trials]
     assert states == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "WAITING"]
-    assert [t.value for t in study.trials[:2]] == [20.0, 19.0]  # a stopped one counts with what it had reached
+    # a stopped one counts with what it had reached
+    assert [t.value for t in study.trials[:2]] == [20.0, 19.0]
     trial = study.ask()
     space(trial, search.start)
     assert trial.params == dict(search.records()[3].params)
@@ -89,18 +92,22 @@ def test_a_study_knows_what_is_over_and_asks_for_what_was_interrupted(tmp_path):
 
 def test_the_front_is_what_nothing_beats_in_quality_and_bytes(tmp_path):
     figures = [(20, 5), (21, 6), (19, 6), (18, 2)]
-    records = [record(i, *both, size=True) for i, both in enumerate(figures)] + [record(4, 30, 1, rungs=2, size=True)]
+    records = [record(i, *both, size=True) for i,
+               both in enumerate(figures)] + [record(4, 30, 1, rungs=2, size=True)]
     assert [r.number for r in front(records)] == [3, 0, 1]
     study = history(saved(tmp_path, *records), "pareto")
     assert [t.values for t in study.trials[:2]] == [[20, 5], [21, 6]]
 
 
 def test_tables_and_figures_of_a_report():
-    records = [record(i, 20 + i % 3) for i in range(4)] + [record(4, 0, rungs=0, error="MemoryError (out of memory: lower x)")]
+    records = [record(i, 20 + i % 3) for i in range(4)] + [record(4, 0, rungs=0,
+                                                                  error="MemoryError (out "
+                                                                  "of memory: lower x)")]
     text = table(records, "psnr_auc").markdown()
     assert "failed: MemoryError" in text and "\\-\\-loss.elastic" in text.replace("--loss", "\\-\\-loss")
     assert "1.00 after a quarter, 1.00 after half" in agreement(records, "psnr_auc")
-    assert str(Gain((0.5,), (0.1, 0.3))).startswith("+0.20 ± 0.14 (2 seeds) on the views that the search has not seen")
+    assert str(Gain((0.5,), (0.1, 0.3))).startswith("+0.20 ± 0.14 (2 seeds) on the views that "
+                                                    "the search has not seen")
 
 
 def test_trials_are_chosen_and_reported_on_different_views(scene):
@@ -113,10 +120,13 @@ def test_trials_are_chosen_and_reported_on_different_views(scene):
 
 
 @pytest.mark.parametrize(("args", "message"), [
-    (["--scene", "berlin"], "/data/berlin: no such folder, and no --data-root; berlin is a capture of Zip-NeRF, to be had by "
-                            "`flexgs data get berlin` or at https://jonbarron.info/zipnerf/; unpack it there"),
-    (["--scene", "berlin", "--data-root", "{root}"], "no capture named berlin; found studio; berlin is a capture of Zip-NeRF"),
-    (["--objective", "psnr/ratio_0.03"], "--objective psnr/ratio_0.03: expected one of psnr_auc, pareto, psnr/ratio_0.01"),
+    (["--scene", "berlin"], "/data/berlin: no such folder, and no --data-root; berlin is a capture of "
+                            "Zip-NeRF, to be had by `flexgs data get berlin` or at "
+     "https://jonbarron.info/zipnerf/; unpack it there"),
+    (["--scene", "berlin", "--data-root", "{root}"],
+     "no capture named berlin; found studio; berlin is a capture of Zip-NeRF"),
+    (["--objective", "psnr/ratio_0.03"], "--objective psnr/ratio_0.03: expected one of psnr_auc, "
+                                         "pareto, psnr/ratio_0.01"),
     (["--time-budget", "soon"], "--time-budget soon: expected something like 90m or 2h"),
     (["--trials", "0"], "--trials: found 0, expected at least 1"),
     (["--preset", "lightgs"], "--preset lightgs: makes a model for each ratio"),
@@ -134,7 +144,8 @@ def test_another_search_in_the_folder_is_refused(scene, tmp_path):
     command._same_as_before(search, "psnr_auc", scene)
     command._same_as_before(search, "psnr_auc", scene)
     other = replace(scene, protocol={"digest": f"9{scene.digest}"})
-    with pytest.raises(UserError, match=r"other number of images \(918, here 18\)|other number of images \(18, here 918\)"):
+    with pytest.raises(UserError, match=r"other number of images \(918, here 18\)|other number of "
+                                        r"images \(18, here 918\)"):
         command._same_as_before(search, "psnr_auc", other)
     with pytest.raises(UserError, match="the search there has another objective"):
         command._same_as_before(search, "pareto", scene)
@@ -193,9 +204,10 @@ def test_a_trial_that_only_waits_for_its_workers_holds_no_cpu(tmp_path):
 
 
 def start(root: Path, storage: Path, *more: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "tuning/search.py", "--data-root", str(root), "--scene", "studio", "--storage",
-                             str(storage), *TINY, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            env={**os.environ, "COLUMNS": "200"}, cwd=Path(__file__).parents[1], start_new_session=True)
+    return subprocess.Popen([sys.executable, "tuning/search.py", "--data-root", str(root), "--scene",
+                             "studio", "--storage", str(storage), *TINY, *more], stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, env={**os.environ, "COLUMNS": "200"},
+                            cwd=Path(__file__).parents[1], start_new_session=True)
 
 
 def title(process: psutil.Process) -> str:
@@ -214,7 +226,8 @@ def wait_for(process: subprocess.Popen, done, seconds: float = 150) -> None:
 
 @pytest.mark.ray
 def test_killed_and_started_again_a_search_goes_on(capture, tmp_path):
-    """SIGKILL to the search and, after it goes on, to one trial: nothing is repeated, the search ends, the trial has failed."""
+    """SIGKILL to the search and, after it goes on, to one trial: nothing is repeated, the search ends, the
+    trial has failed."""
     folder = tmp_path / "flexgs-search-studio"
 
     def records() -> dict[int, Record]:
@@ -222,7 +235,8 @@ def test_killed_and_started_again_a_search_goes_on(capture, tmp_path):
 
     first = start(capture.parent, tmp_path, "--trials", "3", "--confirm", "0", "--max-concurrent", "1")
     wait_for(first, lambda: any(r.status == "finished" for r in records().values()))
-    wait_for(first, lambda: any(folder.glob("trials/*/mlflow.json")))  # else MLflow may have a run that no folder knows of
+    # else MLflow may have a run that no folder knows of
+    wait_for(first, lambda: any(folder.glob("trials/*/mlflow.json")))
     first.send_signal(signal.SIGKILL)
     first.wait()
     before = {file: file.stat().st_mtime_ns for file in folder.glob("trials/*/trial.json")
@@ -233,7 +247,8 @@ def test_killed_and_started_again_a_search_goes_on(capture, tmp_path):
     known = len(records())
 
     def new_trial() -> psutil.Process | None:
-        running = [p for p in psutil.Process(second.pid).children(recursive=True) if "ImplicitFunc" in title(p)]
+        running = [p for p in psutil.Process(second.pid).children(recursive=True)
+                   if "ImplicitFunc" in title(p)]
         return running[0] if running and len(records()) > known else None
 
     wait_for(second, new_trial)
@@ -257,15 +272,17 @@ def test_killed_and_started_again_a_search_goes_on(capture, tmp_path):
     parents = [r for r in runs if r.data.tags["kind"] == "search"]
     trials = [r for r in runs if r.data.tags["kind"] == "trial"]
     assert len(parents) == 1 and len(trials) == 3
-    assert parents[0].data.metrics["psnr_auc"] == max(r.figures["psnr_auc"] for r in ended.values() if r.status == "finished")
+    assert parents[0].data.metrics["psnr_auc"] == max(r.figures["psnr_auc"] for r in ended.values()
+                                                      if r.status == "finished")
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_trials_of_several_workers_do_not_wait_for_each_other(capture, tmp_path):
-    """Two trials at a time of two workers each on two CPUs would hang if a trial held a CPU; against bytes, none is stopped."""
-    process = start(capture.parent, tmp_path, "--trials", "2", "--workers", "2", "--max-concurrent", "2", "--objective",
-                    "pareto", "--confirm", "0")
+    """Two trials at a time of two workers each on two CPUs would hang if a trial held a CPU; against bytes,
+    none is stopped."""
+    process = start(capture.parent, tmp_path, "--trials", "2", "--workers", "2", "--max-concurrent", "2",
+                    "--objective", "pareto", "--confirm", "0")
     out = process.communicate(timeout=240)[0]
     assert process.returncode == 0, out
     records = Search(capture, tmp_path / "flexgs-search-studio", Config()).records()

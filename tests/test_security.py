@@ -35,8 +35,8 @@ from flexgs.view.viewer import Viewer
 from flexgs.view.visitors import Visitors
 
 TOP = Path(__file__).parent.parent
-SMALL = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "600", "--report-every", "20",
-         "--checkpoint-every", "40", "--evaluation.ratios", "0.05", "1"]
+SMALL = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "600",
+         "--report-every", "20", "--checkpoint-every", "40", "--evaluation.ratios", "0.05", "1"]
 CLUSTER = """
 import sys, ray
 from flexgs.commands.guard import guard
@@ -59,7 +59,8 @@ def listeners(process: psutil.Popen) -> dict[str, set[str]]:
     for one in [process, *process.children(recursive=True)]:
         try:
             line = " ".join(one.cmdline())
-            name = next((part for part in ("gcs_server", "raylet/raylet", "ray::") if part in line), one.name())
+            name = next((part for part in ("gcs_server", "raylet/raylet", "ray::") if part in line),
+                        one.name())
             for connection in one.net_connections("inet"):
                 if connection.status == psutil.CONN_LISTEN:
                     found.setdefault(name, set()).add(connection.laddr.ip.removeprefix("::ffff:"))
@@ -69,20 +70,23 @@ def listeners(process: psutil.Popen) -> dict[str, set[str]]:
 
 
 def environment() -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {"PYTHONPATH": str(TOP)}
+    return {key: value for key, value in os.environ.items()
+            if not key.startswith("RAY_")} | {"PYTHONPATH": str(TOP)}
 
 
 @pytest.mark.ray
 def test_ray_on_a_laptop_listens_on_loopback_alone_and_wants_a_token(tmp_path):
-    with psutil.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                      text=True, env=environment() | {"HOME": str(tmp_path)}) as cluster:
+    with psutil.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                      stderr=subprocess.PIPE, text=True,
+                      env=environment() | {"HOME": str(tmp_path)}) as cluster:
         while (line := cluster.stdout.readline()) and not line.startswith("dashboard"):
             pass
         found, page = listeners(cluster), f"http://{line.split()[1]}/api/jobs/"
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(page, timeout=20)
         cluster.terminate()
-        assert cluster.stderr.read() == "flexgs: interrupted\n" and cluster.wait(60) == 143  # no stack of Ray's
+        # no stack of Ray's
+        assert cluster.stderr.read() == "flexgs: interrupted\n" and cluster.wait(60) == 143
     assert {"gcs_server", "raylet/raylet", "ray::"} <= set(found), found
     assert set().union(*found.values()) == {"127.0.0.1"}, found
     assert refused.value.code == 401  # another user of this machine has no token, and cannot read ours
@@ -96,14 +100,16 @@ def test_a_training_on_a_laptop_listens_on_loopback_alone(capture, tmp_path):
     found: set[str] = set()
     with (tmp_path / "out").open("w") as out:
         job = psutil.Popen([
-            sys.executable, TOP / "ray_jobs" / "train_all.py", "--data-root", capture.parent, "--storage", tmp_path,
-            "--ray-address", "local", "--workers", "2", *SMALL], stdout=out, stderr=out, env=environment())
+            sys.executable, TOP / "ray_jobs" / "train_all.py", "--data-root", capture.parent, "--storage",
+            tmp_path, "--ray-address", "local", "--workers", "2", *SMALL], stdout=out, stderr=out,
+                           env=environment())
         while job.poll() is None:
             for name, addresses in listeners(job).items():
                 found |= {f"{name} {address}" for address in addresses}
             psutil.wait_procs([job], timeout=0.5)
     assert job.returncode == 0, (tmp_path / "out").read_text()
-    assert any(name.startswith("ray::") for name in found) and {name.split()[-1] for name in found} == {"127.0.0.1"}, found
+    assert any(name.startswith("ray::")
+               for name in found) and {name.split()[-1] for name in found} == {"127.0.0.1"}, found
 
 
 @pytest.fixture
@@ -116,7 +122,8 @@ def folder(trained, tmp_path) -> Path:
     return run
 
 
-def ask(port: int, path: str, *headers: str, method: str = "GET", host: str = "127.0.0.1") -> tuple[int, bytes]:
+def ask(port: int, path: str, *headers: str, method: str = "GET",
+        host: str = "127.0.0.1") -> tuple[int, bytes]:
     """The status and all that comes back, byte for byte as asked."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         lines = [f"{method} {path} HTTP/1.1", f"Host: {host}:{port}", "Connection: close", *headers]
@@ -196,7 +203,8 @@ def test_nothing_outside_of_a_folder_is_sent(tmp_path, caplog):
     with served(top) as port:
         assert ask(port, "/same.txt")[1].endswith(b"public")
         outside = ["/out.txt", "/out/", "/out/hostname", "/circle", "/../private.txt", "/%2e%2e/private.txt",
-                   "/..%2fprivate.txt", "/out%2fhostname", "/a%00.txt", f"/{'x' * 5000}", f"/{'x/' * 2000}", "//etc/hostname"]
+                   "/..%2fprivate.txt", "/out%2fhostname", "/a%00.txt", f"/{'x' * 5000}", f"/{'x/' * 2000}",
+                   "//etc/hostname"]
         for path in outside:
             status, answer = ask(port, path)
             assert status in (400, 403, 404) and b"private" not in answer, path
@@ -206,15 +214,18 @@ def test_nothing_outside_of_a_folder_is_sent(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(("bound", "host", "origin", "answered"), [
-    ("127.0.0.1", "127.0.0.1:80", None, True), ("127.0.0.1", "localhost:9000", None, True), ("::1", "[::1]:80", None, True),
-    ("127.0.0.1", "evil.example:80", None, False), ("127.0.0.1", "127.0.0.1.evil.example", None, False),
+    ("127.0.0.1", "127.0.0.1:80", None, True), ("127.0.0.1", "localhost:9000", None, True),
+    ("::1", "[::1]:80", None, True), ("127.0.0.1", "evil.example:80", None, False),
+    ("127.0.0.1", "127.0.0.1.evil.example", None, False),
     ("127.0.0.1", "localhost.", None, False), ("127.0.0.1", "", None, False), ("127.0.0.1", "[", None, False),
     ("127.0.0.1", "me@evil.example", None, False), ("127.0.0.1", "10.0.0.7", None, False),
-    ("0.0.0.0", "10.0.0.7:80", None, True), ("0.0.0.0", "evil.example", None, False), ("::", "[fd00::1]:80", None, True),
-    ("lab", "LAB:80", None, True), ("lab", "proxy.example", None, True), ("lab", "localhost", None, False),
-    ("127.0.0.1", "localhost:80", "http://localhost:80", True), ("127.0.0.1", "localhost:80", "http://localhost:81", False),
+    ("0.0.0.0", "10.0.0.7:80", None, True), ("0.0.0.0", "evil.example", None, False),
+    ("::", "[fd00::1]:80", None, True), ("lab", "LAB:80", None, True), ("lab", "proxy.example", None, True),
+    ("lab", "localhost", None, False), ("127.0.0.1", "localhost:80", "http://localhost:80", True),
+    ("127.0.0.1", "localhost:80", "http://localhost:81", False),
     ("127.0.0.1", "localhost:80", "http://evil.example", False), ("127.0.0.1", "localhost:80", "null", False),
-    ("127.0.0.1", "localhost:80", "http://[", False), ("127.0.0.1", "localhost:80", "chrome-extension://localhost:80", False),
+    ("127.0.0.1", "localhost:80", "http://[", False),
+    ("127.0.0.1", "localhost:80", "chrome-extension://localhost:80", False),
     ("127.0.0.1", "evil@localhost", None, False), ("127.0.0.1", "localhost:80, evil", None, False),
     ("127.0.0.1", "localhost:evil", None, False), ("127.0.0.1", "localhost/x", None, False),
 ])
@@ -232,20 +243,24 @@ def test_serve_asks_who_is_there(folder):
 
 
 def test_the_viewer_asks_who_is_there(trained, caplog):
-    """If this fails with another version of viser, it starts its server in another way: flexgs/view/viser_server.py."""
+    """If this fails with another version of viser, it starts its server in another way:
+    flexgs/view/viser_server.py."""
     viser = pytest.importorskip("viser", reason="viser is not installed")
     viewer = Viewer({"a": open_model(trained)}, None, "127.0.0.1", 0, "cpu")
     socket_headers = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13",
-                      "Sec-WebSocket-Key: MDAwMDAwMDAwMDAwMDAwMA==", f"Sec-WebSocket-Protocol: viser-v{viser.__version__}")
+                      "Sec-WebSocket-Key: MDAwMDAwMDAwMDAwMDAwMA==",
+                      f"Sec-WebSocket-Protocol: viser-v{viser.__version__}")
     try:
         port = viewer.server.get_port()
         assert ask(port, "/")[0] == 200 and ask(port, "/", host="evil.example")[0] == 403
         for path in ("/../x", "/%00", f"/{'x' * 5000}"):
             assert ask(port, path)[0] == 404
-        for headers in (("Origin: http://evil.example",), ("Origin: null",), (f"Origin: http://localhost:{port}",)):
+        for headers in (("Origin: http://evil.example",), ("Origin: null",),
+                        (f"Origin: http://localhost:{port}",)):
             assert ask(port, "/", *socket_headers, *headers)[0] == 403
         assert ask(port, "/", *socket_headers, host="evil.example")[0] == 403
-        with connect(f"ws://127.0.0.1:{port}", origin=f"http://127.0.0.1:{port}", subprotocols=[f"viser-v{viser.__version__}"]):
+        with connect(f"ws://127.0.0.1:{port}", origin=f"http://127.0.0.1:{port}",
+                     subprotocols=[f"viser-v{viser.__version__}"]):
             pass
         assert viewer.server.request_share_url() is None  # which any browser may ask for
     finally:
@@ -282,24 +297,28 @@ def test_the_viewer_asks_who_is_there(trained, caplog):
     ("https://h/x?code=hush&a=1", "https://h/x?code=***&a=1"),
     ("no access for hf_hushhushhushhushhush", "no access for ***"),
     *((same, same) for same in (
-        "sqlite:////data/mlflow.db", "file:///tmp/x@y/z", "http://127.0.0.1:5000/x@y", "http://[::1]:5000/x", "databricks://profile",
-        "http://127.0.0.1:5000 cannot be written (mail a@b)", "runs//a:b/c.ply", "sqlite:////data/a%20b.db",
-        "http://mlflow:5000/#/experiments/1", "s3://b/x?endpoint_override=127.0.0.1:9000&scheme=http", "https://h/a/@b/c",
-        "/etc/passwd: File exists", "token.json: no such file")),
+        "sqlite:////data/mlflow.db", "file:///tmp/x@y/z", "http://127.0.0.1:5000/x@y", "http://[::1]:5000/x",
+        "databricks://profile", "http://127.0.0.1:5000 cannot be written (mail a@b)", "runs//a:b/c.ply",
+        "sqlite:////data/a%20b.db",
+        "http://mlflow:5000/#/experiments/1", "s3://b/x?endpoint_override=127.0.0.1:9000&scheme=http",
+        "https://h/a/@b/c", "/etc/passwd: File exists", "token.json: no such file")),
 ])
 def test_what_is_shown_of_a_text_has_no_secret(text, shown):
     assert public(text) == shown
 
 
-SECRETS = ("http://me:hu@sh@127.0.0.1:9/x?token=hush", "postgresql://me:hu/sh@127.0.0.1:9/x", "nothing+p://db/x?user=hush&password=hush",
+SECRETS = ("http://me:hu@sh@127.0.0.1:9/x?token=hush", "postgresql://me:hu/sh@127.0.0.1:9/x",
+           "nothing+p://db/x?user=hush&password=hush",
            "mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3Dhush")
 
 
 @pytest.mark.parametrize("uri", SECRETS)
 def test_no_password_is_printed(uri, tmp_path, capfd, caplog, monkeypatch):
-    """By doctor, by the warnings of a training that MLflow does not answer, and by a command that goes wrong."""
+    """By doctor, by the warnings of a training that MLflow does not answer, and by a command that goes
+    wrong."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    guard(lambda: parse(Doctor, ["--storage", str(tmp_path), "--mlflow-uri", uri, "--ray-address", uri], "doctor")())
+    guard(lambda: parse(Doctor, ["--storage", str(tmp_path), "--mlflow-uri", uri, "--ray-address", uri],
+                        "doctor")())
     run = Tracking(uri, "flexgs-test").run(tmp_path / "fox", "fox", kind="scene")
     run.start()
     assert guard(lambda: parse(Info, [uri], "info")()) == 2
@@ -314,7 +333,8 @@ def test_no_password_is_kept_by_mlflow(tmp_path):
     run.start()
     run.describe(secret)
     assert run.finish("FAILED", secret)
-    assert b"train --storage" in (kept := (tmp_path / "mlflow.db").read_bytes()) and not re.search(b"hush|hu/sh", kept)
+    assert (b"train --storage" in (kept := (tmp_path / "mlflow.db").read_bytes())
+            and not re.search(b"hush|hu/sh", kept))
 
 
 def test_nobody_is_told(monkeypatch):
@@ -338,12 +358,13 @@ def test_nobody_is_told(monkeypatch):
             assert "--disable-usage-stats" in start, path
     tracking = Tracking("sqlite:////x.db", "e")
     tracking.id = "1"
-    assert "MLFLOW_DISABLE_TELEMETRY=true" in tracking.how_to_open() and "--allowed-hosts" in tracking.how_to_open()
+    assert ("MLFLOW_DISABLE_TELEMETRY=true" in tracking.how_to_open()
+            and "--allowed-hosts" in tracking.how_to_open())
 
 
 @pytest.mark.parametrize("address", [
-    "garbage", "localhost", "http://127.0.0.1:8265", "ray://127.0.0.1:10001", "127.0.0.1:9", "127.0.0.1:0", "127.0.0.1:99999",
-    "me:hush@127.0.0.1:9", "auto", "[::1:9", "nothing here:1"])
+    "garbage", "localhost", "http://127.0.0.1:8265", "ray://127.0.0.1:10001", "127.0.0.1:9", "127.0.0.1:0",
+    "127.0.0.1:99999", "me:hush@127.0.0.1:9", "auto", "[::1:9", "nothing here:1"])
 def test_what_is_no_ray_cluster_is_refused_at_once(address, monkeypatch):
     monkeypatch.setattr("ray._private.utils.read_ray_address", lambda: None)
     monkeypatch.setenv("RAY_ADDRESS", address)

@@ -78,7 +78,8 @@ def test_a_tag_says_which_way_the_axes_point(tmp_path, version, number, axes):
     path, splats = tmp_path / "x.spz", bounded(50, 1)
     theirs = turned(splats, axes)
     gsply.write_spz(path, gsply.GSData(**{name: t.numpy() for name, t in theirs.items() if name != "quats"},
-                                       quats=torch.nn.functional.normalize(theirs.quats, dim=1).numpy()), version=version)
+                                       quats=torch.nn.functional.normalize(theirs.quats, dim=1).numpy()),
+                    version=version)
     tagged(path, number)
     found = read(path)
     assert float((found.means - splats.means).abs().max()) < 2e-4
@@ -107,12 +108,14 @@ def test_heads_that_are_refused(tmp_path):
 
 @pytest.mark.parametrize(("unit", "fraction"), [(1.0, 12), (2e-3, 16), (1000.0, 10), (40_000.0, None)])
 def test_positions_are_as_fine_as_the_scene_needs(tmp_path, unit, fraction):
-    """In small units finer, in large ones coarser; beyond what it can hold a line, and the file that was there stays."""
+    """In small units finer, in large ones coarser; beyond what it can hold a line, and the file that was
+    there stays."""
     splats, path = bounded(300, 0), tmp_path / "x.spz"
     own = splats.changed(means=splats.means * unit, scales=splats.scales + float(np.log(unit)))
     if fraction is None:
         path.write_bytes(b"old")
-        with pytest.raises(UserError, match=r"x\.spz: Niantic SPZ 3 cannot hold .*shapes of .*expected NAME\.ply"):
+        with pytest.raises(UserError, match=r"x\.spz: Niantic SPZ 3 cannot hold .*shapes of "
+                                            r".*expected NAME\.ply"):
             save(own, path)
         assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["x.spz"]
         return

@@ -1,7 +1,8 @@
 """One step of training, recomputed by hand: float64, plain torch, images by the oracle of the rasterizer.
 
-The trainer's wiring is what is tested: which terms a step has, their weights, the background, the mask, which Gaussians are
-rendered at which size, and what Adam makes of the gradients. The names and numbers here are those of docs/method.md.
+The trainer's wiring is what is tested: which terms a step has, their weights, the background, the mask, which
+Gaussians are rendered at which size, and what Adam makes of the gradients. The names and numbers here are
+those of docs/method.md.
 """
 
 import copy
@@ -66,7 +67,8 @@ def ratio_of(config: Config, position: int, i: int) -> float:
     if r.sampling == "random":
         return r.values[math.floor(u * len(r.values))]
     low, high = [*r.bands, (r.bands[-1][1], 1.0)][i]
-    return low + u * (high - low) if r.sampling == "uniform" else math.exp(math.log(low) + u * (math.log(high / low)))
+    return low + u * (high - low) if r.sampling == "uniform" else math.exp(math.log(low)
+                                                                           + u * (math.log(high / low)))
 
 
 def renders_of(config: Config, position: int, frozen: bool) -> tuple[bool, list[int]]:
@@ -96,11 +98,13 @@ def margins(trainer: Trainer, net, splats: Splats, rank: Tensor, ratio: float) -
         "means": (own.means - net.centre) / net.spread if o.normalise else own.means / UNIT,
         "quats": unit * torch.where(unit[:, :1] < 0, -1.0, 1.0) if o.normalise else unit,
         "scales": own.scales - net.scale if o.normalise else own.scales.exp() / UNIT,
-        "opacities": (own.opacities if o.normalise else own.opacities.sigmoid())[:, None], "importance": quantile[:, None]}
+        "opacities": (own.opacities if o.normalise else own.opacities.sigmoid())[:, None],
+        "importance": quantile[:, None]}
     inputs = [columns[name] for name in o.inputs]
 
     def branch(layers, x: Tensor) -> Tensor:
-        return linear(linear(x, layers[0].weight, layers[0].bias).relu(), layers[2].weight, layers[2].bias).relu()
+        return linear(linear(x, layers[0].weight, layers[0].bias).relu(), layers[2].weight,
+                      layers[2].bias).relu()
 
     parts = [torch.cat(inputs, dim=1)] if o.shape == "paper" else inputs
     hidden = [branch(layers, x) for layers, x in zip(net.attributes, parts, strict=True)]
@@ -115,7 +119,8 @@ def net_of(trainer: Trainer):
 def selected(trainer: Trainer, net, splats: Splats, ratio: float, position: int,
              i: int) -> tuple[Tensor, Tensor | None, Tensor]:
     """Rows, the factor on their opacities, and the selector's own loss."""
-    config, k, none = trainer.config, max(1, math.floor(ratio * N + 1e-9)), torch.zeros((), dtype=torch.float64)
+    config, k, none = (trainer.config, max(1, math.floor(ratio * N + 1e-9)),
+                       torch.zeros((), dtype=torch.float64))
     if config.order.kind == "opacity":
         return splats.opacities.detach().argsort(descending=True)[:k], None, none
     if net is None:
@@ -144,11 +149,13 @@ def selected(trainer: Trainer, net, splats: Splats, ratio: float, position: int,
 
 def changed(trainer: Trainer, transform, kept: Splats, ratio: float) -> Splats:
     kind = trainer.config.transform.kind
-    return {"deltas": shifted, "field": bent, "none": lambda *_: kept}[kind](trainer.config, transform, kept, ratio)
+    return {"deltas": shifted, "field": bent,
+            "none": lambda *_: kept}[kind](trainer.config, transform, kept, ratio)
 
 
 def shifted(config: Config, deltas, kept: Splats, ratio: float) -> Splats:
-    """Per-Gaussian changes, linear in log e between the knots that hold the Gaussian, and down to none at e = 1."""
+    """Per-Gaussian changes, linear in log e between the knots that hold the Gaussian, and down to none at e =
+    1."""
     knots = [*config.deltas.knots, 1.0]
     counts = [max(1, math.floor(knot * N + 1e-9)) for knot in knots[:-1]]
     changes = {}
@@ -156,7 +163,8 @@ def shifted(config: Config, deltas, kept: Splats, ratio: float) -> Splats:
         stored, base = getattr(deltas, name).split(counts), getattr(kept, name)
         rows = []
         for row in range(len(kept)):
-            values = [stored[j][row] if row < counts[j] else None for j in range(len(counts))] + [stored[0][0] * 0]
+            values = [stored[j][row] if row < counts[j] else None
+                      for j in range(len(counts))] + [stored[0][0] * 0]
             right = next((j for j, knot in enumerate(knots) if ratio < knot), None)
             assert right is not None
             if right == 0:
@@ -180,7 +188,8 @@ def bent(config: Config, field, kept: Splats, ratio: float) -> Splats:
     gate = min(1.0, math.log(ratio) / math.log(0.005)) if o.gate else 1.0
     for name in o.heads:
         first, second = field.heads[name][1], field.heads[name][3]
-        change = linear(linear(hidden.relu(), first.weight, first.bias).relu(), second.weight, second.bias) * gate
+        change = linear(linear(hidden.relu(), first.weight, first.bias).relu(), second.weight,
+                        second.bias) * gate
         out[name] = out[name] + (UNIT if name == "means" else 1) * change.view_as(out[name])
         if name == "scales" and o.scale_change == "activated":
             out[name] = (kept.scales.exp() + UNIT * change).abs().clamp(min=1e-6 * UNIT).log()
@@ -217,13 +226,17 @@ class Hand:
         self.seen = torch.zeros(N)
         self.loss = torch.zeros((), dtype=torch.float64)
         self.masked: set[bool] = set()
-        names = {id(p): q for module, twin in ((trainer.transform, self.transform), (net_of(trainer), self.net)) if twin
-                 for p, q in zip(module.parameters(), twin.parameters(), strict=True)}  # type: ignore[union-attr]
-        names |= {id(p): q for (_, p), (_, q) in zip(trainer.splats.items(), self.splats.items(), strict=True)}
+        names = {id(p): q for module,
+                 twin in ((trainer.transform, self.transform), (net_of(trainer), self.net)) if twin
+                 # type: ignore[union-attr]
+                 for p, q in zip(module.parameters(), twin.parameters(), strict=True)}
+        names |= {id(p): q for (_, p),
+                  (_, q) in zip(trainer.splats.items(), self.splats.items(), strict=True)}
         self.twins = {name: names[id(p)] for name, p in trainer.optimizer.parameters()}
         for slot in range(BATCH):
             self.view(trainer.step + slot)
-        self.gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.twins.items()}
+        self.gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name,
+                          p in self.twins.items()}
 
     def render(self, splats: Splats, at: Camera, **options):
         background = torch.tensor(self.config.background, dtype=torch.float64)
@@ -237,7 +250,8 @@ class Hand:
         at, target, mask = view.camera, view.image().double() / 255, view.mask()
         self.masked.add(mask is not None)
         if self.trainer.step < self.trainer.base_steps:
-            degree = min(config.base.sh_degree, math.floor(position / (BASE / 5) * 3))  # 0, 1, 2, 3 within the first fifth
+            # 0, 1, 2, 3 within the first fifth
+            degree = min(config.base.sh_degree, math.floor(position / (BASE / 5) * 3))
             out = self.render(self.splats, at, sh_degree=degree)
             out.means2d.retain_grad()
             self.back(image_loss(out.image, target, mask, config.base.l1, config.base.ssim))
@@ -261,7 +275,8 @@ class Hand:
             at, target, mask = half_size(at, target, mask)
         rows, factor, own = selected(self.trainer, self.net, self.splats, ratio, position, i)
         fade = 0.0 if self.trainer.frozen else ratio**config.loss.elastic_fade
-        kept = self.splats[rows].map(lambda t: t.detach() + fade * (t - t.detach()))  # the value, a part of the gradient
+        # the value, a part of the gradient
+        kept = self.splats[rows].map(lambda t: t.detach() + fade * (t - t.detach()))
         image = self.render(changed(self.trainer, self.transform, kept, ratio), at, mask=factor).image
         loss = image_loss(image, target, mask, config.loss.elastic_l1, config.loss.elastic_ssim)
         return loss + own + roughness(config, self.transform)
@@ -272,12 +287,15 @@ class Hand:
 
 
 def lrs(config: Config, progress: float) -> dict[str, float]:
-    """By the first words of a parameter's name, for a step of BATCH views; after docs/method.md, "Learning rates"."""
+    """By the first words of a parameter's name, for a step of BATCH views; after docs/method.md, "Learning
+    rates"."""
     r, decayed, networks = config.rates, 0.01**progress, 0.1**progress
     plain = {"quats": r.quats, "scales": r.scales, "opacities": r.opacities, "sh0": r.sh0}
-    rates = {"splats.means": r.means * EXTENT * decayed, **{f"splats.{name}": lr for name, lr in plain.items()},
+    rates = {"splats.means": r.means * EXTENT * decayed, **{f"splats.{name}": lr for name,
+                                                            lr in plain.items()},
              "transform.means": r.means * EXTENT * r.delta_means * decayed / UNIT,
-             **{f"transform.{name}": lr for name, lr in plain.items()}, "transform.network": r.field * networks,
+             **{f"transform.{name}": lr for name, lr in plain.items()},
+             "transform.network": r.field * networks,
              "transform.planes": r.planes * networks, "selector": r.selector * networks}
     return {name: lr * BATCH**0.5 for name, lr in rates.items()}
 
@@ -292,7 +310,8 @@ def check(trainer: Trainer) -> Hand:
     trainer.metrics()  # its loss is the mean since it was last asked
     trainer.train_step()
     rates = lrs(trainer.config, progress_of(trainer, position))
-    rates["splats.shN"] = trainer.config.rates.shN * BATCH**0.5 * (trainer.config.rates.shN_factor if stage_2 else 1.0)
+    rates["splats.shN"] = trainer.config.rates.shN * BATCH**0.5 * (trainer.config.rates.shN_factor if stage_2
+                                                                   else 1.0)
     b1, b2, eps = 0.9**BATCH, 0.999**BATCH, 1e-15 / BATCH**0.5
     assert trainer.metrics()["loss"] == pytest.approx(float(hand.loss), abs=2e-5)
     after, now = dict(trainer.optimizer.parameters()), trainer.optimizer.moments()
@@ -306,14 +325,16 @@ def check(trainer: Trainer) -> Hand:
         lr = rates[re.sub(r"\.\d+$", "", name)]
         update = lr * (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + eps)
         moved = after[name].detach().double() - before[name]
-        surely = v.sqrt() > 1e-3 * v.max().sqrt()  # where the rounding of float32 does not decide the direction
+        # where the rounding of float32 does not decide the direction
+        surely = v.sqrt() > 1e-3 * v.max().sqrt()
         rounding = 1e-6 * before[name].abs().max()
         assert ((moved + update).abs() <= 0.03 * lr + rounding)[surely].all(), f"{name} after Adam"
     return hand
 
 
 def trainer_of(config: Config, position: int, base: Splats | None = None) -> Trainer:
-    """Before the step at this position, in the middle of its stage, with moments of a step before; nothing is as it began."""
+    """Before the step at this position, in the middle of its stage, with moments of a step before; nothing is
+    as it began."""
     config.batch, config.steps, config.base.share = BATCH, STEPS, BASE / STEPS
     trainer = Trainer(config, tiny_scene(N), base=base)
     if base is None:
@@ -356,13 +377,14 @@ def losses(config: Config) -> None:
 
 
 def in_turn(config: Config) -> None:
-    config.ratios.sampling, config.ratios.values, config.order.kind = "round_robin", (0.3, 0.7, 0.1), "importance"
+    config.ratios.sampling, config.ratios.values, config.order.kind = ("round_robin", (0.3, 0.7, 0.1),
+                                                                       "importance")
     config.background = (0.1, 0.9, 0.4)
 
 
 @pytest.mark.parametrize(("preset", "change"), [
-    ("default", default), ("default", in_turn), ("fast", fast), ("plain", in_turn), ("matryoshka", default), ("paper", losses),
-    ("official", losses), ("mended", losses)])
+    ("default", default), ("default", in_turn), ("fast", fast), ("plain", in_turn), ("matryoshka", default),
+    ("paper", losses), ("official", losses), ("mended", losses)])
 def test_stage_2(preset: str, change: Callable[[Config], None]):
     config = tiny_config(preset)
     config.rates.shN_factor, config.background = 3.0, (1.0, 1.0, 1.0)

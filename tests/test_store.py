@@ -37,7 +37,8 @@ def test_what_one_process_pushes_another_pulls(s3, tmp_path):
     write(mine.folder, metrics_jsonl="1\n2\n", model__c="c")
     mine.push("metrics.jsonl", "model")
     theirs.pull("metrics.jsonl", "model")
-    assert tree(theirs.folder) == tree(mine.folder) and set(tree(theirs.folder)) == {"metrics.jsonl", "model/a", "model/c"}
+    assert (tree(theirs.folder) == tree(mine.folder)
+            and set(tree(theirs.folder)) == {"metrics.jsonl", "model/a", "model/c"})
 
 
 def test_a_checkpoint_counts_when_all_of_it_is_there(s3, tmp_path):
@@ -73,10 +74,12 @@ def test_a_shared_folder_is_left_alone(tmp_path):
 def test_storage_that_cannot_be_written_is_one_line(s3, tmp_path, uri):
     options = s3.partition("?")[1] + s3.partition("?")[2]
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"--storage [sg][s3]://.*: cannot be written \(.*; expected a bucket that exists") as e:
+    with pytest.raises(UserError, match=r"--storage [sg][s3]://.*: cannot be written \(.*; expected "
+                                        r"a bucket that exists") as e:
         Store.open(uri.format("/x") + (options if "nobody" in uri else ""), tmp_path)
     assert "\n" not in str(e.value) and time.monotonic() - start < 30
 
 
 def test_copies_of_an_object_store_have_a_folder():
-    assert dataset.storage_folder("s3://bucket/some/runs/?scheme=http") == Path.home() / "flexgs-runs" / "bucket/some/runs"
+    assert (dataset.storage_folder("s3://bucket/some/runs/?scheme=http")
+            == Path.home() / "flexgs-runs" / "bucket/some/runs")

@@ -39,7 +39,8 @@ def test_points_lie_on_what_the_views_show(name, tmp_path):
         seen = camera.viewmat[:3, :3] @ scene.points.xyz.T + camera.viewmat[:3, 3:]
         u, v = (camera.K @ seen / seen[2])[:2].floor().long()
         way = scene.points.xyz - camera.center
-        free = tracer.distances(camera.center.double().numpy(), torch.nn.functional.normalize(way, dim=1).double().numpy())
+        free = tracer.distances(camera.center.double().numpy(),
+                                torch.nn.functional.normalize(way, dim=1).double().numpy())
         keep = ((seen[2] > 0) & (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
                 & (torch.from_numpy(free) > way.norm(dim=1) - 0.05))
         assert keep.sum() > 300
@@ -51,7 +52,8 @@ def test_the_same_arguments_give_the_same_files_and_another_seed_others(tmp_path
     first = files(write_synthetic("studio", tmp_path / "a", seed=3, **SMALL))
     assert files(write_synthetic("studio", tmp_path / "b", seed=3, **SMALL)) == first
     other = files(write_synthetic("studio", tmp_path / "c", seed=4, **SMALL))
-    assert other.keys() == first.keys() and all(other[name] != first[name] for name in first if "images/" in name)
+    assert other.keys() == first.keys() and all(other[name] != first[name] for name in first
+                                                if "images/" in name)
 
 
 def test_a_failed_write_leaves_nothing_and_keeps_what_was_there(tmp_path, monkeypatch):
@@ -80,7 +82,8 @@ def test_ensure_makes_what_is_missing_and_no_more(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "write_synthetic",
                         lambda name, path: made.append(name) or write_synthetic(name, path, **SMALL))
     paths = ensure_synthetic(tmp_path / "data")
-    assert made == list(SYNTHETIC) and ensure_synthetic(tmp_path / "data") == paths and made == list(SYNTHETIC)
+    assert (made == list(SYNTHETIC) and ensure_synthetic(tmp_path / "data") == paths
+            and made == list(SYNTHETIC))
     assert find_scenes(tmp_path / "data") == paths
 
 

@@ -9,7 +9,8 @@ from flexgs.report.table import mean_ratios, print_results
 
 
 def result(scene: str, psnr: float, lpips: float | None = None) -> dict:
-    row = {"psnr": psnr, "ssim": 0.5, "lpips_vgg": lpips, "lpips_alex": None, "splats": 1_234_567, "mb": 20.5, "ms": 3.25}
+    row = {"psnr": psnr, "ssim": 0.5, "lpips_vgg": lpips, "lpips_alex": None, "splats": 1_234_567, "mb": 20.5,
+           "ms": 3.25}
     return {"scene": scene, "preset": "default", "ratios": {"1": row, "0.005": {**row, "psnr": psnr - 10}}}
 
 
@@ -20,7 +21,8 @@ def text(*results: dict) -> str:
 
 
 def test_rows_rise_with_the_ratio_and_means_follow():
-    lines = [line.split() for line in text(result("fox", 30), result("bicycle", 20)).splitlines() if "%" in line]
+    lines = [line.split() for line in text(result("fox", 30), result("bicycle", 20)).splitlines()
+             if "%" in line]
     assert lines[0][:4] == ["fox", "0.5", "%", "20.00"] and lines[1][:3] == ["100", "%", "30.00"]
     assert lines[2][0] == "bicycle"
     assert lines[4][:4] == ["mean", "0.5", "%", "15.00"] and "1,234,567" in lines[5]
@@ -28,7 +30,8 @@ def test_rows_rise_with_the_ratio_and_means_follow():
 
 def test_columns_without_values_are_left_out():
     assert "LPIPS" not in text(result("fox", 30))
-    assert "LPIPS vgg" in text(result("fox", 30, lpips=0.1)) and "LPIPS alex" not in text(result("fox", 30, lpips=0.1))
+    assert ("LPIPS vgg" in text(result("fox", 30, lpips=0.1))
+            and "LPIPS alex" not in text(result("fox", 30, lpips=0.1)))
     assert "mean" not in text(result("fox", 30))
 
 

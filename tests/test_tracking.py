@@ -19,7 +19,8 @@ RESULTS = {"scene": "fox", "preset": "smoke", "steps": 200, "train_seconds": 3.5
 
 
 def row(step: int) -> dict:
-    return {"step": step, "stage": 1, "steps": 200, "loss": 1 / step, "eta_seconds": float("nan"), "psnr": 20.0}
+    return {"step": step, "stage": 1, "steps": 200, "loss": 1 / step, "eta_seconds": float("nan"),
+            "psnr": 20.0}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,8 @@ def test_half_a_line_is_left_for_later(tmp_path):
 def test_a_scene_from_start_to_end_and_on(uri, tmp_path):
     """History without gaps or doubles over a restart, results under their names once, pictures and cuts."""
     folder = tmp_path / "fox"
-    for name, size in (("renders/grid.png", 10), ("cuts/fox_005.00pct.ply", 10), ("cuts/fox_100.00pct.ply", 60_000_000)):
+    for name, size in (("renders/grid.png", 10), ("cuts/fox_005.00pct.ply", 10),
+                       ("cuts/fox_100.00pct.ply", 60_000_000)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with (folder / name).open("wb") as f:
             f.truncate(size)
@@ -64,7 +66,8 @@ def test_a_scene_from_start_to_end_and_on(uri, tmp_path):
     run.log_history([row(50), row(100), row(150)])
     run.finish("FAILED", "it broke")
     client, run_id = tracking.client, run.id
-    assert client.get_run(run_id).data.tags["error"] == "it broke" and client.get_run(run_id).info.status == "FAILED"
+    assert (client.get_run(run_id).data.tags["error"] == "it broke"
+            and client.get_run(run_id).info.status == "FAILED")
 
     tracking, batch, run = start()  # another process, which redoes some steps
     assert run.id == run_id and client.get_run(run_id).info.status == "RUNNING"
@@ -86,11 +89,13 @@ def test_a_scene_from_start_to_end_and_on(uri, tmp_path):
     curve = client.get_metric_history(run_id, "curve/psnr_by_ratio_permille")
     assert sorted((m.step, m.value) for m in curve) == [(5, 15), (50, 20), (1000, 25)]
     assert {a.path for a in client.list_artifacts(run_id)} == {"results.json", "renders", "cuts"}
-    assert [a.path for a in client.list_artifacts(run_id, "cuts")] == ["cuts/fox_005.00pct.ply"]  # the other is too large
+    # the other is too large
+    assert [a.path for a in client.list_artifacts(run_id, "cuts")] == ["cuts/fox_005.00pct.ply"]
     assert client.get_run(batch.id).data.metrics["psnr/ratio_1.00"] == 25
     experiment = client.get_experiment(tracking.id)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
-    assert f"experiments/{tracking.id}/runs" in tracking.how_to_open() and " server --host 127.0.0.1" in tracking.how_to_open()
+    assert (f"experiments/{tracking.id}/runs" in tracking.how_to_open()
+            and " server --host 127.0.0.1" in tracking.how_to_open())
 
 
 def test_a_run_that_mlflow_has_lost_is_made_again(uri, tmp_path):
@@ -98,7 +103,8 @@ def test_a_run_that_mlflow_has_lost_is_made_again(uri, tmp_path):
     run = Tracking(uri, "flexgs-lost").run(tmp_path, "fox", kind="scene")
     run.log_history([row(50)])
     run.finish()
-    assert json.loads((tmp_path / "mlflow.json").read_text())["run_id"] == run.id != "0123456789abcdef0123456789abcdef"
+    assert (json.loads((tmp_path / "mlflow.json").read_text())["run_id"] == run.id
+            != "0123456789abcdef0123456789abcdef")
 
 
 def test_no_mlflow_is_a_warning(tmp_path, caplog, monkeypatch):
@@ -117,13 +123,16 @@ def test_no_mlflow_is_a_warning(tmp_path, caplog, monkeypatch):
 
 def test_processes_that_start_together_share_one_database(tmp_path):
     code = (f"from flexgs.tracking import Tracking; from pathlib import Path; import sys\n"
-            f"t = Tracking('sqlite:///{tmp_path}/new.db', 'flexgs-test', Path({str(tmp_path)!r}) / 'artifacts')\n"
-            f"r = t.run(Path({str(tmp_path)!r}) / sys.argv[1], sys.argv[1], kind='scene'); r.start(); r.finish()")
-    processes = [subprocess.Popen([sys.executable, "-c", code, name], stderr=subprocess.PIPE, text=True) for name in "ab"]
+            f"t = Tracking('sqlite:///{tmp_path}/new.db', 'flexgs-test', "
+            f"Path({str(tmp_path)!r}) / 'artifacts')\nr = t.run(Path({str(tmp_path)!r}) / sys.argv[1], "
+            "sys.argv[1], kind='scene'); r.start(); r.finish()")
+    processes = [subprocess.Popen([sys.executable, "-c", code, name], stderr=subprocess.PIPE, text=True)
+                 for name in "ab"]
     errors = [process.communicate(timeout=120)[1] for process in processes]
     assert errors == ["", ""]
     tracking = Tracking(f"sqlite:///{tmp_path}/new.db", "flexgs-test")
     assert tracking.available()
     runs = tracking.client.search_runs([tracking.id])
-    assert sorted(r.info.run_name for r in runs) == ["a", "b"] and {r.info.status for r in runs} == {"FINISHED"}
+    assert (sorted(r.info.run_name for r in runs) == ["a", "b"]
+            and {r.info.status for r in runs} == {"FINISHED"})
     assert not list(Path(tmp_path).glob(".mlflow-*"))

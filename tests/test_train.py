@@ -90,14 +90,16 @@ def test_interrupted_equals_uninterrupted(preset, scene, config, tmp_path):
 
 
 def test_elastic_training_beats_pruning(scene, config):
-    """Same capture, steps and counts: the cuts of the elastic model against the plain model pruned by importance."""
+    """Same capture, steps and counts: the cuts of the elastic model against the plain model pruned by
+    importance."""
     config.steps, config.base.reset_every = 400, 2.0  # too short to recover from an opacity reset
     elastic = train(config, scene)
     config.loss, config.ratios, config.order, config.transform = (
         getattr(Config.from_preset("plain"), name) for name in ("loss", "ratios", "order", "transform"))
     plain = train(config, scene)
     assert len(elastic.splats) == len(plain.splats)
-    ours, theirs = (evaluate(m, scene, Evaluation((0.05, 0.2, 1.0)), config.background)["ratios"] for m in (elastic, plain))
+    ours, theirs = (evaluate(m, scene, Evaluation((0.05, 0.2, 1.0)), config.background)["ratios"]
+                    for m in (elastic, plain))
     assert ours["0.05"]["psnr"] > theirs["0.05"]["psnr"] + 1
     assert ours["0.2"]["psnr"] > theirs["0.2"]["psnr"] + 1
     assert theirs["1"]["psnr"] > 17
@@ -122,7 +124,8 @@ def test_what_is_only_pruned_is_ordered_by_its_last_state(scene, config):
 
 
 def test_a_ratio_between_two_trained_ones_is_not_worse_than_the_lower(scene, config):
-    """On the training views; 20 % between 10 % and 40 %, only these two trained. It is 0.5 dB better over seeds."""
+    """On the training views; 20 % between 10 % and 40 %, only these two trained. It is 0.5 dB better over
+    seeds."""
     method_of("mended", config)
     config.steps, config.base.reset_every = 300, 2.0  # too short to recover from an opacity reset
     config.ratios.sampling, config.ratios.values = "round_robin", (0.1, 0.4)
@@ -153,7 +156,8 @@ def test_run_folder_holds_what_it_promises(scene, config, tmp_path):
     assert lines == [20, 40, 60, 80, 100, 120]
     assert [json.loads(x)["step"] for x in (folder / "metrics.jsonl").read_text().splitlines()] == lines
     assert results == json.loads((folder / "results.json").read_text())
-    assert results["protocol"].items() >= scene.protocol.items()  # how it was measured hides nothing of what was
+    # how it was measured hides nothing of what was
+    assert results["protocol"].items() >= scene.protocol.items()
     assert finished(folder, config, scene) == results
     assert Config.load(folder / "config.json") == config
     n = results["splats"]
@@ -190,7 +194,8 @@ def test_a_stopped_run_goes_on_where_it_was_stopped(scene, config, tmp_path):
     steps.clear()
     with pytest.raises(StoppedError, match="stopped at 60 of 120 views"):
         run(config, scene, tmp_path / "run", Group(), session(Stopping, "run"))
-    assert (tmp_path / "run" / "checkpoints" / "step_00000060").is_dir() and finished(tmp_path / "run", config, scene) is None
+    assert (tmp_path / "run" / "checkpoints"
+            / "step_00000060").is_dir() and finished(tmp_path / "run", config, scene) is None
     resumed = run(config, scene, tmp_path / "run", Group(), session(Stopping, "run"))
     assert steps == [20, 40, 60, 80, 100, 120]
     for ratio, row in resumed["ratios"].items():
@@ -212,7 +217,8 @@ def test_another_method_does_not_continue_a_checkpoint(scene, config, tmp_path):
     trainer = Trainer(config, scene)
     trainer.train_step()
     trainer.save(tmp_path)
-    config.rates.restart, config.loss.full_l1, config.field.gate = True, 0.7, True  # stage 2: many runs share one stage 1
+    # stage 2: many runs share one stage 1
+    config.rates.restart, config.loss.full_l1, config.field.gate = True, 0.7, True
     Trainer(config, scene).load(tmp_path)
     config.rates.means *= 2
     with pytest.raises(UserError, match="another rates"):
@@ -309,9 +315,11 @@ def test_another_capture_does_not_continue_a_checkpoint(scene, config, tmp_path)
     trainer.save(tmp_path)
     count, names, _, files = scene.digest.split("-")
     solved_again = dataclasses.replace(scene, protocol={"digest": f"{count}-{names}-0-{files}"})
-    with pytest.raises(UserError, match="was made from another capture, with other poses or lenses; choose another"):
+    with pytest.raises(UserError, match="was made from another capture, with other poses or "
+                                        "lenses; choose another"):
         Trainer(config, solved_again).load(tmp_path)
-    Trainer(config, dataclasses.replace(scene, protocol={"digest": "from before there were parts"})).load(tmp_path)
+    Trainer(config,
+            dataclasses.replace(scene, protocol={"digest": "from before there were parts"})).load(tmp_path)
 
 
 def test_a_small_model_file_takes_no_memory_for_what_it_claims(scene, config, tmp_path):
@@ -319,7 +327,8 @@ def test_a_small_model_file_takes_no_memory_for_what_it_claims(scene, config, tm
     model = train(config, scene)
     model.save(tmp_path)
     about = json.loads((tmp_path / "model.json").read_text())
-    about["config"]["transform"]["kind"], about["config"]["field"]["resolution"] = "field", [200] * 4  # 0.3 GB
+    # 0.3 GB
+    about["config"]["transform"]["kind"], about["config"]["field"]["resolution"] = "field", [200] * 4
     (tmp_path / "model.json").write_text(json.dumps(about))
     with pytest.raises(UserError, match=r"found no 'transform\.box'"):
         ElasticModel.load(tmp_path)
@@ -331,7 +340,8 @@ def test_a_small_model_file_takes_no_memory_for_what_it_claims(scene, config, tm
 
 def test_lines_of_the_history_that_are_none_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 20, "loss": 0.1}\n\xff\n[1]\n{"loss": 1}\n{"step": "x"}\n{"step": 40}\n{"step": 6')
+    path.write_bytes(b'{"step": 20, "loss": 0.1}\n\xff\n[1]\n{"loss": 1}\n{"step": '
+                     b'"x"}\n{"step": 40}\n{"step": 6')
     assert [row["step"] for row in history(path)] == [20, 40]
 
 
@@ -364,7 +374,8 @@ def test_optimizer_is_adam_when_rows_come_and_go(config):
 
 def test_rotation_matrices_are_rotations():
     r = rotation_matrices(torch.randn(50, 4, dtype=torch.float64))
-    assert torch.allclose(r @ r.transpose(1, 2), torch.eye(3, dtype=torch.float64).expand(50, 3, 3), atol=1e-12)
+    assert torch.allclose(r @ r.transpose(1, 2), torch.eye(3, dtype=torch.float64).expand(50, 3, 3),
+                          atol=1e-12)
     assert torch.allclose(torch.linalg.det(r), torch.ones(50, dtype=torch.float64))
     quarter = rotation_matrices(torch.tensor([[2.0, 0, 0, 2.0]]))[0]  # 90 degrees about z, not of unit length
     assert torch.allclose(quarter @ torch.tensor([1.0, 0, 0]), torch.tensor([0, 1.0, 0]), atol=1e-6)
@@ -375,7 +386,8 @@ def test_halves_sample_the_gaussian_they_come_from():
     many = halves(one[torch.zeros(40_000, dtype=torch.long)], torch.Generator().manual_seed(0))
     r, s = rotation_matrices(one.quats)[0], one.scales.exp()[0]
     assert torch.allclose(many.means.mean(dim=0), one.means[0], atol=4 * float(s.max()) / 200)
-    assert torch.allclose(torch.cov(many.means.T), r @ torch.diag(s * s) @ r.T, rtol=0.1, atol=float(s.max() ** 2) * 0.03)
+    assert torch.allclose(torch.cov(many.means.T), r @ torch.diag(s * s) @ r.T, rtol=0.1,
+                          atol=float(s.max() ** 2) * 0.03)
     assert torch.allclose(many.scales, one.scales - math.log(1.6))
 
 
@@ -393,7 +405,8 @@ def test_densifier_obeys_cap_and_thresholds(config):
     densifier.gradient[:] = torch.linspace(2e-3, 4e-3, 100)  # over two views: all above the threshold
     densifier.seen[:] = 2
     grown = densifier.refine(splats, optimizer, 9, 10, Group())
-    # 30 may grow, the largest gradients: 70..99; of those 70..89 are split in two, and 90..99 are split and pruned with them
+    # 30 may grow, the largest gradients: 70..99; of those 70..89 are split in two, and 90..99 are split and
+    # pruned with them
     assert len(grown) == 100 - 30 + 2 * 30
     assert len(densifier.seen) == len(grown) and float(densifier.seen.sum()) == 0
 
@@ -404,7 +417,8 @@ def test_crosses():
 
 
 def test_adapt_makes_a_ply_elastic_and_leaves_it_as_it_is(scene, config, tmp_path):
-    """The whole model is the PLY's, bit for bit, and the cuts are better than the same Gaussians without training."""
+    """The whole model is the PLY's, bit for bit, and the cuts are better than the same Gaussians without
+    training."""
     config.steps, config.base.share = 300, 1.0
     write_ply(train(config, scene).splats, tmp_path / "plain.ply")
     given = read_ply(tmp_path / "plain.ply")
@@ -428,7 +442,8 @@ def test_adapt_makes_a_ply_elastic_and_leaves_it_as_it_is(scene, config, tmp_pat
 def test_presets_train_both_stages(preset, scene, config):
     """fast renders the whole and the cuts in turn; lightgs keeps its share only."""
     chosen = Config.from_preset(preset)
-    config.order, config.transform, config.ratios, config.loss = chosen.order, chosen.transform, chosen.ratios, chosen.loss
+    config.order, config.transform, config.ratios, config.loss = (chosen.order, chosen.transform,
+                                                                  chosen.ratios, chosen.loss)
     trainer = Trainer(config, scene)
     trainer.fit(QUIET, forget, until=trainer.base_steps)
     base = trainer.splats.clone()

@@ -1,4 +1,5 @@
-"""A scene small enough to recompute by hand: cameras on a ring, random photographs and Gaussians, all in memory."""
+"""A scene small enough to recompute by hand: cameras on a ring, random photographs and Gaussians, all in
+memory."""
 
 import math
 from dataclasses import dataclass, field
@@ -51,14 +52,17 @@ def camera(i: int, n: int = 8) -> Camera:
 def view(i: int, masked: bool) -> TinyView:
     g, at = torch.Generator().manual_seed(100 + i), camera(i)
     pixels = (255 * torch.rand(at.height, at.width, 3, generator=g)).to(torch.uint8)
-    return TinyView(f"{i:03d}", at, pixels, torch.rand(at.height, at.width, generator=g) > 0.3 if masked else None)
+    return TinyView(f"{i:03d}", at, pixels, torch.rand(at.height, at.width, generator=g) > 0.3 if masked
+                    else None)
 
 
 def tiny_scene(points: int = 40, train: int = 5, test: int = 3) -> Scene:
     """The odd training views and the even test views have masks."""
     g = torch.Generator().manual_seed(7)
-    cloud = Points(torch.randn(points, 3, generator=g), (255 * torch.rand(points, 3, generator=g)).to(torch.uint8))
-    return Scene("tiny", Path("/nowhere/tiny"), [view(i, bool(i % 2)) for i in range(train)],  # type: ignore[misc]
+    cloud = Points(torch.randn(points, 3, generator=g),
+                   (255 * torch.rand(points, 3, generator=g)).to(torch.uint8))
+    # type: ignore[misc]
+    return Scene("tiny", Path("/nowhere/tiny"), [view(i, bool(i % 2)) for i in range(train)],
                  [view(train + i, not i % 2) for i in range(test)], cloud, EXTENT, {"digest": "tiny"})
 
 
@@ -72,7 +76,7 @@ def tiny_config(preset: str = "default", steps: int = 40) -> Config:
     """A preset of a few views; stage 1 and stage 2 are half each, nothing is measured but PSNR and SSIM."""
     config = Config.from_preset(preset)
     config.steps, config.base.share, config.base.sh_degree, config.evaluation.lpips = steps, 0.5, 2, ()
-    config.field.resolution, config.field.channels, config.field.levels, config.field.width = (4, 5, 6, 7), 2, (1, 2), 8
+    config.field.resolution, config.field.channels, config.field.levels, config.field.width = ((4, 5, 6, 7), 2, (1, 2), 8)
     config.report_every = config.checkpoint_every = config.check_every = 10**6
     return config
 

@@ -37,7 +37,8 @@ class Progress(tune.Callback):
         self._deadline = time.monotonic() + self._seconds
         self.parent.start()
 
-    def on_trial_result(self, iteration: int, trials: Sequence[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(self, iteration: int, trials: Sequence[Any], trial: Any,
+                        result: dict[str, Any], **info: Any) -> None:
         quarters = {1: "a quarter", 2: "half", RUNGS: "all"}[result["rung"]]
         self._say(trial, f"{self.shown} {result[self.shown]:.3f} after {quarters} of stage 2")
 
@@ -56,10 +57,12 @@ class Progress(tune.Callback):
         self.track(record)
 
     def _drop_models(self) -> None:
-        """Of the trials that others have beaten: a model may be large, and its trial says how to make it again."""
+        """Of the trials that others have beaten: a model may be large, and its trial says how to make it
+        again."""
         records = self.search.records()
         if kept := [r for r in records if r.status == "finished"]:
-            kept = [records[0], best(records, self.objective), *(front(records) if self.objective == PARETO else [])]
+            kept = [records[0],
+                    best(records, self.objective), *(front(records) if self.objective == PARETO else [])]
         for record in records:
             if record.status == "finished" and record not in kept:
                 shutil.rmtree(self.search.trial_folder(record.params) / "model", ignore_errors=True)
@@ -77,16 +80,18 @@ class Progress(tune.Callback):
     def track(self, record: Record) -> Run:
         """The trial's run in MLflow, with what its record says."""
         params = {"number": record.number, **record.params}
-        run = self.tracking.run(self.search.trial_folder(record.params), f"trial {record.number}", kind="trial",
-                                parent=self.parent, params=params, tags={"scene": self.search.capture.name,
-                                                                         "status": record.status})
+        run = self.tracking.run(self.search.trial_folder(record.params), f"trial {record.number}",
+                                kind="trial", parent=self.parent, params=params,
+                                tags={"scene": self.search.capture.name,
+                        "status": record.status})
         stage_2 = self.search.start.steps - self.search.start.base_steps
         run.log_history([{"step": self.search.start.steps - stage_2 * (RUNGS - rung) // RUNGS,
                           "psnr_auc": record.rungs[str(rung)]["psnr_auc"]}
                          for rung in MEASURED_AT if str(rung) in record.rungs])
         if record.last:
             run.log_summary(record.last["ratios"], self.search.start.steps,
-                            {"psnr_auc": record.last["psnr_auc"], "mb": record.last["mb"], "train_seconds": record.seconds})
+                            {"psnr_auc": record.last["psnr_auc"], "mb": record.last["mb"],
+                             "train_seconds": record.seconds})
         run.finish("FAILED" if record.error else "FINISHED", record.error)
         return run
 
@@ -113,6 +118,7 @@ class Progress(tune.Callback):
         return begun(self.search, params, trial.config[NUMBER])
 
     def _say(self, trial: Any, text: str) -> None:
-        print(f"{time.monotonic() - self._start:6.0f} s  trial {self._record(trial).number}: {text}", flush=True)
+        print(f"{time.monotonic() - self._start:6.0f} s  trial {self._record(trial).number}: {text}",
+              flush=True)
 
 

@@ -1,4 +1,5 @@
-"""What a search ends with: best.json, report.md with its figures, and the gain of the best trial over trial 0."""
+"""What a search ends with: best.json, report.md with its figures, and the gain of the best trial over trial
+0."""
 
 import math
 from collections.abc import Sequence
@@ -29,7 +30,8 @@ class Gain:
     """On the others."""
 
     def __str__(self) -> str:
-        return f"{_spread(self.unseen)} on the views that the search has not seen, {_spread(self.seen)} on those it chose by"
+        return (f"{_spread(self.unseen)} on the views that the search has not seen, {_spread(self.seen)} "
+                "on those it chose by")
 
 
 def gain(searches: Sequence[Search], best: Params, zero: Params, scene: Scene, objective: str) -> Gain:
@@ -38,7 +40,8 @@ def gain(searches: Sequence[Search], best: Params, zero: Params, scene: Scene, o
     for views in ("even", "odd"):
         for search in searches:
             config = replace(search.start, evaluation=replace(search.start.evaluation, views=views))
-            of_best, of_zero = (flat(figures(ElasticModel.load(search.trial_folder(params) / "model"), scene, config))
+            of_best, of_zero = (flat(figures(ElasticModel.load(search.trial_folder(params) / "model"), scene,
+                                             config))
                                 for params in (best, zero))
             key = quality(objective)
             by_views.setdefault(views, []).append(of_best[key] - of_zero[key])
@@ -52,7 +55,8 @@ def write(search: Search, objective: str, winner: Record, verdict: str, command:
     for record in front(records) if objective == PARETO else []:
         write_json(search.folder / "front" / f"trial_{record.number}.json",
                    _whole(applied(record.params, search.start)).to_dict())
-    tables = {f"trial {record.number}": record.last["ratios"] for record in (records[0], winner) if record.rungs}
+    tables = {f"trial {record.number}": record.last["ratios"] for record in (records[0], winner)
+              if record.rungs}
     write_curve(tables, search.folder / "curve.png")
     pictures = ["curve.png", *_figures(search, objective, records)]
     sheet = table(records, objective)
@@ -75,17 +79,20 @@ def table(records: Sequence[Record], objective: str) -> Sheet:
     """A row per trial, the best first; what differs from trial 0."""
     names = ("psnr_auc", "mb") if objective == PARETO else (objective,)
     on_front = {record.number for record in front(list(records))} if objective == PARETO else set()
-    shown = sorted(records, key=lambda r: (r.status != "finished", -r.figures.get(names[0], -math.inf), r.number))
+    shown = sorted(records, key=lambda r: (r.status != "finished", -r.figures.get(names[0], -math.inf),
+                                           r.number))
     best = next((r.number for r in shown if r.status == "finished"), None)
 
     def changes(record: Record) -> str:
         zero = records[0].params
-        return " ".join(flags({k: v for k, v in record.params.items() if not _part_of_several(k) and zero.get(k) != v}))
+        return " ".join(flags({k: v for k, v in record.params.items() if not _part_of_several(k)
+                               and zero.get(k) != v}))
 
     return Sheet.of("trials", [
         (("", "trial"), [Cell(str(r.number)) for r in shown]),
-        (("", "how it ended"), [Cell(f"failed: {r.error}" if r.error else r.status + " (front)" * (r.number in on_front))
-                                for r in shown]),
+        (("", "how it ended"),
+         [Cell(f"failed: {r.error}" if r.error else r.status + " (front)" * (r.number in on_front))
+          for r in shown]),
         *((("", name), [Cell(f"{r.figures[name]:.3f}" if r.rungs else "", r.number == best) for r in shown])
           for name in names),
         (("", "seconds"), [Cell(f"{r.seconds:.0f}") for r in shown]),
@@ -93,17 +100,19 @@ def table(records: Sequence[Record], objective: str) -> Sheet:
 
 
 def agreement(records: Sequence[Record], objective: str) -> str:
-    """How the order of trials after a part of stage 2 agrees with the order at its end, which stopping early relies on."""
+    """How the order of trials after a part of stage 2 agrees with the order at its end, which stopping early
+    relies on."""
     whole = [record for record in records if record.status == "finished"]
     if len(whole) < 4:
         return ""
     name = quality(objective)
     found = []
     for rung, part in ((1, "a quarter"), (2, "half")):
-        rho = spearmanr([flat(r.rungs[str(rung)])[name] for r in whole], [r.figures[name] for r in whole]).statistic
+        rho = spearmanr([flat(r.rungs[str(rung)])[name] for r in whole],
+                        [r.figures[name] for r in whole]).statistic
         found.append(f"{rho:.2f} after {part}")
-    return (f"Spearman's correlation of {name} with its value at the end of stage 2, over the {len(whole)} finished trials: "
-            f"{', '.join(found)} of it.")
+    return (f"Spearman's correlation of {name} with its value at the end of stage 2, over the "
+            f"{len(whole)} finished trials: {', '.join(found)} of it.")
 
 
 def _figures(search: Search, objective: str, records: Sequence[Record]) -> list[str]:
@@ -113,7 +122,8 @@ def _figures(search: Search, objective: str, records: Sequence[Record]) -> list[
     names = dict.fromkeys(key for record in measured for key in record.params)
     shown = [key for key in names if 2 * sum(key in record.params for record in measured) >= len(measured)]
     columns = min(4, len(shown))
-    figure, axes = plt.subplots(-(-len(shown) // columns), columns, figsize=(3 * columns, 2.4 * -(-len(shown) // columns)),
+    figure, axes = plt.subplots(-(-len(shown) // columns), columns,
+                                figsize=(3 * columns, 2.4 * -(-len(shown) // columns)),
                                 sharey=True, squeeze=False, layout="constrained")
     for ax in axes.flat[len(shown):]:
         ax.set_visible(False)
@@ -121,8 +131,8 @@ def _figures(search: Search, objective: str, records: Sequence[Record]) -> list[
         for status, face in {"finished": "tab:blue", "stopped": "none"}.items():
             points = [(record.params[key], record.figures[name]) for record in measured
                       if record.status == status and key in record.params]
-            ax.scatter([str(x) if isinstance(x, str) else x for x, _ in points], [y for _, y in points], facecolors=face,
-                       edgecolors="tab:blue", label=status)
+            ax.scatter([str(x) if isinstance(x, str) else x for x, _ in points], [y for _, y in points],
+                       facecolors=face, edgecolors="tab:blue", label=status)
         ax.set_title(key, fontsize=9)
         ax.tick_params(labelsize=7)
         if any(isinstance(record.params.get(key), str) for record in measured):
@@ -149,7 +159,8 @@ def _importances(search: Search, objective: str, records: Sequence[Record]) -> s
     if len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) < 4:
         return ""
     target = (lambda trial: trial.values[0]) if objective == PARETO else None
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)  # named, as Optuna's default changes between its versions
+    # named, as Optuna's default changes between its versions
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     found = optuna.importance.get_param_importances(study, evaluator=evaluator, target=target)
     return ("Share of the variance that each setting explains, by Optuna's fANOVA (with few trials a hint): "
             + ", ".join(f"{name} {share:.2f}" for name, share in found.items() if share >= 0.01) + ".")

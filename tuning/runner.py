@@ -1,7 +1,8 @@
-"""Trials on Ray: what each gets of the cluster, how it runs as a trial of Tune, directly or through Ray Train.
+"""Trials on Ray: what each gets of the cluster, how it runs as a trial of Tune, directly or through Ray
+Train.
 
-A trial that trains through Ray Train reserves no CPU for itself: trials that only wait for their workers would hold the CPUs
-that these wait for, and the search would hang.
+A trial that trains through Ray Train reserves no CPU for itself: trials that only wait for their workers
+would hold the CPUs that these wait for, and the search would hang.
 """
 
 import contextlib
@@ -49,24 +50,29 @@ def room_for_trial(cluster: Cluster, workers: int, gpus: float) -> tuple[Room, i
     nodes = cluster.nodes(workers).values()
     room = Room(gpus if cluster.has_gpu else 0.0, workers=workers)
     if room.gpus and workers > 1 and gpus != 1:
-        raise UserError(f"--gpus-per-trial {gpus:g}: expected 1 with --workers {workers}, each of which needs a GPU of its own")
+        raise UserError(f"--gpus-per-trial {gpus:g}: expected 1 with --workers {workers}, each of which "
+                        "needs a GPU of its own")
     if room.gpus:
-        most = int(sum(node.get("GPU", 0) // gpus if gpus < 1 else node.get("GPU", 0) / gpus for node in nodes)) // workers
+        most = int(sum(node.get("GPU", 0) // gpus if gpus < 1 else node.get("GPU", 0) / gpus
+                       for node in nodes)) // workers
     else:
         most = int(sum(node.get("CPU", 0) for node in nodes)) // workers
     if most < 1:
-        raise UserError(f"--workers {workers} --gpus-per-trial {gpus:g}: the cluster has no room for a trial; expected less")
+        raise UserError(f"--workers {workers} --gpus-per-trial {gpus:g}: the cluster has no room for a "
+                        "trial; expected less")
     return room, most
 
 
 def trainable(search: Search, room: Room) -> Callable:
     """A trial, for tune.Tuner."""
     run = tune.with_parameters(_direct if room.workers == 1 else _together, search=search, room=room)
-    return tune.with_resources(run, {"cpu": 1, "gpu": room.gpus} if room.workers == 1 else {"memory": 64 << 20})
+    return tune.with_resources(run, {"cpu": 1, "gpu": room.gpus} if room.workers == 1
+                               else {"memory": 64 << 20})
 
 
 def train_first_base(search: Search, cluster: Cluster, room: Room) -> float:
-    """Stage 1 of trial 0 with all CPUs of a machine, before trials have one each; the seconds that it took."""
+    """Stage 1 of trial 0 with all CPUs of a machine, before trials have one each; the seconds that it
+    took."""
     cpus = max(1, int(max(node.get("CPU", 1) for node in cluster.nodes().values())))
     start = time.monotonic()
     task = ray.remote(num_cpus=1 if room.gpus else cpus, num_gpus=1 if room.gpus else 0, max_retries=2)(_base)
@@ -75,7 +81,8 @@ def train_first_base(search: Search, cluster: Cluster, room: Room) -> float:
 
 
 def run_to_the_end(trials: Sequence[tuple[Search, Params, int]], room: Room) -> None:
-    """Trials outside of Tune, side by side as far as there is room; those that are finished are not repeated."""
+    """Trials outside of Tune, side by side as far as there is room; those that are finished are not
+    repeated."""
     remote = ray.remote(num_cpus=1, num_gpus=room.gpus, max_retries=2)(_alone)
     _wait([remote.remote(search, params, number, room) for search, params, number in trials])
 
@@ -96,13 +103,15 @@ def _alone(search: Search, params: Params, number: int, room: Room) -> None:
         record = begun(search, params, number)
         if record.stopped:
             replace(record, stopped=False).save(search.trial_folder(params))
-        run_trial(search, params, load_capture(search.capture, search.start), room.device(), Group(), lambda figures: None)
+        run_trial(search, params, load_capture(search.capture, search.start), room.device(), Group(),
+                  lambda figures: None)
 
 
 def _direct(config: dict[str, Any], search: Search, room: Room) -> None:
     params, number = _parts(config)
     with _noted(search, params, number):
-        run_trial(search, params, load_capture(search.capture, search.start), room.device(), Group(), tune.report)
+        run_trial(search, params, load_capture(search.capture, search.start), room.device(), Group(),
+                  tune.report)
 
 
 def _together(config: dict[str, Any], search: Search, room: Room) -> None:
@@ -121,8 +130,8 @@ def _together(config: dict[str, Any], search: Search, room: Room) -> None:
 
 def _worker(job: dict[str, Any]) -> None:
     search: Search = job["search"]
-    run_trial(search, job["params"], load_capture(search.capture, search.start), job["room"].device(), Group.current(),
-              ray.train.report)
+    run_trial(search, job["params"], load_capture(search.capture, search.start), job["room"].device(),
+              Group.current(), ray.train.report)
 
 
 def _parts(config: dict[str, Any]) -> tuple[Params, int]:

@@ -1,11 +1,12 @@
-"""Search the settings of a scene: Optuna's TPE through Ray Tune, trials that fall behind stopped early by ASHA.
+"""Search the settings of a scene: Optuna's TPE through Ray Tune, trials that fall behind stopped early by
+ASHA.
 
-    python tuning/search.py --scene fox --data-root ~/captures --trials 30
-    python tuning/search.py --scene fox --data-root ~/captures --preset paper --objective psnr/ratio_0.05 --time-budget 2h
+    python tuning/search.py --scene fox --data-root ~/captures --trials 30 python tuning/search.py --scene fox
+    --data-root ~/captures --preset paper --objective psnr/ratio_0.05 --time-budget 2h
 
-Trial 0 is what the search starts from. Trials are chosen by every second test view; the others are for the report. The same
-command continues an interrupted search. It ends with best.json (for --config), report.md and figures in STORAGE/EXPERIMENT;
-docs/search.md says how to read them.
+Trial 0 is what the search starts from. Trials are chosen by every second test view; the others are for the
+report. The same command continues an interrupted search. It ends with best.json (for --config), report.md and
+figures in STORAGE/EXPERIMENT; docs/search.md says how to read them.
 """
 
 import json
@@ -21,7 +22,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python itself adds only the folder of the script
+# Python itself adds only the folder of the script
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ray
 import tyro
@@ -60,8 +62,10 @@ from tuning.runner import Room, room_for_trial, run_to_the_end, train_first_base
 from tuning.study import PARETO, Suggest, best, goal, history
 from tuning.trial import RUNGS, Record, Search
 
-# Workers get these modules with the functions that they run: they need flexgs installed, but not these folders on their path.
-for module in (ray_jobs.cluster, ray_jobs.store, ray_jobs.train_scene, tuning.runner, tuning.space, tuning.trial):
+# Workers get these modules with the functions that they run: they need flexgs installed, but not these
+# folders on their path.
+for module in (ray_jobs.cluster, ray_jobs.store, ray_jobs.train_scene, tuning.runner, tuning.space,
+               tuning.trial):
     ray.cloudpickle.register_pickle_by_value(module)
 
 
@@ -79,10 +83,11 @@ class SearchScene(Dataset):
     time_budget: str | None = None
     """Stop after this long: 90m, 2h."""
     objective: str = "psnr_auc"
-    """psnr_auc, the area under PSNR over log ratio; or one ratio's, psnr/ratio_0.05 or ssim/ratio_0.05; or pareto: psnr_auc
-    against the bytes of the elastic model."""
+    """psnr_auc, the area under PSNR over log ratio; or one ratio's, psnr/ratio_0.05 or ssim/ratio_0.05; or
+    pareto: psnr_auc against the bytes of the elastic model."""
     early_stopping: bool = True
-    """Stop the worse half of the trials after a quarter, and again after half of stage 2; pareto stops none."""
+    """Stop the worse half of the trials after a quarter, and again after half of stage 2; pareto stops
+    none."""
     max_concurrent: int | None = None
     """Trials at a time; default: as many as there is room for. With --gpu, so many are waited for."""
     gpus_per_trial: float = 1.0
@@ -90,7 +95,8 @@ class SearchScene(Dataset):
     workers: int = 1
     """Per trial; several train it together through Ray Train, with a GPU each, or a CPU."""
     confirm: int = 2
-    """Seeds more at which the best trial is compared with trial 0; it wins if it is better in the mean of all."""
+    """Seeds more at which the best trial is compared with trial 0; it wins if it is better in the mean of
+    all."""
     resume: bool = True
     """Continue the search that is there; otherwise it is put aside."""
     smoke: bool = False
@@ -113,28 +119,34 @@ def search_scene(options: SearchScene, args: Sequence[str]) -> int:
     if not options.resume and any(folder.iterdir()):
         with only_one(folder):  # nobody is at work there
             pass
-        aside = next(path for i in range(1, 1000) if not (path := folder.with_name(f"{folder.name}-{i}")).exists())
+        aside = next(path for i in range(1, 1000)
+                     if not (path := folder.with_name(f"{folder.name}-{i}")).exists())
         shutil.move(folder, aside)
         print(f"the earlier search is in {pasted(aside)}", flush=True)
-    with warm_up.in_background() as wait_for_kernels, only_one(folder), Cluster(options.ray_address, options.gpu) as cluster:
+    with (warm_up.in_background() as wait_for_kernels, only_one(folder),
+          Cluster(options.ray_address, options.gpu) as cluster):
         config = options.fitting(config, cluster, args)
         if options.smoke:
             config, options.trials, options.confirm = _smaller(config), 2, 0
         search = Search(capture, folder, replace(config, evaluation=replace(config.evaluation, views="even")))
         scene = load_capture(capture, search.start)
         _same_as_before(search, options.objective, scene)
-        cluster.wait_for_gpus(math.ceil(options.workers * options.gpus_per_trial * (options.max_concurrent or 1)))
+        cluster.wait_for_gpus(math.ceil(options.workers * options.gpus_per_trial
+                                        * (options.max_concurrent or 1)))
         room, most = room_for_trial(cluster, options.workers, options.gpus_per_trial)
         if not room.gpus:
             wait_for_kernels()
         progress = Progress(search, options.objective, options.tracking(), seconds)
-        ended = _search(search, options, progress, cluster, room, min(most, options.max_concurrent or most), seconds)
+        ended = _search(search, options, progress, cluster, room, min(most, options.max_concurrent or most),
+                        seconds)
         records = search.records()
         if not any(record.status == "finished" for record in records):
             progress.parent.finish("FAILED" if ended else "KILLED")
-            print("flexgs: no trial was finished" + ("" if ended else "; the same command continues"), file=sys.stderr)
+            print("flexgs: no trial was finished" + ("" if ended else "; the same command continues"),
+                  file=sys.stderr)
             return 1 if ended else 130
-        winner, verdict = best(records, options.objective), "not compared with trial 0 on other views, as it was interrupted"
+        winner, verdict = (best(records, options.objective),
+                           "not compared with trial 0 on other views, as it was interrupted")
         if ended:
             winner, verdict = _confirmed(search, options, winner, scene, room)
         command = public(shlex.join(["python", "tuning/search.py", *args]))
@@ -153,8 +165,9 @@ def _search(search: Search, options: SearchScene, progress: Progress, cluster: C
         return True
     first = max((record.number for record in records), default=-1) + 1 - known
     spent = train_first_base(search, cluster, room)
-    print(f"{missing} of {options.trials} trials, {most} at a time, in {search.folder}; stage 1 took {spent:.0f} s and serves "
-          f"all that do not change it: {spent * (missing - 1) / 60:.0f} min saved", flush=True)
+    print(f"{missing} of {options.trials} trials, {most} at a time, in {search.folder}; stage 1 took "
+          f"{spent:.0f} s and serves all that do not change it: {spent * (missing - 1) / 60:.0f} min saved",
+          flush=True)
     pareto, aim = options.objective == PARETO, goal(options.objective)
     suggest = Suggest(search.start, pareto, first)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a table of its own, whatever verbose says
@@ -162,11 +175,13 @@ def _search(search: Search, options: SearchScene, progress: Progress, cluster: C
     tuner = tune.Tuner(
         trainable(search, room),
         tune_config=tune.TuneConfig(
-            search_alg=OptunaSearch(suggest, storage=study._storage, study_name=study.study_name, sampler=study.sampler, **aim),
-            scheduler=early if options.early_stopping and not pareto else None, num_samples=missing, time_budget_s=seconds,
-            max_concurrent_trials=most, **({} if pareto else aim)),
+            search_alg=OptunaSearch(suggest, storage=study._storage, study_name=study.study_name,
+                                    sampler=study.sampler, **aim),
+            scheduler=early if options.early_stopping and not pareto else None, num_samples=missing,
+            time_budget_s=seconds, max_concurrent_trials=most, **({} if pareto else aim)),
         # Tune's own files serve nobody: a search continues from the records of its trials.
-        run_config=tune.RunConfig(name="tune", storage_path=str(search.folder), callbacks=[progress], verbose=0))
+        run_config=tune.RunConfig(name="tune", storage_path=str(search.folder), callbacks=[progress],
+                                  verbose=0))
     try:
         found = tuner.fit()
     except KeyboardInterrupt:  # SIGTERM, since Tune itself takes Ctrl-C for the end of its trials
@@ -176,17 +191,21 @@ def _search(search: Search, options: SearchScene, progress: Progress, cluster: C
     return (len(found) >= missing and progress.ended >= missing) or seconds is not None
 
 
-def _confirmed(search: Search, options: SearchScene, first: Record, scene: Scene, room: Room) -> tuple[Record, str]:
-    """The best trial, which is trial 0 unless `first` is better in the mean of some more seeds, and a sentence about it."""
+def _confirmed(search: Search, options: SearchScene, first: Record, scene: Scene,
+               room: Room) -> tuple[Record, str]:
+    """The best trial, which is trial 0 unless `first` is better in the mean of some more seeds, and a
+    sentence about it."""
     if not first.number:
         return first, "no trial is better than where the search started"
     if search.records()[0].error:
         return first, "trial 0 has failed, so there is nothing to compare it with"
     seeds = range(search.start.seed + 1, search.start.seed + 1 + options.confirm)
-    searches = [search, *(Search(search.capture, search.folder / "seeds" / str(seed), replace(search.start, seed=seed))
+    searches = [search, *(Search(search.capture, search.folder / "seeds" / str(seed),
+                                 replace(search.start, seed=seed))
                           for seed in seeds)]
     zero = search.records()[0]
-    print(f"trial {first.number} is compared with trial 0 at {len(searches)} seed{'s' * (len(searches) > 1)}", flush=True)
+    print(f"trial {first.number} is compared with trial 0 at {len(searches)} seed{'s' * (len(searches) > 1)}",
+          flush=True)
     run_to_the_end([(s, record.params, record.number) for s in searches for record in (zero, first)], room)
     gained = report.gain(searches, first.params, zero.params, scene, options.objective)
     if fmean(gained.seen) > 0:
@@ -197,8 +216,10 @@ def _confirmed(search: Search, options: SearchScene, first: Record, scene: Scene
 def _tell(search: Search, progress: Progress, winner: Record, verdict: str, sheet: Sheet) -> None:
     """In the terminal and in MLflow, how the search ended."""
     runs = [progress.track(record) for record in search.records()]
-    progress.finish(winner, [search.folder / name for name in ("best.json", "report.md")] + sorted(search.folder.glob("*.png")))
-    print_table(replace(sheet, headings=sheet.headings[:-1], rows=tuple(row[:-1] for row in sheet.rows)).rich())
+    progress.finish(winner, [search.folder / name for name in ("best.json", "report.md")]
+                    + sorted(search.folder.glob("*.png")))
+    print_table(replace(sheet, headings=sheet.headings[:-1],
+                        rows=tuple(row[:-1] for row in sheet.rows)).rich())
     print(f"best: trial {winner.number}; {verdict}")
     print(f"{pasted(search.folder)}/best.json (for --config), report.md")
     for page in progress.pages(runs):
@@ -209,7 +230,8 @@ def _checked(options: SearchScene) -> float | None:
     """The time budget in seconds; UserError for options that cannot be."""
     if is_remote(options.storage):
         raise UserError(f"--storage {options.storage}: expected a folder that all machines share")
-    for name, least in {"trials": 1, "confirm": 0, "workers": 1, "max_concurrent": 1, "gpus_per_trial": 0.01}.items():
+    for name, least in {"trials": 1, "confirm": 0, "workers": 1, "max_concurrent": 1,
+                        "gpus_per_trial": 0.01}.items():
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')}: found {value}, expected at least {least}")
@@ -218,9 +240,11 @@ def _checked(options: SearchScene) -> float | None:
     if options.objective not in known:
         raise UserError(f"--objective {options.objective}: expected one of {', '.join(known)}")
     if options.config.base.ply:
-        raise UserError(f"--base.ply {options.config.base.ply}: expected none, a search trains a stage 1 of its own")
+        raise UserError(f"--base.ply {options.config.base.ply}: expected none, a search trains "
+                        "a stage 1 of its own")
     if options.config.base.share >= 1 or options.config.order.keep < 1:
-        raise UserError(f"--preset {options.config.preset}: makes a model for each ratio; expected one that is elastic")
+        raise UserError(f"--preset {options.config.preset}: makes a model for each ratio; "
+                        "expected one that is elastic")
     if options.time_budget is None:
         return None
     if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", options.time_budget)):
@@ -229,13 +253,15 @@ def _checked(options: SearchScene) -> float | None:
 
 
 def _capture(options: SearchScene) -> Path:
-    """The folder of the capture. Without --data-root, a scene that is not built in is looked for in ./data."""
+    """The folder of the capture. Without --data-root, a scene that is not built in is looked for in
+    ./data."""
     options.scenes = (options.scene,)
     if options.data_root is None and options.scene not in SYNTHETIC:
         root = Path("data").absolute()
         if not (root / options.scene).is_dir():
-            raise UserError(f"{root / options.scene}: no such folder, and no --data-root{how_to_get(options.scene)}; unpack it "
-                            f"there or name the folder that it is in with --data-root (built in: {', '.join(SYNTHETIC)})")
+            raise UserError(f"{root / options.scene}: no such folder, and no "
+                            f"--data-root{how_to_get(options.scene)}; unpack it there or name the folder "
+                            f"that it is in with --data-root (built in: {', '.join(SYNTHETIC)})")
         options.data_root = root
     return options.captures()[0]
 
@@ -248,7 +274,8 @@ def _same_as_before(search: Search, objective: str, scene: Scene) -> None:
         before = read_json(path, advice=advice)
         check_same_capture(before.get("digest"), scene.digest, path, advice)
         if differing := [key for key in about if before.get(key) != about[key]]:
-            raise UserError(f"{path}: the search there has another {', '.join(differing)}; repeat its options, {advice}")
+            raise UserError(f"{path}: the search there has another {', '.join(differing)}; repeat "
+                            f"its options, {advice}")
     write_json(path, {"capture": str(search.capture), "digest": scene.digest, **about})
 
 

@@ -1,8 +1,8 @@
 """What is searched: every setting with its range, its scale and why.
 
-A parameter is named like the flag it becomes, so that a trial is repeated by typing its parameters behind `flexgs train`. What
-has no meaning without another setting is only suggested with it. The settings that the search starts from are always inside:
-they are trial 0.
+A parameter is named like the flag it becomes, so that a trial is repeated by typing its parameters behind
+`flexgs train`. What has no meaning without another setting is only suggested with it. The settings that the
+search starts from are always inside: they are trial 0.
 """
 
 from collections.abc import Mapping
@@ -64,7 +64,8 @@ def own(config: Config, name: str) -> Any:
 
 
 def space(trial: Trial, start: Config, size: bool = False) -> None:
-    """Suggest a value for each parameter, around those of start; size: also what the bytes of a model depend on."""
+    """Suggest a value for each parameter, around those of start; size: also what the bytes of a model depend
+    on."""
 
     def one_of(name: str, *choices: V) -> V:
         mine: V = own(start, name)
@@ -79,8 +80,10 @@ def space(trial: Trial, start: Config, size: bool = False) -> None:
 
     # What is trained how much. Only the ratio to the terms of the whole model counts, so those stay.
     between("loss.elastic_l1", 0.1, 1.0)
-    between("loss.elastic_ssim", 0.025, 0.4)       # the paper weighs structure less in the cuts than in the whole
-    between("loss.elastic_fade", 0.0, 1.0, log=False)  # 1 protects the whole model and costs the smallest cuts 0.2 to 0.6 dB
+    # the paper weighs structure less in the cuts than in the whole
+    between("loss.elastic_ssim", 0.025, 0.4)
+    # 1 protects the whole model and costs the smallest cuts 0.2 to 0.6 dB
+    between("loss.elastic_fade", 0.0, 1.0, log=False)
     if start.ratios.sampling == "log_uniform":
         one_of("ratios.bands", *BANDS)             # how much of each view's work goes to which ratios
     between("rates.shN_factor", 1.0, 8.0)          # one set of harmonics serves all ratios, and learns slowly
@@ -89,7 +92,8 @@ def space(trial: Trial, start: Config, size: bool = False) -> None:
     if order == "sampled":
         between("order.temperature", 0.0, 1.5, log=False)  # 0 is the order by importance; large: any Gaussian
     if order == "gsnet":
-        between("gsnet.temperature", 0.3, 3.0)     # low: gradients of few Gaussians at the margin; high: of all, and biased
+        # low: gradients of few Gaussians at the margin; high: of all, and biased
+        between("gsnet.temperature", 0.3, 3.0)
         between("gsnet.temperature_end", 0.1, 3.0)  # its decay
         between("gsnet.gi_weight", 0.03, 10.0)     # towards global importance
         between("gsnet.sparsity_weight", 1e-3, 1.0)  # towards the right number
@@ -98,15 +102,20 @@ def space(trial: Trial, start: Config, size: bool = False) -> None:
     # How those that stay change.
     if transform == "deltas":
         between("rates.delta_means", 0.5, 10.0)    # changes of a cut may be larger than those of training
-        one_of("deltas.merge", 0.0, 0.032, 0.1, 0.32)  # up to which ratio Gaussians begin merged with the dropped ones
+        # up to which ratio Gaussians begin merged with the dropped ones
+        one_of("deltas.merge", 0.0, 0.032, 0.1, 0.32)
         if size:
-            one_of("deltas.knots", "0.01 0.1", "0.01 0.032 0.1 0.32", "0.01 0.032 0.1 0.32 0.5")  # their rows are bytes
+            # their rows are bytes
+            one_of("deltas.knots", "0.01 0.1", "0.01 0.032 0.1 0.32", "0.01 0.032 0.1 0.32 0.5")
     if transform == "field":
         for axis in AXES[:3]:
-            one_of(f"field.resolution.{axis}", 32, 64, 128)  # captures are wider than high, and detail differs by axis
-        one_of("field.resolution.e", 16, 32, 64, 100, 150)   # the paper's table and its code disagree: 100 or 150
+            # captures are wider than high, and detail differs by axis
+            one_of(f"field.resolution.{axis}", 32, 64, 128)
+        # the paper's table and its code disagree: 100 or 150
+        one_of("field.resolution.e", 16, 32, 64, 100, 150)
         one_of("field.levels", "1", "1 2", "1 2 4")
-        one_of("field.ratio_axis", "linear", "log")  # linear gives the ratios below 15 % a tenth of the columns
+        # linear gives the ratios below 15 % a tenth of the columns
+        one_of("field.ratio_axis", "linear", "log")
         between("rates.field", 2e-4, 8e-3)
         between("rates.planes", 2e-3, 8e-2)
         between("field.ratio_smoothness", 1e-5, 1e-1)

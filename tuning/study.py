@@ -1,4 +1,5 @@
-"""What Optuna knows: the trials so far, from their own files. Nothing else is kept between two starts of a search."""
+"""What Optuna knows: the trials so far, from their own files. Nothing else is kept between two starts of a
+search."""
 
 import math
 import warnings
@@ -56,7 +57,8 @@ def values(record: Record, objective: str) -> list[float]:
 
 
 def best(records: list[Record], objective: str) -> Record:
-    """The finished trial of the highest objective, of pareto's the highest quality; the earliest of equal ones."""
+    """The finished trial of the highest objective, of pareto's the highest quality; the earliest of equal
+    ones."""
     finished = [record for record in records if record.status == "finished"]
     return max(finished, key=lambda record: (values(record, objective)[0], -record.number))
 
@@ -73,30 +75,35 @@ def front(records: list[Record]) -> list[Record]:
 
 
 def history(search: Search, objective: str) -> optuna.Study:
-    """A study that has the trials so far, and asks for the interrupted ones first; for trial 0 if it is a new search.
+    """A study that has the trials so far, and asks for the interrupted ones first; for trial 0 if it is a new
+    search.
 
-    UserError if a trial does not fit the space, because the search began with other settings or another version.
+    UserError if a trial does not fit the space, because the search began with other settings or another
+    version.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     records, pareto = search.records(), objective == PARETO
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # group: what conditional parameters need
-        sampler = optuna.samplers.TPESampler(seed=search.start.seed + len(records), n_startup_trials=5, multivariate=True,
-                                             group=True, constant_liar=True)
-    study = optuna.create_study(storage=optuna.storages.InMemoryStorage(), sampler=sampler, study_name="search",
-                                directions=directions(objective))
+        # group: what conditional parameters need
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(seed=search.start.seed + len(records), n_startup_trials=5,
+                                             multivariate=True, group=True, constant_liar=True)
+    study = optuna.create_study(storage=optuna.storages.InMemoryStorage(), sampler=sampler,
+                                study_name="search", directions=directions(objective))
     for record in records:
         if record.status != "interrupted":
             study.add_trial(frozen(record, search, objective))
     own = Own(search.start)
     space(own, search.start, pareto)
-    for params in [record.params for record in records if record.status == "interrupted"] if records else [own.params]:
+    for params in [record.params for record in records
+                   if record.status == "interrupted"] if records else [own.params]:
         study.enqueue_trial(dict(params))
     return study
 
 
 def frozen(record: Record, search: Search, objective: str) -> FrozenTrial:
-    """The trial as Optuna keeps it. A stopped one counts with what it had reached, which is less than it might have."""
+    """The trial as Optuna keeps it. A stopped one counts with what it had reached, which is less than it
+    might have."""
     fixed = FixedTrial(dict(record.params))
     try:
         space(fixed, search.start, objective == PARETO)
@@ -105,4 +112,5 @@ def frozen(record: Record, search: Search, objective: str) -> FrozenTrial:
                         "choose another --experiment, or --no-resume") from None
     failed = record.status == "failed" or not all(map(math.isfinite, values(record, objective)))
     return create_trial(state=TrialState.FAIL if failed else TrialState.COMPLETE, params=dict(record.params),
-                        distributions=fixed.distributions, values=None if failed else values(record, objective))
+                        distributions=fixed.distributions,
+                        values=None if failed else values(record, objective))

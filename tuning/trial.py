@@ -3,8 +3,8 @@
     trials/<name>/  trial.json  checkpoints/ until it is finished  model/ then  mlflow.json
     stage1/<name>/seed_0/stage1/done/
 
-The folder is named after the parameters: whoever asks for the same gets what is there already, or continues it. trial.json is
-all that the search remembers of it.
+The folder is named after the parameters: whoever asks for the same gets what is there already, or continues
+it. trial.json is all that the search remembers of it.
 """
 
 import hashlib
@@ -105,7 +105,8 @@ class Search:
 
 
 def begun(search: Search, params: Params, number: int) -> Record:
-    """The record of these parameters, a new one if they have not been tried; an earlier one keeps its number."""
+    """The record of these parameters, a new one if they have not been tried; an earlier one keeps its
+    number."""
     folder = search.trial_folder(params)
     if not (folder / "trial.json").exists():
         Record(dict(params), number).save(folder)
@@ -142,15 +143,18 @@ def run_trial(search: Search, params: Params, scene: Scene, device: str, group: 
 
 
 def figures(model: ElasticModel, scene: Scene, config: Config, group: Group | None = None) -> dict[str, Any]:
-    """Quality over the views that config names, {"psnr_auc", "mb", "ratios"}; mb is what the elastic model takes."""
+    """Quality over the views that config names, {"psnr_auc", "mb", "ratios"}; mb is what the elastic model
+    takes."""
     quick = replace(config.evaluation, lpips=(), format="ply")
     ratios = evaluate(model, scene, quick, config.background, group)["ratios"]
-    size = sum(t.nbytes for t in [*(t for _, t in model.splats.items()), *model.transform.state_dict().values()])
+    size = sum(t.nbytes
+               for t in [*(t for _, t in model.splats.items()), *model.transform.state_dict().values()])
     return {"psnr_auc": psnr_auc(ratios), "mb": round(size / 1e6, 3), "ratios": ratios}
 
 
 def train_base(search: Search, config: Config, scene: Scene, device: str) -> Path:
-    """The checkpoint of stage 1 that these settings share with others, trained if nobody has yet; who comes second waits."""
+    """The checkpoint of stage 1 that these settings share with others, trained if nobody has yet; who comes
+    second waits."""
     folder = base_folder(search, config)
     with only_one(folder, wait=True):
         train_stage1(scene, config, folder, device, lambda step, metrics: None)
@@ -162,7 +166,8 @@ def base_folder(search: Search, config: Config) -> Path:
     return search.folder / "stage1" / _digest([replace(config, seed=0).stage1(), config.steps, config.batch])
 
 
-def _trainer(search: Search, config: Config, scene: Scene, folder: Path, device: str, group: Group) -> Trainer:
+def _trainer(search: Search, config: Config, scene: Scene, folder: Path, device: str,
+             group: Group) -> Trainer:
     """At the trial's own last checkpoint, or at the end of stage 1."""
     base = None
     if not group.gather(checkpoints(folder / "checkpoints"))[0]:
@@ -175,7 +180,8 @@ def _trainer(search: Search, config: Config, scene: Scene, folder: Path, device:
 def flat(measured: dict[str, Any]) -> dict[str, float]:
     """figures() by the names of objectives: psnr_auc, mb, psnr/ratio_0.05."""
     return {key: value for key, value in measured.items() if key != "ratios"} | {
-        f"{key}/{metric_name(float(ratio))}": row[key] for ratio, row in measured["ratios"].items() for key in ("psnr", "ssim")}
+        f"{key}/{metric_name(float(ratio))}": row[key] for ratio,
+        row in measured["ratios"].items() for key in ("psnr", "ssim")}
 
 
 def _digest(value: Any) -> str:

@@ -1,4 +1,5 @@
-"""`flexgs bench ddp`: what more workers gain on this machine, and what to expect of GPUs behind faster and slower links."""
+"""`flexgs bench ddp`: what more workers gain on this machine, and what to expect of GPUs behind faster and
+slower links."""
 
 import multiprocessing
 import os
@@ -45,7 +46,8 @@ class Link:
 
 
 LINKS = (Link("NVLink 3", 200e9, 5e-6), Link("PCIe 4", 20e9, 10e-6), Link("100 Gbit Ethernet", 11e9, 30e-6))
-"""NVLink and PCIe: bus bandwidths that users of NCCL's all_reduce_perf report for A100s (NVIDIA/nccl-tests issues 149 and 178).
+"""NVLink and PCIe: bus bandwidths that users of NCCL's all_reduce_perf report for A100s (NVIDIA/nccl-tests
+issues 149 and 178).
 Ethernet: 88 % of the line rate, and all latencies: assumed."""
 
 
@@ -55,7 +57,8 @@ def ring_bytes(size: float, world: int) -> float:
 
 
 def predicted(step: float, size: float, world: int, link: Link) -> float:
-    """Speed-up over one GPU, of `world` GPUs whose step takes `step` seconds and then sums `size` bytes over the link."""
+    """Speed-up over one GPU, of `world` GPUs whose step takes `step` seconds and then sums `size` bytes over
+    the link."""
     return world * step / (step + ring_bytes(size, world) / link.bandwidth + 2 * (world - 1) * link.latency)
 
 
@@ -98,7 +101,8 @@ class _Timed(Group):
 
 def _worker(rank: int, world: int, store: str, count: int, width: int, height: int, options: Distributed,
             line: Connection) -> None:  # fmt: skip
-    """Serves (stage, steps) with the seconds of each step, and of a step: of CPU, in communication, and the bytes summed."""
+    """Serves (stage, steps) with the seconds of each step, and of a step: of CPU, in communication, and the
+    bytes summed."""
     torch.set_num_threads(1)
     pool.set_num_threads(1)
     if world > 1:
@@ -119,7 +123,8 @@ def _worker(rank: int, world: int, store: str, count: int, width: int, height: i
             start = time.perf_counter()
             trainers[stage].train_step()
             times.append(time.perf_counter() - start)
-        line.send(Round(times, (time.process_time() - cpu) / steps, group.seconds / steps, group.bytes / steps))
+        line.send(Round(times, (time.process_time() - cpu) / steps, group.seconds / steps,
+                        group.bytes / steps))
     if world > 1:
         dist.destroy_process_group()
 
@@ -163,20 +168,23 @@ class _Workers:
 
 
 def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width: int = 320, height: int = 240,
-              rounds: int = 15, steps: int = 16, options: Distributed | None = None, step_ms: float | None = None,
+              rounds: int = 15, steps: int = 16, options: Distributed | None = None,
+              step_ms: float | None = None,
               gpu_count: int = 3_000_000) -> list[dict[str, float]]:  # fmt: skip
-    """Time the default's steps of both stages with W worker processes of one thread each, print tables, return their rows.
+    """Time the default's steps of both stages with W worker processes of one thread each, print tables,
+    return their rows.
 
-    Every W does `steps` steps in each round, one W after another, so that a busy machine disturbs all alike; speed-ups are of
-    the same round, and all figures are medians over the rounds.
+    Every W does `steps` steps in each round, one W after another, so that a busy machine disturbs all alike;
+    speed-ups are of the same round, and all figures are medians over the rounds.
 
     Args:
         workers: the numbers of workers; 1 is always measured.
         options: how gradients are added up.
-        step_ms: the user's own time of a step on one GPU, to predict from, at gpu_count Gaussians; None: predict from what
-            one thread took here at `count`.
+        step_ms: the user's own time of a step on one GPU, to predict from, at gpu_count Gaussians; None:
+            predict from what one thread took here at `count`.
     """
-    smallest = {"workers": min(workers, default=0), "splats": count, "rounds": rounds, "steps": steps, "gpu-splats": gpu_count}
+    smallest = {"workers": min(workers, default=0), "splats": count, "rounds": rounds, "steps": steps,
+                "gpu-splats": gpu_count}
     for option, value in smallest.items():
         if value < 1:
             raise UserError(f"bench ddp --{option}: found {value}, expected at least 1")
@@ -197,8 +205,10 @@ def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width:
                     measured.setdefault((stage, world), []).append(crew.answers()[0])
         for crew in crews.values():
             crew.ask(None)
-    print(f"{count:,} Gaussians, {width}x{height}, {rounds} rounds of {steps} steps, {os.cpu_count()} cores, a thread each")
-    heads = ("stage", "workers", "step, ms", "views/s", "speed-up", "CPU, ms", "of CPU", "comm., ms", "share", "MB sent")
+    print(f"{count:,} Gaussians, {width}x{height}, {rounds} rounds of {steps} steps, {os.cpu_count()} "
+          "cores, a thread each")
+    heads = ("stage", "workers", "step, ms", "views/s", "speed-up", "CPU, ms", "of CPU", "comm., ms", "share",
+             "MB sent")
     print("".join(f"{head:>10}" for head in heads))
     for (stage, world), ours in measured.items():
         pairs = list(zip(measured[stage, 1], ours, strict=True))
@@ -208,15 +218,18 @@ def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width:
                "cpu_ms": 1e3 * _median(r.cpu for r in ours),
                "cpu_speed_up": _median(world * one.cpu / r.cpu for one, r in pairs),
                "comm_ms": 1e3 * _median(r.communication for r in ours),
-               "share": _median(r.communication / r.step for r in ours), "mb_sent": ring_bytes(ours[0].size, world) / 1e6}
+               "share": _median(r.communication / r.step for r in ours),
+               "mb_sent": ring_bytes(ours[0].size, world) / 1e6}
         rows.append(row)
         form = ("d", "d", ".1f", ".1f", ".2f", ".1f", ".2f", ".2f", ".1%", ".2f")
         print("".join(f"{format(value, f):>10}" for value, f in zip(row.values(), form, strict=True)))
-    print("speed-up: in views per second over one worker in the same round; of CPU: what it would be if no worker ever waited")
+    print("speed-up: in views per second over one worker in the same round; of CPU: what it would be if "
+          "no worker ever waited")
     size = {stage: ours[0].size for (stage, _), ours in measured.items()}
     step = {row["stage"]: step_ms or row["ms"] for row in rows if row["workers"] == 1}
-    print("predicted speed-up of W x link, " + (f"for {gpu_count:,} Gaussians, {step_ms:g} ms a step on one GPU" if step_ms else
-                                                 f"for {count:,} Gaussians and the step of one worker here"))
+    print("predicted speed-up of W x link, "
+          + (f"for {gpu_count:,} Gaussians, {step_ms:g} ms a step on one GPU" if step_ms else
+              f"for {count:,} Gaussians and the step of one worker here"))
     cases = [(w, link) for link in LINKS for w in (8, 64)]
     print(f"{'stage':>10}{'MB summed':>11}" + "".join(f"{f'{w} x {link.name}':>24}" for w, link in cases))
     for stage in (1, 2):

@@ -51,10 +51,11 @@ def _milliseconds(step: Callable, args: tuple, repeats: int, clock: Callable[[],
     return 1e3 * statistics.median(times)
 
 
-def bench_raster(cases: tuple[RasterCase, ...] = CASES, *, threads: tuple[int, ...] = (1, 2), sh_degree: int = 3,
-                 repeats: int = 9, reference_up_to: int = 50_000 * 320 * 240,
+def bench_raster(cases: tuple[RasterCase, ...] = CASES, *, threads: tuple[int, ...] = (1, 2),
+                 sh_degree: int = 3, repeats: int = 9, reference_up_to: int = 50_000 * 320 * 240,
                  points: Path | None = None) -> list[dict[str, float]]:  # fmt: skip
-    """Time rendering, forward (f) and forward + backward (f+b), print a table, return its rows in milliseconds.
+    """Time rendering, forward (f) and forward + backward (f+b), print a table, return its rows in
+    milliseconds.
 
     One thread is timed by CPU time, so that a busy machine disturbs little; more threads by wall clock.
 
@@ -76,7 +77,8 @@ def bench_raster(cases: tuple[RasterCase, ...] = CASES, *, threads: tuple[int, .
     try:
         for case in cases:
             spread = 1.0 if points else 0.6
-            splats = random_splats(case.count, sh_degree=sh_degree, points=cloud, size=spread).requires_grad_()
+            splats = random_splats(case.count, sh_degree=sh_degree, points=cloud,
+                                   size=spread).requires_grad_()
             camera = given.scaled(case.width, case.height) if given else front_camera(case.width, case.height)
             row: dict[str, float] = {"count": case.count, "width": case.width, "height": case.height}
             args: tuple = (render, splats, camera)

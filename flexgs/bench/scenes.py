@@ -15,10 +15,11 @@ FOV = 60.0  # degrees across the image
 
 def random_splats(count: int, *, sh_degree: int = 3, seed: int = 0, points: np.ndarray | None = None,
                   size: float = 0.6) -> Splats:  # fmt: skip
-    """Gaussians in front of a camera at the origin that looks along z, or at `points` [M, 3] (subset, or repeated).
+    """Gaussians in front of a camera at the origin that looks along z, or at `points` [M, 3] (subset, or
+    repeated).
 
-    Standard deviations are `size` times the mean distance to the 3 nearest neighbours, log-normal per axis; opacities
-    are uniform in [0.05, 0.95].
+    Standard deviations are `size` times the mean distance to the 3 nearest neighbours, log-normal per axis;
+    opacities are uniform in [0.05, 0.95].
     """
     from scipy.spatial import cKDTree
 
@@ -44,7 +45,8 @@ def random_splats(count: int, *, sh_degree: int = 3, seed: int = 0, points: np.n
         "sh0": (rng.uniform(0, 1, (count, 3)) - 0.5) / SH_C0,
         "shN": 0.1 * rng.standard_normal((count, (sh_degree + 1) ** 2 - 1, 3)),
     }
-    means, quats, scales, opacities, sh0, shN = (torch.from_numpy(a.astype(np.float32)) for a in arrays.values())
+    means, quats, scales, opacities, sh0, shN = (torch.from_numpy(a.astype(np.float32))
+                                                 for a in arrays.values())
     return Splats(means, quats, scales, opacities, sh0, shN)
 
 
@@ -55,18 +57,22 @@ def front_camera(width: int, height: int) -> Camera:
     return Camera(torch.eye(4), K, width, height)
 
 
-POINTS: dict[str, tuple[int, ...]] = {"means3d": (0, 3), "viewmats": (0, 4, 4), "Ks": (0, 3, 3), "width": (), "height": ()}
+POINTS: dict[str, tuple[int, ...]] = {"means3d": (0, 3), "viewmats": (0, 4, 4), "Ks": (0, 3, 3), "width": (),
+                                      "height": ()}
 """Shapes of what load_points reads; 0 is any number."""
 
 
 def load_points(path: Path) -> tuple[np.ndarray, Camera]:
-    """Points and the first camera of an .npz with means3d [M, 3], viewmats [C, 4, 4], Ks [C, 3, 3], width, height."""
+    """Points and the first camera of an .npz with means3d [M, 3], viewmats [C, 4, 4], Ks [C, 3, 3], width,
+    height."""
     arrays = load_arrays(path, POINTS, "points")
     for name, shape in POINTS.items():
         found = arrays[name]
-        if (found.dtype.kind not in "fiu" or found.ndim != len(shape) or not found.size or not np.isfinite(found).all()
+        if (found.dtype.kind not in "fiu" or found.ndim != len(shape) or not found.size
+            or not np.isfinite(found).all()
                 or any(size and size != n for size, n in zip(shape, found.shape, strict=True))):
-            raise UserError(f"{path}: found {name} of {found.dtype} {found.shape}, expected finite numbers {shape}, 0 for any")
+            raise UserError(f"{path}: found {name} of {found.dtype} {found.shape}, expected finite "
+                            f"numbers {shape}, 0 for any")
     viewmats, Ks = (torch.from_numpy(arrays[name][:1].astype(np.float32)) for name in ("viewmats", "Ks"))
     width, height = int(arrays["width"]), int(arrays["height"])
     check_cameras(viewmats, Ks, torch.tensor([[width, height]]), str(path))

@@ -13,15 +13,18 @@ from flexgs.scene import Scene
 from flexgs.training.checkpoint import Checkpoint
 from flexgs.training.trainer import Trainer
 
-ROUND = 8  # steps after which the renders of a step repeat: fast takes two kinds in turn, and every eighth has one more
+# steps after which the renders of a step repeat: fast takes two kinds in turn, and every eighth has one more
+ROUND = 8
 
 
-def bench_step(scene: Scene, checkpoint: Path, methods: Sequence[str], *, repeats: int = 7) -> dict[str, dict[str, float]]:
-    """Time steps of stage 2 from a checkpoint of stage 1 (`flexgs compare` leaves one), all methods in turn on the same views.
+def bench_step(scene: Scene, checkpoint: Path, methods: Sequence[str], *,
+               repeats: int = 7) -> dict[str, dict[str, float]]:
+    """Time steps of stage 2 from a checkpoint of stage 1 (`flexgs compare` leaves one), all methods in turn
+    on the same views.
 
-    Prints a table and returns it: {method: {"ms": median CPU time of a step with 1 thread, "ratio": over that of plain 3DGS}}.
-    More rows leave one of default's cuts out each, which shows what it costs. Importance, computed when stage 2 begins and
-    by GsNet now and then, is not part of a step.
+    Prints a table and returns it: {method: {"ms": median CPU time of a step with 1 thread, "ratio": over that
+    of plain 3DGS}}. More rows leave one of default's cuts out each, which shows what it costs. Importance,
+    computed when stage 2 begins and by GsNet now and then, is not part of a step.
     """
     common = Checkpoint(checkpoint).config
     configs = {name: method_config(name, common) for name in ("plain", *methods)}
@@ -50,7 +53,8 @@ def bench_step(scene: Scene, checkpoint: Path, methods: Sequence[str], *, repeat
         set_num_threads(before[0])
         torch.set_num_threads(before[1])
     ms = {name: 1e3 * statistics.median(t) for name, t in times.items()}
-    print(f"{scene.name}, {len(trainers['plain'].splats):,} Gaussians, 1 thread, median of {repeats} times {ROUND} steps")
+    print(f"{scene.name}, {len(trainers['plain'].splats):,} Gaussians, 1 thread, median of "
+          f"{repeats} times {ROUND} steps")
     for name, value in ms.items():
         print(f"{name:36}{value:8.1f} ms{value / ms['plain']:8.2f}")
     return {name: {"ms": value, "ratio": value / ms["plain"]} for name, value in ms.items()}

@@ -18,7 +18,8 @@ from flexgs.sizes import fitting
 
 @dataclass
 class Compare:
-    """Methods side by side on one capture: the same stage 1, the same counts, the same steps; or the paper's own table."""
+    """Methods side by side on one capture: the same stage 1, the same counts, the same steps; or the paper's
+    own table."""
 
     scene: tyro.conf.Positional[Path | None] = None
     """Folder of the capture (COLMAP or transforms.json)."""
@@ -29,7 +30,8 @@ class Compare:
     seeds: tuple[int, ...] = ()
     """Several give means and spread; default: --seed."""
     published: str | None = None
-    """The scene of the paper whose published figures are printed: beside the measured ones, or alone without a capture.
+    """The scene of the paper whose published figures are printed: beside the measured ones, or alone without
+    a capture.
     Default: that of the capture's name, if there is one."""
     output: Path = Path("runs/compare")
     """Everything goes to OUTPUT/<scene>."""
@@ -53,7 +55,8 @@ class Compare:
 
         if self.scene is None:
             if self.published is None:
-                raise UserError("compare: found no capture; expected its folder, or --published and a scene of the paper")
+                raise UserError("compare: found no capture; expected its folder, or --published and "
+                                "a scene of the paper")
             title = f"{self.published}, as published (FlexGS, CVPR 2025, supplementary)"
             print_table(quality_sheet(published(self.published), title, more_digits=1).rich())
             return
@@ -69,14 +72,16 @@ class Compare:
         cells = [cell for common in commons for cell in compare.cells(self.methods, common, folder)]
         with only_one(folder):
             for common in commons:
-                compare.train_stage1(scene, common, folder, device, functools.partial(print_progress, f"{scene.name} stage 1"))
+                compare.train_stage1(scene, common, folder, device,
+                                     functools.partial(print_progress, f"{scene.name} stage 1"))
             for cell in cells:
                 compare.train_cell(cell, scene, device, functools.partial(print_progress, cell.folder.name))
             rows = compare.measured(cells)
             for sheet in compare.write(scene.name, rows, beside, self.config, folder):
                 print_table(sheet.rich())
         print(compare.legend(rows))
-        uri = self.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(self.output / "mlflow.db")
+        uri = (self.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
+               or sqlite_uri(self.output / "mlflow.db"))
         tracking = Tracking(uri, "flexgs-compare", self.output / "mlartifacts")
         page = compare.track(scene.name, rows, self.config, folder, tracking)
         print(f"tables and figure: {pasted(folder)}\nMLflow: {page}")

@@ -56,19 +56,21 @@ class DataGet:
         from flexgs.datasets.download import get
 
         if not self.names:
-            raise UserError("data get: found no name, expected captures or datasets: `flexgs data list` has them")
+            raise UserError("data get: found no name, expected captures or datasets: "
+                            "`flexgs data list` has them")
         if unknown := [name for name in self.names if name not in CATALOG and name not in DATASETS]:
             raise UserError(f"data get {' '.join(unknown)}: found no such capture or dataset; expected of "
                             f"{', '.join([*DATASETS, *CATALOG])}")
-        names = dict.fromkeys(one for name in self.names for one in (members(name) if name in DATASETS else [name]))
+        names = dict.fromkeys(one for name in self.names
+                              for one in (members(name) if name in DATASETS else [name]))
         for path in get([CATALOG[name] for name in names], self.data_root):
             print(pasted(path))
 
 
 @dataclass
 class DataCheck:
-    """Say what captures hold, what is doubtful, and whether they are whole: the images of every size, the cameras, and as many
-    as released."""
+    """Say what captures hold, what is doubtful, and whether they are whole: the images of every size, the
+    cameras, and as many as released."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
     model: str | None = None
@@ -87,7 +89,8 @@ class DataCheck:
             print("\n".join(line if line.startswith(str(folder)) else f"{folder}: {line}" for line in lines))
             broken += [str(folder)] if found.wrong else []
         if broken:
-            raise UserError(f"data check: {', '.join(broken)} {'is' if len(broken) == 1 else 'are'} not whole")
+            raise UserError(f"data check: {', '.join(broken)} "
+                            f"{'is' if len(broken) == 1 else 'are'} not whole")
 
 
 @dataclass

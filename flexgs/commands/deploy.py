@@ -27,30 +27,37 @@ Port = Annotated[int, Range(0, 65_535)]
 
 @dataclass
 class Cut:
-    """Cut a model to a budget and write it as PLY, compressed PLY, SPZ, SOG, .splat or glTF; or as levels; or as a page.
+    """Cut a model to a budget and write it as PLY, compressed PLY, SPZ, SOG, .splat or glTF; or as levels; or
+    as a page.
 
-    The model is a run, a packed file (.fgs) or its URL, or anybody's file of splats, whose most important ones stay.
+    The model is a run, a packed file (.fgs) or its URL, or anybody's file of splats, whose most important
+    ones stay.
     """
 
     source: Source
     """Run folder, .fgs file or http(s) URL, or a file of splats."""
     budget: str | None = None
-    """5%, 0.05, 500k, 20MB (of the format of -o), 16ms (per frame, on this machine), or a device such as quest. A number
-    up to 1 is a share, of which 1 is all; a larger one is a number of Gaussians."""
+    """5%, 0.05, 500k, 20MB (of the format of -o), 16ms (per frame, on this machine), or a device such as
+    quest. A number up to 1 is a share, of which 1 is all; a larger one is a number of Gaussians."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """NAME.ply, .compressed.ply, .spz, .sog, .splat or .glb. With --lod a new FOLDER for PLY files, or FOLDER/lod-meta.json."""
+    """NAME.ply, .compressed.ply, .spz, .sog, .splat or .glb. With --lod a new FOLDER for PLY files, or
+    FOLDER/lod-meta.json."""
     lod: tuple[float, ...] = ()
-    """Percentages, such as 100 50 25 12.5: a set of levels of detail, as PLY files or as streamed SOG (needs Node.js)."""
+    """Percentages, such as 100 50 25 12.5: a set of levels of detail, as PLY files or as streamed SOG (needs
+    Node.js)."""
     html: Path | None = None
     """PAGE.html: a page that opens without a network, the coarse model first (needs Node.js to make it)."""
     scene: Path | None = None
-    """The capture: a file of splats is cut by importance for its views; what a format loses is measured on its test views."""
+    """The capture: a file of splats is cut by importance for its views; what a format loses is measured on
+    its test views."""
     profile: Path | None = None
-    """Of the machine that a budget in ms is for: what `flexgs bench frame` writes. Default: this machine, measured now."""
+    """Of the machine that a budget in ms is for: what `flexgs bench frame` writes. Default: this machine,
+    measured now."""
     size: FrameSize = (1280, 720)
     """Width and height of the frames that a budget in ms is for."""
     local: bool = False
-    """Write positions from the model's origin, which is printed, for formats that cannot hold those of its capture."""
+    """Write positions from the model's origin, which is printed, for formats that cannot hold those of its
+    capture."""
 
     def __call__(self) -> None:
         from flexgs.deploy.lod import write_lod
@@ -69,12 +76,14 @@ class Cut:
         if self.html:
             print(write_page(model, self.html, Path(urlsplit(self.source).path.rstrip("/")).stem))
         if self.output and self.lod:
-            print(write_lod(model, self.output, self.lod, local) if self.local else write_lod(model, self.output, self.lod))
+            print(write_lod(model, self.output, self.lod, local) if self.local
+                  else write_lod(model, self.output, self.lod))
         elif self.output:
             assert self.budget
             self._write(model, self.budget, self.output, scene)
 
-    def _write(self, model: "ElasticModel | Progressive", budget: str, output: Path, scene: "Scene | None") -> None:
+    def _write(self, model: "ElasticModel | Progressive", budget: str, output: Path,
+               scene: "Scene | None") -> None:
         from flexgs.deploy.progressive import Progressive
         from flexgs.formats import FORMATS, format_of, localised
         from flexgs.model.budget import largest, parse
@@ -110,7 +119,8 @@ class Cut:
         if self.local:
             line += f"; positions from the model's origin, {place(cut)}"
         elif name == "ply" and is_wide(cut):
-            line += f"; x y z are of type double, since float32 is too little about {place(cut)} (or else --local)"
+            line += ("; x y z are of type double, since float32 is too little about "
+                     f"{place(cut)} (or else --local)")
         print(line)
         if name != "ply":
             stored = replace(stored, origin=cut.origin) if self.local else stored.at(cut.origin)
@@ -152,12 +162,14 @@ class Pack:
             sent, count = packed.load(ratio), count_at(ratio, n)
             print(f"up to {100 * ratio:5.4g} %  {count:>11,} Gaussians  {sent / 1e6:9.2f} MB  as PLY "
                   f"{ply_bytes(count, degree) / 1e6:9.2f} MB")
-        print(f"{pasted(self.output)}: {sent / ply_bytes(n, degree):.2f} of the whole PLY, which is not elastic")
+        print(f"{pasted(self.output)}: {sent / ply_bytes(n, degree):.2f} of the whole PLY, "
+              "which is not elastic")
 
 
 @dataclass
 class Serve:
-    """Serve a folder over HTTP, with ranges, so that packed files can be read from the front; to this machine by default.
+    """Serve a folder over HTTP, with ranges, so that packed files can be read from the front; to this machine
+    by default.
 
     Of a run only the packed model, which is made if it is not there, and the cuts.
     """
@@ -176,7 +188,8 @@ class Serve:
 
 @dataclass
 class View:
-    """Look at a model in the browser: a slider for the ratio, PSNR at the nearest test view, the photograph beside it."""
+    """Look at a model in the browser: a slider for the ratio, PSNR at the nearest test view, the photograph
+    beside it."""
 
     source: Source
     """Run folder, .fgs file or http(s) URL, or a file of splats."""
@@ -200,7 +213,8 @@ class View:
         from flexgs.view.viewer import view
 
         scene = _capture(self.scene or _recorded_capture(self.source), self.source)
-        models = {public(name): open_model(name, scene) for name in [self.source, *([self.other] if self.other else [])]}
+        models = {public(name): open_model(name, scene)
+                  for name in [self.source, *([self.other] if self.other else [])]}
         for name, model in models.items():
             if scene and isinstance(model, ElasticModel):
                 check_same_capture(model.capture, scene.digest, Path(name), GIVE_SCENE)
@@ -236,7 +250,8 @@ class Render:
         if self.size[0] % 2 or self.size[1] % 2:
             raise UserError(f"--size: found {self.size[0]} {self.size[1]}, expected width and height even")
         if self.budget is not None and self.ratio is not None:
-            raise UserError(f"render: found --ratio {self.ratio:g} and --budget {self.budget}, expected one of them")
+            raise UserError(f"render: found --ratio {self.ratio:g} and --budget {self.budget}, "
+                            "expected one of them")
         ratio = 1.0 if self.ratio is None else check_ratio(self.ratio, "--ratio")
         model = open_model(self.source)
         cut = model.cut(ratio if self.budget is None else self.budget)
@@ -264,7 +279,8 @@ class Info:
             print(f"{name:12} {value}")
         for ratio in (0.01, 0.05, 0.15, 0.5, 1.0):
             count = count_at(ratio, len(model))
-            print(f"{100 * ratio:10g} % {count:>13,} Gaussians {ply_bytes(count, model.sh_degree) / 1e6:9.2f} MB as PLY")
+            print(f"{100 * ratio:10g} % {count:>13,} Gaussians "
+                  f"{ply_bytes(count, model.sh_degree) / 1e6:9.2f} MB as PLY")
         if Path(self.source).is_dir() and (results := read_results(Path(self.source))):
             print_results([results])
 
@@ -306,8 +322,10 @@ def _loss(cut: "Splats", stored: "Splats", model: "ElasticModel | Progressive", 
         return render(splats, camera).image.clamp(0, 1)
 
     if scene and scene.test:
-        was, now = (statistics.fmean(psnr(image(s, v.camera), v.image() / 255) for v in scene.test) for s in (cut, stored))
+        was, now = (statistics.fmean(psnr(image(s, v.camera), v.image() / 255) for v in scene.test)
+                    for s in (cut, stored))
         return f"{was - now:.2f} dB of {was:.2f} on the test views"
     cameras = orbit(_cameras(model), 4, 320, 240)
     same = statistics.fmean(psnr(image(stored, c), image(cut, c)) for c in cameras)
-    return f"its renders have a PSNR of {same:.1f} dB against those of the cut; the higher the closer, 50 dB is not to be seen"
+    return (f"its renders have a PSNR of {same:.1f} dB against those of the cut; the higher the closer, 50 "
+            "dB is not to be seen")

@@ -1,6 +1,7 @@
 """flexgs doctor: what is here, what it is used for, and the cure of what is wrong, a line each.
 
-A check returns what it found, and raises Wrong for what would stop a training. None may hang: each has SECONDS.
+A check returns what it found, and raises Wrong for what would stop a training. None may hang: each has
+SECONDS.
 """
 
 import importlib.util
@@ -28,7 +29,8 @@ SECONDS = 30.0
 """How long a check may take."""
 LEAST_FREE = 5e9
 """Bytes of disk: a run of a real capture with its checkpoints, cuts and pictures takes 1 to 4 GB."""
-EXTRAS = {"viser": ("view", "the viewer"), "gaussforge": ("export", "SOG, .splat"), "gsply": ("export", "SPZ, compressed PLY"),
+EXTRAS = {"viser": ("view", "the viewer"), "gaussforge": ("export", "SOG, .splat"),
+          "gsply": ("export", "SPZ, compressed PLY"),
           "imageio_ffmpeg": ("view", "videos"), "torchvision": ("lpips", "LPIPS without a folder of weights")}
 """Optional packages: the extra that brings them, and what for."""
 
@@ -51,11 +53,14 @@ class Places:
 
 
 def examine(places: Places) -> int:
-    """Print a line per check; 1 if something would stop a training, or something that was named is not as it should be."""
+    """Print a line per check; 1 if something would stop a training, or something that was named is not as it
+    should be."""
     checks: dict[str, Callable[[], str]] = {
-        "python": python, "torch": torch_build, "gpu": gpu, "backend": backend, "kernels": kernels, "threads": threads,
-        "ray": lambda: ray_cluster(places.ray_address), "mlflow": lambda: mlflow_server(places.mlflow_uri, places.storage),
-        "disk": lambda: disk(places.storage), "captures": lambda: captures(places.data_root), "lpips": lpips, "extras": extras}
+        "python": python, "torch": torch_build, "gpu": gpu, "backend": backend, "kernels": kernels,
+        "threads": threads, "ray": lambda: ray_cluster(places.ray_address),
+        "mlflow": lambda: mlflow_server(places.mlflow_uri, places.storage),
+        "disk": lambda: disk(places.storage), "captures": lambda: captures(places.data_root), "lpips": lpips,
+        "extras": extras}
     broken = 0
     for name, check in checks.items():
         try:
@@ -108,21 +113,24 @@ def torch_build() -> str:
     compiled = any(Path(extensions).glob("**/gsplat_cuda.so"))
     if torch.cuda.is_available() and (problem := gsplat_problem(torch_cuda, compiler, gsplat, compiled)):
         raise problem
-    return (f"{torch.__version__} for {f'CUDA {torch_cuda}' if torch_cuda else 'the CPU'}, nvcc {compiler or 'none'}, gsplat "
-            f"{gsplat or 'none'}{' (compiled)' if gsplat and compiled else ''}")
+    return (f"{torch.__version__} for {f'CUDA {torch_cuda}' if torch_cuda else 'the CPU'}, nvcc "
+            f"{compiler or 'none'}, gsplat {gsplat or 'none'}{' (compiled)' if gsplat and compiled else ''}")
 
 
-def gsplat_problem(torch_cuda: str | None, compiler: str | None, gsplat: str | None, compiled: bool) -> Wrong | None:
+def gsplat_problem(torch_cuda: str | None, compiler: str | None, gsplat: str | None,
+                   compiled: bool) -> Wrong | None:
     """Why gsplat would not render on this machine's GPU, by versions, or None."""
     if gsplat is None:
         return Wrong("a GPU, but no gsplat", "pip install 'flexgs[cuda]'")
     if compiled:
         return None
     if compiler is None:
-        return Wrong("gsplat is not compiled, and there is no nvcc", f"install the CUDA {torch_cuda} toolkit, or take the "
+        return Wrong("gsplat is not compiled, and there is no nvcc",
+                     f"install the CUDA {torch_cuda} toolkit, or take the "
                      "image of cluster/Dockerfile")
     if compiler.split(".")[0] != str(torch_cuda).split(".")[0]:
-        return Wrong(f"torch is for CUDA {torch_cuda}, nvcc is {compiler}", "gsplat compiles against both: install the toolkit "
+        return Wrong(f"torch is for CUDA {torch_cuda}, nvcc is {compiler}",
+                     "gsplat compiles against both: install the toolkit "
                      f"{torch_cuda} and set CUDA_HOME")
     return None
 
@@ -137,7 +145,8 @@ def gpu() -> str:
         return f"{len(found)} visible to torch: {names}"
     driver = said(["nvidia-smi", "-L"]).splitlines() if shutil.which("nvidia-smi") else []
     if driver:
-        return f"none for torch, although the driver has {len(driver)}: install a torch for CUDA to train on {driver[0][:60]}"
+        return (f"none for torch, although the driver has {len(driver)}: install a torch for CUDA to "
+                f"train on {driver[0][:60]}")
     return "none visible to torch"
 
 
@@ -150,7 +159,8 @@ def backend() -> str:
 
 
 def kernels() -> str:
-    """Where the CPU kernels are kept once they are compiled, which takes 20 seconds. numba refuses to start without a place."""
+    """Where the CPU kernels are kept once they are compiled, which takes 20 seconds. numba refuses to start
+    without a place."""
     try:
         from flexgs.raster.cpu.kernels import project_fwd
     except RuntimeError as e:
@@ -171,8 +181,10 @@ def threads() -> str:
     from flexgs.raster.cpu.pool import get_num_threads
 
     free = psutil.virtual_memory().available
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # those that it may use
-    return f"{get_num_threads()} of {cores} cores for the rasterizer on the CPU, {free / 1e9:.1f} GB of memory free"
+    # those that it may use
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (f"{get_num_threads()} of {cores} cores for the rasterizer on the CPU, "
+            f"{free / 1e9:.1f} GB of memory free")
 
 
 def ray_cluster(address: str | None) -> str:
@@ -181,7 +193,8 @@ def ray_cluster(address: str | None) -> str:
     if (found := find(address)) is None:
         return f"{version('ray')}; no cluster named: jobs start Ray on this machine"
     machines = f"{found.machines} machine{'s' * (found.machines > 1)}"
-    return f"{version('ray')}; {found.address} has {machines}, {found.cpus:.0f} CPUs and {found.gpus:.0f} GPUs"
+    return (f"{version('ray')}; {found.address} has {machines}, {found.cpus:.0f} CPUs and "
+            f"{found.gpus:.0f} GPUs")
 
 
 def mlflow_server(uri: str | None, storage: Path) -> str:
@@ -192,10 +205,12 @@ def mlflow_server(uri: str | None, storage: Path) -> str:
     for key, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}.items():
         os.environ.setdefault(key, value)
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(storage / "mlflow.db")
-    if uri.startswith("sqlite:///") and not (database := Path(unquote(uri.removeprefix("sqlite:///")))).exists():
+    if (uri.startswith("sqlite:///")
+        and not (database := Path(unquote(uri.removeprefix("sqlite:///")))).exists()):
         _writable(database.parent)
         return f"{version('mlflow')}; {uri}, made by the first job"
-    cure = "correct MLFLOW_TRACKING_URI or --mlflow-uri, or start it; trainings go on without, and send it later what it missed"
+    cure = ("correct MLFLOW_TRACKING_URI or --mlflow-uri, or start it; trainings go on without, and send it "
+            "later what it missed")
     try:
         import logging
 
@@ -221,7 +236,8 @@ def disk(storage: Path) -> str:
     there = _writable(storage)
     free = shutil.disk_usage(there).free
     if free < LEAST_FREE:
-        raise Wrong(f"{free / 1e9:.1f} GB free in {storage.absolute()}", "free some, or choose another with --storage; a run "
+        raise Wrong(f"{free / 1e9:.1f} GB free in {storage.absolute()}",
+                    "free some, or choose another with --storage; a run "
                     f"needs up to {LEAST_FREE / 1e9:.0f} GB")
     return f"{free / 1e9:.0f} GB free in {storage.absolute()}"
 
@@ -253,7 +269,8 @@ def lpips() -> str:
         return f"weights in {folder}"
     if installed("torchvision"):
         return "torchvision downloads the weights when they are first needed"
-    return f"left out: no weights (set {WEIGHTS_VARIABLE} to a folder of them, or pip install 'flexgs[lpips]')"
+    return (f"left out: no weights (set {WEIGHTS_VARIABLE} to a folder of them, or pip "
+            "install 'flexgs[lpips]')")
 
 
 def extras() -> str:
@@ -279,7 +296,8 @@ def _writable(folder: Path) -> Path:
         with tempfile.TemporaryFile(dir=there):
             return there
     except OSError as e:
-        raise Wrong(f"{folder.absolute()} cannot be written ({e.strerror})", "choose another with --storage") from None
+        raise Wrong(f"{folder.absolute()} cannot be written ({e.strerror})",
+                    "choose another with --storage") from None
 
 
 def said(command: Sequence[str]) -> str:

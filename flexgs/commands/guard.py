@@ -18,15 +18,16 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def guard(main: Callable[[], int | None]) -> int:
-    """Run main, whose warnings are a line each. The exit code: what it returns or 0; 2 with one line for what the user can
-    mend, 1 with one line where memory or disk ran out, 130 for Ctrl-C, 143 for SIGTERM, and 1 with a stack trace, which has
-    lost its secrets, for a mistake of flexgs."""
+    """Run main, whose warnings are a line each. The exit code: what it returns or 0; 2 with one line for what
+    the user can mend, 1 with one line where memory or disk ran out, 130 for Ctrl-C, 143 for SIGTERM, and 1
+    with a stack trace, which has lost its secrets, for a mistake of flexgs."""
     telemetry.turn_off()
     came = listen()
     came.clear()
     warnings.showwarning = _warn
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold what a terminal cannot show
+        # names of files may hold what a terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main() or 0
     except BrokenPipeError:  # the reader, such as head, has what it wanted
@@ -43,9 +44,11 @@ def _ending(error: BaseException) -> tuple[int, str]:
     if isinstance(error, UserError):
         return 2, f"flexgs: {one_line(public(str(error)))}"
     if isinstance(error, KeyboardInterrupt):
-        return 143 if isinstance(error, Terminated) else 130, f"flexgs: interrupted{f'; {error}' if str(error) else ''}"
+        return (143 if isinstance(error, Terminated) else 130,
+                f"flexgs: interrupted{f'; {error}' if str(error) else ''}")
     if advice := cure(error):
         return 1, f"flexgs: {advice}, and give the same command again ({one_line(first_line(error))})"
-    if isinstance(error, OSError) and error.filename is not None:  # no such folder, no permission, another kind of file
+    # no such folder, no permission, another kind of file
+    if isinstance(error, OSError) and error.filename is not None:
         return 2, f"flexgs: {one_line(public(f'{error.filename}: {error.strerror}'))}"
     return 1, public("".join(traceback.format_exception(error)))

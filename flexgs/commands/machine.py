@@ -14,7 +14,8 @@ from flexgs.inputs import Range
 
 @dataclass
 class Bench:
-    """Time the rasterizer, frames of a model, the steps of stage 2, or what more workers gain, on this machine."""
+    """Time the rasterizer, frames of a model, the steps of stage 2, or what more workers gain, on this
+    machine."""
 
     what: tyro.conf.Positional[Literal["raster", "frame", "step", "ddp"]] = "raster"
     run: str | None = None
@@ -38,7 +39,8 @@ class Bench:
     rounds: Annotated[int, Range(1, 10**6)] = 15
     """ddp: how often each number of workers takes its turn; medians are printed."""
     step_ms: Annotated[float, Range(0, 1e9, "(]")] | None = None
-    """ddp: what a step takes on one GPU of yours, to predict the speed-up of many; default: as on one thread here."""
+    """ddp: what a step takes on one GPU of yours, to predict the speed-up of many; default: as on one thread
+    here."""
     gpu_splats: Annotated[int, Range(1, 10**9)] = 3_000_000
     """ddp: the Gaussians that --step-ms is for."""
     distributed: Distributed = field(default_factory=Distributed)
@@ -65,17 +67,20 @@ class Bench:
                 profile.save(self.save)
             return
         if self.what == "ddp":
-            bench_ddp(self.workers, count=self.splats, rounds=self.rounds, options=self.distributed, step_ms=self.step_ms,
-                      gpu_count=self.gpu_splats)
+            bench_ddp(self.workers, count=self.splats, rounds=self.rounds, options=self.distributed,
+                      step_ms=self.step_ms, gpu_count=self.gpu_splats)
             return
         if not self.scene or not self.checkpoint:
-            raise UserError("bench step: expected --scene and --checkpoint; `flexgs compare SCENE` leaves one in stage1/done")
-        bench_step(load_capture(self.scene, Checkpoint(self.checkpoint).config), self.checkpoint, self.methods)
+            raise UserError("bench step: expected --scene and --checkpoint; `flexgs compare SCENE` "
+                            "leaves one in stage1/done")
+        bench_step(load_capture(self.scene, Checkpoint(self.checkpoint).config), self.checkpoint,
+                   self.methods)
 
 
 @dataclass
 class Doctor:
-    """Say whether a training would work here, what with, and the cure of what is wrong; exit code 1 if something is."""
+    """Say whether a training would work here, what with, and the cure of what is wrong; exit code 1 if
+    something is."""
 
     storage: Path = Path("runs")
     """Where runs are to go."""

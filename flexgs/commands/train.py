@@ -47,7 +47,8 @@ class Train:
             results = finished(folder, self.config, scene)
             if results:
                 ElasticModel.load(folder)  # or a line says that it is not whole
-                print(f"{pasted(folder)}: already finished at {results['steps']} views; raise --steps to go on")
+                print(f"{pasted(folder)}: already finished at {results['steps']} views; "
+                      "raise --steps to go on")
             else:
                 print(f"{scene.name}: {expected_memory(scene, self.config)}", flush=True)
                 session = LocalSession(folder, Group(), functools.partial(print_progress, scene.name))
@@ -58,7 +59,8 @@ class Train:
 
 @dataclass
 class Adapt(Train):
-    """Make the Gaussians of any 3DGS PLY elastic, given their capture; the whole model stays as it is, bit for bit."""
+    """Make the Gaussians of any 3DGS PLY elastic, given their capture; the whole model stays as it is, bit
+    for bit."""
 
     ply: Annotated[Path, tyro.conf.arg(aliases=["-i"])] = field(kw_only=True)
     """The PLY, in the coordinates of the capture."""
@@ -73,5 +75,5 @@ class Adapt(Train):
 def where_to_go(folder: Path) -> str:
     """Where a trained run is, and what to do with it, to be copied into a shell."""
     run, ply = pasted(folder), pasted(f"{folder.name}.ply")
-    return (f"model, cuts and renders: {run}\nnext:\n  flexgs view {run}\n  flexgs cut {run} --budget 20MB -o {ply}\n"
-            f"  flexgs eval {run} --ratios 0.02 0.07 0.3")
+    return (f"model, cuts and renders: {run}\nnext:\n  flexgs view {run}\n  flexgs cut {run} "
+            f"--budget 20MB -o {ply}\n  flexgs eval {run} --ratios 0.02 0.07 0.3")

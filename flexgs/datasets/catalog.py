@@ -1,4 +1,5 @@
-"""The captures that the field measures on: where they are from, what is in them; and which captures a folder holds."""
+"""The captures that the field measures on: where they are from, what is in them; and which captures a folder
+holds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,27 +70,32 @@ class Known:
 
 
 PROTOCOLS = ("paper", "field")
-"""paper: every capture at 1/4, as FlexGS's README has it (`--resolution 4`); field: as each dataset is usually measured."""
+"""paper: every capture at 1/4, as FlexGS's README has it (`--resolution 4`); field: as each dataset is
+usually measured."""
 
 DATASETS = {
     # Released as photographs, images_2, images_4, images_8, sparse/0 and poses_bounds.npy, undistorted.
-    "mipnerf360": Dataset("Mip-NeRF 360", "https://jonbarron.info/mipnerf360/", "unknown", "PINHOLE", (2, 4, 8)),
-    # Of both, the images and reconstructions that the 3DGS release has: images and sparse/0. The cameras of train and truck are
-    # calibrated for images twice as large as those that are there, which load_scene allows for.
+    "mipnerf360": Dataset("Mip-NeRF 360", "https://jonbarron.info/mipnerf360/", "unknown", "PINHOLE",
+                          (2, 4, 8)),
+    # Of both, the images and reconstructions that the 3DGS release has: images and sparse/0. The cameras of
+    # train and truck are calibrated for images twice as large as those that are there, which load_scene
+    # allows for.
     "tanksandtemples": Dataset("Tanks and Temples", "https://www.tanksandtemples.org/",
                                "CC BY-NC-SA 3.0, for non-commercial research only", "PINHOLE"),
-    "deepblending": Dataset("Deep Blending", "http://visual.cs.ucl.ac.uk/pubs/deepblending/", "unknown", "PINHOLE"),
-    # Photographed with fisheye lenses and released twice, as they are and undistorted; both as Mip-NeRF 360 is laid out.
+    "deepblending": Dataset("Deep Blending", "http://visual.cs.ucl.ac.uk/pubs/deepblending/", "unknown",
+                            "PINHOLE"),
+    # Photographed with fisheye lenses and released twice, as they are and undistorted; both as Mip-NeRF 360
+    # is laid out.
     "zipnerf": Dataset("Zip-NeRF", "https://jonbarron.info/zipnerf/", "unknown", "PINHOLE", (2, 4, 8)),
-    "zipnerf-fisheye": Dataset("Zip-NeRF with fisheye lenses", "https://jonbarron.info/zipnerf/", "unknown", "OPENCV_FISHEYE",
-                               (2, 4, 8)),
+    "zipnerf-fisheye": Dataset("Zip-NeRF with fisheye lenses", "https://jonbarron.info/zipnerf/", "unknown",
+                               "OPENCV_FISHEYE", (2, 4, 8)),
 }
 
 _GOOGLE = "https://storage.googleapis.com/gresearch/refraw360"
 _V2 = Archive(f"{_GOOGLE}/360_v2.zip", "360_v2.zip", 12.5)
 _EXTRA = Archive(f"{_GOOGLE}/360_extra_scenes.zip", "360_extra_scenes.zip")
-_TANDT = Archive("https://repo-sam.inria.fr/fungraph/3d-gaussian-splatting/datasets/input/tandt_db.zip", "tandt_db.zip", 0.683,
-                 "816e62f22a161abbfe841d2a6b10cdf036e297c9fa289b3bfeee9c6ec526d7e1")
+_TANDT = Archive("https://repo-sam.inria.fr/fungraph/3d-gaussian-splatting/datasets/input/tandt_db.zip",
+                 "tandt_db.zip", 0.683, "816e62f22a161abbfe841d2a6b10cdf036e297c9fa289b3bfeee9c6ec526d7e1")
 _ZIPNERF = ("berlin", "london", "nyc", "alameda")
 
 CATALOG = {known.name: known for known in (
@@ -106,20 +112,23 @@ CATALOG = {known.name: known for known in (
     Known("truck", "tanksandtemples", _TANDT, "tandt/truck", 1, 251, (979, 546)),
     Known("drjohnson", "deepblending", _TANDT, "db/drjohnson", 1, 263, (1332, 876)),
     Known("playroom", "deepblending", _TANDT, "db/playroom", 1, 225, (1264, 832)),
-    *(Known(name, "zipnerf", Archive(f"{_GOOGLE}/zipnerf-undistorted/{name}.zip", f"zipnerf_{name}.zip"), name, 2)
+    *(Known(name, "zipnerf", Archive(f"{_GOOGLE}/zipnerf-undistorted/{name}.zip", f"zipnerf_{name}.zip"),
+            name, 2)
       for name in _ZIPNERF),
-    *(Known(f"{name}-fisheye", "zipnerf-fisheye", Archive(f"{_GOOGLE}/zipnerf/{name}.zip", f"zipnerf_fisheye_{name}.zip"),
+    *(Known(f"{name}-fisheye", "zipnerf-fisheye",
+            Archive(f"{_GOOGLE}/zipnerf/{name}.zip", f"zipnerf_fisheye_{name}.zip"),
             name, 4, 1984 if name == "london" else None) for name in _ZIPNERF),
 )}
 """The known captures by name, each a folder of that name once it is there.
 
-Sources; nothing was downloaded to check them. URLs: gsplat's examples/datasets/download_dataset.py and the README of the 3DGS
-release. Layout in the archives: nerfbaselines' datasets/mipnerf360.py and zipnerf.py, and of tandt_db.zip users of the 3DGS
-release. Images and sizes: benches/README.md of DirectXSplat. Cameras of Zip-NeRF: nerfbaselines, and for fisheye lenses pull
-request 1777 of LichtFeld Studio, as the number of images of london. Factors: 4 outdoors and 2 indoors as in nerfbaselines;
-undistorted Zip-NeRF is measured at images_2 by nerfbaselines and EVER, at images_4 by gsplat's scripts, and fisheye
-lenses too. SHA-256 of tandt_db.zip: several projects agree on it. Licence of Tanks and Temples: its own terms. For what is
-unknown, no source was found.
+Sources; nothing was downloaded to check them. URLs: gsplat's examples/datasets/download_dataset.py and the
+README of the 3DGS release. Layout in the archives: nerfbaselines' datasets/mipnerf360.py and zipnerf.py, and
+of tandt_db.zip users of the 3DGS release. Images and sizes: benches/README.md of DirectXSplat. Cameras of
+Zip-NeRF: nerfbaselines, and for fisheye lenses pull request 1777 of LichtFeld Studio, as the number of images
+of london. Factors: 4 outdoors and 2 indoors as in nerfbaselines; undistorted Zip-NeRF is measured at images_2
+by nerfbaselines and EVER, at images_4 by gsplat's scripts, and fisheye lenses too. SHA-256 of tandt_db.zip:
+several projects agree on it. Licence of Tanks and Temples: its own terms. For what is unknown, no source was
+found.
 """
 
 
@@ -127,7 +136,8 @@ def how_to_get(name: str) -> str:
     """Half a sentence about a known capture, empty for others."""
     if known := CATALOG.get(name):
         dataset = DATASETS[known.dataset]
-        return f"; {name} is a capture of {dataset.title}, to be had by `flexgs data get {name}` or at {dataset.page}"
+        return (f"; {name} is a capture of {dataset.title}, to be had by `flexgs data get {name}` "
+                f"or at {dataset.page}")
     return ""
 
 
@@ -137,17 +147,22 @@ def members(dataset: str) -> list[str]:
 
 
 def find_dataset(data_root: Path, dataset: str, names: Sequence[str] = ()) -> tuple[list[Path], list[str]]:
-    """(folders, absent names) of a dataset's captures, or of those with these names, where Known.find finds them.
+    """(folders, absent names) of a dataset's captures, or of those with these names, where Known.find finds
+    them.
 
-    UserError for a name that is not in the dataset, if none of the captures is there, or one that was named is not.
+    UserError for a name that is not in the dataset, if none of the captures is there, or one that was named
+    is not.
     """
     if strange := [name for name in names if name not in members(dataset)]:
-        raise UserError(f"--scenes {' '.join(strange)}: not in {dataset}; expected of {', '.join(members(dataset))}")
+        raise UserError(f"--scenes {' '.join(strange)}: not in {dataset}; expected of "
+                        f"{', '.join(members(dataset))}")
     places = {name: CATALOG[name].find(data_root) for name in names or members(dataset)}
-    found, absent = [place for place in places.values() if place], [name for name in places if not places[name]]
+    found, absent = [place for place in places.values()
+                     if place], [name for name in places if not places[name]]
     if not found or (names and absent):
-        raise UserError(f"{data_root}: found no capture {', '.join(absent)} of {DATASETS[dataset].title}, here or in "
-                        f"{dataset}/; {_getting(absent, data_root)}, or unpack them there from {DATASETS[dataset].page}")
+        raise UserError(f"{data_root}: found no capture {', '.join(absent)} of "
+                        f"{DATASETS[dataset].title}, here or in {dataset}/; {_getting(absent, data_root)}, "
+                        f"or unpack them there from {DATASETS[dataset].page}")
     return found, absent
 
 
@@ -161,18 +176,21 @@ def _getting(names: Sequence[str], data_root: Path) -> str:
 
 
 def find_scenes(data_root: str | Path, names: list[str] | None = None) -> list[Path]:
-    """The folders right under data_root that hold a capture, sorted by name; or those of these names, in that order.
+    """The folders right under data_root that hold a capture, sorted by name; or those of these names, in that
+    order.
 
     UserError if data_root is no folder, holds no capture, or has none of some name.
     """
     root = Path(data_root)
     if not root.is_dir():
-        raise UserError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}; expected a folder of captures"
+        raise UserError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}; expected "
+                        "a folder of captures"
                         + "".join(map(how_to_get, names or ())))
     found = {path.name: path for path in sorted(root.iterdir()) if is_capture(path)}
     if not found:
         inside = " (it is itself a capture: give the folder that it is in)" if is_capture(root) else ""
-        raise UserError(f"{root}: no capture here{inside}; expected folders with sparse/0 or transforms.json in them"
+        raise UserError(f"{root}: no capture here{inside}; expected folders with sparse/0 or "
+                        "transforms.json in them"
                         + "".join(map(how_to_get, names or ())))
     if unknown := [name for name in names or () if name not in found]:
         raise UserError(f"{root}: no capture named {', '.join(unknown)}; found {', '.join(found)}"
@@ -182,4 +200,5 @@ def find_scenes(data_root: str | Path, names: list[str] | None = None) -> list[P
 
 def is_capture(path: Path) -> bool:
     """Whether the folder looks like something that load_scene reads; hidden folders do not."""
-    return path.is_dir() and not path.name.startswith(".") and bool(find_models(path) or find_transforms(path))
+    return path.is_dir() and not path.name.startswith(".") and bool(find_models(path)
+                                                                    or find_transforms(path))

@@ -48,7 +48,8 @@ def check_capture(folder: Path, model: str | None = None) -> Checked:
         dataset = DATASETS[known.dataset]
         holds = f"{known.name} of {dataset.title}: {holds}"
         if known.images and known.images != len(capture.frames):
-            wrong.append(f"found {len(capture.frames)} images with a camera, but the released capture has {known.images}")
+            wrong.append(f"found {len(capture.frames)} images with a camera, but the released "
+                         f"capture has {known.images}")
         if lenses != [dataset.camera]:
             wrong.append(f"found cameras {', '.join(lenses)}, but the released capture has {dataset.camera}")
         if absent := [f"images_{factor}/" for factor in dataset.smaller if factor not in factors]:
@@ -61,7 +62,8 @@ def _factors(capture: Capture) -> list[int]:
     frame = capture.frames[0]
     if not os.path.isdir(frame.folder.parent):  # false too for what is no name of a folder
         return [1]
-    ends = [path.name.removeprefix(f"{frame.folder.name}_") for path in frame.folder.parent.glob(f"{frame.folder.name}_*")]
+    ends = [path.name.removeprefix(f"{frame.folder.name}_")
+            for path in frame.folder.parent.glob(f"{frame.folder.name}_*")]
     return sorted({1} | {int(end) for end in ends if end.isdecimal() and int(end) > 1})
 
 
@@ -75,10 +77,12 @@ def _images(capture: Capture, factor: int) -> list[str]:
             continue
         try:
             size, full = image_size(file), find_image(whole)
-            if factor > 1 and full and any(abs(factor * a - b) > factor for a, b in zip(size, image_size(full), strict=True)):
+            if factor > 1 and full and any(abs(factor * a - b) > factor for a,
+                                           b in zip(size, image_size(full), strict=True)):
                 broken.append(f"{file}: found {size[0]}x{size[1]} pixels, which is not 1/{factor} of {full}")
         except UserError as e:
             broken.append(str(e))
     n = len(capture.frames)
     wrong = [f"{len(absent)} of {n} images are not there, for instance {absent[0]}"] if absent else []
-    return wrong + ([f"{len(broken)} of {n} images are not what they should be, for instance {broken[0]}"] if broken else [])
+    return wrong + ([f"{len(broken)} of {n} images are not what they should be, for instance {broken[0]}"]
+                    if broken else [])

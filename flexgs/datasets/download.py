@@ -1,4 +1,5 @@
-"""Known captures from the web: an archive that arrives whole however often the line drops, then one scene's folder of it.
+"""Known captures from the web: an archive that arrives whole however often the line drops, then one scene's
+folder of it.
 
     DATA_ROOT/downloads/360_v2.zip        an archive that is whole, from here or put there by hand
     DATA_ROOT/downloads/360_v2.zip.part/  one on its way, and the lock of the process that fetches and unpacks it
@@ -19,7 +20,14 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from flexgs.datasets.catalog import Archive, Known, is_capture
 from flexgs.errors import UserError
@@ -51,14 +59,16 @@ def get(wanted: Sequence[Known], data_root: Path, *, tries: int = 6, pause: floa
 
     tries, pause: of fetch.
     Nothing is under the name of a capture until all of it is. The same call goes on where it was interrupted.
-    UserError, which says how to do it by hand, if the server does not answer; also for a disk without room, a damaged archive,
-    one that would write elsewhere, and if another process works on the same archive.
+    UserError, which says how to do it by hand, if the server does not answer; also for a disk without room, a
+    damaged archive, one that would write elsewhere, and if another process works on the same archive.
     """
     targets = {known: known.find(data_root) or data_root / known.name for known in wanted}
     for target in targets.values():
         if target.exists() and not is_capture(target):
-            raise UserError(f"{target}: exists and is not a capture; expected none or a whole one: move it away")
-    missing = sorted((known for known, target in targets.items() if not target.exists()), key=lambda known: known.archive.file)
+            raise UserError(f"{target}: exists and is not a capture; expected none or a "
+                            "whole one: move it away")
+    missing = sorted((known for known, target in targets.items() if not target.exists()),
+                     key=lambda known: known.archive.file)
     for archive, group in groupby(missing, lambda known: known.archive):
         downloads = make_folder(data_root / "downloads")
         part = downloads / f"{archive.file}.part"
@@ -71,18 +81,20 @@ def get(wanted: Sequence[Known], data_root: Path, *, tries: int = 6, pause: floa
     return list(targets.values())
 
 
-def fetch(archive: Archive, folder: Path, *, tries: int = 6, pause: float = 1.0, longest: float = LONGEST) -> Path:
-    """The archive as a file in folder. One that is there already is taken as it is, after a look at its checksum.
+def fetch(archive: Archive, folder: Path, *, tries: int = 6, pause: float = 1.0,
+          longest: float = LONGEST) -> Path:
+    """The archive as a file in folder. One that is there already is taken as it is, after a look at its
+    checksum.
 
-    tries: how often in a row a connection may fail without getting further than any before; between them pause seconds, doubled
-    each time. longest: seconds in all. UserError as of get.
+    tries: how often in a row a connection may fail without getting further than any before; between them
+    pause seconds, doubled each time. longest: seconds in all. UserError as of get.
     """
     file, part = folder / archive.file, make_folder(folder / f"{archive.file}.part")
     url = public(archive.url)
     if file.exists():
         if wrong := _wrong(file, archive, None):
-            raise UserError(f"{file}: {wrong}: it is cut off or damaged, or another archive than {url}: remove it, and "
-                            "the same command downloads it")
+            raise UserError(f"{file}: {wrong}: it is cut off or damaged, or another archive than "
+                            f"{url}: remove it, and the same command downloads it")
         return file
     data, left, before, end = part / "data", tries, "", time.monotonic() + longest
     most = _size(data)
@@ -111,12 +123,13 @@ def fetch(archive: Archive, folder: Path, *, tries: int = 6, pause: float = 1.0,
 
 
 def _by_hand(file: Path) -> str:
-    return (f"try again later, or do it by hand: put the archive at {file} and give the same command, or what is in it, "
-            f"a folder for each capture, into {file.parent.parent}")
+    return (f"try again later, or do it by hand: put the archive at {file} and give the same "
+            f"command, or what is in it, a folder for each capture, into {file.parent.parent}")
 
 
 def _attempt(archive: Archive, part: Path, seconds: float) -> Version:
-    """Bring part/data to its end in one request of so many seconds at most. HTTPError, and what has arrived stays."""
+    """Bring part/data to its end in one request of so many seconds at most. HTTPError, and what has arrived
+    stays."""
     data, about = part / "data", part / "version.json"
     have, version, headers = _size(data), _read(about), {}
     if have and version and version.validator:
@@ -128,12 +141,14 @@ def _attempt(archive: Archive, part: Path, seconds: float) -> Version:
         now = _version(answer)
         if before:
             assert answer.span
-            if answer.span.first != have or now.validator != before.validator or now.size not in (None, before.size):
+            if (answer.span.first != have or now.validator != before.validator
+                or now.size not in (None, before.size)):
                 data.unlink()
                 raise HTTPError(archive.url, "the file has changed on the server", transient=True)
             now = before
         else:
-            data.unlink(missing_ok=True)  # first: what is of another version must not be taken for the start of this one
+            # first: what is of another version must not be taken for the start of this one
+            data.unlink(missing_ok=True)
             have = 0
             write_json(about, asdict(now))
         if now.size is not None:
@@ -151,7 +166,8 @@ def _attempt(archive: Archive, part: Path, seconds: float) -> Version:
 def unpack(file: Path, inside: str, target: Path) -> None:
     """The folder inside of a zip file becomes the folder target, as a whole or not at all.
 
-    UserError if the archive is damaged, has no such capture, or has any member that is a link or lies outside of it.
+    UserError if the archive is damaged, has no such capture, or has any member that is a link or lies outside
+    of it.
     """
     regular_file(file, "an archive")
     work = target.with_name(f".{target.name}.unpacking")
@@ -163,9 +179,11 @@ def unpack(file: Path, inside: str, target: Path) -> None:
                 if info.header_offset < 0:
                     raise zipfile.BadZipFile("a member that begins before the file")
                 if _is_evil(info):
-                    raise UserError(f"{file}: the member {info.filename!r} is a link or lies outside of the archive; nothing "
-                                    "was unpacked: do not use this file, get it from the source")
-            chosen = [info for info in archive.infolist() if info.filename.startswith(f"{inside}/") and not info.is_dir()]
+                    raise UserError(f"{file}: the member {info.filename!r} is a link or lies outside of "
+                                    "the archive; nothing was unpacked: do not use this file, "
+                                    "get it from the source")
+            chosen = [info for info in archive.infolist() if info.filename.startswith(f"{inside}/")
+                      and not info.is_dir()]
             total = sum(info.file_size for info in chosen)
             _check_room(work, total)
             with _progress() as progress:
@@ -178,18 +196,19 @@ def unpack(file: Path, inside: str, target: Path) -> None:
                     progress.advance(task, info.file_size)
             if not find_models(work):
                 tops = sorted({info.filename.partition("/")[0] for info in archive.infolist()})
-                raise UserError(f"{file}: found no COLMAP capture in {inside}/ of it, but {', '.join(tops[:12])}; unpack it by "
-                                f"hand to {target}")
+                raise UserError(f"{file}: found no COLMAP capture in {inside}/ of it, but "
+                                f"{', '.join(tops[:12])}; unpack it by hand to {target}")
         os.rename(work, target)
-    except (zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, RuntimeError, EOFError, FileExistsError,
-            NotADirectoryError, IsADirectoryError) as e:
+    except (zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, RuntimeError, EOFError,
+            FileExistsError, NotADirectoryError, IsADirectoryError) as e:
         raise UserError(f"{file}: damaged ({e}): remove it, and the same command downloads it again") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _is_evil(info: zipfile.ZipInfo) -> bool:
-    """Whether unpacking it could write anywhere but below the folder, or make anything but files and folders."""
+    """Whether unpacking it could write anywhere but below the folder, or make anything but files and
+    folders."""
     name, kind = info.filename, stat.S_IFMT(info.external_attr >> 16)
     return (name.startswith("/") or "\\" in name or ":" in name.partition("/")[0] or ".." in name.split("/")
             or kind not in (0, stat.S_IFREG, stat.S_IFDIR))
@@ -233,8 +252,8 @@ def _hex(text: str | None) -> str | None:
 def _check_room(folder: Path, need: int) -> None:
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise UserError(f"{folder}: found {free / 1e9:.2f} GB free on this disk, expected {need / 1e9:.2f} GB; free some "
-                        "of it, or choose another --data-root")
+        raise UserError(f"{folder}: found {free / 1e9:.2f} GB free on this disk, expected "
+                        f"{need / 1e9:.2f} GB; free some of it, or choose another --data-root")
 
 
 def _size(file: Path) -> int:

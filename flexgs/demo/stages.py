@@ -4,7 +4,19 @@ from itertools import pairwise
 
 import numpy as np
 
-from flexgs.demo.tracer import Array, Solid, Stage, Texture, bricks, checker, noise, rgb, speckled, stripes, wood
+from flexgs.demo.tracer import (
+    Array,
+    Solid,
+    Stage,
+    Texture,
+    bricks,
+    checker,
+    noise,
+    rgb,
+    speckled,
+    stripes,
+    wood,
+)
 
 
 class Builder:
@@ -13,11 +25,13 @@ class Builder:
     def __init__(self) -> None:
         self.solids: list[Solid] = []
 
-    def add(self, kind: str, centre, size, texture: Texture, yaw: float = 0.0, turn: Array | None = None, **look) -> None:
+    def add(self, kind: str, centre, size, texture: Texture, yaw: float = 0.0,
+            turn: Array | None = None, **look) -> None:
         if turn is None:
             c, s = np.cos(yaw), np.sin(yaw)
             turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-        self.solids.append(Solid(kind, np.asarray(centre, float), np.asarray(size, float), texture, turn, **look))
+        self.solids.append(Solid(kind, np.asarray(centre, float), np.asarray(size, float), texture,
+                                 turn, **look))
 
     def rod(self, a, b, radius: float, texture: Texture, **look) -> None:
         """A cylinder from a to b."""
@@ -26,14 +40,16 @@ class Builder:
         side = np.cross(axis, [1, 0, 0] if abs(axis[0]) < 0.9 else [0, 1, 0])
         side /= np.linalg.norm(side)
         turn = np.stack([side, np.cross(axis, side), axis], 1)
-        self.add("cylinder", (a + b) / 2, (radius, radius, np.linalg.norm(b - a) / 2), texture, turn=turn, **look)
+        self.add("cylinder", (a + b) / 2, (radius, radius, np.linalg.norm(b - a) / 2), texture,
+                 turn=turn, **look)
 
     def ball(self, centre, radius: float, texture: Texture, **look) -> None:
         self.add("ellipsoid", centre, (radius,) * 3, texture, **look)
 
 
 def courtyard(rng: np.random.Generator) -> Stage:
-    """A paved yard between walls: a fountain with a mirror ball, a fence, trees, lamps with a wire between them."""
+    """A paved yard between walls: a fountain with a mirror ball, a fence, trees, lamps with a wire between
+    them."""
     b = Builder()
     iron, wall = speckled("#30363c", 0.3), bricks("#b4694e", "#cbbfae", 0.42, 0.16)
     b.add("box", (0, 0, -0.25), (9, 9, 0.25), bricks("#9b978f", "#5a564f", 0.5, 0.36, 0.05))
@@ -43,12 +59,14 @@ def courtyard(rng: np.random.Generator) -> Stage:
         b.add("box", 6.5 * out + [0, 0, 1.3], (0.2, 6.7, 1.3), wall, yaw=a)
         b.add("box", 6.4 * out + [0, 0, 2.65], (0.4, 6.8, 0.07), speckled("#d8cdb8", 0.15), yaw=a)
         for x in (-4.2, -1.4, 1.4, 4.2):
-            b.add("box", 6.3 * out + x * along + [0, 0, 1.4], (0.06, 0.55, 0.7), speckled("#e6e1d3", 0.1), yaw=a)
+            b.add("box", 6.3 * out + x * along + [0, 0, 1.4], (0.06, 0.55, 0.7), speckled("#e6e1d3", 0.1),
+                  yaw=a)
             b.add("box", 6.25 * out + x * along + [0, 0, 1.4], (0.04, 0.45, 0.6),
                   checker("#26384f", "#4d6f91", 0.3), yaw=a, gloss=0.8, shine=80)
     # the fountain
     b.add("cylinder", (0, 0, 0.2), (1.15, 1.15, 0.2), bricks("#b9b2a3", "#6c675d", 0.4, 0.2))
-    b.add("cylinder", (0, 0, 0.405), (1.0, 1.0, 0.02), speckled("#2f6f86", 0.5, 0.9), gloss=0.9, shine=120, mirror=0.25)
+    b.add("cylinder", (0, 0, 0.405), (1.0, 1.0, 0.02), speckled("#2f6f86", 0.5, 0.9), gloss=0.9, shine=120,
+          mirror=0.25)
     b.add("torus", (0, 0, 0.42), (1.08, 0.09, 0), speckled("#d3cab8", 0.25), gloss=0.2)
     b.add("cylinder", (0, 0, 0.75), (0.16, 0.16, 0.36), stripes("#c9bfa9", "#9c917b", 0.06, 0))
     b.add("ellipsoid", (0, 0, 1.12), (0.55, 0.55, 0.12), speckled("#cfc5b0", 0.3), gloss=0.2)
@@ -68,11 +86,13 @@ def courtyard(rng: np.random.Generator) -> Stage:
         b.add("cylinder", (x, y, 0.06), (0.14, 0.14, 0.06), iron)
         b.ball((x, y, 2.22), 0.15, stripes("#fff2cf", "#f3d58c", 0.07), gloss=0.9, shine=30)
     for p, q in pairwise(lamps):
-        drop = [(*(np.array(p) + s * (np.array(q) - p)), 2.05 - 1.2 * s * (1 - s)) for s in np.linspace(0, 1, 9)]
+        drop = [(*(np.array(p) + s * (np.array(q) - p)), 2.05 - 1.2 * s * (1 - s))
+                for s in np.linspace(0, 1, 9)]
         for u, v in pairwise(drop):
             b.rod(u, v, 0.009, iron)
         for i, hang in enumerate(drop[1:-1]):
-            b.ball((hang[0], hang[1], hang[2] - 0.06), 0.05, speckled(("#d8412f", "#2f7fd8", "#e8b52a")[i % 3], 0.1),
+            b.ball((hang[0], hang[1], hang[2] - 0.06), 0.05,
+                   speckled(("#d8412f", "#2f7fd8", "#e8b52a")[i % 3], 0.1),
                    gloss=0.7)
     # trees in tubs
     for x, y, h in ((1.5, -0.3, 1.5), (-1.5, 0.1, 1.2), (0.3, -1.75, 1.0)):
@@ -84,8 +104,10 @@ def courtyard(rng: np.random.Generator) -> Stage:
                    speckled(str(rng.choice(["#4f7d2c", "#6d9a35", "#3c6a33"])), 0.9, 0.35))
     # a bench and boxes
     for i in range(4):
-        b.add("box", (-0.2, 1.72 + 0.11 * i, 0.42), (0.75, 0.042, 0.02), wood("#b98a52", "#7c5427"), gloss=0.15)
-        b.add("box", (-0.2, 2.12, 0.55 + 0.12 * i), (0.75, 0.02, 0.045), wood("#b98a52", "#7c5427"), gloss=0.15)
+        b.add("box", (-0.2, 1.72 + 0.11 * i, 0.42), (0.75, 0.042, 0.02), wood("#b98a52", "#7c5427"),
+              gloss=0.15)
+        b.add("box", (-0.2, 2.12, 0.55 + 0.12 * i), (0.75, 0.02, 0.045), wood("#b98a52", "#7c5427"),
+              gloss=0.15)
     for x in (-0.85, 0.45):
         b.rod((x, 1.75, 0), (x, 1.75, 0.41), 0.025, iron)
         b.rod((x, 2.15, 0), (x, 2.15, 0.98), 0.025, iron)
@@ -98,11 +120,13 @@ def courtyard(rng: np.random.Generator) -> Stage:
         clouds = np.clip(noise(d / (np.abs(d[:, 2:]) + 0.25), 3.0) - 0.1, 0, 0.7)[:, None]
         return (horizon + (zenith - horizon) * up) * (1 - clouds) + clouds * rgb("#ffffff")
 
-    return Stage(b.solids, sky, np.array([9.0, -7.0, 16.0]), np.array([0.85, 0.8, 0.7]), np.array([0.36, 0.4, 0.48]))
+    return Stage(b.solids, sky, np.array([9.0, -7.0, 16.0]), np.array([0.85, 0.8, 0.7]),
+                 np.array([0.36, 0.4, 0.48]))
 
 
 def studio(rng: np.random.Generator) -> Stage:
-    """A workshop: a table with a still life and a chrome ball, a tripod, a stool, shelves and pictures on the walls."""
+    """A workshop: a table with a still life and a chrome ball, a tripod, a stool, shelves and pictures on the
+    walls."""
     b = Builder()
     oak, pine, steel = wood("#c99a5e", "#8a5a2b"), wood("#e2c08a", "#b98c4f"), speckled("#6d7278", 0.15)
     b.add("box", (0, 0, -0.1), (6, 6, 0.1), wood("#a87748", "#744a26", 0.28), gloss=0.15)
@@ -113,7 +137,8 @@ def studio(rng: np.random.Generator) -> Stage:
         out, along = np.array([np.cos(a), np.sin(a), 0]), np.array([-np.sin(a), np.cos(a), 0])
         for j, x in enumerate((-3.2, -0.2, 2.9)):
             b.add("box", 4.95 * out + x * along + [0, 0, 2.0], (0.04, 0.75, 0.55), oak, yaw=a)
-            art = (checker if (i + j) % 2 else stripes)(hues[(i + 2 * j) % 7], hues[(3 * i + j + 1) % 7], 0.17)
+            art = (checker if (i + j) % 2 else stripes)(hues[(i + 2 * j) % 7], hues[(3 * i + j + 1) % 7],
+                                                        0.17)
             b.add("box", 4.9 * out + x * along + [0, 0, 2.0], (0.03, 0.66, 0.46), art, yaw=a)
         b.add("box", 4.75 * out + [0, 0, 1.15], (0.22, 4.2, 0.03), pine, yaw=a)
         for x in np.arange(-3.9, 3.9, 0.42):
@@ -128,8 +153,10 @@ def studio(rng: np.random.Generator) -> Stage:
         b.rod((x, -0.6, 0.2), (x, 0.6, 0.2), 0.018, oak)
     # the still life
     b.ball((0.1, 0.05, 1.02), 0.26, speckled("#f4f4f4", 0.0), gloss=1.0, shine=400, mirror=0.9)
-    for i, (w, d, yaw) in enumerate(((0.26, 0.18, 0.1), (0.24, 0.17, -0.15), (0.2, 0.15, 0.35), (0.21, 0.13, 0.0))):
-        b.add("box", (-0.6, 0.3, 0.785 + 0.062 * i), (w, d, 0.03), stripes(hues[i], "#f0e8d8", 0.048), yaw=yaw, gloss=0.1)
+    for i, (w, d, yaw) in enumerate(((0.26, 0.18, 0.1), (0.24, 0.17, -0.15), (0.2, 0.15, 0.35),
+                                     (0.21, 0.13, 0.0))):
+        b.add("box", (-0.6, 0.3, 0.785 + 0.062 * i), (w, d, 0.03), stripes(hues[i], "#f0e8d8", 0.048),
+              yaw=yaw, gloss=0.1)
     b.ball((-0.6, 0.3, 1.1), 0.1, speckled("#c8362c", 0.35, 0.3), gloss=0.7)
     b.add("cylinder", (-0.55, -0.3, 0.84), (0.1, 0.1, 0.085), checker("#f2efe6", "#2d5d9b", 0.052), gloss=0.6)
     b.add("torus", (-0.44, -0.3, 0.84), (0.062, 0.016, 0), speckled("#2d5d9b", 0.1), gloss=0.6,
@@ -141,21 +168,25 @@ def studio(rng: np.random.Generator) -> Stage:
     for _ in range(9):  # twigs in the vase
         tip = np.array([0.66, 0.34, 1.62]) + rng.normal(size=3) * [0.17, 0.17, 0.1]
         b.rod((0.66, 0.34, 1.15), tip, 0.007, speckled("#5b4630", 0.3))
-        b.ball(tip, rng.uniform(0.025, 0.045), speckled(str(rng.choice(["#e86a8a", "#f4c04a", "#ffffff"])), 0.2))
+        b.ball(tip, rng.uniform(0.025, 0.045),
+               speckled(str(rng.choice(["#e86a8a", "#f4c04a", "#ffffff"])), 0.2))
     for x, y, s in ((0.35, -0.5, 0.05), (0.2, -0.42, 0.06), (-0.15, -0.45, 0.045), (-0.2, 0.5, 0.07)):
-        b.add("box", (x, y, 0.755 + s), (s, s, s), checker(hues[int(100 * s) % 7], "#f2e6cc", s), yaw=20 * s, gloss=0.2)
+        b.add("box", (x, y, 0.755 + s), (s, s, s), checker(hues[int(100 * s) % 7], "#f2e6cc", s), yaw=20 * s,
+              gloss=0.2)
     # a tripod with a camera on it
     top = np.array([-1.75, -0.9, 1.25])
     for a in (0.3, 2.4, 4.5):
         b.rod(top, top * [1, 1, 0] + 0.45 * np.array([np.cos(a), np.sin(a), 0]), 0.02, steel, gloss=0.6)
     b.rod(top, top + [0, 0, 0.2], 0.025, steel, gloss=0.6)
     b.add("box", top + [0, 0, 0.3], (0.17, 0.11, 0.11), speckled("#22252a", 0.5, 0.3), yaw=0.4, gloss=0.5)
-    b.rod(top + [0.12, 0.06, 0.3], top + [0.32, 0.15, 0.3], 0.075, stripes("#15171a", "#4a4e55", 0.03), gloss=0.6)
+    b.rod(top + [0.12, 0.06, 0.3], top + [0.32, 0.15, 0.3], 0.075, stripes("#15171a", "#4a4e55", 0.03),
+          gloss=0.6)
     # a stool, a ladder, a plant
     b.add("cylinder", (1.7, 0.7, 0.6), (0.25, 0.25, 0.03), stripes("#c7473a", "#f0e2c8", 0.11, 0))
     for a in np.arange(3) * 2.1:
         way = np.array([np.cos(a), np.sin(a), 0])
-        b.rod(np.array([1.7, 0.7, 0.58]) + 0.15 * way, np.array([1.7, 0.7, 0]) + 0.27 * way, 0.02, steel, gloss=0.6)
+        b.rod(np.array([1.7, 0.7, 0.58]) + 0.15 * way, np.array([1.7, 0.7, 0]) + 0.27 * way, 0.02, steel,
+              gloss=0.6)
     for x in (-0.25, 0.25):
         b.rod((0.6 + x, 1.5, 0), (0.6 + 0.8 * x, 1.9, 1.9), 0.028, pine)
     for s in np.arange(0.12, 1, 0.15):
@@ -164,13 +195,14 @@ def studio(rng: np.random.Generator) -> Stage:
     b.add("cylinder", (-1.2, 1.4, 0.2), (0.22, 0.22, 0.2), bricks("#c4703f", "#8f4a26", 0.12, 0.08, 0.08))
     for _ in range(16):
         way = rng.normal(size=3) * [0.22, 0.22, 0.22]
-        b.add("ellipsoid", np.array([-1.2, 1.4, 0.72]) + way, (0.17, 0.06, 0.035), speckled("#4f8a3a", 0.6, 0.3),
-              yaw=rng.uniform(0, 6.3), gloss=0.2)
+        b.add("ellipsoid", np.array([-1.2, 1.4, 0.72]) + way, (0.17, 0.06, 0.035),
+              speckled("#4f8a3a", 0.6, 0.3), yaw=rng.uniform(0, 6.3), gloss=0.2)
     # the hanging lamp (a shade; the light itself is above)
     b.rod((-0.35, 0.1, 2.0), (-0.35, 0.1, 3.3), 0.009, speckled("#202020", 0))
-    b.add("ellipsoid", (-0.35, 0.1, 1.98), (0.24, 0.24, 0.11), stripes("#e5c23c", "#c98a1c", 0.06, 0), gloss=0.6)
-    return Stage(b.solids, lambda d: np.zeros_like(d), np.array([2.2, -2.6, 3.2]), np.array([0.85, 0.78, 0.66]),
-                 np.array([0.34, 0.36, 0.4]))
+    b.add("ellipsoid", (-0.35, 0.1, 1.98), (0.24, 0.24, 0.11), stripes("#e5c23c", "#c98a1c", 0.06, 0),
+          gloss=0.6)
+    return Stage(b.solids, lambda d: np.zeros_like(d), np.array([2.2, -2.6, 3.2]),
+                 np.array([0.85, 0.78, 0.66]), np.array([0.34, 0.36, 0.4]))
 
 
 STAGES = {"courtyard": courtyard, "studio": studio}

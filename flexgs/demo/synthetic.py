@@ -1,7 +1,7 @@
 """The built-in captures: two ray-traced scenes, written to disk as COLMAP would leave them.
 
-They exist so that a first run, a test or an experiment needs no download: what they hold is what makes real captures
-hard (thin structures, occlusion, fine texture, highlights, a mirror), and their cameras are exact.
+They exist so that a first run, a test or an experiment needs no download: what they hold is what makes real
+captures hard (thin structures, occlusion, fine texture, highlights, a mirror), and their cameras are exact.
 """
 
 import os
@@ -30,10 +30,12 @@ Array = np.ndarray
 
 
 def _poses(views: int, rng: np.random.Generator) -> list[Array]:
-    """World-to-camera matrices [4, 4]: rings at three heights looking inwards, with the unsteadiness of a hand."""
+    """World-to-camera matrices [4, 4]: rings at three heights looking inwards, with the unsteadiness of a
+    hand."""
     poses = []
     for i in range(views):
-        angle = 2 * np.pi * (i * 0.381966 + rng.uniform(-0.01, 0.01))  # golden angle: neighbours by name are far apart
+        # golden angle: neighbours by name are far apart
+        angle = 2 * np.pi * (i * 0.381966 + rng.uniform(-0.01, 0.01))
         centre = np.array([0, 0, (0.9, 1.6, 2.4)[i % 3] + rng.uniform(-0.15, 0.15)])
         centre[:2] = rng.uniform(2.9, 3.7) * np.array([np.cos(angle), np.sin(angle)])
         forward = np.array([0, 0, 0.75]) + rng.normal(size=3) * 0.15 - centre
@@ -48,7 +50,8 @@ def _poses(views: int, rng: np.random.Generator) -> list[Array]:
 
 
 def photograph(tracer: "Tracer", lens: Lens, viewmat: Array) -> Array:
-    """uint8 [H, W, 3] sRGB: what a camera of any COLMAP lens sees from the pose viewmat ([4, 4], world to camera)."""
+    """uint8 [H, W, 3] sRGB: what a camera of any COLMAP lens sees from the pose viewmat ([4, 4], world to
+    camera)."""
     from flexgs.demo.tracer import develop
 
     light = np.empty((lens.height, lens.width, 3))
@@ -70,14 +73,15 @@ def _rays(lens: Lens, viewmat: Array, pixels: Array) -> tuple[Array, Array]:
     return -R.T @ viewmat[:3, 3], d / np.linalg.norm(d, axis=1, keepdims=True)
 
 
-def write_synthetic(name: str, folder: str | Path, *, views: int = 48, width: int = 208, height: int = 156, seed: int = 0,
-                    lens: Lens | None = None) -> Path:
-    """Photograph the built-in scene name (one of SYNTHETIC) and write it to folder as a COLMAP capture; returns folder.
+def write_synthetic(name: str, folder: str | Path, *, views: int = 48, width: int = 208, height: int = 156,
+                    seed: int = 0, lens: Lens | None = None) -> Path:
+    """Photograph the built-in scene name (one of SYNTHETIC) and write it to folder as a COLMAP capture;
+    returns folder.
 
-    It holds images/*.png, and sparse/0 with the cameras and some thousand points of what they see. The same arguments
-    give the same files. lens: another camera than the usual pinhole of width x height pixels.
-    An older capture there is replaced as a whole; nothing is there until all of it is. UserError for another name, or
-    if folder holds anything else.
+    It holds images/*.png, and sparse/0 with the cameras and some thousand points of what they see. The same
+    arguments give the same files. lens: another camera than the usual pinhole of width x height pixels. An
+    older capture there is replaced as a whole; nothing is there until all of it is. UserError for another
+    name, or if folder holds anything else.
     """
     if name not in SYNTHETIC:
         raise UserError(f"synthetic scene {name!r}: no such scene; expected one of {', '.join(SYNTHETIC)}")
@@ -85,8 +89,10 @@ def write_synthetic(name: str, folder: str | Path, *, views: int = 48, width: in
     from flexgs.demo.tracer import Tracer
 
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= {"images", "sparse"}):
-        raise UserError(f"{folder}: exists and is not a synthetic capture; it would be replaced: name another folder")
+    if folder.exists() and not (folder.is_dir()
+                                and {p.name for p in folder.iterdir()} <= {"images", "sparse"}):
+        raise UserError(f"{folder}: exists and is not a synthetic capture; it would be "
+                        "replaced: name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     lens = lens or Lens("PINHOLE", width, height, (0.9 * width, 0.9 * width, width / 2, height / 2))
     tracer = Tracer(STAGES[name](np.random.default_rng((seed, 1))))
@@ -122,7 +128,8 @@ def _file(i: int) -> str:
 
 def _seen(tracer: "Tracer", lens: Lens, viewmat: Array, image: Array, count: int, rng: np.random.Generator
           ) -> tuple[Array, Array]:
-    """(positions [n, 3], a little off, and colours [n, 3] uint8) of surfaces behind count pixels, less those of sky."""
+    """(positions [n, 3], a little off, and colours [n, 3] uint8) of surfaces behind count pixels, less those
+    of sky."""
     from flexgs.demo.tracer import FAR
 
     x, y = rng.integers(lens.width, size=count), rng.integers(lens.height, size=count)
@@ -140,7 +147,8 @@ def _write_model(model: Path, lens: Lens, poses: list[Array], points: list[tuple
     found.add_camera_with_trivial_rig(camera)
     for i, pose in enumerate(poses):
         image = pycolmap.Image(name=_file(i), camera_id=1, image_id=i + 1)
-        found.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pycolmap.Rotation3d(pose[:3, :3]), pose[:3, 3]))
+        found.add_image_with_trivial_frame(image,
+                                           pycolmap.Rigid3d(pycolmap.Rotation3d(pose[:3, :3]), pose[:3, 3]))
     for xyz, colours in points:
         for place, colour in zip(xyz, colours, strict=True):
             found.add_point3D(place, pycolmap.Track(), colour)
@@ -149,6 +157,7 @@ def _write_model(model: Path, lens: Lens, poses: list[Array], points: list[tuple
 
 
 def ensure_synthetic(folder: str | Path) -> list[Path]:
-    """The folders of all built-in captures under folder, made now if they are not there; a few seconds each."""
+    """The folders of all built-in captures under folder, made now if they are not there; a few seconds
+    each."""
     paths = [Path(folder) / name for name in SYNTHETIC]
     return [path if path.is_dir() else write_synthetic(path.name, path) for path in paths]

@@ -1,7 +1,8 @@
 """A small ray tracer: enough of one to photograph the built-in scenes.
 
-Solids are ellipsoids, boxes, cylinders and tori in a frame of their own, with procedural textures, Blinn highlights,
-one lamp that casts shadows, and one mirror bounce. Colours are linear until the photograph is developed.
+Solids are ellipsoids, boxes, cylinders and tori in a frame of their own, with procedural textures, Blinn
+highlights, one lamp that casts shadows, and one mirror bounce. Colours are linear until the photograph is
+developed.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,8 @@ NEAR = 2e-3  # a ray that leaves a surface does not see it again
 @dataclass(eq=False)
 class Solid:
     kind: str
-    """"ellipsoid", "box", "room" (a box seen from within), "cylinder" or "torus", the last two along the z axis."""
+    """"ellipsoid", "box", "room" (a box seen from within), "cylinder" or "torus", the last two along the z
+    axis."""
     centre: Array
     size: Array
     """Half extents [3]; of a torus (radius of the ring, radius of the tube, unused)."""
@@ -40,8 +42,9 @@ class Solid:
     def bound(self) -> float:
         """Radius of the sphere round centre that the solid lies in."""
         a, b, c = self.size
-        return {"ellipsoid": max(a, b, c), "cylinder": (a * a + c * c) ** 0.5, "torus": a + b, "room": 1e3}.get(
-            self.kind, (a * a + b * b + c * c) ** 0.5)
+        return {"ellipsoid": max(a, b, c), "cylinder": (a * a + c * c) ** 0.5, "torus": a + b,
+                "room": 1e3}.get(
+self.kind, (a * a + b * b + c * c) ** 0.5)
 
 
 @dataclass(eq=False)
@@ -58,7 +61,8 @@ class Stage:
     """[3] light from everywhere, a little more from above."""
 
 
-# -- shapes, each in its own frame: the distance along a ray from o in the unit direction d ----------------------------
+# -- shapes, each in its own frame: the distance along a ray from o in the unit direction d
+# ----------------------------
 
 KINDS = ("ellipsoid", "box", "room", "cylinder", "torus")
 
@@ -75,7 +79,8 @@ def _between(near: float, far: float, o: float, d: float, half: float) -> tuple[
 def _hit(kind: int, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float, size: Array) -> float:
     near, far = -FAR, FAR
     if kind == 0:
-        ox, oy, oz, dx, dy, dz = ox / size[0], oy / size[1], oz / size[2], dx / size[0], dy / size[1], dz / size[2]
+        ox, oy, oz, dx, dy, dz = (ox / size[0], oy / size[1], oz / size[2], dx / size[0], dy / size[1],
+                                  dz / size[2])
         a, b = dx * dx + dy * dy + dz * dz, ox * dx + oy * dy + oz * dz
         gap = b * b - a * (ox * ox + oy * oy + oz * oz - 1)
         if gap <= 0:
@@ -112,8 +117,8 @@ def _hit(kind: int, ox: float, oy: float, oz: float, dx: float, dy: float, dz: f
 
 
 @numba.njit(cache=True, nogil=True)
-def _first_hits(o: Array, d: Array, end: Array, among: Array, kind: Array, centre: Array, turn: Array, size: Array,
-                bound: Array) -> tuple[Array, Array]:
+def _first_hits(o: Array, d: Array, end: Array, among: Array, kind: Array, centre: Array, turn: Array,
+                size: Array, bound: Array) -> tuple[Array, Array]:
     """(distance [n], number of the solid or -1 [n]) of the first hit before end [n] with the solids among."""
     distance, which = end.copy(), np.full(len(d), -1)
     for i in range(len(d)):
@@ -128,7 +133,8 @@ def _first_hits(o: Array, d: Array, end: Array, among: Array, kind: Array, centr
             t = _hit(kind[k],
                      x * f[0, 0] + y * f[1, 0] + z * f[2, 0], x * f[0, 1] + y * f[1, 1] + z * f[2, 1],
                      x * f[0, 2] + y * f[1, 2] + z * f[2, 2],
-                     q[0] * f[0, 0] + q[1] * f[1, 0] + q[2] * f[2, 0], q[0] * f[0, 1] + q[1] * f[1, 1] + q[2] * f[2, 1],
+                     q[0] * f[0, 0] + q[1] * f[1, 0] + q[2] * f[2, 0],
+                     q[0] * f[0, 1] + q[1] * f[1, 1] + q[2] * f[2, 1],
                      q[0] * f[0, 2] + q[1] * f[1, 2] + q[2] * f[2, 2], size[k])
             if t < distance[i]:
                 distance[i], which[i] = t, k
@@ -164,7 +170,8 @@ def _unrolled(solid: Solid, p: Array, n: Array) -> Array:
     return np.stack([np.arctan2(p[:, 1], p[:, 0]) * radius, p[:, 2]], 1)
 
 
-# -- light ------------------------------------------------------------------------------------------------------------
+# -- light
+# ------------------------------------------------------------------------------------------------------------
 
 class Tracer:
     """Rays through a stage."""
@@ -235,30 +242,35 @@ class Tracer:
         light /= distance[:, None]
         facing = _dot(n, light)
         lit = np.flatnonzero(facing > 0)
-        _, blocker = self._nearest(lamp[None], -light[lit], distance[lit] - 2 * NEAR)  # from the lamp: one narrow cone
+        # from the lamp: one narrow cone
+        _, blocker = self._nearest(lamp[None], -light[lit], distance[lit] - 2 * NEAR)
         facing = np.maximum(facing, 0)
         facing[lit[blocker >= 0]] = 0
         half = light - d
         half /= np.sqrt(_dot(half, half))[:, None]
         spot = gloss * np.maximum(_dot(n, half), 0) ** shine * (facing > 0)
-        return (albedo * (self.stage.ambient * (0.75 + 0.25 * n[:, 2:]) + facing[:, None] * self.stage.lamp_colour)
+        return (albedo * (self.stage.ambient * (0.75 + 0.25 * n[:, 2:])
+                          + facing[:, None] * self.stage.lamp_colour)
                 + spot[:, None] * self.stage.lamp_colour)
 
 
 def develop(rgb: Array) -> Array:
     """Linear light -> sRGB uint8."""
     rgb = np.clip(rgb, 0, 1)
-    return np.round(255 * np.where(rgb < 0.0031308, 12.92 * rgb, 1.055 * rgb ** (1 / 2.4) - 0.055)).astype(np.uint8)
+    return np.round(255 * np.where(rgb < 0.0031308, 12.92 * rgb,
+                                   1.055 * rgb ** (1 / 2.4) - 0.055)).astype(np.uint8)
 
 
-# -- textures ---------------------------------------------------------------------------------------------------------
+# -- textures
+# ---------------------------------------------------------------------------------------------------------
 
 def _cloud(seed: int, size: int = 64) -> Array:
     """[size, size, size] smooth periodic noise of five octaves, mean 0, about -1 to 1."""
     rng, total = np.random.default_rng(seed), np.zeros((size,) * 3, np.float32)
     for octave in range(5):
         cells = rng.standard_normal((4 << octave,) * 3).astype(np.float32)
-        total += ndimage.zoom(cells, size / len(cells), order=1, mode="grid-wrap", grid_mode=True) * 0.6 ** octave
+        total += ndimage.zoom(cells, size / len(cells), order=1, mode="grid-wrap",
+                              grid_mode=True) * 0.6 ** octave
     return total / (2 * total.std())
 
 

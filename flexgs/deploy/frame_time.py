@@ -1,4 +1,5 @@
-"""How long a frame takes with so many Gaussians, measured: what a budget in milliseconds is turned into a number with."""
+"""How long a frame takes with so many Gaussians, measured: what a budget in milliseconds is turned into a
+number with."""
 
 import statistics
 from dataclasses import asdict, dataclass
@@ -35,12 +36,13 @@ class Profile:
             f"{n:,} Gaussians {ms:.1f} ms" for n, ms in zip(self.gaussians, self.ms, strict=True))
 
     def most(self, ms: float) -> int:
-        """How many Gaussians a frame of ms milliseconds has time for, by straight lines between what was measured; at most as
-        many as were measured. UserError if the fewest measured take longer."""
+        """How many Gaussians a frame of ms milliseconds has time for, by straight lines between what was
+        measured; at most as many as were measured. UserError if the fewest measured take longer."""
         times = isotonic_regression(self.ms)
         if ms < times[0]:
-            raise UserError(f"{ms:g} ms per frame: even {self.gaussians[0]:,} Gaussians take {times[0]:.2f} ms; "
-                            "expected more time, a smaller --size or a faster machine's --profile")
+            raise UserError(f"{ms:g} ms per frame: even {self.gaussians[0]:,} Gaussians "
+                            f"take {times[0]:.2f} ms; expected more time, a smaller --size or a "
+                            "faster machine's --profile")
         return int(np.interp(ms, times, self.gaussians))
 
     def save(self, path: Path) -> None:
@@ -51,15 +53,18 @@ class Profile:
         """What save() wrote, or anybody's JSON with rising gaussians and as many of ms."""
         try:
             about = read_json(path, dict[str, Any])
-            gaussians, ms = (typed(tuple[Annotated[float, Range(0, 1e12, "(]")], ...], about.get(key), f"{path}: {key}")
+            gaussians, ms = (typed(tuple[Annotated[float, Range(0, 1e12, "(]")], ...], about.get(key),
+                                   f"{path}: {key}")
                              for key in ("gaussians", "ms"))
-            if len(gaussians) != len(ms) or len(ms) < 2 or list(gaussians) != sorted(set(map(int, gaussians))):
+            if (len(gaussians) != len(ms) or len(ms) < 2
+                or list(gaussians) != sorted(set(map(int, gaussians)))):
                 raise UserError(f"{path}: found lists that do not fit")
             return Profile(tuple(map(int, gaussians)), ms, str(about.get("about", "")))
         except UserError as e:
             why = str(e).removeprefix(f"{path}: ")
             raise UserError(f"{path}: not a profile of frame times ({why}); expected JSON with the "
-                            'lists gaussians and ms, such as {"gaussians": [10000, 1000000], "ms": [2.5, 14]}') from None
+                            'lists gaussians and ms, such as {"gaussians": [10000, '
+                            '1000000], "ms": [2.5, 14]}') from None
 
 
 def measure_frames(model: Cuttable, size: tuple[int, int], device: str) -> Profile:

@@ -22,16 +22,20 @@ def describe(model: ElasticModel | Progressive, source: str) -> Mapping[str, str
     opacity, sizes = torch.sigmoid(whole.opacities), whole.scales.amax(dim=1).double().clamp(max=700).exp()
     path, config = Path(source), model.config
     if isinstance(model, Progressive):
-        kind = "packed elastic model, chunks up to " + ", ".join(percent(chunk.ratio) for chunk in model.chunks)
+        kind = "packed elastic model, chunks up to " + ", ".join(percent(chunk.ratio)
+                                                                 for chunk in model.chunks)
     elif path.is_dir():
         kind = f"elastic model, preset {config.preset}"
     else:
-        kind = f"{FORMATS[format_at(path)].about}; not elastic: cut by opacity and size, or make it so with `flexgs adapt`"
+        kind = (f"{FORMATS[format_at(path)].about}; not elastic: cut by opacity and size, or make it "
+                "so with `flexgs adapt`")
     lines = {
         "what": kind,
         "Gaussians": f"{len(model):,}, spherical harmonics of degree {model.sh_degree}",
-        "extent": f"{' '.join(f'{a:.3g}..{b:.3g}' for a, b in zip(low, high, strict=True))} (1 % to 99 % in x y z)",
-        "opacity": f"median {float(opacity.median()):.3f}, below 0.05: {100 * float((opacity < 0.05).float().mean()):.0f} %",
+        "extent": f"{' '.join(f'{a:.3g}..{b:.3g}' for a, b in zip(low, high, strict=True))} "
+                  "(1 % to 99 % in x y z)",
+        "opacity": f"median {float(opacity.median()):.3f}, below 0.05: "
+                   f"{100 * float((opacity < 0.05).float().mean()):.0f} %",
         "size": f"median of the largest axis {float(sizes.median()):.3g} units",
         "cameras": str(len(model.cameras) or "none"),
     }
@@ -39,8 +43,8 @@ def describe(model: ElasticModel | Progressive, source: str) -> Mapping[str, str
         number = "double" if is_wide(whole) else "float"
         lines["origin"] = f"{place(whole)}, from where the extent counts; x y z of a PLY are of type {number}"
     if isinstance(model, Progressive) or path.is_dir():
-        lines["recipe"] = (f"order {config.order.kind}, transform {config.transform.kind}, {config.steps:,} views, "
-                           f"seed {config.seed}")
+        lines["recipe"] = (f"order {config.order.kind}, transform {config.transform.kind}, "
+                           f"{config.steps:,} views, seed {config.seed}")
     if path.is_file():
         lines["bytes"] = f"{path.stat().st_size:,}"
     return {name: one_line(text) for name, text in lines.items()}

@@ -17,12 +17,14 @@ META = "lod-meta.json"
 
 def write_lod(model: Cuttable, output: Path, percentages: Sequence[float],
               change: Callable[[Splats], Splats] = lambda cut: cut) -> str:
-    """Cuts of falling size: lod0.ply, lod1.ply, ... into the folder output, or into the folder of output, a lod-meta.json, as
-    PlayCanvas's streamed SOG, which splat-transform makes. A sentence about them. change is made to each.
+    """Cuts of falling size: lod0.ply, lod1.ply, ... into the folder output, or into the folder of output, a
+    lod-meta.json, as PlayCanvas's streamed SOG, which splat-transform makes. A sentence about them. change is
+    made to each.
 
     UserError if the folder is there: all that is in it would be replaced.
     """
-    if any(not 0 < p <= 100 for p in percentages) or list(percentages) != sorted(set(percentages), reverse=True):
+    if (any(not 0 < p <= 100 for p in percentages)
+        or list(percentages) != sorted(set(percentages), reverse=True)):
         found = " ".join(f"{p:g}" for p in percentages)
         raise UserError(f"--lod: found {found}, expected falling percentages such as 100 50 25 12.5")
     if output.suffix and output.name != META:
@@ -30,8 +32,10 @@ def write_lod(model: Cuttable, output: Path, percentages: Sequence[float],
     streamed = output.name == META
     target = output.parent if streamed else output
     if target.exists():
-        raise UserError(f"--output {output}: {target.absolute()} is there already; expected a new folder, or remove it")
-    levels = [in_world(cut, output) if streamed else cut for cut in (change(model.cut(p / 100)) for p in percentages)]
+        raise UserError(f"--output {output}: {target.absolute()} is there already; expected a new "
+                        "folder, or remove it")
+    levels = [in_world(cut, output) if streamed else cut
+              for cut in (change(model.cut(p / 100)) for p in percentages)]
     with tempfile.TemporaryDirectory() as temporary, atomic_folder(target) as folder:
         plain = [(Path(temporary) if streamed else folder) / f"lod{i}.ply" for i in range(len(levels))]
         for level, path in zip(levels, plain, strict=True):

@@ -1,4 +1,5 @@
-"""An elastic model as one file that is read from the front: the smallest cut first, behind it what larger ones add.
+"""An elastic model as one file that is read from the front: the smallest cut first, behind it what larger
+ones add.
 
     6, 2      b"FLEXGS", and the version of the format as a little-endian integer
     4, 4      length and CRC-32 of the header
@@ -7,9 +8,10 @@
               [name, first, last]
     chunks    for each part the rows first : last of a tensor, bytes transposed (all first bytes, all second, ...); all deflated
 
-Cuts are nested: a chunk has the Gaussians that enter up to its ratio, and of the transform the rows that cuts up to this ratio
-read and smaller ones do not. So each byte is sent once, and whoever has the chunks up to a ratio makes every cut up to there as
-the model itself does, bit for bit. Chunks follow each other, so their offsets are sums, and a client over HTTP asks for ranges.
+Cuts are nested: a chunk has the Gaussians that enter up to its ratio, and of the transform the rows that cuts
+up to this ratio read and smaller ones do not. So each byte is sent once, and whoever has the chunks up to a
+ratio makes every cut up to there as the model itself does, bit for bit. Chunks follow each other, so their
+offsets are sums, and a client over HTTP asks for ranges.
 """
 
 import itertools
@@ -90,15 +92,18 @@ def write(model: ElasticModel, path: Path, ratios: Sequence[float] = RATIOS) -> 
     if len(ratios) > MOST_CHUNKS:
         raise UserError(f"--ratios: found {len(ratios)}, expected at most {MOST_CHUNKS}")
     if not _rise_to_all(ratios):
-        raise UserError(f"--ratios: found {' '.join(f'{r:g}' for r in ratios)}, expected rising ones, the last of them 1")
+        raise UserError(f"--ratios: found {' '.join(f'{r:g}' for r in ratios)}, expected rising "
+                        "ones, the last of them 1")
     tensors, chunks, bodies = _tensors(model), [], []
     for parts, ratio in zip(_parts(model, ratios), ratios, strict=True):
-        body = zlib.compress(b"".join(_transposed(tensors[name][first:last]) for name, first, last in parts), 6)
+        body = zlib.compress(b"".join(_transposed(tensors[name][first:last]) for name, first, last in parts),
+                             6)
         chunks.append({"ratio": ratio, "bytes": len(body), "crc32": zlib.crc32(body), "parts": parts})
         bodies.append(body)
-    cameras = [_numbers(camera.at(model.splats.origin)) for camera in model.cameras[::1 + len(model.cameras) // CAMERAS]]
-    header = json.dumps({"config": model.config.to_dict(), "splats": len(model.splats), "sh_degree": model.sh_degree,
-                         **model.place.to_dict(),
+    cameras = [_numbers(camera.at(model.splats.origin))
+               for camera in model.cameras[::1 + len(model.cameras) // CAMERAS]]
+    header = json.dumps({"config": model.config.to_dict(), "splats": len(model.splats),
+                         "sh_degree": model.sh_degree, **model.place.to_dict(),
                          "cameras": cameras, "chunks": chunks}).encode()
     with atomic_file(path) as out, out.open("wb") as file:
         file.write(HEAD.pack(MAGIC, VERSION, len(header), zlib.crc32(header)) + header)
@@ -107,7 +112,8 @@ def write(model: ElasticModel, path: Path, ratios: Sequence[float] = RATIOS) -> 
 
 @dataclass
 class Progressive:
-    """A file of write(), on disk or behind a URL, of which as much is read as the cuts need that are asked for."""
+    """A file of write(), on disk or behind a URL, of which as much is read as the cuts need that are asked
+    for."""
 
     source: str
     model: ElasticModel
@@ -121,7 +127,8 @@ class Progressive:
 
     @staticmethod
     def open(source: str | Path) -> "Progressive":
-        """Read the header of a file, or of an http(s) URL; UserError if it is none of ours, broken or cut off.
+        """Read the header of a file, or of an http(s) URL; UserError if it is none of ours, broken or cut
+        off.
 
         No memory is taken for a model before its header is known to describe one that the file has room for.
         """
@@ -138,13 +145,16 @@ class Progressive:
         header: Header = typed(Header, parse_json(raw, where, AGAIN), where)
         size = HEAD.size + length + sum(chunk.bytes for chunk in header.chunks)
         if file.size != size:
-            raise UserError(f"{where}: found {file.size:,} bytes, expected {size:,} as its header says; {AGAIN}")
+            raise UserError(f"{where}: found {file.size:,} bytes, expected {size:,} as its "
+                            f"header says; {AGAIN}")
         return Progressive(where, _model(header, where), header.chunks, HEAD.size + length, file)
 
     def load(self, ratio: float) -> int:
-        """Read the chunks that cuts up to this ratio need; the bytes of the file that have been read in all."""
+        """Read the chunks that cuts up to this ratio need; the bytes of the file that have been read in
+        all."""
         check_ratio(ratio)
-        while self.loaded < len(self.chunks) and (not self.loaded or self.chunks[self.loaded - 1].ratio < ratio):
+        while self.loaded < len(self.chunks) and (not self.loaded
+                                                  or self.chunks[self.loaded - 1].ratio < ratio):
             self._load(self.chunks[self.loaded])
             self.loaded += 1
         return self.offset
@@ -179,8 +189,8 @@ class Progressive:
         wanted = [tensors[name][first:last] for name, first, last in chunk.parts]
         size = sum(rows.nbytes for rows in wanted)
         if (free := psutil.virtual_memory().available) < chunk.bytes + 2 * size:
-            raise UserError(f"{what} takes {(chunk.bytes + 2 * size) / 1e9:.1f} GB of memory, found {free / 1e9:.1f} GB free; "
-                            "ask for less of the model, or use a larger machine")
+            raise UserError(f"{what} takes {(chunk.bytes + 2 * size) / 1e9:.1f} GB of memory, found "
+                            f"{free / 1e9:.1f} GB free; ask for less of the model, or use a larger machine")
         body = self.file.read(self.offset, chunk.bytes)
         if len(body) != chunk.bytes or zlib.crc32(body) != chunk.crc32:
             raise UserError(f"{what} is cut off or damaged; {AGAIN}")
@@ -223,13 +233,13 @@ def _parts(model: ElasticModel, ratios: Sequence[float]) -> Iterator[list[tuple[
 
 
 def _model(header: Header, where: str) -> ElasticModel:
-    """The model of a header, of zeros that take no memory until they are written to. UserError unless the chunks are what such
-    a model has, and can be as small as they are."""
+    """The model of a header, of zeros that take no memory until they are written to. UserError unless the
+    chunks are what such a model has, and can be as small as they are."""
     n, rest = header.splats, (header.sh_degree + 1) ** 2 - 1
     config = Config.from_dict(header.config, f"{where}: config")
     with torch.device("meta"):
-        splats = Splats(torch.empty(n, 3), torch.empty(n, 4), torch.empty(n, 3), torch.empty(n), torch.empty(n, 3),
-                        torch.empty(n, rest, 3), header.origin)
+        splats = Splats(torch.empty(n, 3), torch.empty(n, 4), torch.empty(n, 3), torch.empty(n),
+                        torch.empty(n, 3), torch.empty(n, rest, 3), header.origin)
         model = ElasticModel(splats, make_transform(config, splats, unit=header.unit).stored(), config)
     try:
         if not _rise_to_all(ratios := [chunk.ratio for chunk in header.chunks]):
@@ -242,7 +252,8 @@ def _model(header: Header, where: str) -> ElasticModel:
     except ValueError as e:
         raise UserError(f"{where}: the header makes no sense ({e}); {AGAIN}") from None
     model.splats = splats.map(_zeros)
-    model.transform.load_state_dict({name: _zeros(t) for name, t in model.transform.state_dict().items()}, assign=True)
+    model.transform.load_state_dict({name: _zeros(t) for name, t in model.transform.state_dict().items()},
+                                    assign=True)
     model.cameras = _cameras(header, where)
     return model
 
@@ -267,7 +278,8 @@ def _numbers(camera: Camera) -> list[float]:
 def _cameras(header: Header, where: str) -> list[Camera]:
     """The reverse of _numbers, for all of them."""
     numbers = torch.tensor(header.cameras, dtype=torch.float64).view(-1, 27)
-    sizes, viewmats, Ks = numbers[:, :2].long(), numbers[:, 2:18].float().view(-1, 4, 4), numbers[:, 18:].float().view(-1, 3, 3)
+    sizes, viewmats, Ks = (numbers[:, :2].long(), numbers[:, 2:18].float().view(-1, 4, 4),
+                           numbers[:, 18:].float().view(-1, 3, 3))
     check_cameras(viewmats, Ks, sizes, where)
     return [Camera(viewmat, K, width, height, header.near, header.origin)
             for viewmat, K, (width, height) in zip(viewmats, Ks, sizes.tolist(), strict=True)]

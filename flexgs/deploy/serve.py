@@ -20,8 +20,8 @@ from flexgs.view.visitors import Visitors, url
 def application(folder: Path, visitors: Visitors) -> web.Application:
     """The files below folder and lists of them; nothing above it, and no links out of it.
 
-    Of a run only what it is cut from and its cuts: model.fgs, which is packed if it is not there or has another time than the
-    model, and cuts/. Its settings and checkpoints name paths of this machine.
+    Of a run only what it is cut from and its cuts: model.fgs, which is packed if it is not there or has
+    another time than the model, and cuts/. Its settings and checkpoints name paths of this machine.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -46,11 +46,14 @@ def application(folder: Path, visitors: Visitors) -> web.Application:
         return app
     for part in (model.parent, model, *model.iterdir()):
         if not _is_inside(part, folder):
-            raise UserError(f"{part}: leads out of {folder}, which is all that is served; put the file itself there")
+            raise UserError(f"{part}: leads out of {folder}, which is all that is served; put "
+                            "the file itself there")
     made = weights.stat().st_mtime_ns
     if not _is_inside(packed, folder) or not packed.exists() or packed.stat().st_mtime_ns != made:
-        write(ElasticModel.load(model), packed)  # takes the place of a link, and leaves what it leads to alone
-        os.utime(packed, ns=(made, made))  # the time of the model that it was made of, as clocks are set back and files copied
+        # takes the place of a link, and leaves what it leads to alone
+        write(ElasticModel.load(model), packed)
+        # the time of the model that it was made of, as clocks are set back and files copied
+        os.utime(packed, ns=(made, made))
 
     async def send(request: web.Request) -> web.StreamResponse:
         if not _is_inside(packed, folder):
@@ -58,7 +61,8 @@ def application(folder: Path, visitors: Visitors) -> web.Application:
         return web.FileResponse(packed)
 
     async def index(request: web.Request) -> web.StreamResponse:
-        return web.Response(text='<a href="model.fgs">model.fgs</a> <a href="cuts/">cuts</a>', content_type="text/html")
+        return web.Response(text='<a href="model.fgs">model.fgs</a> <a href="cuts/">cuts</a>',
+                            content_type="text/html")
 
     app.add_routes([web.get("/", index), web.get("/model.fgs", send)])
     if cuts.is_dir() and _is_inside(cuts, folder):
@@ -84,7 +88,8 @@ def serve(folder: Path, host: str, port: int, names: Sequence[str] = ()) -> None
 
 
 def _is_request(record: logging.LogRecord) -> bool:
-    """Whether what aiohttp logs is about more than bytes that are no request, each of which would be a stack trace."""
+    """Whether what aiohttp logs is about more than bytes that are no request, each of which would be a stack
+    trace."""
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 

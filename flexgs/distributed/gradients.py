@@ -10,8 +10,9 @@ from flexgs.distributed.group import Group
 def summed_gradients(named: dict[str, Tensor], group: Group, options: Distributed) -> dict[str, Tensor]:
     """Each gradient summed over the workers, by the name of its parameter.
 
-    rows = seen: where all of a Gaussian's gradients are 0 on every worker, so are the sums, and its row stays at home.
-    sh_rest = bfloat16: the gradient of shN is rounded before and after the sum, alike on all workers.
+    rows = seen: where all of a Gaussian's gradients are 0 on every worker, so are the sums, and its row stays
+    at home. sh_rest = bfloat16: the gradient of shN is rounded before and after the sum, alike on all
+    workers.
     """
     if group.world == 1:
         return named
@@ -23,7 +24,8 @@ def summed_gradients(named: dict[str, Tensor], group: Group, options: Distribute
     totals = dict(zip(sent, group.summed(list(sent.values())), strict=True))
     for name, total in totals.items():
         if rows is not None and name.startswith("splats."):
-            # Not into the worker's own gradient: its zeros may be negative, and replicas are compared bit for bit.
+            # Not into the worker's own gradient: its zeros may be negative, and replicas are compared bit for
+            # bit.
             totals[name] = torch.zeros_like(named[name]).index_copy_(0, rows, total.to(named[name].dtype))
         elif total.dtype != named[name].dtype:
             totals[name] = total.to(named[name].dtype)
@@ -35,10 +37,12 @@ def _seen(named: dict[str, Tensor], group: Group) -> Tensor | None:
     gradients = [g for name, g in named.items() if name.startswith("splats.")]
     if not gradients:
         return None
-    seen = torch.stack([g.flatten(1).any(dim=1) if g.dim() > 1 else g.bool() for g in gradients if g.numel()]).any(dim=0)
+    seen = torch.stack([g.flatten(1).any(dim=1) if g.dim() > 1 else g.bool() for g in gradients
+                        if g.numel()]).any(dim=0)
     return group.summed([seen.int()])[0].nonzero()[:, 0]
 
 
 def totals(named: dict[str, Tensor]) -> dict[str, float]:
-    """The sum of each tensor; not finite if any of its values is not. Read at once, since a GPU waits at each reading."""
+    """The sum of each tensor; not finite if any of its values is not. Read at once, since a GPU waits at each
+    reading."""
     return dict(zip(named, torch.stack([t.sum() for t in named.values()]).tolist(), strict=True))

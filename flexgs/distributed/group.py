@@ -1,7 +1,7 @@
 """Group: the workers that train one scene together, each with a full replica.
 
-torch's DistributedDataParallel registers parameters once, but the number of Gaussians changes while training, so gradients are
-summed by hand. A group of one runs the same code and communicates nothing.
+torch's DistributedDataParallel registers parameters once, but the number of Gaussians changes while training,
+so gradients are summed by hand. A group of one runs the same code and communicates nothing.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-# Its default arguments keep the group of the moment it is imported. The optimiser imports it at the first step, and the group
-# would outlive its destruction with gloo's threads, one of which now and then aborted a process that was ending.
+# Its default arguments keep the group of the moment it is imported. The optimiser imports it at the first
+# step, and the group would outlive its destruction with gloo's threads, one of which now and then aborted a
+# process that was ending.
 import torch.distributed.nn.functional
 from torch import Tensor
 
@@ -44,7 +45,8 @@ class Group:
                 t.copy_(total)
 
     def summed(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Each tensor added up over the workers, as one flat message per dtype; a world of one gives back what it was given."""
+        """Each tensor added up over the workers, as one flat message per dtype; a world of one gives back
+        what it was given."""
         if self.world == 1:
             return list(tensors)
         by_dtype: dict[torch.dtype, list[int]] = {}
@@ -59,11 +61,13 @@ class Group:
         return totals
 
     def _sum_flat(self, parts: Sequence[Tensor]) -> Tensor:
-        """The flat sum over the workers of tensors of one dtype: through memory on one machine's CPUs, else by a message."""
+        """The flat sum over the workers of tensors of one dtype: through memory on one machine's CPUs, else
+        by a message."""
         size = sum(t.nbytes for t in parts)
         if parts[0].device.type == "cpu" and size > SMALL:
             if self._memory is None or (self._memory and self._memory.size < size):
-                self._memory = SharedMemory.open(self.rank, self.gather, -(-size * 5 // 4 // 64) * 64) or False
+                self._memory = SharedMemory.open(self.rank, self.gather,
+                                                 -(-size * 5 // 4 // 64) * 64) or False
             if self._memory:
                 return self._memory.sum(parts)
         flat = torch.cat([t.reshape(-1) for t in parts])
@@ -79,7 +83,8 @@ class Group:
         return values
 
     def check_equal(self, named: Iterator[tuple[str, Tensor]], step: int) -> None:
-        """Raise RuntimeError naming the first tensor in which the replicas differ (compares bytes, not closeness)."""
+        """Raise RuntimeError naming the first tensor in which the replicas differ (compares bytes, not
+        closeness)."""
         if self.world == 1:
             return
         sums = {name: (tuple(t.shape), _checksum(t)) for name, t in named}

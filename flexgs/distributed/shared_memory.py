@@ -1,4 +1,5 @@
-"""SharedMemory: workers of one machine add up by reading each other's memory, which costs a third of gloo's TCP on loopback."""
+"""SharedMemory: workers of one machine add up by reading each other's memory, which costs a third of gloo's
+TCP on loopback."""
 
 import os
 import shutil
@@ -16,22 +17,27 @@ ROOM = Path("/dev/shm")
 class SharedMemory:
     """Two boxes of `size` bytes per worker, that all workers can read.
 
-    A worker fills its box of this turn, waits for the others, and adds up all boxes in the order of ranks: the sum is bit-equal
-    everywhere. Nobody can be two turns ahead, so a box that is filled again has been read by all.
+    A worker fills its box of this turn, waits for the others, and adds up all boxes in the order of ranks:
+    the sum is bit-equal everywhere. Nobody can be two turns ahead, so a box that is filled again has been
+    read by all.
     """
 
     def __init__(self, rank: int, files: list[Path], size: int):
         self.rank, self.size, self._turn = rank, size, 0
-        self.boxes = [torch.from_file(str(file), shared=True, size=2 * size, dtype=torch.uint8).split(size) for file in files]
+        self.boxes = [torch.from_file(str(file), shared=True, size=2 * size, dtype=torch.uint8).split(size)
+                      for file in files]
 
     @staticmethod
     def open(rank: int, gather: Callable[[object], list], size: int) -> "SharedMemory | None":
-        """Called by all workers together; None, for all, if they are on several machines or there is too little room."""
+        """Called by all workers together; None, for all, if they are on several machines or there is too
+        little room."""
         world = len(gather(None))
         folder = gather(_reserve(world, size) if rank == 0 else None)[0]
         here = all(gather(folder is not None and folder.is_dir()))
         memory = SharedMemory(rank, [folder / str(r) for r in range(world)], size) if here else None
-        gather(None)  # all have opened the files, which need no names any more: nothing is left behind, however a worker ends
+        # all have opened the files, which need no names any more: nothing is left behind, however a worker
+        # ends
+        gather(None)
         if rank == 0 and folder is not None:
             shutil.rmtree(folder)
         return memory
@@ -50,7 +56,8 @@ class SharedMemory:
 
 
 def _reserve(world: int, size: int) -> Path | None:
-    """A folder with a file for each worker, whose memory is set aside now: without room there would be a SIGBUS later."""
+    """A folder with a file for each worker, whose memory is set aside now: without room there would be a
+    SIGBUS later."""
     folder = None
     try:
         folder = Path(tempfile.mkdtemp(prefix="flexgs-", dir=ROOM))

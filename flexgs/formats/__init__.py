@@ -1,7 +1,8 @@
 """What a cut can be stored as, so that quality and bytes are those of one file.
 
-A new format is one entry of FORMATS, and its name in the choices of Evaluation.format (config.py). Whatever is written is read
-again before it takes its place, and refused if it is not what was given; whatever is read is recognised by its first bytes.
+A new format is one entry of FORMATS, and its name in the choices of Evaluation.format (config.py). Whatever
+is written is read again before it takes its place, and refused if it is not what was given; whatever is read
+is recognised by its first bytes.
 """
 
 import functools
@@ -48,22 +49,25 @@ class Format:
     """What it is meant to keep of them."""
 
     def write(self, splats: Splats, path: Path, views: Sequence[View] = ()) -> Splats:
-        """Put splats into a file, given the training views, and return what a reader gets, on the device of the original.
+        """Put splats into a file, given the training views, and return what a reader gets, on the device of
+        the original.
 
-        UserError, and the file that was there stays, if splats are not finite or come back as others than they were.
+        UserError, and the file that was there stays, if splats are not finite or come back as others than
+        they were.
         """
         given = checked(splats, path).detach().to("cpu")
         given = given.changed(quats=unit_quaternions(given.quats))
         given = given[self.order(given)] if self.order else given
         with atomic_file(path) as out:
             try:
-                self.encode(given.clone(), out, views)  # a writer that changes them would be compared with itself
+                # a writer that changes them would be compared with itself
+                self.encode(given.clone(), out, views)
                 stored = self.read(out)
             except UserError as e:
                 raise UserError(str(e).replace(str(out), str(path))) from None
             if wrong := damage(self.kept(given), stored, self.bounds):
-                raise UserError(f"{path}: {self.about} cannot hold these Gaussians: {wrong}; expected NAME.ply, which loses "
-                                "nothing")
+                raise UserError(f"{path}: {self.about} cannot hold these Gaussians: {wrong}; expected "
+                                "NAME.ply, which loses nothing")
         return stored.to(splats.means.device)
 
 
@@ -77,7 +81,8 @@ class Stored(NamedTuple):
 
 def _encode_vq(splats: Splats, path: Path, views: Sequence[View]) -> None:
     if not views:
-        raise UserError(f"{path}: Compressed 3DGS needs the views that the model is for; give the capture, --scene")
+        raise UserError(f"{path}: Compressed 3DGS needs the views that the model is for; give "
+                        "the capture, --scene")
     vq.write(in_world(splats, path), path, score("c3dgs", splats, views, Group()))
 
 
@@ -88,22 +93,29 @@ def _shown(splats: Splats) -> Splats:
 
 def _interchange(about: str, kind: str, loses: str, bounds: Bounds = BITS,
                  kept: Callable[[Splats], Splats] = lambda splats: splats) -> Format:
-    return Format(about, f".{kind}", lambda splats, path, views: interchange.write(in_world(splats, path), path, kind),
-                  functools.partial(interchange.read, kind=kind), loses, bounds, lambda s: vq.morton_order(s.means), kept)
+    return Format(about, f".{kind}",
+                  lambda splats, path, views: interchange.write(in_world(splats, path), path, kind),
+                  functools.partial(interchange.read, kind=kind), loses, bounds,
+                  lambda s: vq.morton_order(s.means), kept)
 
 
 FORMATS: Mapping[str, Format] = {
     "ply": Format("standard 3DGS PLY", ".ply", lambda splats, path, views: write_ply(splats, path), read_ply),
     "compressed_ply": _interchange(
-        "PlayCanvas compressed PLY", "compressed.ply", "positions and scales to 11, 10, 11 bits per box of 256, the rest to 8"),
-    "spz": _interchange("Niantic SPZ 3", "spz", "positions to 1/4096 of a unit or finer in small models, the rest to 8 bits"),
-    "sog": _interchange("PlayCanvas SOG", "sog", "positions to 16 bits, harmonics to a palette, the rest to 8 bits",
+        "PlayCanvas compressed PLY", "compressed.ply",
+        "positions and scales to 11, 10, 11 bits per box of 256, the rest to 8"),
+    "spz": _interchange("Niantic SPZ 3", "spz", "positions to 1/4096 of a unit or finer in small "
+                                                "models, the rest to 8 bits"),
+    "sog": _interchange("PlayCanvas SOG", "sog",
+                        "positions to 16 bits, harmonics to a palette, the rest to 8 bits",
                         Bounds(harmonics=ANY)),
-    "splat": _interchange("antimatter15 .splat", "splat", "view-dependent colour (all harmonics); the rest to 8 bits",
+    "splat": _interchange("antimatter15 .splat", "splat",
+                          "view-dependent colour (all harmonics); the rest to 8 bits",
                           kept=_shown),
     "gltf": Format("glTF KHR_gaussian_splatting, uncompressed", ".glb",
                    lambda splats, path, views: gltf.write(in_world(splats, path), path), gltf.read),
-    "vq": Format("Compressed 3DGS, not fine-tuned", ".vq.npz", _encode_vq, vq.read, "harmonics and shapes to codebooks",
+    "vq": Format("Compressed 3DGS, not fine-tuned", ".vq.npz", _encode_vq, vq.read,
+                 "harmonics and shapes to codebooks",
                  Bounds(shapes=ANY, opacities=0.05, colours=ANY, harmonics=ANY),
                  lambda s: vq.morton_order(s.means)),
     "latents": Format("EAGLES, fitted after training", ".latents.npz",
@@ -114,9 +126,11 @@ FORMATS: Mapping[str, Format] = {
 
 
 def save(splats: Splats, path: Path | str, views: Sequence[View] = ()) -> Splats:
-    """Write splats to a file of the format that its suffix names; what a reader of it gets. views: those of the training.
+    """Write splats to a file of the format that its suffix names; what a reader of it gets. views: those of
+    the training.
 
-    UserError, and the file that was there stays, for an unknown suffix and for Gaussians that the format cannot hold.
+    UserError, and the file that was there stays, for an unknown suffix and for Gaussians that the format
+    cannot hold.
     """
     return FORMATS[format_of(path)].write(splats, Path(path), views)
 
@@ -127,17 +141,19 @@ def read(path: Path | str) -> Splats:
 
 
 def format_of(path: Path | str) -> str:
-    """The name in FORMATS of what a file is by its suffix, the longest that fits; UserError if there is none."""
+    """The name in FORMATS of what a file is by its suffix, the longest that fits; UserError if there is
+    none."""
     name = str(path).lower()
     fitting = [key for key, chosen in FORMATS.items() if name.endswith(chosen.suffix)]
     if not fitting:
-        raise UserError(f"{path}: expected a name that ends in one of {' '.join(f.suffix for f in FORMATS.values())}")
+        raise UserError(f"{path}: expected a name that ends in one of "
+                        f"{' '.join(f.suffix for f in FORMATS.values())}")
     return max(fitting, key=lambda key: len(FORMATS[key].suffix))
 
 
 def format_at(path: Path | str) -> str:
-    """The name in FORMATS of what a file is by its first bytes, which its name may belie, or else by its suffix; UserError if
-    it is none."""
+    """The name in FORMATS of what a file is by its first bytes, which its name may belie, or else by its
+    suffix; UserError if it is none."""
     with regular_file(path, "a file of splats").open("rb") as file:
         start = file.read(4)
     if start[:3] == b"ply":
@@ -165,13 +181,15 @@ def _packed(path: Path | str) -> set[str]:
 
 def localised(splats: Splats, views: Sequence[View]) -> tuple[Splats, list[View]]:
     """Splats and views in coordinates whose (0, 0, 0) is the splats' origin, which every format can hold."""
-    return local(splats), [replace(view, camera=replace(view.camera.at(splats.origin), origin=WORLD)) for view in views]
+    return local(splats), [replace(view, camera=replace(view.camera.at(splats.origin), origin=WORLD))
+                           for view in views]
 
 
 def as_stored(splats: Splats, name: str, views: Sequence[View]) -> Stored:
     """The splats after writing them to a file of this format, a name in FORMATS, and reading it back.
 
-    Each of several workers does it for itself: the encoders are deterministic. A PLY loses nothing and is not written.
+    Each of several workers does it for itself: the encoders are deterministic. A PLY loses nothing and is not
+    written.
     """
     if name not in FORMATS:
         raise UserError(f"--evaluation.format {name}: unknown; expected one of {', '.join(FORMATS)}")

@@ -1,6 +1,7 @@
 """Named arrays in one .npz file: packed with DEFLATE, written atomically, read without trusting the file.
 
-An array [...] of b bytes per number is stored as uint8 [b, ...]: bytes of equal significance side by side pack better.
+An array [...] of b bytes per number is stored as uint8 [b, ...]: bytes of equal significance side by side
+pack better.
 """
 
 import zipfile
@@ -18,7 +19,8 @@ MOST_PACKED = 16
 
 
 def load_arrays(path: Path | str, names: Iterable[str], kind: str) -> dict[str, np.ndarray]:
-    """Arrays of any .npz file by their names; UserError, which calls it a file of this kind, if it is broken or lacks one."""
+    """Arrays of any .npz file by their names; UserError, which calls it a file of this kind, if it is broken
+    or lacks one."""
     path = regular_file(path, f"a {kind} file")
     try:
         with zipfile.ZipFile(path) as packed:
@@ -32,8 +34,10 @@ def load_arrays(path: Path | str, names: Iterable[str], kind: str) -> dict[str, 
 
 
 def write_arrays(path: Path | str, kind: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write the arrays and the kind of file that they make, for instance "vq 1". Equal arrays make equal bytes."""
-    planes = {name: np.moveaxis(np.ascontiguousarray(a)[..., None].view(np.uint8), -1, 0) for name, a in arrays.items()}
+    """Write the arrays and the kind of file that they make, for instance "vq 1". Equal arrays make equal
+    bytes."""
+    planes = {name: np.moveaxis(np.ascontiguousarray(a)[..., None].view(np.uint8), -1, 0) for name,
+              a in arrays.items()}
     with atomic_file(Path(path)) as out, out.open("wb") as file:  # numpy would add a suffix to a path
         np.savez_compressed(file, allow_pickle=False, kind=np.array(kind), **planes)
 
@@ -53,6 +57,7 @@ def read_arrays(path: Path | str, kind: str, layout: Layout) -> dict[str, np.nda
     for name, (dtype, shape) in layout.items():
         array, stored = planes[name], (np.dtype(dtype).itemsize, *shape)
         if array.dtype != np.uint8 or array.ndim != len(stored) or not all(map(fits, array.shape, stored)):
-            raise UserError(f"{path}: found {name} of {array.dtype} {array.shape}, expected uint8 {stored}; write it again")
+            raise UserError(f"{path}: found {name} of {array.dtype} {array.shape}, expected uint8 "
+                            f"{stored}; write it again")
         arrays[name] = np.ndarray(array.shape[1:], dtype, np.moveaxis(array, 0, -1).tobytes()).copy()
     return arrays

@@ -1,7 +1,7 @@
 """Other axes: formats differ in which way x, y and z point.
 
-Three letters name the directions of x, y and z: Right or Left, Up or Down, Back or Front. A PLY of 3DGS is RDF, as cameras of
-COLMAP are; SPZ is RUB, as three.js is; glTF is LUF.
+Three letters name the directions of x, y and z: Right or Left, Up or Down, Back or Front. A PLY of 3DGS is
+RDF, as cameras of COLMAP are; SPZ is RUB, as three.js is; glTF is LUF.
 """
 
 import math
@@ -15,10 +15,12 @@ ODD = ("y", "z", "x", "xy", "yz", "", "xz", "", "y", "xyz", "y", "z", "x", "z", 
 
 
 def turned(splats: Splats, axes: str) -> Splats:
-    """Splats whose axes are those of a PLY, along these axes instead; or the reverse, which changes the same signs."""
+    """Splats whose axes are those of a PLY, along these axes instead; or the reverse, which changes the same
+    signs."""
     x, y, z = (1.0 if mine == other else -1.0 for mine, other in zip(PLY, axes, strict=True))
     odd = [math.prod({"x": x, "y": y, "z": z}[axis] for axis in names) for names in ODD[:splats.shN.shape[1]]]
     ox, oy, oz = splats.origin
-    return replace(splats, origin=(x * ox, y * oy, z * oz), means=splats.means * splats.means.new_tensor([x, y, z]),
+    return replace(splats, origin=(x * ox, y * oy, z * oz),
+                   means=splats.means * splats.means.new_tensor([x, y, z]),
                    quats=splats.quats * splats.quats.new_tensor([1.0, y * z, x * z, x * y]),
                    shN=splats.shN * splats.shN.new_tensor(odd)[:, None])

@@ -1,6 +1,7 @@
 """A program, python decode.py KIND FILE PLY SECONDS: reads a file with gaussforge.
 
-Its memory is bounded by the size of the file and its time by SECONDS of the processor, and it ends with its parent.
+Its memory is bounded by the size of the file and its time by SECONDS of the processor, and it ends with its
+parent.
 """
 
 import runpy
@@ -14,7 +15,8 @@ TIMES = 128
 
 def main(kind: str, file: str, ply: str, seconds: str = "10") -> None:
     raw = Path(file).read_bytes()
-    bounded = runpy.run_path(str(Path(__file__).parents[1] / "bounded.py"))  # to import flexgs takes longer than to read a file
+    # to import flexgs takes longer than to read a file
+    bounded = runpy.run_path(str(Path(__file__).parents[1] / "bounded.py"))
     bounded["limit"](MOST_MEMORY + TIMES * len(raw), int(seconds))
     from gaussforge import GaussForge
 

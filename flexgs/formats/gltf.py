@@ -35,7 +35,8 @@ def read(path: Path) -> Splats:
     try:
         return checked(_read(raw, str(path)), path)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, struct.error) as e:
-        raise UserError(f"{path}: not a readable .glb file of Gaussians ({e or type(e).__name__}); export it again") from None
+        raise UserError(f"{path}: not a readable .glb file of Gaussians "
+                        f"({e or type(e).__name__}); export it again") from None
 
 
 def _read(raw: bytes, where: str) -> Splats:
@@ -52,18 +53,22 @@ def _read(raw: bytes, where: str) -> Splats:
     attributes = found[0]
 
     def column(name: str, width: int) -> torch.Tensor:
-        accessor = typed(dict, about["accessors"][typed(Entry, attributes[name], where)], f"{where}: accessor of {name}")
-        view = typed(dict, about["bufferViews"][typed(Entry, accessor["bufferView"], where)], f"{where}: buffer of {name}")
+        accessor = typed(dict, about["accessors"][typed(Entry, attributes[name], where)],
+                         f"{where}: accessor of {name}")
+        view = typed(dict, about["bufferViews"][typed(Entry, accessor["bufferView"], where)],
+                     f"{where}: buffer of {name}")
         if accessor["componentType"] != 5126 or accessor.get("type", f"VEC{width}") not in (f"VEC{width}", "SCALAR") or (
                 view.get("byteStride", 4 * width) != 4 * width or "sparse" in accessor):
             raise ValueError(f"{name} is not of {width} plain floats each")
-        at = sum(typed(Entry, part.get("byteOffset", 0), f"{where}: byteOffset of {name}") for part in (view, accessor))
+        at = sum(typed(Entry, part.get("byteOffset", 0), f"{where}: byteOffset of {name}")
+                 for part in (view, accessor))
         count = typed(Entry, accessor["count"], f"{where}: count of {name}")
         return torch.from_numpy(np.frombuffer(body, "<f4", count * width, at).reshape(-1, width).copy())
 
     means, rotations = column("POSITION", 3), column(PREFIX + "ROTATION", 4)
     degree = max(l for l in range(4) if f"{PREFIX}SH_DEGREE_{l}_COEF_0" in attributes)
-    rest = [column(f"{PREFIX}SH_DEGREE_{l}_COEF_{m}", 3) for l in range(1, degree + 1) for m in range(2 * l + 1)]
+    rest = [column(f"{PREFIX}SH_DEGREE_{l}_COEF_{m}", 3) for l in range(1, degree + 1)
+            for m in range(2 * l + 1)]
     if any(len(one) != len(means) for one in rest):
         raise ValueError("its harmonics differ in length")
     splats = Splats(means=means, quats=rotations[:, [3, 0, 1, 2]], scales=column(PREFIX + "SCALE", 3).log(),

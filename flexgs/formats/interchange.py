@@ -1,8 +1,9 @@
 """Formats that others define, through the libraries that their makers or users keep.
 
-Extra `export`: gsply writes compressed PLY and SPZ (gaussforge 0.6.0 mixes up the harmonics of the one and leaves 4 bits to
-those of the other, which costs 1.4 to 1.8 dB); gaussforge writes SOG and .splat, and reads all four. splat-transform of
-PlayCanvas, a program for Node.js that is fetched on first use, writes glTF and streamed SOG.
+Extra `export`: gsply writes compressed PLY and SPZ (gaussforge 0.6.0 mixes up the harmonics of the one and
+leaves 4 bits to those of the other, which costs 1.4 to 1.8 dB); gaussforge writes SOG and .splat, and reads
+all four. splat-transform of PlayCanvas, a program for Node.js that is fetched on first use, writes glTF and
+streamed SOG.
 """
 
 import functools
@@ -32,9 +33,11 @@ SPLAT_TRANSFORM = Path(__file__).with_name("splat_transform")
 
 
 def write(splats: Splats, path: Path, kind: str) -> None:
-    """splats, on the CPU, as a file of a kind: compressed.ply, spz, sog or splat, which is the suffix of path.
+    """splats, on the CPU, as a file of a kind: compressed.ply, spz, sog or splat, which is the suffix of
+    path.
 
-    They are packed in their order: compressed PLY has a box for each 256, so neighbours in space should come after each other.
+    They are packed in their order: compressed PLY has a box for each 256, so neighbours in space should come
+    after each other.
     """
     _WRITERS[kind](splats, path)
 
@@ -45,13 +48,14 @@ def _write_gsply(splats: Splats, path: Path) -> None:
     except ImportError:
         raise MissingDependencyError("gsply", "export", path.suffix) from None
     s = (turned(splats, spz.AXES) if path.suffix == ".spz" else splats).map(lambda t: t.contiguous())
-    data = gsply.GSData(means=s.means.numpy(), scales=s.scales.numpy(), opacities=s.opacities.numpy(), sh0=s.sh0.numpy(),
-                        shN=s.shN.numpy(), quats=s.quats.numpy(),
+    data = gsply.GSData(means=s.means.numpy(), scales=s.scales.numpy(), opacities=s.opacities.numpy(),
+                        sh0=s.sh0.numpy(), shN=s.shN.numpy(), quats=s.quats.numpy(),
                         _format=gsply.create_ply_format(s.sh_degree))  # which it would guess from the values
     if path.suffix == ".spz":
         gsply.write_spz(path, data, fractional_bits=spz.bits(s, path))
         raw = path.read_bytes()
-        path.write_bytes(raw[:4] + bytes(4) + raw[8:])  # gzip's time of writing: equal splats make equal files
+        # gzip's time of writing: equal splats make equal files
+        path.write_bytes(raw[:4] + bytes(4) + raw[8:])
     else:
         gsply.plywrite(path, data, compressed=True)
 
@@ -63,14 +67,15 @@ def _write_gaussforge(splats: Splats, path: Path) -> None:
     path.write_bytes(made["data"])
 
 
-_WRITERS = {"compressed.ply": _write_gsply, "spz": _write_gsply, "sog": _write_gaussforge, "splat": _write_gaussforge}
+_WRITERS = {"compressed.ply": _write_gsply, "spz": _write_gsply, "sog": _write_gaussforge,
+            "splat": _write_gaussforge}
 
 
 def read(path: Path, kind: str) -> Splats:
     """What write() wrote, or any other file of the kind; UserError if it is broken.
 
-    Such a file may come from anywhere and the library is C++: what its head asks for is compared with the file, and then a
-    process of its own with bounded memory and time reads it.
+    Such a file may come from anywhere and the library is C++: what its head asks for is compared with the
+    file, and then a process of its own with bounded memory and time reads it.
     """
     regular_file(path, f"a {kind} file")
     if kind == "splat":
@@ -82,11 +87,14 @@ def read(path: Path, kind: str) -> Splats:
     with tempfile.TemporaryDirectory() as folder:
         plain, most = Path(folder) / "read.ply", 10 + path.stat().st_size // 250_000
         try:
-            done = bounded.run([sys.executable, "-I", decode.__file__, kind, path, plain, str(most)], seconds=4 * most)
+            done = bounded.run([sys.executable, "-I", decode.__file__, kind, path, plain, str(most)],
+                               seconds=4 * most)
         except subprocess.TimeoutExpired:
             raise _broken(path, kind, f"the reader did not end in {4 * most} s") from None
         if done.returncode:
-            raise _broken(path, kind, (done.stderr.strip() or f"the reader ended with {done.returncode}").splitlines()[-1])
+            raise _broken(path, kind,
+                          (done.stderr.strip()
+                           or f"the reader ended with {done.returncode}").splitlines()[-1])
         try:
             return turned(read_ply(plain), axes)
         except UserError as e:
@@ -94,16 +102,19 @@ def read(path: Path, kind: str) -> Splats:
 
 
 def _read_splat(path: Path) -> Splats:
-    """32 bytes each: position and standard deviations as float32, red, green, blue, opacity and a rotation as bytes."""
+    """32 bytes each: position and standard deviations as float32, red, green, blue, opacity and a rotation as
+    bytes."""
     row = np.dtype([("means", "<f4", 3), ("sizes", "<f4", 3), ("rgba", "u1", 4), ("quats", "u1", 4)])
     if (size := path.stat().st_size) % row.itemsize or not size:
         raise _broken(path, "splat", f"found {size:,} bytes, expected a multiple of {row.itemsize}")
     rows = np.fromfile(path, row)
-    if not (np.isfinite(rows["means"]).all() and np.isfinite(rows["sizes"]).all() and (rows["sizes"] > 0).all()):
+    if not (np.isfinite(rows["means"]).all() and np.isfinite(rows["sizes"]).all()
+            and (rows["sizes"] > 0).all()):
         raise _broken(path, "splat", "found positions or sizes that are not finite or not above 0")
     rgba = torch.from_numpy(rows["rgba"] / np.float32(255))
     return checked(Splats(
-        means=torch.from_numpy(rows["means"].astype(np.float32)), scales=torch.from_numpy(np.log(rows["sizes"])),
+        means=torch.from_numpy(rows["means"].astype(np.float32)),
+        scales=torch.from_numpy(np.log(rows["sizes"])),
         quats=unit_quaternions(torch.from_numpy((rows["quats"].astype(np.float32) - 128) / 128)),
         sh0=(rgba[:, :3] - 0.5) / SH_C0,
         opacities=torch.logit(rgba[:, 3].double()).clamp(-MOST_LOGIT, MOST_LOGIT).float(),
@@ -120,8 +131,8 @@ def _check_sog(path: Path) -> None:
             bands = typed(dict, about.get("shN") or {}, str(path)).get("bands", 0)
             file = typed(list[str], about["means"]["files"], str(path))[0]
             width, height = Image.open(io.BytesIO(_entry(packed, names, file))).size  # the head alone
-    except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, NotImplementedError, RuntimeError, zlib.error,
-            zipfile.BadZipFile, Image.DecompressionBombError) as e:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, NotImplementedError, RuntimeError,
+            zlib.error, zipfile.BadZipFile, Image.DecompressionBombError) as e:
         raise _broken(path, "sog", str(e) or type(e).__name__) from None
     typed(Annotated[int, Range(1, width * height)], count, f"{path}: count of its Gaussians")
     typed(Annotated[int, Range(0, 3)], bands, f"{path}: bands of its harmonics")
@@ -137,14 +148,16 @@ def _broken(path: Path, kind: str, why: str) -> UserError:
 
 
 def splat_transform(inputs: Sequence[str | Path], output: Path) -> None:
-    """Let splat-transform make output, of a kind that its suffix says, from PLY files and options between them."""
+    """Let splat-transform make output, of a kind that its suffix says, from PLY files and options between
+    them."""
     seconds = 600 + sum(part.stat().st_size for part in inputs if isinstance(part, Path)) / 50_000
     _splat_transform("--quiet", "--overwrite", *_without_gpu(), *inputs, output, seconds=seconds)
 
 
 @functools.cache
 def _without_gpu() -> tuple[str, ...]:
-    """Without a GPU splat-transform wants to be told, and its k-means takes minutes: one iteration costs some 0.03 dB."""
+    """Without a GPU splat-transform wants to be told, and its k-means takes minutes: one iteration costs some
+    0.03 dB."""
     none = "No GPU adapters" in _splat_transform("--list-gpus", seconds=60)
     return ("--gpu", "cpu", "--sh-iterations", "1") if none else ()
 

@@ -1,12 +1,14 @@
 """Splats to and from files of integer latents: EAGLES (Girish et al., ECCV 2024, arXiv 2312.04564).
 
-Colours above degree 0, rotations and opacities are integer latents, which one linear layer per attribute decodes. Positions,
-scales and the constant colour are float32, as in the paper, which finds them too sensitive.
+Colours above degree 0, rotations and opacities are integer latents, which one linear layer per attribute
+decodes. Positions, scales and the constant colour are float32, as in the paper, which finds them too
+sensitive.
 
-Ours: latents and decoders are fitted after the training, by principal component analysis, the best linear decoder in the sense
-of least squares; four values of a rotation have at most four components, where the paper has eight latents. The integers have 8
-bits and one step per attribute, packed with DEFLATE instead of arithmetic coding. Left out: learning both while training, with
-a straight-through estimator, and the schedule from coarse to fine images.
+Ours: latents and decoders are fitted after the training, by principal component analysis, the best linear
+decoder in the sense of least squares; four values of a rotation have at most four components, where the paper
+has eight latents. The integers have 8 bits and one step per attribute, packed with DEFLATE instead of
+arithmetic coding. Left out: learning both while training, with a straight-through estimator, and the schedule
+from coarse to fine images.
 """
 
 from pathlib import Path
@@ -25,11 +27,12 @@ from flexgs.splats import Splats
 SIZES = {"shN": 16, "quats": 4, "opacities": 1}
 """Most latents of an attribute."""
 KIND = "latents 1"
-LAYOUT: Layout = {"means": ("float32", (3, "n")), "scales": ("float32", (3, "n")), "sh0": ("float32", (3, "n"))} | {
-    f"{name}_{part}": shape for name in SIZES for part, shape in {
-        "latents": ("int8", (f"latents of {name}", "n")),
-        "decoder": ("float32", (f"latents of {name}", f"values of {name}")),
-        "bias": ("float32", (f"values of {name}",))}.items()}
+LAYOUT: Layout = {"means": ("float32", (3, "n")), "scales": ("float32", (3, "n")),
+                  "sh0": ("float32", (3, "n"))} | {
+f"{name}_{part}": shape for name in SIZES for part, shape in {
+"latents": ("int8", (f"latents of {name}", "n")),
+"decoder": ("float32", (f"latents of {name}", f"values of {name}")),
+"bias": ("float32", (f"values of {name}",))}.items()}
 
 
 def write(splats: Splats, path: Path | str) -> None:
@@ -48,17 +51,20 @@ def read(path: Path | str) -> Splats:
     """The Gaussians of a file that write() made."""
     arrays = read_arrays(path, KIND, LAYOUT)
     plain = {name: torch.from_numpy(arrays[name].T.copy()) for name in ("means", "scales", "sh0")}
-    decoded = {name: decode(*(arrays[f"{name}_{part}"] for part in ("latents", "decoder", "bias"))) for name in SIZES}
+    decoded = {name: decode(*(arrays[f"{name}_{part}"] for part in ("latents", "decoder", "bias")))
+               for name in SIZES}
     sizes = tuple(values.shape[1] for values in decoded.values())
     if sizes[0] not in (0, 9, 24, 45) or sizes[1:] != (4, 1):
-        raise UserError(f"{path}: found decoders to {sizes} values, expected 0, 9, 24 or 45, then 4 and 1; write it again")
+        raise UserError(f"{path}: found decoders to {sizes} values, expected 0, 9, 24 or 45, then 4 "
+                        "and 1; write it again")
     shN, quats, opacities = decoded.values()
     shN = shN.reshape(len(shN), sizes[0] // 3, 3)
     return checked(Splats(quats=quats, opacities=opacities[:, 0], shN=shN, **cast(Any, plain)), path)
 
 
 def encode(values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """values [N, D] -> (latents int8 [K, N], decoder float32 [K, D], bias float32 [D]), K the smaller of size and D.
+    """values [N, D] -> (latents int8 [K, N], decoder float32 [K, D], bias float32 [D]), K the smaller of size
+    and D.
 
     Directions of the largest variance, one step for all: the largest latent is 127.
     """
@@ -67,7 +73,8 @@ def encode(values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.nd
     components = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :size]
     latents = centred @ components
     step = np.abs(latents).max(initial=0) / 127 or 1
-    return np.rint(latents / step).astype(np.int8).T, (step * components.T).astype(np.float32), bias.astype(np.float32)
+    return (np.rint(latents / step).astype(np.int8).T, (step * components.T).astype(np.float32),
+            bias.astype(np.float32))
 
 
 def decode(latents: np.ndarray, decoder: np.ndarray, bias: np.ndarray) -> Tensor:

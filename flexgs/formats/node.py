@@ -1,4 +1,5 @@
-"""Programs of the npm registry, where Node.js is installed: the packages that a package-lock.json names, and no others.
+"""Programs of the npm registry, where Node.js is installed: the packages that a package-lock.json names, and
+no others.
 
 Nothing that a package would run to install itself is run.
 """
@@ -21,7 +22,8 @@ FETCH = 600.0
 _CI = ("ci", "--json", "--ignore-scripts", "--no-audit", "--no-fund", "--logs-max=0", "--fetch-retries=1",
        "--fetch-retry-mintimeout=1000")
 _CURES = {"EUSAGE": "package.json and package-lock.json do not belong together; install flexgs again",
-          "EINTEGRITY": "the registry has sent something else than package-lock.json names; is there a proxy that changes it?"}
+          "EINTEGRITY": "the registry has sent something else than package-lock.json names; is there a "
+                        "proxy that changes it?"}
 """What to do about npm's errors; about any other: UNREACHED."""
 UNREACHED = "the npm registry is needed once; npm config get registry says where it is looked for"
 
@@ -67,7 +69,8 @@ def kept(source: Path, doing: str) -> Path:
 
 
 def run(folder: Path, program: str, *args: str | Path, seconds: float, doing: str) -> str:
-    """Run a program of the packages that were fetched into folder, in the current one, and return what it prints.
+    """Run a program of the packages that were fetched into folder, in the current one, and return what it
+    prints.
 
     UserError with its last line if it fails, or if it takes more than so many seconds.
     """

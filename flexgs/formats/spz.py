@@ -1,7 +1,8 @@
-"""SPZ of Niantic: positions in a box that the scene decides, axes that its tag or the standard says, heads that are checked.
+"""SPZ of Niantic: positions in a box that the scene decides, axes that its tag or the standard says, heads
+that are checked.
 
-The standard is RUB (right, up, back) since a tag for other axes exists; files of older converters, also those of flexgs 0.1,
-have the axes of a PLY in them without saying so, and come back turned by 180 degrees about x.
+The standard is RUB (right, up, back) since a tag for other axes exists; files of older converters, also those
+of flexgs 0.1, have the axes of a PLY in them without saying so, and come back turned by 180 degrees about x.
 """
 
 import math
@@ -23,18 +24,20 @@ _HEAD, _HEAD_4 = struct.Struct("<IIIBBBB"), struct.Struct("<IIIBBBBI12x")
 
 
 def bits(splats: Splats, path: Path) -> int:
-    """Fractional bits of positions, of 24: the 12 of other writers, fewer where the scene is larger than that holds, more where
-    a step would show in Gaussians that are so small. UserError if not even one is left."""
+    """Fractional bits of positions, of 24: the 12 of other writers, fewer where the scene is larger than that
+    holds, more where a step would show in Gaussians that are so small. UserError if not even one is left."""
     far = max(float(splats.means.abs().max()), 0.25)
     most = math.floor(math.log2((2**23 - 1) / far))
     if most < 1:
-        raise UserError(f"{path}: SPZ holds positions up to {2**22:,} units, found {far:.3g}; expected NAME.ply, or --local")
+        raise UserError(f"{path}: SPZ holds positions up to {2**22:,} units, found {far:.3g}; expected "
+                        "NAME.ply, or --local")
     step = float(splats.scales.double().amax(1).median().exp()) / 8
     return min(most, max(12, math.ceil(-math.log2(max(step, 1e-9)))), 24)
 
 
 def axes(path: Path) -> str:
-    """The axes of a file. UserError for a version that is not known, and for a head that does not fit to the file."""
+    """The axes of a file. UserError for a version that is not known, and for a head that does not fit to the
+    file."""
     raw = path.read_bytes()
     records = _records(raw, path)
     at = 0
@@ -43,8 +46,8 @@ def axes(path: Path) -> str:
         if kind == TAG and length >= 4 and at + 12 <= len(records):
             tag = struct.unpack_from("<I", records, at + 8)[0]
             if tag >= len(TAGS):
-                raise UserError(f"{path}: found axes number {tag}, expected one up to {len(TAGS) - 1}; export it with other "
-                                f"axes, such as {AXES}, whose z is not up")
+                raise UserError(f"{path}: found axes number {tag}, expected one up to {len(TAGS) - 1}; "
+                                f"export it with other axes, such as {AXES}, whose z is not up")
             return TAGS[tag]
         at += 8 + length
     return AXES

@@ -1,13 +1,16 @@
-"""Splats to and from vector-quantised files: Compressed 3DGS (Niedermayr et al., CVPR 2024, arXiv 2401.02436).
+"""Splats to and from vector-quantised files: Compressed 3DGS (Niedermayr et al., CVPR 2024, arXiv
+2401.02436).
 
-Colours (all spherical harmonics) and shapes (covariances divided by their trace) are replaced by entries of two codebooks,
-found by k-means in which a Gaussian weighs as much as the images are sensitive to it. The most sensitive ones keep entries of
-their own. Positions are float16; opacities, sizes and codebooks 8 bits between the minimum and the maximum of their column;
-Gaussians in Morton order, packed with DEFLATE. A shape is clustered as a covariance and stored as a rotation and scales.
+Colours (all spherical harmonics) and shapes (covariances divided by their trace) are replaced by entries of
+two codebooks, found by k-means in which a Gaussian weighs as much as the images are sensitive to it. The most
+sensitive ones keep entries of their own. Positions are float16; opacities, sizes and codebooks 8 bits between
+the minimum and the maximum of their column; Gaussians in Morton order, packed with DEFLATE. A shape is
+clustered as a covariance and stored as a rotation and scales.
 
-Ours: opacities are quantised as logits and sizes as logarithms; entries of their own go to a share of the Gaussians, not to
-those above a fixed sensitivity, which would depend on how many there are. Left out: the fine-tuning under quantisation that
-follows in the paper; the sensitivity to the shape, for which that to the colour stands in.
+Ours: opacities are quantised as logits and sizes as logarithms; entries of their own go to a share of the
+Gaussians, not to those above a fixed sensitivity, which would depend on how many there are. Left out: the
+fine-tuning under quantisation that follows in the paper; the sensitivity to the shape, for which that to the
+colour stands in.
 """
 
 from pathlib import Path
@@ -28,21 +31,24 @@ CODEBOOK = 4096
 OWN_COLOURS, OWN_SHAPES = 0.1, 0.3
 """Shares of the Gaussians with entries of their own: a colour of degree 3 takes 48 bytes there, a shape 7.
 
-Two models of fox (24,000 Gaussians) lose 0.19 and 0.52 dB with them; without them 0.79 and 1.52 dB, in three quarters of the
-bytes.
+Two models of fox (24,000 Gaussians) lose 0.19 and 0.52 dB with them; without them 0.79 and 1.52 dB, in three
+quarters of the bytes.
 """
 KIND = "vq 1"
 LAYOUT: Layout = {
     "means": ("float16", (3, "n")),
-    "scalars": ("uint8", (2, "n")), "scalars_range": ("float32", (2, 2)),  # logit of the opacity, log of the size
-    "colour": ("uint16", ("n",)), "colours": ("uint8", ("c", "colours")), "colours_range": ("float32", ("c", 2)),
-    "shape": ("uint16", ("n",)), "shapes": ("uint8", (7, "shapes")), "shapes_range": ("float32", (7, 2)),
+    # logit of the opacity, log of the size
+    "scalars": ("uint8", (2, "n")), "scalars_range": ("float32", (2, 2)),
+    "colour": ("uint16", ("n",)), "colours": ("uint8", ("c", "colours")),
+    "colours_range": ("float32", ("c", 2)), "shape": ("uint16", ("n",)), "shapes": ("uint8", (7, "shapes")),
+    "shapes_range": ("float32", (7, 2)),
 }
 _UPPER = np.triu_indices(3)  # the six numbers of a symmetric matrix
 
 
 def write(splats: Splats, path: Path | str, sensitivity: Tensor, codebook: int = CODEBOOK) -> None:
-    """The file of splats, given the sensitivity [N] >= 0 of the images to each. A position beyond float16 is brought back."""
+    """The file of splats, given the sensitivity [N] >= 0 of the images to each. A position beyond float16 is
+    brought back."""
     order = morton_order(splats.means)
     s, weight = splats.detach().to("cpu")[order], sensitivity.detach().to("cpu")[order].double().numpy()
     variances = (2 * s.scales.double()).exp().numpy()
@@ -50,11 +56,14 @@ def write(splats: Splats, path: Path | str, sensitivity: Tensor, codebook: int =
     rotations = Rotation.from_quat(s.quats.double().numpy(), scalar_first=True).as_matrix()
     axes = rotations * (np.sqrt(variances) / size[:, None])[:, None, :]
     covariances = (axes @ axes.transpose(0, 2, 1))[:, *_UPPER]
-    colour, colours = clustered(torch.cat([s.sh0, s.shN.flatten(1)], dim=1).numpy(), weight, codebook, OWN_COLOURS)
+    colour, colours = clustered(torch.cat([s.sh0, s.shN.flatten(1)], dim=1).numpy(), weight, codebook,
+                                OWN_COLOURS)
     shape, shapes = clustered(covariances, weight, codebook, OWN_SHAPES)
-    arrays = {"means": s.means.numpy().T.clip(-65504, 65504).astype(np.float16), "colour": colour, "shape": shape}
+    arrays = {"means": s.means.numpy().T.clip(-65504, 65504).astype(np.float16), "colour": colour,
+              "shape": shape}
     scalars = np.stack([s.opacities.numpy(), np.log(size)], axis=1)
-    for name, values in (("scalars", scalars), ("colours", colours), ("shapes", _rotations_and_scales(shapes))):
+    for name, values in (("scalars", scalars), ("colours", colours),
+                         ("shapes", _rotations_and_scales(shapes))):
         arrays[name], arrays[f"{name}_range"] = to_bytes(values)
     write_arrays(path, KIND, arrays)
 
@@ -63,20 +72,25 @@ def read(path: Path | str) -> Splats:
     """The Gaussians of a file that write() made, in Morton order."""
     arrays = read_arrays(path, KIND, LAYOUT)
     if len(arrays["colours"]) not in (3, 12, 27, 48):
-        raise UserError(f"{path}: found {len(arrays['colours'])} values per colour, expected 3, 12, 27 or 48; write it again")
-    scalars, colours, shapes = (from_bytes(arrays[name], arrays[f"{name}_range"]) for name in ("scalars", "colours", "shapes"))
+        raise UserError(f"{path}: found {len(arrays['colours'])} values per colour, expected 3, 12, 27 "
+                        "or 48; write it again")
+    scalars, colours, shapes = (from_bytes(arrays[name], arrays[f"{name}_range"])
+                                for name in ("scalars", "colours", "shapes"))
     for index, entries in (("colour", colours), ("shape", shapes)):
         if (last := int(arrays[index].max(initial=0))) >= len(entries):
-            raise UserError(f"{path}: found {index} {last}, expected below the {len(entries)} of the codebook; write it again")
+            raise UserError(f"{path}: found {index} {last}, expected below the {len(entries)} of the "
+                            "codebook; write it again")
     colour, shape = colours[arrays["colour"].astype(int)], shapes[arrays["shape"].astype(int)]
     return checked(Splats(
-        means=torch.from_numpy(arrays["means"].T.astype(np.float32)), quats=shape[:, :4], scales=shape[:, 4:] + scalars[:, 1:],
-        opacities=scalars[:, 0], sh0=colour[:, :3], shN=colour[:, 3:].reshape(len(colour), colours.shape[1] // 3 - 1, 3),
+        means=torch.from_numpy(arrays["means"].T.astype(np.float32)), quats=shape[:, :4],
+        scales=shape[:, 4:] + scalars[:, 1:], opacities=scalars[:, 0], sh0=colour[:, :3],
+        shN=colour[:, 3:].reshape(len(colour), colours.shape[1] // 3 - 1, 3),
     ).map(Tensor.contiguous), path)
 
 
 def morton_order(means: Tensor) -> Tensor:
-    """[N] indices that put positions [N, 3] on a Z-curve through a cube of 2^21 cells a side: neighbours in space are close."""
+    """[N] indices that put positions [N, 3] on a Z-curve through a cube of 2^21 cells a side: neighbours in
+    space are close."""
     cells = means.detach().cpu().double() - means.detach().cpu().double().amin(0)
     cells = (cells / cells.max().clamp(min=1e-12) * (2**21 - 1)).long()
     code = torch.zeros(len(means), dtype=torch.int64)
@@ -86,11 +100,13 @@ def morton_order(means: Tensor) -> Tensor:
     return code.argsort(stable=True)
 
 
-def clustered(values: np.ndarray, weight: np.ndarray, codebook: int, own: float) -> tuple[np.ndarray, np.ndarray]:
+def clustered(values: np.ndarray, weight: np.ndarray, codebook: int,
+              own: float) -> tuple[np.ndarray, np.ndarray]:
     """(index [N] uint16, entries [M, D]): row i of values [N, D] is replaced by entries[index[i]].
 
-    The entries are `codebook` means of k-means with this weight [N] >= 0, then the share `own` of the rows of largest weight.
-    All rows are entries, in their order, where the others are no more than the codebook holds. The same twice on a machine.
+    The entries are `codebook` means of k-means with this weight [N] >= 0, then the share `own` of the rows of
+    largest weight. All rows are entries, in their order, where the others are no more than the codebook
+    holds. The same twice on a machine.
     """
     from sklearn.cluster import MiniBatchKMeans  # takes a second to import, and most runs need no k-means
 
@@ -99,9 +115,11 @@ def clustered(values: np.ndarray, weight: np.ndarray, codebook: int, own: float)
         return np.arange(len(values), dtype=np.uint16), values
     order = np.argsort(-weight, kind="stable")
     first, rest = np.sort(order[:kept]), np.sort(order[kept:])
-    weight = weight[rest] / max(weight[rest].mean(), 1e-30) + 1e-3  # what no view sees still has an entry nearby
+    # what no view sees still has an entry nearby
+    weight = weight[rest] / max(weight[rest].mean(), 1e-30) + 1e-3
     # No reassignment of small clusters to random rows: small are those of little weight, not of few rows.
-    kmeans = MiniBatchKMeans(codebook, init="random", n_init=1, batch_size=8192, reassignment_ratio=0, random_state=0)
+    kmeans = MiniBatchKMeans(codebook, init="random", n_init=1, batch_size=8192, reassignment_ratio=0,
+                             random_state=0)
     kmeans.fit(values[rest], sample_weight=weight)
     index = np.empty(len(values), np.uint16)
     index[rest], index[first] = kmeans.labels_, codebook + np.arange(kept)
@@ -109,7 +127,8 @@ def clustered(values: np.ndarray, weight: np.ndarray, codebook: int, own: float)
 
 
 def to_bytes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """values [N, C] -> (uint8 [C, N], float32 [C, 2]): 8 bits from each column's minimum to its maximum; minimum and step."""
+    """values [N, C] -> (uint8 [C, N], float32 [C, 2]): 8 bits from each column's minimum to its maximum;
+    minimum and step."""
     low = values.min(0).astype(np.float32)
     step = ((values.max(0) - low) / 255).astype(np.float32)
     numbers = np.rint((values - low) / np.where(step > 0, step, 1)).clip(0, 255)
@@ -123,7 +142,8 @@ def from_bytes(numbers: np.ndarray, low_and_step: np.ndarray) -> Tensor:
 
 
 def _rotations_and_scales(covariances: np.ndarray) -> np.ndarray:
-    """Upper triangles [M, 6] of covariances of trace 1 -> [M, 7] unit quaternions and logarithms of standard deviations."""
+    """Upper triangles [M, 6] of covariances of trace 1 -> [M, 7] unit quaternions and logarithms of standard
+    deviations."""
     matrices = np.empty((len(covariances), 3, 3))
     matrices[:, *_UPPER] = matrices[:, *_UPPER[::-1]] = covariances
     variances, vectors = np.linalg.eigh(matrices)

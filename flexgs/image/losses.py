@@ -18,8 +18,8 @@ def photometric(image: Tensor, target: Tensor, *, l1: float = 0.8, ssim: float =
     Args:
         image: [H, W, 3] float, in [0, 1] or a little beyond.
         target: [H, W, 3] float in [0, 1], or uint8, divided by 255 here.
-        mask: [H, W] bool. Where False the image is replaced by the target, so these pixels add neither error nor
-            gradient; means stay over all H * W pixels.
+        mask: [H, W] bool. Where False the image is replaced by the target, so these pixels add neither error
+            nor gradient; means stay over all H * W pixels.
     """
     target = as_float(target.detach(), image.dtype)
     if mask is not None:
@@ -32,18 +32,22 @@ def photometric(image: Tensor, target: Tensor, *, l1: float = 0.8, ssim: float =
 
 
 def halved(camera: Camera, target: Tensor, mask: Tensor | None) -> tuple[Camera, Tensor, Tensor | None]:
-    """The view at half its width and height: pixels are means, and count only if all that they are made of do."""
+    """The view at half its width and height: pixels are means, and count only if all that they are made of
+    do."""
     size = camera.height // 2, camera.width // 2
 
     def mean(image: Tensor) -> Tensor:
-        return torch.nn.functional.interpolate(image.permute(2, 0, 1)[None], size=size, mode="area")[0].permute(1, 2, 0)
+        return torch.nn.functional.interpolate(image.permute(2, 0, 1)[None], size=size,
+                                               mode="area")[0].permute(1, 2, 0)
 
     small = mean(as_float(target, torch.float32)).contiguous()
-    return camera.scaled(size[1], size[0]), small, None if mask is None else mean(mask[:, :, None].float())[:, :, 0] == 1
+    return (camera.scaled(size[1], size[0]), small, None if mask is None
+            else mean(mask[:, :, None].float())[:, :, 0] == 1)
 
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:
-    """Mean structural similarity of [H, W, 3] images in [0, 1], a scalar of at most 1; any device and float dtype.
+    """Mean structural similarity of [H, W, 3] images in [0, 1], a scalar of at most 1; any device and float
+    dtype.
 
     Gaussian window of 11 taps and sigma 1.5, zero padding to the same size: 3DGS's SSIM, which differs from
     scikit-image's at the border. uint8 images are divided by 255.
@@ -64,7 +68,8 @@ def ssim_map(a: Tensor, b: Tensor) -> Tensor:
     taps = taps / taps.sum()
     a, b = a.permute(2, 0, 1), b.permute(2, 0, 1)
     fields = torch.stack([a, b, a * a + b * b, a * b]).flatten(0, 1)[None]
-    # One group per field: several times faster on a CPU, and not done by cuDNN, whose TF32 has too few digits for variances.
+    # One group per field: several times faster on a CPU, and not done by cuDNN, whose TF32 has too few digits
+    # for variances.
     rows, columns = taps.view(1, 1, 1, -1).repeat(12, 1, 1, 1), taps.view(1, 1, -1, 1).repeat(12, 1, 1, 1)
     fields = torch.nn.functional.conv2d(fields, rows, padding=(0, SSIM_TAPS // 2), groups=12)
     fields = torch.nn.functional.conv2d(fields, columns, padding=(SSIM_TAPS // 2, 0), groups=12)

@@ -1,8 +1,9 @@
 """L1 + SSIM and its gradient on the CPU, fused: two numba kernels over image rows.
 
-A row is a flat vector of W * 3 floats, so that the horizontal taps of one channel lie 3 floats apart and the loops
-vectorise without regard to channels. Each row's values depend on no other range of rows, so results are bitwise equal
-for any number of threads. All buffers belong to one call: a loss may be computed again before its first backward.
+A row is a flat vector of W * 3 floats, so that the horizontal taps of one channel lie 3 floats apart and the
+loops vectorise without regard to channels. Each row's values depend on no other range of rows, so results are
+bitwise equal for any number of threads. All buffers belong to one call: a loss may be computed again before
+its first backward.
 """
 
 from typing import Any
@@ -73,14 +74,15 @@ def blur_column(ring, row, field, n, fields, dst):
 def loss_fwd(lo, hi, image, target, height, n, sums, slopes, want_slopes):
     """sums[row] = (sum |a - b|, sum SSIM) of rows lo..hi.
 
-    slopes [3, H * n]: d sum SSIM / d (blurred a, blurred a a + b b, blurred a b), if wanted. SSIM needs four blurred
-    fields only, since it sees the two variances as a sum.
+    slopes [3, H * n]: d sum SSIM / d (blurred a, blurred a a + b b, blurred a b), if wanted. SSIM needs four
+    blurred fields only, since it sees the two variances as a sum.
     """
     n = u64(n)
     pad = n + TWO_EDGES
     line = np.zeros(u64(4) * pad, np.float32)
     ring = np.empty(ROWS * u64(4) * n, np.float32)
-    mu, nu, ss, ab = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32)
+    mu, nu, ss, ab = (np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32),
+                      np.empty(n, np.float32))
     area = u64(height) * n
     for step in range(u64(lo), u64(hi) + u64(10)):  # row number + 5
         slot = ((step + u64(6)) % ROWS) * u64(4) * n  # (row + 11) % 11

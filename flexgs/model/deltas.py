@@ -28,11 +28,12 @@ class Term(NamedTuple):
 
 
 class Deltas(Transform):
-    """Additive changes of means, quats, log-scales, opacity logits and the constant colour, linear in log e between knots.
+    """Additive changes of means, quats, log-scales, opacity logits and the constant colour, linear in log e
+    between knots.
 
-    Knot j stores its first rows only: no smaller cut holds the others. A Gaussian that enters between two knots takes the upper
-    knot's change until that knot is passed; below the first knot its change is constant; from the last knot to e = 1 the change
-    fades to zero. Trained in float32, stored in float16.
+    Knot j stores its first rows only: no smaller cut holds the others. A Gaussian that enters between two
+    knots takes the upper knot's change until that knot is passed; below the first knot its change is
+    constant; from the last knot to e = 1 the change fades to zero. Trained in float32, stored in float16.
     """
 
     def __init__(self, options: cfg.Deltas, n: int, unit: float = 1.0):
@@ -50,7 +51,8 @@ class Deltas(Transform):
         assert index is None, "deltas belong to a fixed order"
         terms = self._terms(ratio, len(kept))
         moves = [term._replace(weight=term.weight * self.unit) for term in terms]
-        return kept.changed(**{name: _Shift.apply(getattr(kept, name), getattr(self, name), moves if name == "means" else terms)
+        return kept.changed(**{name: _Shift.apply(getattr(kept, name), getattr(self, name),
+                                                  moves if name == "means" else terms)
                                for name in WIDTHS})
 
     def _terms(self, ratio: float, k: int) -> list[Term]:
@@ -61,7 +63,8 @@ class Deltas(Transform):
         if after == 0:
             return [Term(0, counts[0], 0, 1.0)]
         left, right = self.knots[after - 1], 1.0 if after == len(counts) else self.knots[after]
-        weight = math.log(ratio / left) / math.log(right / left) if left < right else 1.0  # a knot at 1: no change there
+        # a knot at 1: no change there
+        weight = math.log(ratio / left) / math.log(right / left) if left < right else 1.0
         lower = Term(starts[after - 1], counts[after - 1], 0, 1 - weight)
         if after == len(counts):
             return [lower]
@@ -73,7 +76,8 @@ class Deltas(Transform):
         first = 0
         for knot, count in zip(self.knots, self.counts, strict=True):
             if knot <= self.options.merge:
-                kept = min(count, count_at(knot, len(splats)))  # of a knot with more rows, the others are not in its cut
+                # of a knot with more rows, the others are not in its cut
+                kept = min(count, count_at(knot, len(splats)))
                 target = merged(splats, score, kept)
                 for name, width in WIDTHS.items():
                     change = getattr(target, name) - getattr(splats, name)[:kept]
@@ -84,7 +88,8 @@ class Deltas(Transform):
     def rows(self, ratio: float, n: int) -> dict[str, list[tuple[int, int]]]:
         starts, k = [0, *itertools.accumulate(self.counts)], count_at(ratio, n)
         below = (0.0, *self.knots)  # a knot is read by cuts above the one below it
-        ranges = [(starts[j], starts[j] + min(count, k)) for j, count in enumerate(self.counts) if below[j] < ratio]
+        ranges = [(starts[j], starts[j] + min(count, k)) for j,
+                  count in enumerate(self.counts) if below[j] < ratio]
         return dict.fromkeys(WIDTHS, ranges)
 
     def stored(self) -> "Deltas":
@@ -92,14 +97,15 @@ class Deltas(Transform):
 
     def groups(self, config: Config, extent: float) -> list[dict[str, Any]]:
         rates = config.rates
-        lrs = {"means": rates.means * extent * rates.delta_means / self.unit, "quats": rates.quats, "scales": rates.scales,
-               "opacities": rates.opacities, "sh0": rates.sh0}
+        lrs = {"means": rates.means * extent * rates.delta_means / self.unit, "quats": rates.quats,
+               "scales": rates.scales, "opacities": rates.opacities, "sh0": rates.sh0}
         return [{"name": f"transform.{name}", "params": [getattr(self, name)], "lr": lr,
                  "decay": 0.01 if name == "means" else 1.0} for name, lr in lrs.items()]
 
 
 class _Shift(torch.autograd.Function):
-    """base [k, ...] plus weighted ranges of rows [M, width]; in torch's own operations a step takes 6 % longer."""
+    """base [k, ...] plus weighted ranges of rows [M, width]; in torch's own operations a step takes 6 %
+    longer."""
 
     @staticmethod
     def forward(ctx: Any, base: Tensor, rows: Tensor, terms: list[Term]) -> Tensor:

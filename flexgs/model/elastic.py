@@ -1,4 +1,5 @@
-"""ElasticModel: splats in a nested order and the transform of those that stay; a cut is a prefix, transform baked in."""
+"""ElasticModel: splats in a nested order and the transform of those that stay; a cut is a prefix, transform
+baked in."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,8 @@ from flexgs.splats import Splats
 from flexgs.stored import SPLATS, Stored, layout_of, part, splats_of
 
 DAMAGED = "the model is damaged: copy it again; a run without results.json makes it again"
-CAMERAS: Layout = {"cameras.viewmat": ("float32", ("cameras", 4, 4)), "cameras.K": ("float32", ("cameras", 3, 3)),
+CAMERAS: Layout = {"cameras.viewmat": ("float32", ("cameras", 4, 4)),
+                   "cameras.K": ("float32", ("cameras", 3, 3)),
                    "cameras.size": ("int64", ("cameras", 2))}
 
 Length = Annotated[float, Range(1e-30, 1e30)]
@@ -31,7 +33,8 @@ Length = Annotated[float, Range(1e-30, 1e30)]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model is, and how large, as its files say beside their tensors; those of older versions do not."""
+    """Where a model is, and how large, as its files say beside their tensors; those of older versions do
+    not."""
 
     origin: Origin = WORLD
     """Where (0, 0, 0) of positions and cameras is in the capture's own coordinates."""
@@ -50,7 +53,8 @@ class Place:
 
 
 class Cuttable(Protocol):
-    """What can be cut to any budget: an ElasticModel, or one that is packed in a file (deploy/progressive.py)."""
+    """What can be cut to any budget: an ElasticModel, or one that is packed in a file
+    (deploy/progressive.py)."""
 
     @property
     def config(self) -> Config: ...
@@ -93,7 +97,8 @@ class ElasticModel:
         return Place(self.splats.origin, self.transform.unit, **near)
 
     def cut(self, budget: str | float) -> Splats:
-        """Plain Gaussians for a budget: a ratio up to 1, of which 1 is all, or "5%", "500k", "20MB" (see model/budget.py).
+        """Plain Gaussians for a budget: a ratio up to 1, of which 1 is all, or "5%", "500k", "20MB" (see
+        model/budget.py).
 
         Deterministic, nested and of exact count; the transform is baked in. At ratio 1 it is the base model.
         """
@@ -122,11 +127,13 @@ class ElasticModel:
 
     @staticmethod
     def load(folder: Path) -> "ElasticModel":
-        """Read what save() wrote; folder may also be the run folder around it. UserError for anything else."""
+        """Read what save() wrote; folder may also be the run folder around it. UserError for anything
+        else."""
         folder = Path(folder)
         folder = inner if (inner := newest(folder, "model")).is_dir() else folder
         if not (folder / "model.json").exists():
-            raise UserError(f"{folder}: not a flexgs model; expected a folder with model.safetensors and model.json")
+            raise UserError(f"{folder}: not a flexgs model; expected a folder with "
+                            "model.safetensors and model.json")
         file = Stored(folder, "model", {"splats": int, "config": dict}, DAMAGED)
         config = Config.from_dict(file.about["config"], str(folder / "model.json"))
         place = Place.of(file.about, str(folder / "model.json"))
@@ -137,8 +144,10 @@ class ElasticModel:
         tensors = file.tensors({**SPLATS, **layout_of(transform, "transform."), **optional})
         transform.load_state_dict(part(tensors, "transform."), assign=True)
         if optional:
-            check_cameras(tensors["cameras.viewmat"], tensors["cameras.K"], tensors["cameras.size"], str(file.file))
-        cameras = [Camera(viewmat, K, int(size[0]), int(size[1]), place.near, place.origin) for viewmat, K, size in
+            check_cameras(tensors["cameras.viewmat"], tensors["cameras.K"], tensors["cameras.size"],
+                          str(file.file))
+        cameras = [Camera(viewmat, K, int(size[0]), int(size[1]), place.near, place.origin) for viewmat, K,
+                   size in
                    zip(*(tensors.get(name, ()) for name in CAMERAS), strict=True)]
         splats = Splats(**part(tensors, "splats."), origin=place.origin)
         return ElasticModel(splats, transform, config, cameras, file.about.get("capture"))
@@ -152,9 +161,12 @@ def transform_kind(config: Config) -> type[Transform]:
     return named("--transform.kind", config.transform.kind, TRANSFORMS, Transform)
 
 
-def make_transform(config: Config, splats: Splats, points: Tensor | None = None, unit: float = 1.0) -> Transform:
-    """The transform that config.transform.kind names, initialised to change nothing unless config says otherwise.
+def make_transform(config: Config, splats: Splats, points: Tensor | None = None,
+                   unit: float = 1.0) -> Transform:
+    """The transform that config.transform.kind names, initialised to change nothing unless config says
+    otherwise.
 
-    points [M, 3] of the capture are the other choice for the field's box; a transform that is loaded needs none.
+    points [M, 3] of the capture are the other choice for the field's box; a transform that is loaded needs
+    none.
     """
     return transform_kind(config).make(config, splats, points, unit)

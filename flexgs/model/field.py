@@ -1,7 +1,8 @@
-"""The spatial-ratio neural field of FlexGS: feature planes over space and ratio, decoded to changes of the Gaussians.
+"""The spatial-ratio neural field of FlexGS: feature planes over space and ratio, decoded to changes of the
+Gaussians.
 
-FlexGS section 3.3 and supplementary B.1; the planes and their fusion are those of HexPlane / K-Planes (Cao and Johnson 2023,
-Fridovich-Keil et al. 2023) with the elastic ratio in the place of time.
+FlexGS section 3.3 and supplementary B.1; the planes and their fusion are those of HexPlane / K-Planes (Cao
+and Johnson 2023, Fridovich-Keil et al. 2023) with the elastic ratio in the place of time.
 """
 
 import math
@@ -18,16 +19,19 @@ from flexgs.model.transform import Transform
 from flexgs.splats import Splats, quantile
 
 AXES = tuple(combinations(range(4), 2))  # (x, y), (x, z), (x, e), (y, z), (y, e), (z, e)
-E_MIN = 0.005  # the ratio at the lower end of the logarithmic axis, and the one at which the gate is fully open
+# the ratio at the lower end of the logarithmic axis, and the one at which the gate is fully open
+E_MIN = 0.005
 OUTPUTS = {"means": 3, "quats": 4, "scales": 3, "opacities": 1, "sh0": 3}
 
 
 class Field(Transform):
-    """Six planes per level, multiplied within a level and concatenated across levels; a linear trunk; one head per attribute.
+    """Six planes per level, multiplied within a level and concatenated across levels; a linear trunk; one
+    head per attribute.
 
-    Changes are added to raw attributes, or (scale_change "activated", the official code) to the scales themselves, in units.
-    Those can turn negative, which the official rasterizer squares away: the absolute value, at least 1e-6, takes their place.
-    The box is the 1st to 99th percentile of the means, so that a few outliers do not waste the grid, or all of the points.
+    Changes are added to raw attributes, or (scale_change "activated", the official code) to the scales
+    themselves, in units. Those can turn negative, which the official rasterizer squares away: the absolute
+    value, at least 1e-6, takes their place. The box is the 1st to 99th percentile of the means, so that a few
+    outliers do not waste the grid, or all of the points.
     """
 
     box: Tensor
@@ -46,8 +50,9 @@ class Field(Transform):
                 plane = torch.empty(1, options.channels, size[b], size[a])
                 self.planes.append(nn.init.ones_(plane) if b == 3 else nn.init.uniform_(plane, 0.1, 0.5))
         self.trunk = nn.Linear(options.channels * len(options.levels), options.width)
-        self.heads = nn.ModuleDict({name: nn.Sequential(nn.ReLU(), nn.Linear(options.width, options.width), nn.ReLU(),
-                                                        nn.Linear(options.width, OUTPUTS[name])) for name in options.heads})
+        self.heads = nn.ModuleDict({name: nn.Sequential(nn.ReLU(), nn.Linear(options.width, options.width),
+                                                        nn.ReLU(), nn.Linear(options.width, OUTPUTS[name]))
+                                    for name in options.heads})
         for name, layer in self.named_modules():
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
@@ -57,7 +62,8 @@ class Field(Transform):
 
     @classmethod
     def make(cls, config: cfg.Config, splats: Splats, points: Tensor | None, unit: float) -> "Field":
-        return cls(config.field, points if points is not None and config.field.box == "points" else splats.means, unit)
+        return cls(config.field, points if points is not None and config.field.box == "points"
+                   else splats.means, unit)
 
     def forward(self, kept: Splats, ratio: float, index: Tensor | None = None) -> Splats:
         o = self.options
@@ -67,7 +73,8 @@ class Field(Transform):
         for name, head in self.heads.items():
             change = gate * head(hidden).view_as(changed[name])
             if name == "scales" and o.scale_change == "activated":
-                changed[name] = (kept.scales.exp() + self.unit * change).abs().clamp(min=1e-6 * self.unit).log()
+                changed[name] = (kept.scales.exp()
+                                 + self.unit * change).abs().clamp(min=1e-6 * self.unit).log()
             else:
                 changed[name] = changed[name] + (self.unit * change if name == "means" else change)
         return kept.changed(**changed)
@@ -93,9 +100,11 @@ class Field(Transform):
         loss: Tensor | float = 0.0
         for i, plane in enumerate(self.planes):
             if AXES[i % 6][1] == 3:
-                loss = loss + o.ratio_smoothness * _Bend.apply(plane, 2) + o.ratio_l1 * (plane - 1).abs().mean()
+                loss = (loss + o.ratio_smoothness * _Bend.apply(plane, 2)
+                        + o.ratio_l1 * (plane - 1).abs().mean())
             else:
-                loss = loss + o.space_smoothness * (_Bend.apply(plane, 2) + (_Bend.apply(plane, 3) if o.smooth_both else 0.0))
+                loss = loss + o.space_smoothness * (_Bend.apply(plane, 2)
+                                                    + (_Bend.apply(plane, 3) if o.smooth_both else 0.0))
         return loss
 
     def groups(self, config: cfg.Config, extent: float) -> list[dict[str, Any]]:
@@ -106,7 +115,8 @@ class Field(Transform):
 
 
 class _Bend(torch.autograd.Function):
-    """Mean squared second difference along dim; one pass forward and one back, where torch's own operations take several."""
+    """Mean squared second difference along dim; one pass forward and one back, where torch's own operations
+    take several."""
 
     @staticmethod
     def forward(ctx: Any, plane: Tensor, dim: int) -> Tensor:

@@ -1,8 +1,9 @@
 """Global importance: how much each Gaussian does for the training views. One function per published score.
 
-A score takes (splats, views, group) and returns [N], at least 0, higher for the more important. Of the views only the cameras
-matter; the background is black and all spherical harmonics are used. Left out: scores that need a maximum over pixels
-(RadSplat) or products of each pixel's gradients (PUP 3D-GS, Speedy-Splat): the rasterizer and autograd give sums over pixels.
+A score takes (splats, views, group) and returns [N], at least 0, higher for the more important. Of the views
+only the cameras matter; the background is black and all spherical harmonics are used. Left out: scores that
+need a maximum over pixels (RadSplat) or products of each pixel's gradients (PUP 3D-GS, Speedy-Splat): the
+rasterizer and autograd give sums over pixels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +37,8 @@ def opacity_t(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
 
 
 def flexgs(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
-    """gamma(volume) * sum of alpha*T: FlexGS's paper, eq. 8-10, with LightGaussian's clamp instead of the misprinted max."""
+    """gamma(volume) * sum of alpha*T: FlexGS's paper, eq. 8-10, with LightGaussian's clamp instead of the
+    misprinted max."""
     return _gamma(volume(splats, views, group)) * contributions(splats, views, group, "weight")[:, 0]
 
 
@@ -47,14 +49,17 @@ def lightgaussian(splats: Splats, views: Sequence[View], group: Group) -> Tensor
 
 
 def c3dgs(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
-    """Sensitivity of the images to the colour: Compressed 3DGS (Niedermayr et al. 2024), whose code prunes by it.
+    """Sensitivity of the images to the colour: Compressed 3DGS (Niedermayr et al. 2024), whose code prunes by
+    it.
 
-    S(c) = sum over views of |dE/dc| / number of pixels of all views, E the sum of r, g and b over an image; the score is the
-    maximum of S over the Gaussian's spherical-harmonics coefficients c. The sensitivity to its shape has another unit and can
-    vanish where a Gaussian matters, so it stays out. For degree 0 this is SH_C0 * alpha_t / pixels.
+    S(c) = sum over views of |dE/dc| / number of pixels of all views, E the sum of r, g and b over an image;
+    the score is the maximum of S over the Gaussian's spherical-harmonics coefficients c. The sensitivity to
+    its shape has another unit and can vanish where a Gaussian matters, so it stays out. For degree 0 this is
+    SH_C0 * alpha_t / pixels.
 
-    As in their code colours are not clamped at 0, or black Gaussians would count for nothing although they hide others. E is
-    then linear in the coefficients: its gradient is the same at 0, where nothing is clamped, and the same for r, g and b.
+    As in their code colours are not clamped at 0, or black Gaussians would count for nothing although they
+    hide others. E is then linear in the coefficients: its gradient is the same at 0, where nothing is
+    clamped, and the same for r, g and b.
     """
     grey = replace(splats.detach(), sh0=torch.zeros_like(splats.sh0), shN=torch.zeros_like(splats.shN))
     sh = grey.sh0.requires_grad_(), grey.shN.requires_grad_()
@@ -79,16 +84,19 @@ def volume(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
 
 
 def footprint(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
-    """opacity * area^0.25, an area being the product of the two larger standard deviations: for splats without their views.
+    """opacity * area^0.25, an area being the product of the two larger standard deviations: for splats
+    without their views.
 
-    Our own. Of the scores that need no views it came nearest to those that do, on two captures (docs/deploy.md).
+    Our own. Of the scores that need no views it came nearest to those that do, on two captures
+    (docs/deploy.md).
     """
     area = splats.scales.double().sort(dim=1).values[:, 1:].sum(dim=1).exp()
     return torch.sigmoid(splats.opacities).double() * area**0.25
 
 
 SCORES: Mapping[str, Score] = {
-    f.__name__: f for f in (alpha_t, opacity_t, flexgs, lightgaussian, c3dgs, opacity, volume, footprint)} | {"eagles": alpha_t}
+    f.__name__: f for f in (alpha_t, opacity_t, flexgs, lightgaussian, c3dgs, opacity, volume,
+                            footprint)} | {"eagles": alpha_t}
 
 
 def scorer(name: str) -> Score:
@@ -103,8 +111,10 @@ def score(name: str, splats: Splats, views: Sequence[View], group: Group) -> Ten
 
 
 @torch.no_grad()
-def contributions(splats: Splats, views: Sequence[View], group: Group, which: Contributions = "all") -> Tensor:
-    """[N, 3] float64 sums over views and pixels: alpha*T, number of pixels reached, T in front; [N, 1] the first alone."""
+def contributions(splats: Splats, views: Sequence[View], group: Group,
+                  which: Contributions = "all") -> Tensor:
+    """[N, 3] float64 sums over views and pixels: alpha*T, number of pixels reached, T in front; [N, 1] the
+    first alone."""
     def sums(camera: Camera) -> Tensor:
         out = render(splats, camera, contributions=which).contributions
         assert out is not None
@@ -113,11 +123,12 @@ def contributions(splats: Splats, views: Sequence[View], group: Group, which: Co
     return _sum_over_views(sums, (len(splats), 3 if which == "all" else 1), splats, views, group)
 
 
-def _sum_over_views(of: Callable[[Camera], Tensor], shape: tuple[int, ...], splats: Splats, views: Sequence[View],
-                    group: Group) -> Tensor:
+def _sum_over_views(of: Callable[[Camera], Tensor], shape: tuple[int, ...], splats: Splats,
+                    views: Sequence[View], group: Group) -> Tensor:
     """Sum of of(camera), each of this shape, over the views, which are split over the workers."""
     device = splats.means.device
-    total = torch.zeros(shape, dtype=torch.float64, device=device)  # float64: the sum over ranks is then exact enough
+    # float64: the sum over ranks is then exact enough
+    total = torch.zeros(shape, dtype=torch.float64, device=device)
     for i in group.share(len(views)):
         total += of(views[i].camera.to(device))
     group.sum_([total])

@@ -13,9 +13,10 @@ from flexgs.splats import Splats
 def merged(splats: Splats, weight: Tensor, k: int) -> Splats:
     """The first k Gaussians, each the moment-matched sum of itself and of the others that are nearest to it.
 
-    Mean, covariance and constant colour are those of the mixture with weight [N] >= 0; the opacity keeps the sum of opacity
-    times area, an area being the product of the two larger standard deviations. Axes are numbered as in the one that stays,
-    so that the way from one to the other is short. Other harmonics stay. In float64 on the CPU, the same on every worker.
+    Mean, covariance and constant colour are those of the mixture with weight [N] >= 0; the opacity keeps the
+    sum of opacity times area, an area being the product of the two larger standard deviations. Axes are
+    numbered as in the one that stays, so that the way from one to the other is short. Other harmonics stay.
+    In float64 on the CPU, the same on every worker.
     """
     s = splats.detach().to("cpu").map(torch.Tensor.double)
     weight = weight.detach().cpu().double().clamp(min=1e-200)
@@ -38,9 +39,11 @@ def merged(splats: Splats, weight: Tensor, k: int) -> Splats:
     scales = variances.clamp(min=1e-14 * variances.amax(1, keepdim=True).clamp(min=1e-200)).log() / 2
     length = s.quats[:k].norm(dim=1, keepdim=True)
     quats = torch.from_numpy(Rotation.from_matrix(vectors.numpy()).as_quat(scalar_first=True)) * length
-    quats = torch.where((quats * s.quats[:k]).sum(1, keepdim=True) < 0, -quats, quats)  # q and -q are the same rotation
+    # q and -q are the same rotation
+    quats = torch.where((quats * s.quats[:k]).sum(1, keepdim=True) < 0, -quats, quats)
     opacities = (total(torch.sigmoid(s.opacities) * _area(s.scales)) / _area(scales)).clamp(0.02, 0.98)
-    new = s.changed(means=means, quats=quats, scales=scales, opacities=torch.logit(opacities), sh0=mean(s.sh0), shN=s.shN[:k])
+    new = s.changed(means=means, quats=quats, scales=scales, opacities=torch.logit(opacities),
+                    sh0=mean(s.sh0), shN=s.shN[:k])
     return new.map(torch.Tensor.float).to(splats.means.device)
 
 
@@ -49,7 +52,8 @@ def _area(scales: Tensor) -> Tensor:
 
 
 def _in_order_of(rotations: Tensor, variances: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [k, 3] and eigenvectors [k, 3, 3] with axes numbered and signed as in rotations [k, 3, 3]; right-handed."""
+    """Eigenvalues [k, 3] and eigenvectors [k, 3, 3] with axes numbered and signed as in rotations [k, 3, 3];
+    right-handed."""
     overlap = (vectors.mT @ rotations).abs()
     orders = torch.tensor(list(permutations(range(3))))
     fit = overlap[:, orders, torch.arange(3)].sum(-1)  # [k, 6]

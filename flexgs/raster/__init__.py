@@ -1,7 +1,7 @@
 """render(): splats and a camera in, an image out. One contract, one backend per device.
 
-The CPU backend (numba, `cpu/`) and the CUDA backend (gsplat, `cuda.py`) agree in their numerics; `reference.py` is the
-float64 oracle that the tests hold both against.
+The CPU backend (numba, `cpu/`) and the CUDA backend (gsplat, `cuda.py`) agree in their numerics;
+`reference.py` is the float64 oracle that the tests hold both against.
 """
 
 import torch
@@ -29,10 +29,11 @@ def render(
     Args:
         splats: raw values; activations (exp, sigmoid, normalisation) are applied here.
         background: [3] colour behind the splats; None is black.
-        sh_degree: use spherical harmonics up to this degree only (training raises it step by step); None uses all.
+        sh_degree: use spherical harmonics up to this degree only (training raises it step by step); None uses
+        all.
         mask: [N] factor on the activated opacity (FlexGS supplementary, eq. 8); None is one.
-        contributions: also return the per-splat sums that importance scores are made of: the first, or all three. Only the
-            first is cheap on CUDA.
+        contributions: also return the per-splat sums that importance scores are made of: the first, or all
+            three. Only the first is cheap on CUDA.
     """
     device = splats.means.device
     if background is None:
@@ -42,4 +43,5 @@ def render(
         from flexgs.raster.cpu.autograd import render_cpu as backend  # numba takes a second to import
     else:
         from flexgs.raster.cuda import render_cuda as backend
-    return RenderOutput(*backend(splats, camera.at(splats.origin), background, degree, mask, contributions, config))
+    return RenderOutput(*backend(splats, camera.at(splats.origin), background, degree, mask, contributions,
+                                 config))

@@ -14,7 +14,8 @@ class RasterConfig:
 
     eps2d: float = 0.3
     far: float = 1e20
-    """Depth beyond which nothing is drawn, for numbers that float32 cannot square; the near one is the camera's."""
+    """Depth beyond which nothing is drawn, for numbers that float32 cannot square; the near one is the
+    camera's."""
     radius_clip: float = 0.0
     alpha_min: float = 1 / 255
     alpha_max: float = 0.999
@@ -34,8 +35,10 @@ class RenderOutput:
     alpha: Tensor
     """[H, W] accumulated opacity, 1 - final transmittance."""
     means2d: Tensor
-    """[N, 2] projected centres in pixels; an intermediate of the graph: call retain_grad() for its gradient."""
+    """[N, 2] projected centres in pixels; an intermediate of the graph: call retain_grad() for its
+    gradient."""
     radii: Tensor
     """[N, 2] int32 screen radii in pixels, 0 where the splat is not visible."""
     contributions: Tensor | None
-    """[N, 1 or 3] per splat over the pixels it reaches: sum of alpha*T; of all, also their number and the sum of T."""
+    """[N, 1 or 3] per splat over the pixels it reaches: sum of alpha*T; of all, also their number and the sum
+    of T."""

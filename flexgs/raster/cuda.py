@@ -1,6 +1,8 @@
-"""The CUDA backend: an adapter to gsplat 1.5.3 (Ye et al. 2025), imported only when a CUDA tensor is rendered.
+"""The CUDA backend: an adapter to gsplat 1.5.3 (Ye et al. 2025), imported only when a CUDA tensor is
+rendered.
 
-On a machine without CUDA gsplat's functions would try to compile themselves, so nothing here runs for CPU tensors.
+On a machine without CUDA gsplat's functions would try to compile themselves, so nothing here runs for CPU
+tensors.
 """
 
 from itertools import pairwise
@@ -37,7 +39,8 @@ def render_cuda(splats: Splats, camera: Camera, background: Tensor, sh_degree: i
     if len(splats) == 0:  # gsplat divides by the number of splats
         image = background.expand(H, W, 3)
         sums = means.new_zeros(0, 3 if contributions == "all" else 1) if contributions else None
-        return image, means.new_zeros(H, W), means.new_zeros(0, 2), means.new_zeros(0, 2, dtype=torch.int32), sums
+        return (image, means.new_zeros(H, W), means.new_zeros(0, 2), means.new_zeros(0, 2, dtype=torch.int32),
+                sums)
 
     radii, means2d, depths, conics, _ = gsplat.fully_fused_projection(
         means, None, splats.quats, splats.scales.exp(), viewmat, K, W, H, eps2d=cfg.eps2d,
@@ -53,7 +56,8 @@ def render_cuda(splats: Splats, camera: Camera, background: Tensor, sh_degree: i
     _, isect_ids, flatten_ids = gsplat.isect_tiles(means2d[None], radii, depths, TILE, *tiles)
     offsets = gsplat.isect_offset_encode(isect_ids, 1, *tiles).reshape(1, tiles[1], tiles[0])
     image, alpha = gsplat.rasterize_to_pixels(
-        means2d[None], conics, colors[None], opac[None], W, H, TILE, offsets, flatten_ids, backgrounds=background[None]
+        means2d[None], conics, colors[None], opac[None], W, H, TILE, offsets, flatten_ids,
+        backgrounds=background[None]
     )
     sums = None
     if contributions:
@@ -82,8 +86,8 @@ def _hits(gsplat: Any, means2d: Tensor, conics: Tensor, opac: Tensor, W: int, H:
           flatten_ids: Tensor) -> Tensor:  # fmt: skip
     """[N, 2] number of pixels and sum of T of each splat, from gsplat's lists of (splat, pixel) hits.
 
-    One row of tiles at a time, to bound memory. All batches of a row go in one call: a second call would not know which
-    pixels had ended in the first.
+    One row of tiles at a time, to bound memory. All batches of a row go in one call: a second call would not
+    know which pixels had ended in the first.
     """
     sums = torch.zeros(len(opac), 2, dtype=torch.float64, device=opac.device)
     starts = [*offsets[0, :, 0].tolist(), len(flatten_ids)]
@@ -94,8 +98,8 @@ def _hits(gsplat: Any, means2d: Tensor, conics: Tensor, opac: Tensor, W: int, H:
         height = min(TILE, H - top)
         shifted = means2d - means2d.new_tensor([0, top])
         ids, pixels, _ = gsplat.rasterize_to_indices_in_range(
-            0, 2**31 - 1, opac.new_ones(1, height, W), shifted[None], conics[None], opac[None], W, height, TILE,
-            offsets[:, row : row + 1] - begin, flatten_ids[begin:end].contiguous(),
+            0, 2**31 - 1, opac.new_ones(1, height, W), shifted[None], conics[None], opac[None], W, height,
+            TILE, offsets[:, row : row + 1] - begin, flatten_ids[begin:end].contiguous(),
         )  # fmt: skip
         if len(ids) == 0:
             continue
@@ -106,8 +110,10 @@ def _hits(gsplat: Any, means2d: Tensor, conics: Tensor, opac: Tensor, W: int, H:
 
 
 def _transmittances(d: Tensor, conics: Tensor, opac: Tensor, pixels: Tensor, size: int) -> Tensor:
-    """[M] float64 transmittance before each hit; hits are sorted by pixel and, within a pixel, near to far."""
-    sigma = 0.5 * (conics[:, 0] * d[:, 0] ** 2 + conics[:, 2] * d[:, 1] ** 2) + conics[:, 1] * d[:, 0] * d[:, 1]
+    """[M] float64 transmittance before each hit; hits are sorted by pixel and, within a pixel, near to
+    far."""
+    sigma = 0.5 * (conics[:, 0] * d[:, 0] ** 2
+                   + conics[:, 2] * d[:, 1] ** 2) + conics[:, 1] * d[:, 0] * d[:, 1]
     alpha = (opac * torch.exp(-sigma)).clamp_max(RasterConfig().alpha_max)
     steps = torch.log1p(-alpha.double())
     before = steps.cumsum(0) - steps

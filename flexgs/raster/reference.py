@@ -1,8 +1,8 @@
 """The oracle: the same image in plain torch, any float dtype, differentiable by autograd.
 
-Written for the eye, tile by tile, from the papers' formulas: projection of a Gaussian (EWA splatting, Zwicker et al.
-2001), spherical harmonics and front-to-back compositing (Kerbl et al. 2023), with gsplat's constants. In float64 the
-tests hold the backends against it; in float32 it is the benchmark's yardstick.
+Written for the eye, tile by tile, from the papers' formulas: projection of a Gaussian (EWA splatting, Zwicker
+et al. 2001), spherical harmonics and front-to-back compositing (Kerbl et al. 2023), with gsplat's constants.
+In float64 the tests hold the backends against it; in float32 it is the benchmark's yardstick.
 """
 
 import math
@@ -35,7 +35,8 @@ def sh_basis(directions: Tensor) -> Tensor:
 
 def project(means: Tensor, quats: Tensor, scales: Tensor, opac: Tensor, camera: Camera,
             config: RasterConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Activated Gaussians to means2d [N, 2], inverse covariances [N, 2, 2], depths [N], radii [N, 2] (0: unseen)."""
+    """Activated Gaussians to means2d [N, 2], inverse covariances [N, 2, 2], depths [N], radii [N, 2] (0:
+    unseen)."""
     R, t = camera.viewmat[:3, :3].to(means), camera.viewmat[:3, 3].to(means)
     K = camera.K.to(means)
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
@@ -67,8 +68,8 @@ def composite(part: Tensor, pixels: Tensor, background: Tensor,
               config: RasterConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Blend G splats, near first, at P pixel centres [P, 2].
 
-    part: [G, 10] mean x y, inverse covariance (row by row), opacity, r g b.
-    Returns r, g, b, alpha [P, 4] and, all [G, P], the weights alpha * T, whether the splat counts, and T before it.
+    part: [G, 10] mean x y, inverse covariance (row by row), opacity, r g b. Returns r, g, b, alpha [P, 4]
+    and, all [G, P], the weights alpha * T, whether the splat counts, and T before it.
     """
     d = pixels - part[:, None, :2]
     A, B, C = part[:, 2, None], part[:, 3, None], part[:, 5, None]
@@ -99,8 +100,8 @@ def render_reference(
     """As render(), in the dtype of splats.means.
 
     Args:
-        depths: [N] sort by these instead; float32 depths that are equal in a backend differ in float64, and swapping
-            two splats changes pixels.
+        depths: [N] sort by these instead; float32 depths that are equal in a backend differ in float64, and
+            swapping two splats changes pixels.
     """
     camera = camera.at(splats.origin)
     means, W, H = splats.means, camera.width, camera.height

@@ -15,8 +15,9 @@ from flexgs.report.sheet import Cell, Sheet
 from flexgs.report.table import mean_ratios
 
 Entry = Mapping[str, Any]
-"""One training of a method: {"seed", "ratios": as evaluate() returns them, each with the "cut_seconds" it took to get that cut,
-"train_seconds": in all, "stored_mb": what is kept on disk to serve all ratios}. All but "ratios" may be missing or None."""
+"""One training of a method: {"seed", "ratios": as evaluate() returns them, each with the "cut_seconds" it
+took to get that cut, "train_seconds": in all, "stored_mb": what is kept on disk to serve all ratios}. All but
+"ratios" may be missing or None."""
 Rows = Mapping[str, Sequence[Entry]]
 """Method, as the user writes it -> an entry per seed. Methods need not have the same ratios."""
 
@@ -35,25 +36,29 @@ _ALEX: Figure = ("lpips_alex", "LPIPS alex", 3, min)
 def quality_figures(rows: Rows) -> tuple[Figure, ...]:
     """PSNR, SSIM and one LPIPS: that of VGG, as in papers, or of AlexNet where there is no other."""
     vgg = any(_values(entries, ratio, "lpips_vgg") for entries in rows.values() for ratio in _ratios(entries))
-    alex = any(_values(entries, ratio, "lpips_alex") for entries in rows.values() for ratio in _ratios(entries))
+    alex = any(_values(entries, ratio, "lpips_alex") for entries in rows.values()
+               for ratio in _ratios(entries))
     return _PSNR, _SSIM, *([_VGG] if vgg else [_ALEX] if alex else [])
 
 
 def quality_sheet(rows: Rows, title: str = "Quality", more_digits: int = 0) -> Sheet:
-    """A row per method, with PSNR (dB), SSIM and LPIPS at each ratio; the best of a column, as printed, is bold.
+    """A row per method, with PSNR (dB), SSIM and LPIPS at each ratio; the best of a column, as printed, is
+    bold.
 
-    Figures are means over the seeds; where there are several, ± the sample standard deviation follows PSNR. They have 2, 3 and
-    3 decimals, or more_digits more, as the paper has.
+    Figures are means over the seeds; where there are several, ± the sample standard deviation follows PSNR.
+    They have 2, 3 and 3 decimals, or more_digits more, as the paper has.
     """
     columns = [(("", "method"), [Cell(method) for method in rows])]
-    for ratio, (key, heading, decimals, better) in itertools.product(_ratios(*rows.values()), quality_figures(rows)):
+    for ratio, (key, heading, decimals, better) in itertools.product(_ratios(*rows.values()),
+                                                                     quality_figures(rows)):
         form = f".{decimals + more_digits}f"
         values = [_values(entries, ratio, key) for entries in rows.values()]
         means = [_mean(v, form) for v in values]
         best = better((float(mean) for mean in means if mean), default=None)
         spreads = [f" ± {statistics.stdev(v):{form}}" if key == "psnr" and len(v) > 1 else "" for v in values]
-        columns.append(((percent(ratio), heading), [Cell(mean + spread, best=bool(mean) and float(mean) == best)
-                                                     for mean, spread in zip(means, spreads, strict=True)]))
+        columns.append(((percent(ratio), heading),
+                        [Cell(mean + spread, best=bool(mean) and float(mean) == best)
+                          for mean, spread in zip(means, spreads, strict=True)]))
     several = any(len(entries) > 1 for entries in rows.values())
     return Sheet.of(f"{title}, mean ± standard deviation over the seeds" if several else title, columns)
 
@@ -61,44 +66,55 @@ def quality_sheet(rows: Rows, title: str = "Quality", more_digits: int = 0) -> S
 def cost_sheet(rows: Rows) -> Sheet:
     """A row per method and ratio: Gaussians, size in 10^6 bytes and seconds to get the cut.
 
-    The times are those of this machine with what else it did meanwhile, and the title says so. Milliseconds per frame stay out:
-    at equal numbers of Gaussians they say more about the machine than about the method; `flexgs bench frame` measures them.
+    The times are those of this machine with what else it did meanwhile, and the title says so. Milliseconds
+    per frame stay out: at equal numbers of Gaussians they say more about the machine than about the method;
+    `flexgs bench frame` measures them.
 
-    The first row of a method adds its training in seconds, what is kept on disk for all of its ratios, and its number of seeds.
-    Figures are means over the seeds.
+    The first row of a method adds its training in seconds, what is kept on disk for all of its ratios, and
+    its number of seeds. Figures are means over the seeds.
     """
     lines = [(method, ratio) for method, entries in rows.items() for ratio in _ratios(entries) or [""]]
     first = [i == 0 or lines[i - 1][0] != method for i, (method, _) in enumerate(lines)]
-    columns = [(("", "method"), [Cell(method if f else "") for (method, _), f in zip(lines, first, strict=True)]),
+    columns = [(("", "method"),
+                [Cell(method if f else "") for (method, _), f in zip(lines, first, strict=True)]),
                (("", "kept"), [Cell(ratio and percent(ratio)) for _, ratio in lines])]
-    for key, heading, form in (("splats", "Gaussians", ",.0f"), ("mb", "MB", ",.2f"), ("cut_seconds", "s to cut", ".3g")):
-        columns.append((("", heading), [Cell(_mean(_values(rows[method], ratio, key), form)) for method, ratio in lines]))
+    for key, heading, form in (("splats", "Gaussians", ",.0f"), ("mb", "MB", ",.2f"),
+                               ("cut_seconds", "s to cut", ".3g")):
+        columns.append((("", heading),
+                        [Cell(_mean(_values(rows[method], ratio, key), form)) for method, ratio in lines]))
     for key, heading, form in (("train_seconds", "s to train", ",.0f"), ("stored_mb", "MB stored", ",.2f")):
         columns.append((("", heading), [Cell(_mean(_known(rows[method], key), form) if f else "")
                                         for (method, _), f in zip(lines, first, strict=True)]))
     seeds = [len(_known(rows[method], "seed")) for method, _ in lines]
-    columns.append((("", "seeds"), [Cell(str(n) if n and f else "") for n, f in zip(seeds, first, strict=True)]))
+    columns.append((("", "seeds"),
+                    [Cell(str(n) if n and f else "") for n, f in zip(seeds, first, strict=True)]))
     return Sheet.of("Cost (seconds are of this machine, with whatever else it did meanwhile)", columns)
 
 
 def published_sheet(rows: Rows, published: Rows) -> Sheet:
-    """Three rows per method: reproduced, published, and the first minus the second; PSNR (dB), SSIM and LPIPS by VGG.
+    """Three rows per method: reproduced, published, and the first minus the second; PSNR (dB), SSIM and LPIPS
+    by VGG.
 
-    published: as published() returns it. Only methods, ratios and figures that both sides have; there may be none.
+    published: as published() returns it. Only methods, ratios and figures that both sides have; there may be
+    none.
     """
-    pairs = {method: name for method, entries in rows.items() if (name := PUBLISHED_AS.get(shlex.split(method)[0]))
+    pairs = {method: name for method, entries in rows.items()
+             if (name := PUBLISHED_AS.get(shlex.split(method)[0]))
              and set(_ratios(entries)) & set(_ratios(published.get(name, ())))}
     words = [(text, kind) for method, name in pairs.items()
              for text, kind in ((method, "reproduced"), ("", f"published ({name})"), ("", "difference"))]
-    columns = [(("", "method"), [Cell(text) for text, _ in words]), (("", ""), [Cell(kind) for _, kind in words])]
+    columns = [(("", "method"), [Cell(text) for text, _ in words]),
+               (("", ""), [Cell(kind) for _, kind in words])]
     ratios = _ratios(*(rows[method] for method in pairs))
     for ratio, (key, heading, decimals, _) in itertools.product(ratios, (_PSNR, _SSIM, _VGG)):
         form = f".{decimals}f"
         cells = []
         for method, name in pairs.items():
             ours, theirs = _values(rows[method], ratio, key), _values(published[name], ratio, key)
-            difference = f"{statistics.fmean(ours) - statistics.fmean(theirs):+z{form}}" if ours and theirs else ""
-            cells += [Cell(text if difference else "") for text in (_mean(ours, form), _mean(theirs, form), difference)]
+            difference = (f"{statistics.fmean(ours) - statistics.fmean(theirs):+z{form}}" if ours and theirs
+                          else "")
+            cells += [Cell(text if difference else "")
+                      for text in (_mean(ours, form), _mean(theirs, form), difference)]
         columns.append(((percent(ratio), heading), cells))
     return Sheet.of("Reproduced and published", columns)
 
@@ -107,11 +123,13 @@ def mean_entry(entries: Sequence[Entry]) -> Entry:
     """The mean of every number that all entries have, without a seed."""
     totals = {key: _known(entries, key) for key in _OF_ENTRY}
     return {"ratios": mean_ratios(entries),
-            **{key: statistics.fmean(values) for key, values in totals.items() if len(values) == len(entries)}}
+            **{key: statistics.fmean(values) for key,
+               values in totals.items() if len(values) == len(entries)}}
 
 
 def mean_rows(scenes: Sequence[Rows]) -> Rows:
-    """The methods and ratios that every scene has, one entry each: the mean over the scenes of the means over their seeds."""
+    """The methods and ratios that every scene has, one entry each: the mean over the scenes of the means over
+    their seeds."""
     return {method: [mean_entry([mean_entry(rows[method]) for rows in scenes])]
             for method in scenes[0] if all(rows.get(method) for rows in scenes)}
 

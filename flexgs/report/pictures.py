@@ -18,21 +18,23 @@ _MARKERS = "os^Dv<>PXph*"
 
 
 @torch.no_grad()
-def write_grid(model: ElasticModel, scene: Scene, ratios: Sequence[float], background: Sequence[float], path: Path,
-               views: int = 3) -> None:
+def write_grid(model: ElasticModel, scene: Scene, ratios: Sequence[float], background: Sequence[float],
+               path: Path, views: int = 3) -> None:
     """A PNG: a row per test view (evenly chosen), a column per ratio, the photograph last."""
     plt = pyplot()
     device = model.splats.means.device
     colour = torch.tensor(background, device=device)
     chosen = [scene.test[i * len(scene.test) // views] for i in range(min(views, len(scene.test)))]
     cuts = [model.cut(r) for r in ratios]
-    titles = [f"{percent(r)}\n{len(c):,} Gaussians" for r, c in zip(ratios, cuts, strict=True)] + ["photograph"]
+    titles = [f"{percent(r)}\n{len(c):,} Gaussians" for r,
+              c in zip(ratios, cuts, strict=True)] + ["photograph"]
     shape = (len(chosen), len(titles))
     aspect = chosen[0].camera.height / chosen[0].camera.width
-    figure, axes = plt.subplots(*shape, figsize=(2.2 * shape[1], 2.2 * aspect * shape[0] + 0.5), squeeze=False,
-                                layout="constrained")
+    figure, axes = plt.subplots(*shape, figsize=(2.2 * shape[1], 2.2 * aspect * shape[0] + 0.5),
+                                squeeze=False, layout="constrained")
     for row, view in zip(axes, chosen, strict=True):
-        images = [render(c, view.camera.to(device), background=colour).image.clamp(0, 1).cpu().numpy() for c in cuts]
+        images = [render(c, view.camera.to(device), background=colour).image.clamp(0, 1).cpu().numpy()
+                  for c in cuts]
         for ax, image in zip(row, [*images, view.image().numpy()], strict=True):
             ax.imshow(np.asarray(image))
             ax.set_axis_off()
@@ -55,21 +57,23 @@ def write_curve(tables: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Pat
 
 
 def write_tradeoff(rows: Rows, path: Path) -> None:
-    """A PNG of PSNR, SSIM and LPIPS over the number of Gaussians and over MB: a line per method, means over its seeds."""
+    """A PNG of PSNR, SSIM and LPIPS over the number of Gaussians and over MB: a line per method, means over
+    its seeds."""
     plt = pyplot()
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     kinds = quality_figures(rows)
     means = {method: mean_entry(entries)["ratios"].values() for method, entries in rows.items() if entries}
     sizes = (("splats", "Gaussians", EngFormatter(sep="")), ("mb", "MB", "{x:g}"))
-    figure, axes = plt.subplots(len(kinds), len(sizes), figsize=(10, 2.5 * len(kinds) + 0.3), squeeze=False, sharex="col",
-                                sharey="row", layout="constrained")
+    figure, axes = plt.subplots(len(kinds), len(sizes), figsize=(10, 2.5 * len(kinds) + 0.3), squeeze=False,
+                                sharex="col", sharey="row", layout="constrained")
     for j, (size, label, form) in enumerate(sizes):
         for (key, heading, _, better), ax in zip(kinds, axes[:, j], strict=True):
             for i, (method, cuts) in enumerate(means.items()):
                 points = sorted((cut[size], cut[key]) for cut in cuts if size in cut and key in cut)
-                ax.plot([x for x, _ in points], [y for _, y in points], color=f"C{i % 10}", marker=_MARKERS[i % len(_MARKERS)],
-                        linestyle="-" if i < 10 else "--", linewidth=1.3, markersize=4.5, label=method)
+                ax.plot([x for x, _ in points], [y for _, y in points], color=f"C{i % 10}",
+                        marker=_MARKERS[i % len(_MARKERS)], linestyle="-" if i < 10 else "--", linewidth=1.3,
+                        markersize=4.5, label=method)
             ax.grid(alpha=0.25, linewidth=0.6)
             ax.tick_params(labelsize=8)
             if j == 0:
@@ -78,7 +82,8 @@ def write_tradeoff(rows: Rows, path: Path) -> None:
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(form)
         ax.xaxis.set_minor_formatter(NullFormatter())
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8,
+                  frameon=False)
     save(figure, path)
 
 

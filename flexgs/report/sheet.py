@@ -11,8 +11,8 @@ from rich.text import Text
 
 _MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*_`<["})
 _LATEX = str.maketrans({
-    **{c: f"\\{c}" for c in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$",
+    **{c: f"\\{c}" for c in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$",
     "*": "{*}", "[": "{[}",  # right behind the \\ of the row above they would be read as its arguments
     "-": "{-}",              # -- would become a dash
 })
@@ -31,8 +31,8 @@ class Sheet:
 
     title: str
     headings: tuple[tuple[str, str], ...]
-    """(group, heading) of every column, "" for none; neighbours of one group share its heading. The first column and those
-    without a heading hold words, the others figures."""
+    """(group, heading) of every column, "" for none; neighbours of one group share its heading. The first
+    column and those without a heading hold words, the others figures."""
     rows: tuple[tuple[Cell, ...], ...]
     """A row whose first cell is empty belongs to the one above."""
 
@@ -40,7 +40,8 @@ class Sheet:
     def of(title: str, columns: Iterable[tuple[tuple[str, str], Sequence[Cell]]]) -> "Sheet":
         """From ((group, heading), cells) of every column; columns without any text are left out."""
         kept = [(heading, cells) for heading, cells in columns if any(cell.text for cell in cells)]
-        return Sheet(title, tuple(heading for heading, _ in kept), tuple(zip(*(cells for _, cells in kept), strict=True)))
+        return Sheet(title, tuple(heading for heading, _ in kept),
+                     tuple(zip(*(cells for _, cells in kept), strict=True)))
 
     def rich(self) -> Table:
         """For table.print_table: names are folded where the terminal is narrow, figures never."""
@@ -51,7 +52,8 @@ class Sheet:
             first = i == 0 or self.headings[i - 1][0] != group
             head = Text(f"{group if first else ''}\n{heading}" if grouped else heading)
             width = max(len(text) for text in (heading, *(row[i].text for row in self.rows)))
-            table.add_column(head, justify="left" if self._words(i) else "right", no_wrap=i > 0, min_width=width if i else None)
+            table.add_column(head, justify="left" if self._words(i) else "right", no_wrap=i > 0,
+                             min_width=width if i else None)
         for block in self._blocks():
             for row in block:
                 table.add_row(*(Text(cell.text, "bold" if cell.best else "") for cell in row))
@@ -60,14 +62,16 @@ class Sheet:
         return table
 
     def markdown(self) -> str:
-        """A table of GitHub's Markdown below its title; a group's heading is repeated before each of its columns' headings."""
+        """A table of GitHub's Markdown below its title; a group's heading is repeated before each of its
+        columns' headings."""
         def cell(text: str, bold: bool) -> str:
             return f"**{text.translate(_MARKDOWN)}**" if bold else text.translate(_MARKDOWN)
 
         heads = [cell(f"{group} {heading}".strip(), False) for group, heading in self.headings]
         rule = [":---" if self._words(i) else "---:" for i in range(len(heads))]
         rows = [[cell(c.text, c.best) for c in row] for row in self.rows]
-        return "\n".join([cell(self.title, True), "", *(f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows))]) + "\n"
+        return "\n".join([cell(self.title, True),
+                          "", *(f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows))]) + "\n"
 
     def latex(self) -> str:
         r"""A table* environment; the document needs \usepackage{booktabs}."""
@@ -84,11 +88,12 @@ class Sheet:
         for i, block in enumerate(self._blocks()):
             lines += [r"\addlinespace"] if i and len(block) > 1 else []
             for row in block:
-                lines.append(" & ".join(rf"\textbf{{{_latex(c.text)}}}" if c.best else _latex(c.text) for c in row) + r" \\")
+                lines.append(" & ".join(rf"\textbf{{{_latex(c.text)}}}" if c.best else _latex(c.text)
+                                        for c in row) + r" \\")
         kinds = "".join("l" if self._words(i) else "r" for i in range(len(self.headings)))
         return "\n".join([r"\begin{table*}", r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-                          rf"\caption{{{_latex(self.title)}}}", rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", *lines,
-                          r"\bottomrule", r"\end{tabular}", r"\end{table*}"]) + "\n"
+                          rf"\caption{{{_latex(self.title)}}}", rf"\begin{{tabular}}{{{kinds}}}",
+                          r"\toprule", *lines, r"\bottomrule", r"\end{tabular}", r"\end{table*}"]) + "\n"
 
     def _words(self, i: int) -> bool:
         return i == 0 or not self.headings[i][1]
@@ -100,4 +105,5 @@ class Sheet:
 
 
 def _latex(text: str) -> str:
-    return re.sub(r"^\{-\}(?=\d)", "$-$", text.translate(_LATEX))  # the sign of a number is a minus, not a hyphen
+    # the sign of a number is a minus, not a hyphen
+    return re.sub(r"^\{-\}(?=\d)", "$-$", text.translate(_LATEX))

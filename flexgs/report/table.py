@@ -33,7 +33,8 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> Table:
     A column that no result has a value for is left out.
     """
     results = list(results)
-    columns = [c for c in _COLUMNS if any(row.get(c[0]) is not None for r in results for row in r["ratios"].values())]
+    columns = [c for c in _COLUMNS
+               if any(row.get(c[0]) is not None for r in results for row in r["ratios"].values())]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("scene", overflow="fold")
     table.add_column("kept", justify="right", no_wrap=True)
@@ -54,15 +55,18 @@ def mean_ratios(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, flo
     means: dict[str, dict[str, float]] = {}
     for ratio in common:
         rows = [r["ratios"][ratio] for r in results]
-        keys = [k for k, v in rows[0].items() if v is not None and all(row.get(k) is not None for row in rows)]
+        keys = [k for k, v in rows[0].items() if v is not None
+                and all(row.get(k) is not None for row in rows)]
         means[ratio] = {k: statistics.fmean(row[k] for row in rows) for k in keys}
     return means
 
 
 def psnr_auc(ratios: Mapping[str, Mapping[str, Any]]) -> float:
-    """One number for a model at all its ratios: the area under PSNR over log ratio, by the width of that axis, so in dB.
+    """One number for a model at all its ratios: the area under PSNR over log ratio, by the width of that
+    axis, so in dB.
 
-    On the logarithm a step from 1 to 10 % counts as much as one from 10 to 100 %. Comparable only over the same ratios.
+    On the logarithm a step from 1 to 10 % counts as much as one from 10 to 100 %. Comparable only over the
+    same ratios.
     """
     curve = sorted((math.log(float(ratio)), row["psnr"]) for ratio, row in ratios.items())
     area = sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in itertools.pairwise(curve))
@@ -76,8 +80,8 @@ def print_results(results: Sequence[Mapping[str, Any]], console: Console | None 
 def print_table(table: Table, console: Console | None = None) -> None:
     """Print table to console, by default standard output: into a file or pipe as wide as it needs to be.
 
-    A terminal that is too narrow folds names between their words. Below that the lines are longer than the terminal; no figure
-    is cut.
+    A terminal that is too narrow folds names between their words. Below that the lines are longer than the
+    terminal; no figure is cut.
     """
     if console is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -88,7 +92,8 @@ def print_table(table: Table, console: Console | None = None) -> None:
     console.print(table, crop=False)
 
 
-def _add(table: Table, name: str, ratios: Mapping[str, Mapping[str, Any]], columns: Sequence[tuple[str, str, str]]) -> None:
+def _add(table: Table, name: str, ratios: Mapping[str, Mapping[str, Any]],
+         columns: Sequence[tuple[str, str, str]]) -> None:
     for ratio in sorted(ratios, key=float):
         row = ratios[ratio]
         cells = ["" if row.get(key) is None else form.format(row[key]) for key, _, form in columns]

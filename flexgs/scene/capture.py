@@ -1,4 +1,5 @@
-"""What a capture on disk says, before any image is opened: the common ground of the COLMAP and transforms.json readers."""
+"""What a capture on disk says, before any image is opened: the common ground of the COLMAP and
+transforms.json readers."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ class Points:
     """The sparse points of a capture."""
 
     xyz: Tensor
-    """[M, 3] in world units: float64 in the capture's own coordinates; once a scene is loaded, float32 from its origin."""
+    """[M, 3] in world units: float64 in the capture's own coordinates; once a scene is loaded, float32 from
+    its origin."""
     rgb: Tensor
     """[M, 3] uint8."""
 
@@ -41,7 +43,8 @@ class Frame:
     """The mask where the capture itself names one."""
 
     def reduced_folder(self, factor: int) -> Path:
-        """Where its photograph may lie at 1/factor of the size: images_<factor> beside images. It need not exist."""
+        """Where its photograph may lie at 1/factor of the size: images_<factor> beside images. It need not
+        exist."""
         return self.folder.parent / f"{self.folder.name}_{factor}"
 
 

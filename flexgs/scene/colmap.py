@@ -1,7 +1,7 @@
 """COLMAP reconstructions, binary or text.
 
-Both are read here and not by pycolmap, which trusts the sizes that a binary file promises, reads every second line of a
-text file whatever it holds, and takes the poses of frames.bin however old it is.
+Both are read here and not by pycolmap, which trusts the sizes that a binary file promises, reads every second
+line of a text file whatever it holds, and takes the poses of frames.bin however old it is.
 """
 
 import contextlib
@@ -35,22 +35,24 @@ Array = np.ndarray
 
 
 def find_models(root: Path) -> list[Path]:
-    """The folders that hold any file of a reconstruction: those in sparse/ by number or name, then sparse/ itself; or else
-    the same of colmap/sparse/."""
+    """The folders that hold any file of a reconstruction: those in sparse/ by number or name, then sparse/
+    itself; or else the same of colmap/sparse/."""
     for place in PLACES:
         folder = root / place
         inner = [p for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
         inner.sort(key=lambda p: (not p.name.isdigit(), int(p.name) if p.name.isdecimal() else 0, p.name))
-        if found := [p for p in (*inner, folder) if any((p / f"{part}{end}").is_file() for part in PARTS for end in SUFFIXES)]:
+        if found := [p for p in (*inner, folder)
+                     if any((p / f"{part}{end}").is_file() for part in PARTS for end in SUFFIXES)]:
             return found
     return []
 
 
 def read_colmap(root: Path, models: list[Path], images: Path, wanted: str | None = None) -> Capture:
-    """The reconstruction of the photographs in the folder images: of several models the one named wanted (the last part of
-    its path, or its path from root), or else the one that gives the most photographs a pose.
+    """The reconstruction of the photographs in the folder images: of several models the one named wanted (the
+    last part of its path, or its path from root), or else the one that gives the most photographs a pose.
 
-    UserError if there is no such model, a file is absent, truncated or damaged, or a camera model is not supported.
+    UserError if there is no such model, a file is absent, truncated or damaged, or a camera model is not
+    supported.
     """
     doubts: list[str] = []
     model = _choose(root, models, images, wanted, doubts)
@@ -59,19 +61,22 @@ def read_colmap(root: Path, models: list[Path], images: Path, wanted: str | None
     cameras, file = model / f"cameras{suffix}", model / f"images{suffix}"
     for image in found.images:
         if image.camera not in found.cameras:
-            raise UserError(f"{file}: the image {shown(image.name)} names camera {image.camera}, which {cameras.name} does not "
-                            "have: the files are of different reconstructions, copy or export them again")
+            raise UserError(f"{file}: the image {shown(image.name)} names camera {image.camera}, which "
+                            f"{cameras.name} does not have: the files are of different reconstructions, copy "
+                            "or export them again")
     for camera in sorted({image.camera for image in found.images}):
         found.cameras[camera].check(cameras)
     if suffix == ".bin" and (model / "images.txt").is_file():
         _compare_text(found, model, doubts)
     _settle_poses(found, model, suffix, doubts)
-    frames = [Frame(image.name, images, image.name, found.cameras[image.camera], image.pose) for image in found.images]
+    frames = [Frame(image.name, images, image.name, found.cameras[image.camera], image.pose)
+              for image in found.images]
     xyz, finite = found.xyz, np.isfinite(found.xyz).all(1)
     if not finite.all():
-        doubts.append(f"{model / f'points3D{suffix}'}: {np.sum(~finite)} of {len(xyz)} points have a position that is no "
-                      "number and are left out")
-    points = Points(torch.from_numpy(xyz[finite]), torch.from_numpy(found.rgb[finite])) if finite.any() else None
+        doubts.append(f"{model / f'points3D{suffix}'}: {np.sum(~finite)} of {len(xyz)} points have a "
+                      "position that is no number and are left out")
+    points = Points(torch.from_numpy(xyz[finite]),
+                    torch.from_numpy(found.rgb[finite])) if finite.any() else None
     return Capture("colmap", cameras, frames, points, model=str(model.relative_to(root)), doubts=doubts)
 
 
@@ -81,7 +86,8 @@ def _choose(root: Path, models: list[Path], images: Path, wanted: str | None, do
         for model, name in zip(models, names, strict=True):
             if Path(wanted) in (Path(name), Path(model.name)):
                 return model
-        raise UserError(f"{root}: found no sub-model {wanted!r} (--data.model), expected one of {', '.join(names)}")
+        raise UserError(f"{root}: found no sub-model {wanted!r} (--data.model), expected one "
+                        f"of {', '.join(names)}")
     if len(models) == 1:
         return models[0]
     counts: dict[Path, int] = {}
@@ -96,10 +102,12 @@ def _choose(root: Path, models: list[Path], images: Path, wanted: str | None, do
     if not counts:
         raise UserError(doubts[0])
     best = max(counts, key=lambda model: counts[model])  # the first of equals
-    others = ", ".join(f"{model.relative_to(root)} has {max(n, 0)}" for model, n in counts.items() if model != best)
+    others = ", ".join(f"{model.relative_to(root)} has {max(n, 0)}" for model,
+                       n in counts.items() if model != best)
     if others:
-        doubts.append(f"{root}: of {len(models)} sub-models {best.relative_to(root)} is used, whose poses are those of "
-                      f"{max(counts[best], 0)} photographs ({others}); --data.model chooses another")
+        doubts.append(f"{root}: of {len(models)} sub-models {best.relative_to(root)} is used, "
+                      f"whose poses are those of {max(counts[best], 0)} photographs ({others}); "
+                      "--data.model chooses another")
     return best
 
 
@@ -113,7 +121,8 @@ def _suffix(model: Path) -> str:
                     "all as .bin or all as .txt: copy the missing files from the COLMAP run")
 
 
-# -- what both kinds of file hold ---------------------------------------------------------------------------------------
+# -- what both kinds of file hold
+# ---------------------------------------------------------------------------------------
 
 class _Image(NamedTuple):
     id: int
@@ -197,8 +206,9 @@ def _pose(where: str, numbers: tuple[float, ...]) -> Array:
     q, t = np.array(numbers[:4]), np.array(numbers[4:7])
     length = float(np.linalg.norm(q))
     if not (np.isfinite(numbers).all() and 1e-6 < length < 1e6):
-        raise UserError(f"{where} has a pose that is not a rotation and a translation ({shown(tuple(map(float, numbers)))}): "
-                        "the file is damaged, copy or export it again")
+        raise UserError(f"{where} has a pose that is not a rotation and a translation "
+                        f"({shown(tuple(map(float, numbers)))}): the file is damaged, "
+                        "copy or export it again")
     w, x, y, z = q / length
     pose = np.eye(4)
     pose[:3, :3] = [[1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -213,17 +223,19 @@ def _parameters(model: int | str) -> tuple[str, int] | None:
     """(name, number of parameters) of a camera model by its number or name; None if COLMAP has none such."""
     pycolmap = library()
     try:
-        number = pycolmap.CameraModelId(model) if isinstance(model, int) else pycolmap.CameraModelId.__members__[model]
+        number = (pycolmap.CameraModelId(model) if isinstance(model, int)
+                  else pycolmap.CameraModelId.__members__[model])
         return number.name, len(pycolmap.Camera.create_from_model_id(1, number, 1.0, 1, 1).params)
     except (ValueError, IndexError, KeyError, TypeError):
         return None
 
 
-# -- which poses are right ------------------------------------------------------------------------------------------------
+# -- which poses are right
+# ------------------------------------------------------------------------------------------------
 
 def _compare_text(found: _Model, model: Path, doubts: list[str]) -> None:
-    """A doubt where text files beside the binary ones, which are read, hold other images, poses or cameras. What is no text
-    model says nothing."""
+    """A doubt where text files beside the binary ones, which are read, hold other images, poses or cameras.
+    What is no text model says nothing."""
     with contextlib.suppress(UserError):
         text = _Text(model)
         images = {image.name: image for image in text.images([])}
@@ -234,48 +246,57 @@ def _compare_text(found: _Model, model: Path, doubts: list[str]) -> None:
         def same(image: _Image) -> bool:
             other = images.get(image.name)
             mine, its = found.cameras[image.camera], cameras.get(other.camera) if other else None
-            return (other is not None and its is not None and _same(image.pose, other.pose, extent) and mine.model == its.model
-                    and np.allclose((mine.width, mine.height, *mine.params), (its.width, its.height, *its.params), rtol=1e-6))
+            return (other is not None and its is not None and _same(image.pose, other.pose, extent)
+                    and mine.model == its.model
+                    and np.allclose((mine.width, mine.height, *mine.params),
+                                    (its.width, its.height, *its.params), rtol=1e-6))
 
         differ = [image.name for image in found.images if not same(image)] + sorted(
             images.keys() - {image.name for image in found.images})
         if differ:
-            doubts.append(f"{model}: its .txt files hold other images, poses or cameras than its .bin files, for instance of "
-                          f"{shown(differ[0])}; the .bin files are read: delete them if the .txt files are the newer")
+            doubts.append(f"{model}: its .txt files hold other images, poses or cameras than its .bin "
+                          f"files, for instance of {shown(differ[0])}; the .bin files are read: delete them "
+                          "if the .txt files are the newer")
 
 
 def _settle_poses(found: _Model, model: Path, suffix: str, doubts: list[str]) -> None:
-    """The poses of images and those of rigs and frames must agree, and with what the images observe of the points.
+    """The poses of images and those of rigs and frames must agree, and with what the images observe of the
+    points.
 
-    Where they do not, the poses that fit the observations are taken, and a doubt says which file is stale. UserError if they
-    contradict each other and nothing tells which are right.
+    Where they do not, the poses that fit the observations are taken, and a doubt says which file is stale.
+    UserError if they contradict each other and nothing tells which are right.
     """
     framed = found.poses_of_frames()
     images, stale = f"images{suffix}", f"frames{suffix} and rigs{suffix}"
     if found.frames and (lost := sum(image.id not in framed for image in found.images)):
-        doubts.append(f"{model}: {stale} do not have {lost} of the {len(found.images)} images of {images}, so they are of "
-                      f"another state; the poses of {images} are used: delete {stale} if that is right")
+        doubts.append(f"{model}: {stale} do not have {lost} of the {len(found.images)} images of "
+                      f"{images}, so they are of another state; the poses of {images} are used: delete "
+                      f"{stale} if that is right")
         framed = {}
     extent = _extent(found.images)
-    differ = [image for image in found.images if image.id in framed and not _same(image.pose, framed[image.id], extent)]
+    differ = [image for image in found.images if image.id in framed
+              and not _same(image.pose, framed[image.id], extent)]
     wrong, seen = _contradicted(found, {})
     if differ:
         other, _ = _contradicted(found, framed)
         if seen == 0 or len(wrong) == len(other):
-            raise UserError(f"{model}: {images} and {stale} give different poses to {len(differ)} of {len(found.images)} "
-                            f"images, for instance {shown(differ[0].name)}, and no observation tells which are right; one of "
-                            f"them is older than the other: delete {stale} if {images} is the newer, or export the model again")
+            raise UserError(f"{model}: {images} and {stale} give different poses to {len(differ)} of "
+                            f"{len(found.images)} images, for instance {shown(differ[0].name)}, and no "
+                            "observation tells which are right; one of them is older than the other: delete "
+                            f"{stale} if {images} is the newer, or export the model again")
         good, bad = (images, stale) if len(wrong) < len(other) else (stale, images)
-        doubts.append(f"{model}: {bad} give other poses than {good} to {len(differ)} of {len(found.images)} images and do not "
-                      f"fit the points that these observe, so they are stale; those of {good} are used")
+        doubts.append(f"{model}: {bad} give other poses than {good} to {len(differ)} of "
+                      f"{len(found.images)} images and do not fit the points that these observe, so they are "
+                      f"stale; those of {good} are used")
         if len(other) < len(wrong):
             wrong = other
             found.images = [image._replace(pose=framed[image.id]) for image in found.images]
     if wrong:
         pixels = max(wrong.values())
-        doubts.append(f"{model}: the poses of {len(wrong)} of {seen} images do not fit the points that they observe, by up to "
-                      f"{pixels:.0f} pixels, for instance {shown(max(wrong, key=lambda name: wrong[name]))}: {images}, "
-                      f"cameras{suffix} and points3D{suffix} are of different states of the reconstruction: export them anew")
+        doubts.append(f"{model}: the poses of {len(wrong)} of {seen} images do not fit the points that "
+                      f"they observe, by up to {pixels:.0f} pixels, for instance "
+                      f"{shown(max(wrong, key=lambda name: wrong[name]))}: {images}, cameras{suffix} and "
+                      f"points3D{suffix} are of different states of the reconstruction: export them anew")
 
 
 def _extent(images: Sequence[_Image]) -> float:
@@ -291,8 +312,8 @@ def _same(a: Array, b: Array, extent: float) -> bool:
 
 
 def _contradicted(found: _Model, poses: dict[int, Array]) -> tuple[dict[str, float], int]:
-    """({the images half of whose observations are far from where their points fall: the median, in pixels}, how many images
-    could be checked), with the poses of images where poses has none."""
+    """({the images half of whose observations are far from where their points fall: the median, in pixels},
+    how many images could be checked), with the poses of images where poses has none."""
     wrong, checked = {}, 0
     for image in found.images:
         rows = np.flatnonzero(image.seen >= 0)
@@ -309,12 +330,14 @@ def _contradicted(found: _Model, poses: dict[int, Array]) -> tuple[dict[str, flo
             rays = found.xyz[at] @ pose[:3, :3].T + pose[:3, 3]
             off = np.linalg.norm(lens.colmap().img_from_cam(rays) - image.xy[rows], axis=1)
         off = float(np.median(np.where(np.isfinite(off) & (rays[:, 2] > 0), off, lens.width + lens.height)))
-        if off > max(4, 0.005 * max(lens.width, lens.height)):  # COLMAP itself drops what is off by more than 4
+        # COLMAP itself drops what is off by more than 4
+        if off > max(4, 0.005 * max(lens.width, lens.height)):
             wrong[image.name] = off
     return wrong, checked
 
 
-# -- binary ---------------------------------------------------------------------------------------------------------------
+# -- binary
+# ---------------------------------------------------------------------------------------------------------------
 
 class _Bytes:
     """A little-endian binary file read front to back; running over its end is a UserError."""
@@ -328,8 +351,8 @@ class _Bytes:
     def _next(self, count: int) -> int:
         start, self.at = self.at, self.at + count
         if self.at > len(self.data):
-            raise UserError(f"{self.file}: found {len(self.data)} bytes, expected at least {self.at}: the file is "
-                            "truncated or damaged, copy or export it again")
+            raise UserError(f"{self.file}: found {len(self.data)} bytes, expected at least "
+                            f"{self.at}: the file is truncated or damaged, copy or export it again")
         return start
 
     def take(self, layout: struct.Struct) -> tuple:
@@ -345,22 +368,24 @@ class _Bytes:
         """As many as the head says, of at least so many bytes each."""
         count = self.take(_U64)[0]
         if count * least > len(self.data) - self.at:
-            raise UserError(f"{self.file}: found {len(self.data)} bytes, expected at least {self.at + count * least} for "
-                            f"{count} records: the file is truncated or damaged, copy or export it again")
+            raise UserError(f"{self.file}: found {len(self.data)} bytes, expected at least "
+                            f"{self.at + count * least} for {count} records: the file is truncated or "
+                            "damaged, copy or export it again")
         return range(count)
 
     def string(self) -> str:
         end = self.data.find(b"\0", self.at, self.at + MAX_NAME)
         start = self._next(MAX_NAME if end < 0 else end + 1 - self.at)
         if end < 0:
-            raise UserError(f"{self.file}: found an image name of over {MAX_NAME} bytes: the file is damaged, copy or "
-                            "export it again")
+            raise UserError(f"{self.file}: found an image name of over {MAX_NAME} bytes: the file "
+                            "is damaged, copy or export it again")
         return _decoded(self.data[start:end], str(self.file))
 
 
 _U64, _CAMERA, _IMAGE = struct.Struct("<Q"), struct.Struct("<IiQQ"), struct.Struct("<I7dI")
 _POINT, _POSE = struct.Struct("<Q3d3BdQ"), struct.Struct("<7d")
-_RIG, _ID, _SENSOR, _FRAME, _DATUM = (struct.Struct(f"<{form}") for form in ("II", "iI", "iIB", "II7dI", "iIQ"))
+_RIG, _ID, _SENSOR, _FRAME, _DATUM = (struct.Struct(f"<{form}")
+                                      for form in ("II", "iI", "iIB", "II7dI", "iIQ"))
 _OBSERVATION = np.dtype([("xy", "<f8", 2), ("point", "<i8")])
 
 
@@ -372,8 +397,8 @@ class _Binary(_Reader):
         for _ in data.records(_CAMERA.size):
             number, model, width, height = data.take(_CAMERA)
             if (known := _parameters(model)) is None:
-                raise UserError(f"{data.file}: found camera model number {model}, which COLMAP does not define: the file is "
-                                "damaged, copy or export it again")
+                raise UserError(f"{data.file}: found camera model number {model}, which COLMAP does not "
+                                "define: the file is damaged, copy or export it again")
             params = data.rows(np.dtype("<f8"), known[1])
             _once(number in found, str(data.file), f"camera {number}")
             found[number] = Lens(known[0], width, height, tuple(map(float, params)))
@@ -394,7 +419,8 @@ class _Binary(_Reader):
     def points(self, doubts: list[str]) -> tuple[Array, Array, Array]:
         data = _Bytes(self.file("points3D"))
         records = data.records(_POINT.size)
-        ids, xyz, rgb = np.empty(len(records), np.uint64), np.empty((len(records), 3)), np.empty((len(records), 3), np.uint8)
+        ids, xyz, rgb = (np.empty(len(records), np.uint64), np.empty((len(records), 3)),
+                         np.empty((len(records), 3), np.uint8))
         for i in records:
             ids[i], *numbers, _, length = data.take(_POINT)
             xyz[i], rgb[i] = numbers[:3], numbers[3:]
@@ -431,15 +457,16 @@ def _decoded(raw: bytes, where: str) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        raise UserError(f"{where}: found {shown(raw)}, which is not UTF-8, expected names in UTF-8: rename the photograph or "
-                        "export the model again") from None
+        raise UserError(f"{where}: found {shown(raw)}, which is not UTF-8, expected names in UTF-8: "
+                        "rename the photograph or export the model again") from None
 
 
-# -- text -----------------------------------------------------------------------------------------------------------------
+# -- text
+# -----------------------------------------------------------------------------------------------------------------
 
 class _Text(_Reader):
-    """Lines of fields between blanks; # starts a comment. Blank lines say nothing: of an image without observations the second
-    line may be blank or absent."""
+    """Lines of fields between blanks; # starts a comment. Blank lines say nothing: of an image without
+    observations the second line may be blank or absent."""
 
     suffix = ".txt"
 
@@ -449,9 +476,11 @@ class _Text(_Reader):
             with _Fields(where, "CAMERA_ID MODEL WIDTH HEIGHT PARAMS..."):
                 number, model, width, height, *params = line.split()
                 if (known := _parameters(model)) is None:
-                    raise UserError(f"{where}: found the camera model {shown(model)}, which COLMAP does not define")
+                    raise UserError(f"{where}: found the camera model {shown(model)}, which "
+                                    "COLMAP does not define")
                 if len(params) != known[1]:
-                    raise UserError(f"{where}: found {len(params)} parameters, expected the {known[1]} of a {model} camera")
+                    raise UserError(f"{where}: found {len(params)} parameters, expected the "
+                                    f"{known[1]} of a {model} camera")
                 _once(int(number) in found, where, f"camera {int(number)}")
                 found[int(number)] = Lens(model, int(width), int(height), tuple(map(float, params)))
         return found
@@ -463,20 +492,24 @@ class _Text(_Reader):
             words = line.split()
             if _is_observations(words):
                 if not found or len(found[-1].seen):
-                    raise UserError(f"{where}: found observations (X Y POINT3D_ID ...), expected an image (IMAGE_ID QW QX QY "
-                                    "QZ TX TY TZ CAMERA_ID NAME): a line is missing, export the model again")
+                    raise UserError(f"{where}: found observations (X Y POINT3D_ID ...), expected an "
+                                    "image (IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME): a line is "
+                                    "missing, export the model again")
                 with _Fields(where, "X Y POINT3D_ID ..."):
                     found[-1] = found[-1]._replace(xy=np.array([words[0::3], words[1::3]], float).T,
-                                                   seen=np.array([_signed(word) for word in words[2::3]], np.int64))
+                                                   seen=np.array([_signed(word) for word in words[2::3]],
+                                                                 np.int64))
                 continue
-            with _Fields(where, "an image (IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME) or its observations (X Y POINT3D_ID)"):
+            with _Fields(where, "an image (IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME) or its "
+                                "observations (X Y POINT3D_ID)"):
                 number, *pose, camera, name = line.split(maxsplit=9)
                 if len(pose) != 7:
                     raise ValueError
                 matrix = _pose(f"{where}: the image {shown(name)}", tuple(map(float, pose)))
                 _once(int(number) in ids, where, f"image {int(number)}")
                 ids.add(int(number))
-                found.append(_Image(int(number), matrix, int(camera), name, np.empty((0, 2)), np.empty(0, np.int64)))
+                found.append(_Image(int(number), matrix, int(camera), name, np.empty((0, 2)),
+                                    np.empty(0, np.int64)))
         return found
 
     def points(self, doubts: list[str]) -> tuple[Array, Array, Array]:
@@ -492,7 +525,8 @@ class _Text(_Reader):
                 xyz.append([float(word) for word in rest[:3]])
                 rgb.append(colour)
                 ids.append(_signed(number))
-        return np.array(ids, np.int64), np.array(xyz, float).reshape(-1, 3), np.array(rgb, np.uint8).reshape(-1, 3)
+        return (np.array(ids, np.int64), np.array(xyz, float).reshape(-1, 3),
+                np.array(rgb, np.uint8).reshape(-1, 3))
 
     def rigs(self) -> dict[tuple[int, int, int], Array]:
         found = {}
@@ -514,7 +548,8 @@ class _Text(_Reader):
     def frames(self) -> list[tuple[int, Array, list[tuple[int, int, int]]]]:
         found = []
         for where, line in self._lines("frames", [], lambda: None):
-            with _Fields(where, "FRAME_ID RIG_ID QW QX QY QZ TX TY TZ NUM_DATA_IDS and its SENSOR_TYPE SENSOR_ID DATA_ID"):
+            with _Fields(where, "FRAME_ID RIG_ID QW QX QY QZ TX TY TZ NUM_DATA_IDS and its "
+                                "SENSOR_TYPE SENSOR_ID DATA_ID"):
                 _, rig, *pose = line.split()[:9]
                 count, *words = line.split()[9:]
                 if len(words) != 3 * int(count):
@@ -523,9 +558,10 @@ class _Text(_Reader):
                 found.append((int(rig), _pose(f"{where}: the frame", tuple(map(float, pose))), members))
         return found
 
-    def _lines(self, part: str, doubts: list[str], count: Callable[[], int | None]) -> Iterator[tuple[str, str]]:
-        """("file, line n", its text), of each line that says something; when they are through, the count that the comment on
-        top promises is compared with count()."""
+    def _lines(self, part: str, doubts: list[str],
+               count: Callable[[], int | None]) -> Iterator[tuple[str, str]]:
+        """("file, line n", its text), of each line that says something; when they are through, the count that
+        the comment on top promises is compared with count()."""
         file, promised = self.file(part), None
         with file.open("rb") as lines:
             for i, raw in enumerate(lines, 1):
@@ -538,11 +574,13 @@ class _Text(_Reader):
                     yield where, text
         if promised is not None and (found := count()) is not None and found != promised:
             what = "points" if part == "points3D" else part
-            doubts.append(f"{file}: its head promises {promised} {what}, found {found}; is the file complete?")
+            doubts.append(f"{file}: its head promises {promised} {what}, found {found}; "
+                          "is the file complete?")
 
 
 class _Fields:
-    """Fields that cannot be split or converted are a UserError that says what the line is expected to hold."""
+    """Fields that cannot be split or converted are a UserError that says what the line is expected to
+    hold."""
 
     def __init__(self, where: str, expected: str):
         self.where, self.expected = where, expected
@@ -552,14 +590,16 @@ class _Fields:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, ValueError | IndexError | KeyError | OverflowError):
-            raise UserError(f"{self.where}: found something else, expected {self.expected}: the file is damaged, copy or "
-                            "export it again") from None
+            raise UserError(f"{self.where}: found something else, expected {self.expected}: the file "
+                            "is damaged, copy or export it again") from None
 
 
 def _is_observations(words: list[str]) -> bool:
-    """Whether a line of images.txt holds X Y POINT3D_ID, again and again; it is no image, whose name is hardly a number."""
+    """Whether a line of images.txt holds X Y POINT3D_ID, again and again; it is no image, whose name is
+    hardly a number."""
     try:
-        return len(words) % 3 == 0 and all(_signed(word) >= -1 for word in words[2::3]) and bool([*map(float, words)])
+        return len(words) % 3 == 0 and all(_signed(word) >= -1
+                                           for word in words[2::3]) and bool([*map(float, words)])
     except (ValueError, OverflowError):
         return False
 

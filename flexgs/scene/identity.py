@@ -1,6 +1,7 @@
 """Which capture it is: a short digest that says what differs between two, the same on every machine.
 
-    24-6f1c9ab2-90b4c1f2-1d20e85b: number of images, names, cameras (poses and lenses), sizes of the image files
+    24-6f1c9ab2-90b4c1f2-1d20e85b: number of images, names, cameras (poses and lenses), sizes of the image
+    files
 """
 
 import hashlib
@@ -28,16 +29,19 @@ def capture_digest(views: Sequence[View]) -> str:
 
 
 def check_same_capture(known: str | None, ours: str | None, where: Path, advice: str) -> None:
-    """UserError, which says what differs, unless two captures have one digest. where: what has been made from the known one.
+    """UserError, which says what differs, unless two captures have one digest. where: what has been made from
+    the known one.
 
     What was made before there were such digests is taken as it is.
     """
-    was, now = ((typed(str | None, digest, f"{where}: the digest of a capture") or "").split("-") for digest in (known, ours))
+    was, now = ((typed(str | None, digest, f"{where}: the digest of a capture") or "").split("-")
+                for digest in (known, ours))
     if len(was) == len(now) == len(PARTS) and was != now:
         differing = [name for name, a, b in zip(PARTS, was, now, strict=True) if a != b]
         if was[0] != now[0]:
             differing[0] += f" ({was[0]}, here {now[0]})"
-        raise UserError(f"{where}: was made from another capture, with other {', '.join(differing)}; {advice}")
+        raise UserError(f"{where}: was made from another capture, with other "
+                        f"{', '.join(differing)}; {advice}")
 
 
 def _rounded(numbers: Sequence[float]) -> list[float]:
@@ -48,4 +52,5 @@ def _rounded(numbers: Sequence[float]) -> list[float]:
 
 
 def _digest(texts: Iterable[str]) -> str:
-    return hashlib.blake2b("\n".join(texts).encode(), digest_size=4).hexdigest()  # MLflow takes 36 letters in all
+    # MLflow takes 36 letters in all
+    return hashlib.blake2b("\n".join(texts).encode(), digest_size=4).hexdigest()

@@ -14,9 +14,10 @@ def initial_splats(points: Points, sh_degree: int, *, opacity: float = 0.1, alon
                    origin: Origin = WORLD) -> Splats:
     """A round Gaussian at each of the M points, in its colour.
 
-    Its standard deviation is the root mean square distance to the 3 nearest other points (Kerbl et al. 2023), at least
-    1e-4 of the median so that duplicates do not vanish. opacity: after the sigmoid, 0 to 1.
-    alone: the standard deviation, in world units, of a point that has no other. origin: of the points' coordinates.
+    Its standard deviation is the root mean square distance to the 3 nearest other points (Kerbl et al. 2023),
+    at least 1e-4 of the median so that duplicates do not vanish. opacity: after the sigmoid, 0 to 1.
+    alone: the standard deviation, in world units, of a point that has no other. origin: of the points'
+    coordinates.
     """
     from scipy.spatial import cKDTree
 

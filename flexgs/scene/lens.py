@@ -17,14 +17,17 @@ from flexgs.scene.undistort import widest_pinhole
 if TYPE_CHECKING:
     import pycolmap
 
-# Every lens that can be trained on, by its COLMAP name (POLYNOMIAL is of transforms.json alone), and who chooses the pinhole
-# camera that its images become: nobody
-# where lines are straight, "colmap" as image_undistorter does, or "flexgs" (undistort.py) where that would be too wide.
+# Every lens that can be trained on, by its COLMAP name (POLYNOMIAL is of transforms.json alone), and who
+# chooses the pinhole camera that its images become: nobody
+# where lines are straight, "colmap" as image_undistorter does, or "flexgs" (undistort.py) where that would be
+# too wide.
 LENSES = {
     **dict.fromkeys(("SIMPLE_PINHOLE", "PINHOLE"), None),
-    **dict.fromkeys(("SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV", "SIMPLE_DIVISION", "DIVISION"), "colmap"),
+    **dict.fromkeys(("SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV", "SIMPLE_DIVISION", "DIVISION"),
+                    "colmap"),
     **dict.fromkeys(("OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "THIN_PRISM_FISHEYE",
-                     "RAD_TAN_THIN_PRISM_FISHEYE", "SIMPLE_FISHEYE", "FISHEYE", "FOV", "EUCM", POLYNOMIAL), "flexgs"),
+                     "RAD_TAN_THIN_PRISM_FISHEYE", "SIMPLE_FISHEYE", "FISHEYE", "FOV", "EUCM", POLYNOMIAL),
+                    "flexgs"),
 }
 
 NARROWEST = 0.04
@@ -33,7 +36,8 @@ NARROWEST = 0.04
 
 @dataclass(frozen=True)
 class Lens:
-    """Intrinsics of one camera as a COLMAP model or POLYNOMIAL: hashable, picklable, in pixels of a width x height image."""
+    """Intrinsics of one camera as a COLMAP model or POLYNOMIAL: hashable, picklable, in pixels of a width x
+    height image."""
 
     model: str
     width: int
@@ -65,13 +69,13 @@ class Lens:
         return LENSES[self.model] == "flexgs"
 
     def pinhole(self) -> "Lens":
-        """The PINHOLE lens that an image has after undistortion: as large as shows no blank pixel, and no wider than
-        undistort.MAX_FOV for a wide lens."""
+        """The PINHOLE lens that an image has after undistortion: as large as shows no blank pixel, and no
+        wider than undistort.MAX_FOV for a wide lens."""
         return _pinhole(self)
 
     def camera(self, viewmat: np.ndarray, origin: Origin = WORLD) -> Camera:
-        """A Camera with the calibration of this lens, distortion left out, at the pose viewmat ([4, 4], world to camera)
-        in coordinates about origin."""
+        """A Camera with the calibration of this lens, distortion left out, at the pose viewmat ([4, 4], world
+        to camera) in coordinates about origin."""
         K = self.colmap().calibration_matrix()
         return Camera(torch.from_numpy(viewmat).float(), torch.from_numpy(K).float(), self.width, self.height,
                       origin=origin)
@@ -81,19 +85,21 @@ class Lens:
         if self.model not in LENSES:
             raise UserError(f"{file}: the camera model {self.model} is not supported; expected one of "
                             f"{', '.join(LENSES)}: cut the images into pinhole views before COLMAP")
-        sane = 0 < self.width < 1 << 17 and 0 < self.height < 1 << 17 and np.abs(self.params).max() < 1e12  # false for NaN
+        # false for NaN
+        sane = 0 < self.width < 1 << 17 and 0 < self.height < 1 << 17 and np.abs(self.params).max() < 1e12
         if not (sane and (np.diag(self.colmap().calibration_matrix()) > 0).all()):
-            raise UserError(f"{file}: found a {self.model} camera of {self.width}x{self.height} pixels with parameters "
-                            f"{', '.join(f'{p:g}' for p in self.params)}; expected positive sizes and focal lengths: "
-                            "the file is damaged, copy or compute it again")
+            raise UserError(f"{file}: found a {self.model} camera of {self.width}x{self.height} "
+                            f"pixels with parameters {', '.join(f'{p:g}' for p in self.params)}; expected "
+                            "positive sizes and focal lengths: the file is damaged, copy or compute it again")
         fx, fy = np.diag(self.colmap().calibration_matrix())[:2]
         if not self.wide and (fx < NARROWEST * self.width or fy < NARROWEST * self.height):
-            raise UserError(f"{file}: found a {self.model} camera of {self.width}x{self.height} pixels with focal lengths of "
-                            f"{fx:g} and {fy:g}, a view of 170 degrees or more; expected them in pixels: they may be shares of "
-                            "the size")
+            raise UserError(f"{file}: found a {self.model} camera of {self.width}x{self.height} pixels "
+                            f"with focal lengths of {fx:g} and {fy:g}, a view of 170 degrees or more; "
+                            "expected them in pixels: they may be shares of the size")
         if self.wide and not min(self.pinhole().width, self.pinhole().height) > 1:
-            raise UserError(f"{file}: found a {self.model} camera with parameters {', '.join(f'{p:g}' for p in self.params)}, "
-                            "which show no clear view around the optical axis; expected a calibrated lens: compute it again")
+            raise UserError(f"{file}: found a {self.model} camera with parameters "
+                            f"{', '.join(f'{p:g}' for p in self.params)}, which show no clear view around "
+                            "the optical axis; expected a calibrated lens: compute it again")
 
 
 def from_colmap(camera: "pycolmap.Camera | Polynomial") -> Lens:

@@ -19,7 +19,17 @@ from flexgs.scene.identity import capture_digest
 from flexgs.scene.masks import Masks
 from flexgs.scene.transforms import find_transforms, read_transforms
 from flexgs.scene.undistort import MAX_FOV
-from flexgs.scene.views import Head, ImageCache, View, default_cache, find_image, is_photograph, plain, read_head, stem
+from flexgs.scene.views import (
+    Head,
+    ImageCache,
+    View,
+    default_cache,
+    find_image,
+    is_photograph,
+    plain,
+    read_head,
+    stem,
+)
 from flexgs.seeds import generator
 
 RANDOM_POINTS = 10_000
@@ -54,10 +64,11 @@ class Scene:
         model = f", sub-model {p['model']}" if p["model"] else ""
         unused = p["posed"] - p["train_views"] - p["test_views"]
         left = f", {unused} left out" if unused else ""
-        return (f"{self.name}: {p['photographs']} photographs, {p['posed']} with a pose, {p['train_views']} to train on, "
-                f"{p['test_views']} to test on ({split}){left}, {p['masks']} masks; {' '.join(p['lenses'])}, {p['images']}/ at "
-                f"factor {p['factor']}, {size}; {p['format']}{model}, {p['points']:,} points"
-                f"{' at random' if p['points_from'] == 'random' else ''}, extent {self.extent:.4g}")
+        return (f"{self.name}: {p['photographs']} photographs, {p['posed']} with a pose, "
+                f"{p['train_views']} to train on, {p['test_views']} to test on ({split}){left}, {p['masks']} "
+                f"masks; {' '.join(p['lenses'])}, {p['images']}/ at factor {p['factor']}, {size}; "
+                f"{p['format']}{model}, {p['points']:,} "
+                f"points{' at random' if p['points_from'] == 'random' else ''}, extent {self.extent:.4g}")
 
     @property
     def digest(self) -> str | None:
@@ -70,24 +81,27 @@ class Scene:
         return unit_of(self.extent)
 
 
-def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: str | None = None, masks: bool = True,
-               seed: int = 0, cache_bytes: int | None = None, model: str | None = None) -> Scene:
-    """Read a capture: a COLMAP reconstruction or, if there is none, a transforms.json of nerfstudio or instant-ngp.
+def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: str | None = None,
+               masks: bool = True, seed: int = 0, cache_bytes: int | None = None,
+               model: str | None = None) -> Scene:
+    """Read a capture: a COLMAP reconstruction or, if there is none, a transforms.json of nerfstudio or
+    instant-ngp.
 
-    factor: train at 1/factor of the size of images/: from the folder images_<factor> if there is one, else resized.
+    factor: train at 1/factor of the size of images/: from the folder images_<factor> if there is one, else
+    resized.
     test_every: every so many views, by name, starting with the first, is a test view; 0 for none.
     masks: read masks/ beside images/; see masks.Masks for their names.
     seed: for the random points of a capture that has none.
     cache_bytes: how much decoded images may take in memory; None: see views.default_cache.
     model: which of several COLMAP models, such as "1" for sparse/1; None: the one of the most photographs.
 
-    No image is decoded here, only its head is read. UserError, in one line, for whatever is wrong with the capture; what is
-    only doubtful is a warning each, and in Scene.doubts.
+    No image is decoded here, only its head is read. UserError, in one line, for whatever is wrong with the
+    capture; what is only doubtful is a warning each, and in Scene.doubts.
     """
     root = Path(path)
     if factor < 1 or test_every < 0:
-        raise UserError(f"found factor {factor} and test_every {test_every}; expected a factor of 1 or more and "
-                        "test_every of 0 or more")
+        raise UserError(f"found factor {factor} and test_every {test_every}; expected a "
+                        "factor of 1 or more and test_every of 0 or more")
     capture = read_capture(root, model)
     frames = sorted(capture.frames, key=lambda frame: frame.name)
     if len(frames) < 2:
@@ -100,8 +114,9 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
     places = np.stack([_place(frame.viewmat) for frame in frames])
     if not np.abs(places).max() < FARTHEST:
         far = frames[int(np.abs(places).max(1).argmax())]
-        raise UserError(f"{capture.file}: found the camera of {far.name} over {FARTHEST:g} units from 0 0 0, expected a "
-                        "capture that float32 can hold: the file is damaged, copy or export it again")
+        raise UserError(f"{capture.file}: found the camera of {far.name} over {FARTHEST:g} units "
+                        "from 0 0 0, expected a capture that float32 can hold: the file is damaged, "
+                        "copy or export it again")
     origin = local_origin(places, np.linalg.norm(places - places.mean(0), axis=1).max())
     cache = ImageCache(default_cache() if cache_bytes is None else cache_bytes)
     finder = Masks(frames, factor) if masks else None
@@ -112,27 +127,32 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         pinhole = lens.pinhole()
         camera = pinhole.camera(_about(origin, frame.viewmat), origin)
         if resize > 1:
-            camera = camera.scaled(max(1, round(pinhole.width / resize)), max(1, round(pinhole.height / resize)))
-        views.append(View(frame.name, camera, file, finder.find(frame, head) if finder else None, lens, cache))
+            camera = camera.scaled(max(1, round(pinhole.width / resize)),
+                                   max(1, round(pinhole.height / resize)))
+        views.append(View(frame.name, camera, file, finder.find(frame, head) if finder else None, lens,
+                          cache))
         heads.append(head)
     doubts += finder.doubts() if finder else []
     doubts += _doubts_of_heads(files, heads)
     said = [frame.split for frame in frames] if any(frame.split for frame in frames) else None
     train, test = _split(root, views, said, test_every, doubts)
     if len(train) < 2:
-        raise UserError(f"{root}: found {len(train)} training views of {len(views)} images, expected at least 2: "
-                        "change test_every or add images")
+        raise UserError(f"{root}: found {len(train)} training views of {len(views)} images, "
+                        "expected at least 2: change test_every or add images")
     points, note = _near(capture, doubts), "capture"
     if points is None:
-        points, note = _random_points([view.camera.viewmat.double().numpy() for view in train], seed), "random"
-        doubts.append(f"{capture.file.parent}: the capture has no points; starting from {RANDOM_POINTS} random ones")
+        points, note = _random_points([view.camera.viewmat.double().numpy() for view in train],
+                                      seed), "random"
+        doubts.append(f"{capture.file.parent}: the capture has no points; starting from "
+                      f"{RANDOM_POINTS} random ones")
     else:
         points = Points((points.xyz.double() - torch.tensor(origin, dtype=torch.float64)).float(), points.rgb)
 
     centres = torch.stack([view.camera.center for view in train])
     extent = 1.1 * float((centres - centres.mean(0)).norm(dim=1).max())
     if extent == 0:
-        raise UserError(f"{capture.file}: all cameras are at the same place; expected a capture from several places")
+        raise UserError(f"{capture.file}: all cameras are at the same place; expected a "
+                        "capture from several places")
     doubts += _blind(capture.file, views, points) if capture.points is not None else []
     for view in views:
         view.camera = replace(view.camera, near=NEAR * unit_of(extent))
@@ -156,15 +176,16 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
     doubts = [one_line(doubt) for doubt in doubts]
     for doubt in doubts:
         warnings.warn(doubt, stacklevel=2)
-    return Scene(name or Path(os.path.abspath(root)).name, root, train, test, points, extent, protocol, origin, doubts)
+    return Scene(name or Path(os.path.abspath(root)).name, root, train, test, points, extent, protocol,
+                 origin, doubts)
 
 
 def _near(capture: Capture, doubts: list[str]) -> Points | None:
     """The points that are where float32 can hold them."""
     if capture.points is None or bool((near := (capture.points.xyz.abs() < FARTHEST).all(1)).all()):
         return capture.points
-    doubts.append(f"{capture.file}: {int((~near).sum())} of {len(near)} points are over {FARTHEST:g} units from 0 0 0 and are "
-                  "left out")
+    doubts.append(f"{capture.file}: {int((~near).sum())} of {len(near)} points are over {FARTHEST:g} "
+                  "units from 0 0 0 and are left out")
     return Points(capture.points.xyz[near], capture.points.rgb[near]) if bool(near.any()) else None
 
 
@@ -181,13 +202,16 @@ def _about(origin: Origin, viewmat: np.ndarray) -> np.ndarray:
 
 
 def read_capture(root: Path, model: str | None = None) -> Capture:
-    """The capture in the folder root, in whichever format it is. UserError if there is none, or no COLMAP model so named."""
+    """The capture in the folder root, in whichever format it is. UserError if there is none, or no COLMAP
+    model so named."""
     if not root.is_dir():
-        raise UserError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}; expected the folder of a capture")
+        raise UserError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}; expected "
+                        "the folder of a capture")
     if models := find_models(root):
         return read_colmap(root, models, root / "images", model)
     if model is not None:
-        raise UserError(f"{root}: found no COLMAP model in {', '.join(PLACES)}, expected the sub-model {model} (--data.model)")
+        raise UserError(f"{root}: found no COLMAP model in {', '.join(PLACES)}, expected the sub-model "
+                        f"{model} (--data.model)")
     if files := find_transforms(root):
         return read_transforms(root, files)
     found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
@@ -195,7 +219,8 @@ def read_capture(root: Path, model: str | None = None) -> Capture:
                     f"{', '.join(PLACES)} and the folders in them, and for transforms.json; found {found}")
 
 
-def _locate(capture: Capture, frames: list[Frame], factor: int, doubts: list[str]) -> tuple[list[Frame], list[Path], bool]:
+def _locate(capture: Capture, frames: list[Frame], factor: int,
+            doubts: list[str]) -> tuple[list[Frame], list[Path], bool]:
     """(frames, the image file of each, whether these are the reduced images of images_<factor>)."""
     folders = {frame.folder: frame.reduced_folder(factor) for frame in frames}
     reduced = factor > 1 and all(folder.is_dir() for folder in folders.values())
@@ -203,12 +228,14 @@ def _locate(capture: Capture, frames: list[Frame], factor: int, doubts: list[str
     found = [find_image(path) for path in wanted]
     missing = [path for path, file in zip(wanted, found, strict=True) if file is None]
     if missing:
-        text = f"{capture.file}: names {len(frames)} images, but {len(missing)} are not there, for instance {missing[0]}"
+        text = (f"{capture.file}: names {len(frames)} images, but {len(missing)} are not there, for "
+                f"instance {missing[0]}")
         if capture.format == "colmap" or len(missing) == len(frames):
             folder = next(iter(folders))
             others = sorted(int(p.name.rpartition("_")[2]) for p in folder.parent.glob(f"{folder.name}_*")
                             if p.name.rpartition("_")[2].isdigit())
-            hint = f", or use the factor {others[0]} of {folder.name}_{others[0]}/" if others and not reduced else ""
+            hint = (f", or use the factor {others[0]} of {folder.name}_{others[0]}/" if others and not reduced
+                    else "")
             raise UserError(f"{text}: copy them to there{hint}")
         doubts.append(f"{text}; going on without them")
     if reduced:
@@ -223,8 +250,8 @@ def _locate(capture: Capture, frames: list[Frame], factor: int, doubts: list[str
             if frame.split in ("test", "val"):  # what is held out once is never trained on
                 first.split = frame.split
     if again:
-        doubts.append(f"{capture.file}: names {len(again)} photographs more than once, for instance {again[0]}; their first "
-                      "pose is used")
+        doubts.append(f"{capture.file}: names {len(again)} photographs more than once, for instance "
+                      f"{again[0]}; their first pose is used")
     return list(kept.values()), list(kept), reduced
 
 
@@ -240,24 +267,28 @@ def _blind(file: Path, views: list[View], points: Points) -> list[str]:
             blind.append(view.name)
     if 2 * len(blind) <= len(views):
         return []
-    return [f"{file}: {len(blind)} of {len(views)} cameras see none of the {len(points):,} points, for instance that of "
-            f"{blind[0]}; the poses may be of another convention (world to camera in place of camera to world, or other axes) "
-            "or the points of another reconstruction"]
+    return [f"{file}: {len(blind)} of {len(views)} cameras see none of the {len(points):,} points, "
+            f"for instance that of {blind[0]}; the poses may be of another convention (world to camera in "
+            "place of camera to world, or other axes) or the points of another reconstruction"]
 
 
 def _unlike(frame: Frame, file: Path | None, factor: int) -> list[str]:
-    """A doubt if the photograph of images_<factor> is not 1/factor of that of images/, where both are there."""
+    """A doubt if the photograph of images_<factor> is not 1/factor of that of images/, where both are
+    there."""
     with contextlib.suppress(UserError):  # of images/ nothing is trained on
         if file and (whole := find_image(frame.folder / frame.file)):
             (width, height), (full_width, full_height) = read_head(file)[:2], read_head(whole)[:2]
-            if abs(width - full_width / factor) > 2 + 0.005 * width or abs(height - full_height / factor) > 2 + 0.005 * height:
-                return [f"{file}: found {width}x{height} pixels for a photograph of {full_width}x{full_height} in "
-                        f"{frame.folder.name}/, which is not 1/{factor} of it; this size is trained at"]
+            if (abs(width - full_width / factor) > 2 + 0.005 * width
+                or abs(height - full_height / factor) > 2 + 0.005 * height):
+                return [f"{file}: found {width}x{height} pixels for a photograph of "
+                        f"{full_width}x{full_height} in {frame.folder.name}/, which is not 1/{factor} of it; "
+                        "this size is trained at"]
     return []
 
 
 def _count(capture: Capture, frames: list[Frame], files: list[Path], doubts: list[str]) -> int:
-    """How many photographs there are in the folders of these frames; a doubt says how many of them have no pose."""
+    """How many photographs there are in the folders of these frames; a doubt says how many of them have no
+    pose."""
     posed: dict[Path, set[str]] = {}
     for frame, file in zip(frames, files, strict=True):
         here = Path(frame.file).with_name(file.name)  # as it is called there, and as the capture calls it
@@ -272,8 +303,8 @@ def _count(capture: Capture, frames: list[Frame], files: list[Path], doubts: lis
                         if is_photograph(name) and plain(stem((place / name).as_posix())) not in names]
     total = len(frames) + len(unposed)
     if unposed:
-        doubts.append(f"{capture.file}: {len(frames)} of {total} photographs have a pose; {len(unposed)} have none and are "
-                      f"left out, for instance {min(unposed)}")
+        doubts.append(f"{capture.file}: {len(frames)} of {total} photographs have a pose; "
+                      f"{len(unposed)} have none and are left out, for instance {min(unposed)}")
     return total
 
 
@@ -283,27 +314,31 @@ def _checked_head(file: Path, frame: Frame, source: Path) -> Head:
     width, height = head[:2]
     lens = frame.lens
     slack = 2 + 0.005 * max(width, height)
-    if abs(height - lens.height * width / lens.width) > slack or abs(width - lens.width * height / lens.height) > slack:
+    if abs(height - lens.height * width
+           / lens.width) > slack or abs(width - lens.width * height / lens.height) > slack:
         turned = " (its EXIF orientation is not applied)" if head.turned else ""
         raise UserError(f"{file}: found {width}x{height} pixels{turned}, but {source} has a camera of "
-                        f"{lens.width}x{lens.height} for it, another aspect ratio: use the images that the cameras "
-                        "were computed from")
+                        f"{lens.width}x{lens.height} for it, another aspect ratio: use the "
+                        "images that the cameras were computed from")
     return head
 
 
 def _doubts_of_heads(files: list[Path], heads: list[Head]) -> list[str]:
     kinds = {"deep": "have more than 8 bits per channel, of which the upper 8 are used",
              "cmyk": "are CMYK and are converted without a colour profile",
-             "turned": "have an EXIF orientation, which is not applied: cameras are of the pixels as they are stored"}
-    found = {kind: [file for file, head in zip(files, heads, strict=True) if getattr(head, kind)] for kind in kinds}
-    return [f"{some[0].parent}: {len(some)} of {len(files)} photographs {kinds[kind]}, for instance {some[0].name}"
+             "turned": "have an EXIF orientation, which is not applied: cameras are of the "
+                       "pixels as they are stored"}
+    found = {kind: [file for file, head in zip(files, heads, strict=True) if getattr(head, kind)]
+             for kind in kinds}
+    return [f"{some[0].parent}: {len(some)} of {len(files)} photographs {kinds[kind]}, for "
+            f"instance {some[0].name}"
             for kind, some in found.items() if some]
 
 
 def _split(root: Path, views: list[View], said: list[str | None] | None, test_every: int, doubts: list[str]
            ) -> tuple[list[View], list[View]]:
-    """(train, test): as the capture itself says, or every so many views. UserError where the capture leaves nothing to test on,
-    unless test_every is 0."""
+    """(train, test): as the capture itself says, or every so many views. UserError where the capture leaves
+    nothing to test on, unless test_every is 0."""
     if not said:
         return ([view for i, view in enumerate(views) if not test_every or i % test_every],
                 [view for i, view in enumerate(views) if test_every and i % test_every == 0])
@@ -313,15 +348,16 @@ def _split(root: Path, views: list[View], said: list[str | None] | None, test_ev
     for part in ("val", "none"):
         if parts[part] and not parts["test"]:
             parts["test"] = parts.pop(part)
-            doubts.append(f"{root}: the capture names no view to test on; the {len(parts['test'])} that {others[part]} are "
-                          "tested on")
+            doubts.append(f"{root}: the capture names no view to test on; the {len(parts['test'])} "
+                          f"that {others[part]} are tested on")
     for part in ("val", "none"):
         if some := parts.get(part):
-            doubts.append(f"{root}: {len(some)} photographs {others[part]} and are neither trained nor tested on, for instance "
-                          f"{some[0].name}")
+            doubts.append(f"{root}: {len(some)} photographs {others[part]} and are neither trained nor "
+                          f"tested on, for instance {some[0].name}")
     if not parts["test"] and test_every:
-        raise UserError(f"{root}: the capture says what to train on and leaves nothing to test on; name the views in its "
-                        "test_filenames or, to hold out views by name, remove the lists of the capture")
+        raise UserError(f"{root}: the capture says what to train on and leaves nothing to test on; "
+                        "name the views in its test_filenames or, to hold out views by name, remove the "
+                        "lists of the capture")
     return parts["train"], parts["test"]
 
 

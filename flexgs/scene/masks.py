@@ -11,9 +11,10 @@ from flexgs.scene.views import Head, find_image, image_size, is_photograph, plai
 class Masks:
     """The masks of a capture, each used at most once per photograph.
 
-    A frame's own mask counts, by its name with any suffix. Otherwise it is looked for beside the images folder, in masks/,
-    masks_<factor>/ or another masks_<n>/, or mask/ in their place, in upper or lower case: for `a/b.jpg`, `a/b`, `a/b.jpg`,
-    `a/b_mask` or `a/b.jpg_mask` with the suffix of an image, in upper or lower case too.
+    A frame's own mask counts, by its name with any suffix. Otherwise it is looked for beside the images
+    folder, in masks/, masks_<factor>/ or another masks_<n>/, or mask/ in their place, in upper or lower case:
+    for `a/b.jpg`, `a/b`, `a/b.jpg`, `a/b_mask` or `a/b.jpg_mask` with the suffix of an image, in upper or
+    lower case too.
     """
 
     def __init__(self, frames: list[Frame], factor: int):
@@ -34,7 +35,8 @@ class Masks:
             place = self.folders[frame.folder.parent]
             base = stem(frame.file)
             keys = (base, frame.file, f"{base}_mask", f"{frame.file}_mask")
-            mask = next((place[1][key] for key in map(plain, keys) if key in place[1]), None) if place else None
+            mask = next((place[1][key] for key in map(plain, keys) if key in place[1]),
+                        None) if place else None
         if mask is None:
             self.without.append(frame.folder / frame.file)
             return None
@@ -42,26 +44,28 @@ class Masks:
         width, height = image_size(mask)
         slack = 2 + 0.005 * max(width, height)
         if abs(width * head.height / head.width - height) > slack:
-            raise UserError(f"{mask}: found {width}x{height} pixels for a photograph of {head.width}x{head.height}, another "
-                            "aspect ratio: expected the mask of this photograph")
+            raise UserError(f"{mask}: found {width}x{height} pixels for a photograph of "
+                            f"{head.width}x{head.height}, another aspect ratio: expected the "
+                            "mask of this photograph")
         return mask
 
     def doubts(self) -> list[str]:
         """What is not used, a line each."""
         said = []
         if self.absent:
-            said.append(f"{self.absent[0]}: {len(self.absent)} masks that the capture names are not there, this one for "
-                        "instance; these photographs count as a whole")
+            said.append(f"{self.absent[0]}: {len(self.absent)} masks that the capture names are not "
+                        "there, this one for instance; these photographs count as a whole")
         for folder, index in filter(None, self.folders.values()):
             if not index:
-                said.append(f"{folder}: holds no image, so there are no masks; expected PNG, JPEG, WebP, TIFF or BMP files "
-                            "with the names of the photographs")
+                said.append(f"{folder}: holds no image, so there are no masks; expected PNG, JPEG, "
+                            "WebP, TIFF or BMP files with the names of the photographs")
             if left := sorted(set(index.values()) - self.used):
-                said.append(f"{folder}: {len(left)} of {len(set(index.values()))} masks fit no photograph and are not used, "
-                            f"for instance {left[0].name}; expected the name of the photograph, or that and _mask")
+                said.append(f"{folder}: {len(left)} of {len(set(index.values()))} masks fit no "
+                            f"photograph and are not used, for instance {left[0].name}; expected the name of "
+                            "the photograph, or that and _mask")
         if self.used and len(self.without) > len(self.absent):
-            said.append(f"{self.without[0]}: {len(self.without)} photographs have no mask, this one for instance, and count as "
-                        "a whole")
+            said.append(f"{self.without[0]}: {len(self.without)} photographs have no mask, this one for "
+                        "instance, and count as a whole")
         return said
 
 
@@ -70,8 +74,10 @@ def _folder(parent: Path, factor: int) -> Path | None:
     wanted = ["masks", "mask", f"masks_{factor}", f"mask_{factor}"]
     found = {path: path.name.lower() for path in sorted(parent.glob("*"))
              if path.name.lower().startswith(("masks", "mask")) and path.is_dir()}
-    found = {path: name for path, name in found.items() if name in wanted[:2] or name.startswith(("masks_", "mask_"))}
-    return min(found, key=lambda path: wanted.index(found[path]) if found[path] in wanted else len(wanted), default=None)
+    found = {path: name for path, name in found.items() if name in wanted[:2]
+             or name.startswith(("masks_", "mask_"))}
+    return min(found, key=lambda path: wanted.index(found[path]) if found[path] in wanted else len(wanted),
+               default=None)
 
 
 def _index(folder: Path) -> dict[str, Path]:

@@ -11,11 +11,11 @@ Array = np.ndarray
 
 @dataclass
 class Polynomial:
-    """Brown's model with four radial coefficients, as nerfstudio and Metashape use it; what a pycolmap.Camera can do that is
-    needed of it, by the same names.
+    """Brown's model with four radial coefficients, as nerfstudio and Metashape use it; what a pycolmap.Camera
+    can do that is needed of it, by the same names.
 
-    params: fx, fy, cx, cy, k1, k2, p1, p2, k3, k4; a point at (x, y) and depth 1 falls to
-    x (1 + k1 r^2 + k2 r^4 + k3 r^6 + k4 r^8) + 2 p1 x y + p2 (r^2 + 2 x^2), and likewise y with p1 and p2 exchanged, as OpenCV
+    params: fx, fy, cx, cy, k1, k2, p1, p2, k3, k4; a point at (x, y) and depth 1 falls to x (1 + k1 r^2 + k2
+    r^4 + k3 r^6 + k4 r^8) + 2 p1 x y + p2 (r^2 + 2 x^2), and likewise y with p1 and p2 exchanged, as OpenCV
     defines p1 and p2.
     """
 

@@ -6,7 +6,8 @@ from types import ModuleType
 
 
 def library() -> ModuleType:
-    """pycolmap. Its import makes SIGTERM, by which schedulers end a run, print a stack trace; that is undone here."""
+    """pycolmap. Its import makes SIGTERM, by which schedulers end a run, print a stack trace; that is undone
+    here."""
     import pycolmap
 
     if threading.current_thread() is threading.main_thread():  # no other may say what a signal does

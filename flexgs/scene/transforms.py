@@ -22,14 +22,17 @@ from flexgs.scene.views import find_image, image_size, plain, stem
 OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 SPLITS = ("train", "val", "test")
 PERSPECTIVE = ("OPENCV", "PERSPECTIVE", "SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV")
-"""Values of camera_model that are a perspective lens with the coefficients that stand beside it, as nerfstudio reads them."""
+"""Values of camera_model that are a perspective lens with the coefficients that stand beside it, as
+nerfstudio reads them."""
 
 FOCAL = {"fl_x", "fl_y", "camera_angle_x", "camera_angle_y"}
-"""A frame that says one of these has none of the file's: its own camera_angle_x counts where the file has fl_x."""
+"""A frame that says one of these has none of the file's: its own camera_angle_x counts where the file has
+fl_x."""
 
 
 def find_transforms(root: Path) -> list[Path]:
-    """transforms.json, or else transforms_train.json with those of val and test beside it; empty if neither is there."""
+    """transforms.json, or else transforms_train.json with those of val and test beside it; empty if neither
+    is there."""
     if (single := root / "transforms.json").is_file():
         return [single]
     files = [root / f"transforms_{split}.json" for split in SPLITS]
@@ -39,8 +42,8 @@ def find_transforms(root: Path) -> list[Path]:
 def read_transforms(root: Path, files: list[Path]) -> Capture:
     """The cameras of these files. Poses are camera to world with OpenGL axes (x right, y up, z backward).
 
-    Intrinsics (fl_x, fl_y, cx, cy, w, h, k1 ... k6, p1, p2, b1, b2, camera_angle_x) stand at the top or in a frame.
-    UserError if a file is not such JSON, has a bad pose or a lens that is not supported.
+    Intrinsics (fl_x, fl_y, cx, cy, w, h, k1 ... k6, p1, p2, b1, b2, camera_angle_x) stand at the top or in a
+    frame. UserError if a file is not such JSON, has a bad pose or a lens that is not supported.
     """
     frames: list[Frame] = []
     doubts: list[str] = []
@@ -55,7 +58,8 @@ def read_transforms(root: Path, files: list[Path]) -> Capture:
         size = _image_size(file, data, paths)
         for i, (entry, path) in enumerate(zip(data["frames"], paths, strict=True)):
             where = f"{file}: frame {i} ({entry['file_path']})"
-            shared = {key: value for key, value in data.items() if key not in FOCAL} if FOCAL & entry.keys() else data
+            shared = {key: value for key, value in data.items()
+                      if key not in FOCAL} if FOCAL & entry.keys() else data
             lens = _lens({**shared, **entry}, size, where, notes)
             lens.check(file)
             named = entry.get("mask_path")
@@ -74,8 +78,8 @@ def read_transforms(root: Path, files: list[Path]) -> Capture:
             xyz, rgb = read_points(places.find(cloud), doubts)
             points = Points(torch.from_numpy(xyz), torch.from_numpy(rgb))
     if len(files) == 1 and files[0].stem.endswith("_train"):
-        doubts.append(f"{files[0]}: there is no transforms_test.json or transforms_val.json beside it, so every so many of its "
-                      "photographs are held out to test on (--data.test-every)")
+        doubts.append(f"{files[0]}: there is no transforms_test.json or transforms_val.json beside it, so "
+                      "every so many of its photographs are held out to test on (--data.test-every)")
     _name(frames)
     return Capture("transforms", files[0], frames, points if points is not None and len(points) else None,
                    doubts=doubts + notes.lines(files[0]))
@@ -84,19 +88,21 @@ def read_transforms(root: Path, files: list[Path]) -> Capture:
 def _load(file: Path) -> dict:
     data = read_json(file, Any, "the file is damaged, copy or export it again")
     if not isinstance(data, dict) or not isinstance(data.get("frames"), list) or not data["frames"]:
-        raise UserError(f"{file}: found no list of frames; expected the transforms.json of nerfstudio or instant-ngp")
+        raise UserError(f"{file}: found no list of frames; expected the transforms.json of "
+                        "nerfstudio or instant-ngp")
     return data
 
 
 def _path(file: Path, i: int, entry: Any, places: "_Places") -> Path:
-    if not isinstance(entry, dict) or not isinstance(entry.get("file_path"), str) or not entry["file_path"].strip():
+    if (not isinstance(entry, dict) or not isinstance(entry.get("file_path"), str)
+        or not entry["file_path"].strip()):
         raise UserError(f"{file}: frame {i} has no file_path")
     return places.find(entry["file_path"])
 
 
 class _Places:
-    """Where the files are that transforms.json names: as it says, with the slashes of Windows, or, of a path of another
-    machine, at the longest end of it that is there."""
+    """Where the files are that transforms.json names: as it says, with the slashes of Windows, or, of a path
+    of another machine, at the longest end of it that is there."""
 
     def __init__(self, root: Path):
         self.root, self.moved, self.example = root, 0, ""
@@ -116,11 +122,13 @@ class _Places:
                 if os.path.isfile(here) or find_image(here):
                     self.moved, self.example = self.moved + 1, self.example or named
                     return here
-        return Path(os.path.normpath(path)) if "./" in named and not os.path.islink(path) and ".." not in path.parts else path
+        return (Path(os.path.normpath(path)) if "./" in named and not os.path.islink(path)
+                and ".." not in path.parts else path)
 
 
 def _name(frames: list[Frame]) -> None:
-    """Views of several folders are called by the folder too, and by as much of their paths as tells them apart."""
+    """Views of several folders are called by the folder too, and by as much of their paths as tells them
+    apart."""
     folders = {frame.folder for frame in frames}
     if len(folders) == 1:
         return
@@ -131,17 +139,20 @@ def _name(frames: list[Frame]) -> None:
         frame.name = (inner / frame.file).as_posix()
 
 
-# -- the split --------------------------------------------------------------------------------------------------------
+# -- the split
+# --------------------------------------------------------------------------------------------------------
 
 def _splits(file: Path, data: dict, names: list[str], doubts: list[str]) -> list[str] | None:
     """"train", "val", "test" or "none" (in no list) of each frame; None where the file has no lists.
 
     What a list holds out stays held out, whatever the others say.
     """
-    lists = {split: data[f"{split}_filenames"] for split in SPLITS if data.get(f"{split}_filenames") is not None}
+    lists = {split: data[f"{split}_filenames"] for split in SPLITS
+             if data.get(f"{split}_filenames") is not None}
     for split, listed in lists.items():
         if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-            raise UserError(f"{file}: found {split}_filenames = {shown(listed)}, expected a list of file names")
+            raise UserError(f"{file}: found {split}_filenames = {shown(listed)}, expected "
+                            "a list of file names")
     if not lists:
         return None
     full = [_key(name) for name in names]
@@ -155,19 +166,21 @@ def _splits(file: Path, data: dict, names: list[str], doubts: list[str]) -> list
         exact.setdefault(key, set()).add(i)
     members: dict[str, set[int]] = {}
     for split, listed in lists.items():
-        hits = [exact.get(_key(name)) or by_key.get(_key(name)) or _by_end(_key(name), exact) for name in listed]
+        hits = [exact.get(_key(name)) or by_key.get(_key(name)) or _by_end(_key(name), exact)
+                for name in listed]
         if lost := [name for name, hit in zip(listed, hits, strict=True) if not hit]:
-            doubts.append(f"{file}: {len(lost)} of {len(listed)} names in {split}_filenames are of no frame, for instance "
-                          f"{shown(lost[0])}")
+            doubts.append(f"{file}: {len(lost)} of {len(listed)} names in {split}_filenames are of no "
+                          f"frame, for instance {shown(lost[0])}")
         if many := [name for name, hit in zip(listed, hits, strict=True) if len(hit) > 1]:
-            doubts.append(f"{file}: {len(many)} names in {split}_filenames fit several frames each, for instance "
-                          f"{shown(many[0])}; all of these are taken")
+            doubts.append(f"{file}: {len(many)} names in {split}_filenames fit several "
+                          f"frames each, for instance {shown(many[0])}; all of these are taken")
         members[split] = set[int]().union(*hits)
     if both := members.get("train", set()) & (members.get("val", set()) | members.get("test", set())):
-        doubts.append(f"{file}: {len(both)} frames are in train_filenames and held out by another list, for instance "
-                      f"{shown(names[min(both)])}; they are not trained on")
+        doubts.append(f"{file}: {len(both)} frames are in train_filenames and held out by "
+                      f"another list, for instance {shown(names[min(both)])}; they are not trained on")
     rest = "none" if "train" in lists else "train"
-    return [next((split for split in ("test", "val", "train") if i in members.get(split, ())), rest) for i in range(len(names))]
+    return [next((split for split in ("test", "val", "train") if i in members.get(split, ())), rest)
+            for i in range(len(names))]
 
 
 def _key(name: str) -> str:
@@ -181,7 +194,8 @@ def _by_end(key: str, exact: dict[str, set[int]]) -> set[int]:
     return next((exact[end] for i in range(1, len(parts)) if (end := "/".join(parts[i:])) in exact), set())
 
 
-# -- cameras ----------------------------------------------------------------------------------------------------------
+# -- cameras
+# ----------------------------------------------------------------------------------------------------------
 
 def _image_size(file: Path, data: dict, paths: Iterable[Path]) -> dict[str, tuple[int, int]] | None:
     """(width, height) for frames that do not say theirs: that of the first image there is."""
@@ -192,8 +206,8 @@ def _image_size(file: Path, data: dict, paths: Iterable[Path]) -> dict[str, tupl
         if image := find_image(path):
             found[entry["file_path"]] = image_size(image)
     if not found:
-        raise UserError(f"{file}: not one of the images of its {len(data['frames'])} frames is there, and no w and h: "
-                        "copy the images beside it")
+        raise UserError(f"{file}: not one of the images of its {len(data['frames'])} frames is "
+                        "there, and no w and h: copy the images beside it")
     return found
 
 
@@ -223,7 +237,8 @@ def _lens(values: dict, sizes: dict[str, tuple[int, int]] | None, where: str, no
     size = (sizes.get(values["file_path"]) or next(iter(sizes.values()))) if sizes else (0, 0)
     w, h = number("w") or size[0], number("h") or size[1]
     if not (0 < w < 1 << 17 and 0 < h < 1 << 17 and w == int(w) and h == int(h)):
-        raise UserError(f"{where}: found an image of w = {w:g} and h = {h:g}, expected positive sizes and focal lengths")
+        raise UserError(f"{where}: found an image of w = {w:g} and h = {h:g}, expected positive "
+                        "sizes and focal lengths")
 
     def focal(key: str, angle: str, length: float) -> float | None:
         value, radians = number(key), number(angle)
@@ -236,41 +251,49 @@ def _lens(values: dict, sizes: dict[str, tuple[int, int]] | None, where: str, no
     if not fx or not fy:
         raise UserError(f"{where}: found no focal length; expected fl_x or camera_angle_x")
     cx, cy = number("cx"), number("cy")
-    k1, k2, p1, p2, k3, k4, k5, k6 = (number(key) or 0.0 for key in ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"))
+    k1, k2, p1, p2, k3, k4, k5, k6 = (number(key) or 0.0
+                                      for key in ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"))
     named = values.get("camera_model") or "OPENCV"
     fisheye = values.get("is_fisheye") or False
     if not isinstance(named, str) or not isinstance(fisheye, bool):
-        raise UserError(f"{where}: found camera_model = {shown(named)} and is_fisheye = {shown(fisheye)}, expected a name and "
-                        "true or false")
+        raise UserError(f"{where}: found camera_model = {shown(named)} and is_fisheye = {shown(fisheye)}, "
+                        "expected a name and true or false")
     named = "OPENCV_FISHEYE" if fisheye else named.upper()
-    if "b1" in values or "b2" in values:  # Metashape's frame camera: fx = f + b1, and p1 and p2 are those of OpenCV, exchanged
+    # Metashape's frame camera: fx = f + b1, and p1 and p2 are those of OpenCV, exchanged
+    if "b1" in values or "b2" in values:
         if number("b2"):
-            raise UserError(f"{where}: found a skew of b2 = {number('b2'):g}, which no supported camera has; expected 0: "
-                            "calibrate without it, or undistort the photographs in Metashape")
+            raise UserError(f"{where}: found a skew of b2 = {number('b2'):g}, which no supported "
+                            "camera has; expected 0: calibrate without it, or undistort the "
+                            "photographs in Metashape")
         if named != "OPENCV_FISHEYE":
             fx, p1, p2 = fx + (number("b1") or 0.0), p2, p1
             if p1 or p2:
-                notes.add("b1 and b2 are Metashape's, so p1 and p2 are taken in its order, which is not OpenCV's", where)
+                notes.add("b1 and b2 are Metashape's, so p1 and p2 are taken in its order, "
+                          "which is not OpenCV's", where)
     pinhole = (fx, fy, w / 2 if cx is None else cx, h / 2 if cy is None else cy)
     if not (0.05 < pinhole[2] / w < 0.95 and 0.05 < pinhole[3] / h < 0.95):
-        notes.add("cx and cy are at the border of the image or beyond; they count in pixels from its upper left corner", where)
+        notes.add("cx and cy are at the border of the image or beyond; they count in pixels from "
+                  "its upper left corner", where)
     if named == "OPENCV_FISHEYE":  # nerfstudio's k1 to k4 are the coefficients of OpenCV, as COLMAP's
         return Lens(named, int(w), int(h), (*pinhole, k1, k2, k3, k4))
     if named not in PERSPECTIVE:
         named = f"{named} of transforms.json" if named in LENSES else named
         return Lens(named, int(w), int(h), pinhole)  # refused by Lens.check, by its name
     if named.endswith("PINHOLE") and any((k1, k2, p1, p2, k3, k4, k5, k6)):
-        notes.add(f"the camera model is {named}, but there are distortion coefficients, which are used", where)
+        notes.add(f"the camera model is {named}, but there are distortion coefficients, which are used",
+                  where)
     if named == "FULL_OPENCV" or "k5" in values or "k6" in values:  # only OpenCV's rational model has these
         if named != "FULL_OPENCV" and any((k4, k5, k6)):
-            notes.add("k5 and k6 are of OpenCV's rational model, so k4 is taken as its first denominator", where)
+            notes.add("k5 and k6 are of OpenCV's rational model, so k4 is taken as its first denominator",
+                      where)
         if any((k3, k4, k5, k6)):
             return Lens("FULL_OPENCV", int(w), int(h), (*pinhole, k1, k2, p1, p2, k3, k4, k5, k6))
     elif k4:
-        notes.add("k3 and k4 are taken as the factors of r^6 and r^8 of a polynomial, as nerfstudio and Metashape use them; "
-                  "OpenCV's rational model is camera_model FULL_OPENCV", where)
+        notes.add("k3 and k4 are taken as the factors of r^6 and r^8 of a polynomial, as nerfstudio and "
+                  "Metashape use them; OpenCV's rational model is camera_model FULL_OPENCV", where)
     if not ("b1" in values or "b2" in values) and (k3 or k4) and (p1 or p2) and named != "FULL_OPENCV":
-        notes.add("p1 and p2 are taken in OpenCV's order; Metashape's are exchanged: swap them if they come from there", where)
+        notes.add("p1 and p2 are taken in OpenCV's order; Metashape's are exchanged: swap them if "
+                  "they come from there", where)
     if k4:
         return Lens(POLYNOMIAL, int(w), int(h), (*pinhole, k1, k2, p1, p2, k3, k4))
     if k3:  # the rational model without a denominator
@@ -290,11 +313,11 @@ def _viewmat(entry: dict, where: str) -> np.ndarray:
         raise UserError(f"{where}: transform_matrix is not a 4x4 matrix of numbers")
     R, t = pose[:3, :3], pose[:3, 3]
     if np.abs(R).max() > 2 or np.abs(R @ R.T - np.eye(3)).max() > 0.01 or np.linalg.det(R) < 0:
-        raise UserError(f"{where}: the left 3x3 part of transform_matrix is not a rotation; expected camera to world "
-                        "without scale")
+        raise UserError(f"{where}: the left 3x3 part of transform_matrix is not a rotation; "
+                        "expected camera to world without scale")
     if len(pose) == 4 and np.abs(pose[3] - (0, 0, 0, 1)).max() > 1e-6:
-        raise UserError(f"{where}: the last row of transform_matrix is {shown(pose[3].tolist())}, expected 0 0 0 1: the matrix "
-                        "may be transposed")
+        raise UserError(f"{where}: the last row of transform_matrix is {shown(pose[3].tolist())}, expected "
+                        "0 0 0 1: the matrix may be transposed")
     U, _, Vt = np.linalg.svd(R)  # digits are lost in JSON: the nearest exact rotation
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = U @ Vt, t

@@ -35,19 +35,21 @@ ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
 
 
 def default_cache() -> int:
-    """Bytes for decoded images where nobody says: a quarter of the memory that is free now, shared by the workers of this
-    machine, and 256 MB to 16 GB. A limit of the process's control group counts as the memory of the machine."""
+    """Bytes for decoded images where nobody says: a quarter of the memory that is free now, shared by the
+    workers of this machine, and 256 MB to 16 GB. A limit of the process's control group counts as the memory
+    of the machine."""
     free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError, ValueError):  # no such limit
-        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        free = min(free, int((group / "memory.max").read_text())
+                   - int((group / "memory.current").read_text()))
     workers = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))  # torchrun and Ray Train say so
     return min(max(free // 4 // workers, 256 << 20), 16 << 30)
 
 
 class ImageCache:
-    """The most recently used arrays, as many as fit into limit bytes. Safe to share between threads: who asks for an array
-    that another thread is making waits for it."""
+    """The most recently used arrays, as many as fit into limit bytes. Safe to share between threads: who asks
+    for an array that another thread is making waits for it."""
 
     def __init__(self, limit: int):
         self.limit = limit
@@ -114,7 +116,8 @@ class View:
         return torch.from_numpy(self.cache.get((self.mask_path, "mask"), self._mask))
 
     def prefetch(self) -> None:
-        """Decode into the cache; meant for another thread. An error is that of image() or mask(), when they are called."""
+        """Decode into the cache; meant for another thread. An error is that of image() or mask(), when they
+        are called."""
         if self.cache.limit >= 3 * self.camera.width * self.camera.height:
             self.image()
             self.mask()
@@ -122,8 +125,9 @@ class View:
     def _image(self) -> np.ndarray:
         image = _decode(self.path)
         if image.size != (self.lens.width, self.lens.height):
-            raise UserError(f"{self.path}: found {image.width}x{image.height} pixels, but when the scene was loaded it had "
-                            f"{self.lens.width}x{self.lens.height}: load the scene again")
+            raise UserError(f"{self.path}: found {image.width}x{image.height} pixels, but when the "
+                            f"scene was loaded it had {self.lens.width}x{self.lens.height}: "
+                            "load the scene again")
         return self._fit(np.array(image), Image.Resampling.BICUBIC)
 
     def _mask(self) -> np.ndarray:
@@ -135,7 +139,8 @@ class View:
     def _fit(self, pixels: np.ndarray, resample: Image.Resampling) -> np.ndarray:
         """pixels of the file -> pixels of the camera."""
         if self.lens.wide:
-            pixels = remap(pixels, self.lens, "nearest" if resample == Image.Resampling.NEAREST else "bilinear")
+            pixels = remap(pixels, self.lens, "nearest" if resample == Image.Resampling.NEAREST
+                           else "bilinear")
         elif self.lens.distorted:
             pixels = straightened(pixels, self.lens)
         size = (self.camera.width, self.camera.height)
@@ -145,12 +150,14 @@ class View:
 
 
 def find_image(path: Path) -> Path | None:
-    """The image at path, or the one beside it whose name differs in its suffix alone (left out, or jpg beside png), in upper
-    and lower case, in the composition of its letters (macOS), in blanks at its end, or in URL escapes; else None."""
+    """The image at path, or the one beside it whose name differs in its suffix alone (left out, or jpg beside
+    png), in upper and lower case, in the composition of its letters (macOS), in blanks at its end, or in URL
+    escapes; else None."""
     if os.path.isfile(path):  # False also for what no file can be called, where Path.is_file() fails
         return path
     bases = (path.with_suffix("") if path.suffix in SUFFIXES else path, path)
-    if found := next((file for base in bases for suffix in SUFFIXES if os.path.isfile(file := Path(f"{base}{suffix}"))), None):
+    if found := next((file for base in bases for suffix in SUFFIXES
+                      if os.path.isfile(file := Path(f"{base}{suffix}"))), None):
         return found
     with contextlib.suppress(OSError, ValueError):
         names = _listing(path.parent, path.parent.stat().st_mtime_ns)
@@ -174,7 +181,8 @@ def _listing(folder: Path, mtime: int) -> dict[str, list[str]]:
 
 
 def plain(name: str) -> str:
-    """A name as file systems and programs that change it agree on: composed letters, lower case, no blanks at its ends."""
+    """A name as file systems and programs that change it agree on: composed letters, lower case, no blanks at
+    its ends."""
     return unicodedata.normalize("NFC", name).strip().lower()
 
 
@@ -205,7 +213,8 @@ def read_head(path: Path) -> Head:
     with _open(path) as image:
         deep = "16" in image.mode or any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
         if image.mode in ("I", "F") or (image.mode.startswith("I;") and not deep):
-            raise UserError(f"{path}: found pixels of mode {image.mode}, expected 8 or 16 bits per channel: convert the image")
+            raise UserError(f"{path}: found pixels of mode {image.mode}, expected 8 or 16 bits per "
+                            "channel: convert the image")
         turned = ("exif" in image.info or image.format == "TIFF") and image.getexif().get(ORIENTATION, 1) != 1
         if (end := ENDS.get(image.format or "")) and end not in _tail(path):
             _load(image, path)  # it ends otherwise than most: truncated, or with something behind it
@@ -246,7 +255,8 @@ def _decode(path: Path) -> Image.Image:
         if image.mode.startswith("I;16"):
             return Image.fromarray((np.array(image) >> 8).astype(np.uint8)).convert("RGB")
         if image.mode in ("I", "F"):
-            raise UserError(f"{path}: found pixels of mode {image.mode}, expected 8 or 16 bits per channel: convert the image")
+            raise UserError(f"{path}: found pixels of mode {image.mode}, expected 8 or 16 bits per "
+                            "channel: convert the image")
         if "A" in image.mode or "transparency" in image.info:
             rgba = image.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -254,8 +264,8 @@ def _decode(path: Path) -> Image.Image:
 
 
 def _kept(path: Path) -> np.ndarray:
-    """bool [h, w] of a mask: true where any channel is above 0 and the mask is not transparent. In JPEG, which blurs edges,
-    what is above half counts."""
+    """bool [h, w] of a mask: true where any channel is above 0 and the mask is not transparent. In JPEG,
+    which blurs edges, what is above half counts."""
     with _open(path) as image:
         _load(image, path)
         least = 127 if image.format == "JPEG" else 0
@@ -268,8 +278,8 @@ def _kept(path: Path) -> np.ndarray:
 class ViewSampler:
     """The order in which views are drawn: each epoch is a new permutation of all of them.
 
-    sampler[position] is the view index (0 to n - 1) of the position-th view ever drawn. It depends on (n, seed, position)
-    alone, so a resumed run goes on where it stopped and every worker agrees.
+    sampler[position] is the view index (0 to n - 1) of the position-th view ever drawn. It depends on (n,
+    seed, position) alone, so a resumed run goes on where it stopped and every worker agrees.
     """
 
     def __init__(self, n: int, seed: int):

@@ -8,10 +8,12 @@
     run.log_results(results, folder)               # psnr/ratio_0.05, ..., pictures and cuts
     batch.finish()
 
-A run's id is kept in <folder>/mlflow.json, so the same folder goes on in the same run. Nothing here stops a training: what
-MLflow does not take is warned about once, stays in metrics.jsonl and results.json, and is sent at the next chance.
+A run's id is kept in <folder>/mlflow.json, so the same folder goes on in the same run. Nothing here stops a
+training: what MLflow does not take is warned about once, stays in metrics.jsonl and results.json, and is sent
+at the next chance.
 
-mlflow is imported when it is used: here, in registry.py (the trained models) and in pyfunc.py (what a model is there).
+mlflow is imported when it is used: here, in registry.py (the trained models) and in pyfunc.py (what a model
+is there).
 """
 
 from flexgs.tracking.experiment import SERVER, Tracking, sqlite_uri

@@ -38,7 +38,8 @@ class Tracking:
         self._retry_at, self._warned = 0.0, False
 
     def available(self) -> bool:
-        """Whether MLflow may be called now; opens the experiment when it is first asked, which takes seconds."""
+        """Whether MLflow may be called now; opens the experiment when it is first asked, which takes
+        seconds."""
         if time.monotonic() < self._retry_at:
             return False
         if self.id is None:
@@ -59,23 +60,27 @@ class Tracking:
 
     def warn(self, error: Exception) -> None:
         (log.debug if self._warned else log.warning)(
-            "MLflow at %s: %s; the training is not affected, metrics.jsonl and results.json have every figure",
+            "MLflow at %s: %s; the training is not affected, metrics.jsonl and "
+            "results.json have every figure",
             public(self.uri), first_line(error))
         self._warned = True
 
     def run(self, folder: Path, name: str, *, kind: str, parent: Run | None = None,
             tags: Mapping[str, object] | None = None, params: Mapping[str, object] | None = None) -> Run:
-        """The run that belongs to folder, continued if there is one; kind is batch, scene, search or trial."""
+        """The run that belongs to folder, continued if there is one; kind is batch, scene, search or
+        trial."""
         return Run(self, folder, name, {**(tags or {}), "kind": kind}, params or {}, parent)
 
     def page(self, compared: Sequence[str] = ()) -> str:
-        """Where MLflow's server shows the runs, or PSNR over ratio of those with these ids, behind its address."""
+        """Where MLflow's server shows the runs, or PSNR over ratio of those with these ids, behind its
+        address."""
         if compared:
             return f"#/metric?{_chart(str(self.id), compared, CURVE)}"
         return f"#/experiments/{self.id}/runs?viewStateShareKey={_VIEW}&workflowType=machine_learning"
 
     def how_to_open(self, compared: Sequence[Run] = ()) -> str:
-        """What a person types and where they look to see the runs, or PSNR over ratio of those compared; may be empty."""
+        """What a person types and where they look to see the runs, or PSNR over ratio of those compared; may
+        be empty."""
         if self.id is None:
             return ""
         page = self.page([run._id for run in compared if run._id])
@@ -83,8 +88,9 @@ class Tracking:
             return f"{public(self.uri).rstrip('/')}/{page}"
         mlflow = shlex.quote(str(Path(sys.executable).with_name("mlflow")))
         settings = " ".join(f"{name}={value}" for name, value in SERVER.items())
-        return (f"{settings} {mlflow} server --host 127.0.0.1 --port 5000 --allowed-hosts 127.0.0.1:5000,localhost:5000 "
-                f"--backend-store-uri {shlex.quote(public(self.uri))}\n  and open http://127.0.0.1:5000/{page}")
+        return (f"{settings} {mlflow} server --host 127.0.0.1 --port 5000 --allowed-hosts "
+                f"127.0.0.1:5000,localhost:5000 --backend-store-uri {shlex.quote(public(self.uri))}\n  and "
+                f"open http://127.0.0.1:5000/{page}")
 
 
 def sqlite_uri(database: Path) -> str:
@@ -104,7 +110,8 @@ def _open(uri: str, name: str, artifacts: Path | None) -> tuple[Any, str]:
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)  # it ends when MLflow goes, which we say ourselves
+    # it ends when MLflow goes, which we say ourselves
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
     local = uri.startswith("sqlite:///")
     if local:
         _create_database(Path(unquote(uri.removeprefix("sqlite:///"))))
@@ -130,12 +137,15 @@ def _open(uri: str, name: str, artifacts: Path | None) -> tuple[Any, str]:
 def _page() -> dict[str, str]:
     """The tags of an experiment that say how MLflow shows it."""
     ratios = [metric_name(ratio) for ratio in Evaluation().ratios]
-    columns = ["metrics.`psnr_auc`", *(f"metrics.`psnr/{ratio}`" for ratio in ratios), "metrics.`splats/ratio_1.00`",
-               "metrics.`train_seconds`", "attributes.`Dataset`", "attributes.`Models`"]
+    columns = ["metrics.`psnr_auc`", *(f"metrics.`psnr/{ratio}`" for ratio in ratios),
+               "metrics.`splats/ratio_1.00`", "metrics.`train_seconds`", "attributes.`Dataset`",
+               "attributes.`Models`"]
     return {
-        "mlflow.experimentKind": "custom_model_development",  # training runs; MLflow's own default is language models
+        # training runs; MLflow's own default is language models
+        "mlflow.experimentKind": "custom_model_development",
         "mlflow.note.content": notes.EXPERIMENT,
-        # Sorted by a metric, the list is flat: scenes are not folded away below their batch, and the best come first.
+        # Sorted by a metric, the list is flat: scenes are not folded away below their batch, and the best
+        # come first.
         f"mlflow.sharedViewState.{_VIEW}": json.dumps(
             {"selectedColumns": columns, "orderByKey": "metrics.`psnr_auc`", "orderByAsc": False}),
     }

@@ -1,4 +1,5 @@
-"""What a visitor of MLflow reads: the descriptions of an experiment, of a scene and of a batch of scenes, in Markdown."""
+"""What a visitor of MLflow reads: the descriptions of an experiment, of a scene and of a batch of scenes, in
+Markdown."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,15 +30,17 @@ def scene(results: Mapping[str, Any], folder: Path) -> str:
     protocol, capture = results.get("protocol", {}), results.get("capture", "CAPTURE")
     ratios = _sorted(results["ratios"])
     rows = [[head, *(form.format(row[key]) for _, row in ratios)] for head, key, form in (
-        ("PSNR", "psnr", "{:.2f}"), ("SSIM", "ssim", "{:.3f}"), ("Gaussians", "splats", "{:,.0f}"), ("MB", "mb", "{:.2f}"))]
+        ("PSNR", "psnr", "{:.2f}"), ("SSIM", "ssim", "{:.3f}"), ("Gaussians", "splats", "{:,.0f}"),
+        ("MB", "mb", "{:.2f}"))]
     train = f"flexgs train {pasted(capture)} --config {pasted(folder / 'config.json')} --output again"
     cut = f"flexgs cut {pasted(folder)} --budget 20MB -o {pasted(results['scene'] + '.ply')}"
     views = ""
     if "digest" in protocol:
-        views = (f"{protocol['train_views']} views of {protocol['width']}x{protocol['height']} pixels to train on, "
-                 f"{protocol['test_views']} others to test on. ")
+        views = (f"{protocol['train_views']} views of {protocol['width']}x{protocol['height']} "
+                 f"pixels to train on, {protocol['test_views']} others to test on. ")
     return "\n".join([
-        f"**{results['scene']}**: preset `{results['preset']}`, {results['steps']:,} steps. {views}One model, cut at:", "",
+        f"**{results['scene']}**: preset `{results['preset']}`, {results['steps']:,} steps. "
+        f"{views}One model, cut at:", "",
         *_table(["kept", *(percent(ratio) for ratio, _ in ratios)], rows), "",
         "Train it again, and cut it to another budget:", "", "```", train, cut, "```", "",
         f"Everything about it is in `{folder}`; cuts and pictures are also among the artifacts.", ""])
@@ -46,15 +49,19 @@ def scene(results: Mapping[str, Any], folder: Path) -> str:
 def model(name: str, alias: str) -> str:
     """How to cut a registered model."""
     return "\n".join([
-        "Cut to any budget in Python:", "", "```python", f'model = mlflow.pyfunc.load_model("models:/{name}@{alias}")',
-        'model.predict(pd.DataFrame({"budget": ["5%", "500k", "20MB"], "path": ["a.ply", "b.ply", "c.ply"]}))', "```", "",
-        f"The alias `{alias}` is the version of the highest `psnr_auc` among those measured in the same way.", ""])
+        "Cut to any budget in Python:", "", "```python",
+        f'model = mlflow.pyfunc.load_model("models:/{name}@{alias}")',
+        'model.predict(pd.DataFrame({"budget": ["5%", "500k", "20MB"], "path": ["a.ply", '
+        '"b.ply", "c.ply"]}))', "```", "",
+        f"The alias `{alias}` is the version of the highest `psnr_auc` among those measured in the same way.",
+        ""])
 
 
 def batch(results: Sequence[Mapping[str, Any]], command: str) -> str:
     """PSNR of every scene and their mean, and the command."""
     means = mean_ratios(results)
-    rows = [[str(r["scene"]), *(f"{r['ratios'][ratio]['psnr']:.2f}" for ratio, _ in _sorted(means))] for r in results]
+    rows = [[str(r["scene"]), *(f"{r['ratios'][ratio]['psnr']:.2f}" for ratio, _ in _sorted(means))]
+            for r in results]
     if len(results) > 1:
         rows.append(["mean", *(f"{row['psnr']:.2f}" for _, row in _sorted(means))])
     return "\n".join(["**All scenes**, PSNR in dB by the share of the Gaussians that is kept:", "",

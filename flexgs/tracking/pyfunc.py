@@ -4,12 +4,13 @@
     cuts = model.predict(pd.DataFrame({"budget": ["5%", "500k", "20MB"], "path": ["a.ply", "b.ply", "c.ply"]}))
     cuts                                           # a row each: gaussians, ratio, bytes, path
 
-Without a path the file itself comes back, in the column ply: nothing is left lying about, and it works from another machine
-(`mlflow models serve`), where a path of the server's means nothing.
+Without a path the file itself comes back, in the column ply: nothing is left lying about, and it works from
+another machine (`mlflow models serve`), where a path of the server's means nothing.
 
-MLflow keeps a copy of this file and of the package's modules beside the model and runs it on loading ("models from code"); the
-weights are safetensors and JSON. Nothing is pickled, and flexgs need not be installed where the model is loaded. Compiled
-files, backups of an editor and other leftovers in the folders of the package and of the model are not kept.
+MLflow keeps a copy of this file and of the package's modules beside the model and runs it on loading ("models
+from code"); the weights are safetensors and JSON. Nothing is pickled, and flexgs need not be installed where
+the model is loaded. Compiled files, backups of an editor and other leftovers in the folders of the package
+and of the model are not kept.
 """
 
 import shutil
@@ -34,8 +35,9 @@ MODEL = ("model.safetensors", "model.json")
 NEEDS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "plyfile", "filelock")
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(AnyType(), "budget"), ColSpec(DataType.string, "path", required=False)]),
-    outputs=Schema([ColSpec(DataType.long, "gaussians"), ColSpec(DataType.double, "ratio"), ColSpec(DataType.long, "bytes"),
-                    ColSpec(DataType.string, "path", required=False), ColSpec(DataType.binary, "ply", required=False)]))
+    outputs=Schema([ColSpec(DataType.long, "gaussians"), ColSpec(DataType.double, "ratio"),
+                    ColSpec(DataType.long, "bytes"), ColSpec(DataType.string, "path", required=False),
+                    ColSpec(DataType.binary, "ply", required=False)]))
 
 
 class Cutter(PythonModel):
@@ -46,7 +48,8 @@ class Cutter(PythonModel):
 
     def predict(self, context: PythonModelContext | None, model_input: pd.DataFrame,
                 params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """A row per row of model_input: budget is as in ElasticModel.cut, path (optional) a .ply file to write."""
+        """A row per row of model_input: budget is as in ElasticModel.cut, path (optional) a .ply file to
+        write."""
         rows = []
         for row in model_input.to_dict("records"):
             path = row.get("path")
@@ -61,8 +64,9 @@ class Cutter(PythonModel):
         with tempfile.TemporaryDirectory() as folder:
             file = path or Path(folder) / "cut.ply"
             write_ply(splats, file)
-            return {"gaussians": len(splats), "ratio": len(splats) / len(self.model.splats), "bytes": file.stat().st_size,
-                    "path": path and str(path), "ply": None if path else file.read_bytes()}
+            return {"gaussians": len(splats), "ratio": len(splats) / len(self.model.splats),
+                    "bytes": file.stat().st_size, "path": path and str(path),
+                    "ply": None if path else file.read_bytes()}
 
 
 def save(model: Path, folder: Path, about: Model | None = None) -> None:
@@ -78,7 +82,8 @@ def save(model: Path, folder: Path, about: Model | None = None) -> None:
 
 
 def _no_modules(folder: str, names: list[str]) -> list[str]:
-    """Those of the names in a folder of a package that Python would not import as a module or package of it."""
+    """Those of the names in a folder of a package that Python would not import as a module or package of
+    it."""
     modules = {name for name in names if name.removesuffix(".py").isidentifier()
                and (name.endswith(".py") or Path(folder, name, "__init__.py").is_file())}
     return [name for name in names if name not in modules]

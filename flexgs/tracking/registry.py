@@ -1,4 +1,5 @@
-"""Trained models in MLflow's registry: a model per scene, a version per training, the best of them under an alias.
+"""Trained models in MLflow's registry: a model per scene, a version per training, the best of them under an
+alias.
 
     models:/flexgs-garden@best
 
@@ -26,9 +27,11 @@ BEST = "best"
 
 
 def register(client: MlflowClient, run_id: str, results: Mapping[str, Any], model: Path, digest: str) -> str:
-    """Make what ElasticModel.save has put into the folder model a version, unless the run has one of this digest; its URI.
+    """Make what ElasticModel.save has put into the folder model a version, unless the run has one of this
+    digest; its URI.
 
-    The alias goes to the version if it has a higher PSNR than the one that holds it and was measured in the same way.
+    The alias goes to the version if it has a higher PSNR than the one that holds it and was measured in the
+    same way.
     """
     name = "flexgs-" + re.sub(r"[^\w -]", "_", results["scene"])  # MLflow refuses dots, quotes and others
     known = [v for v in client.search_model_versions(f"run_id='{run_id}'") if v.tags.get("results") == digest]
@@ -40,9 +43,11 @@ def register(client: MlflowClient, run_id: str, results: Mapping[str, Any], mode
 
 
 def _add(client: MlflowClient, run_id: str, name: str, model: Path, tags: dict[str, str]) -> ModelVersion:
-    """A new version, through the client alone: mlflow.pyfunc.log_model would use, and leave, an active run."""
+    """A new version, through the client alone: mlflow.pyfunc.log_model would use, and leave, an active
+    run."""
     run = client.get_run(run_id)
-    logged = client.create_logged_model(run.info.experiment_id, name, run_id, tags, run.data.params, "elastic 3DGS")
+    logged = client.create_logged_model(run.info.experiment_id, name, run_id, tags, run.data.params,
+                                        "elastic 3DGS")
     with tempfile.TemporaryDirectory() as folder:
         about = Model(artifact_path=logged.artifact_location, model_uuid=logged.model_id, run_id=run_id,
                       model_id=logged.model_id)
@@ -70,7 +75,8 @@ def _better(client: MlflowClient, version: ModelVersion) -> bool:
 
 
 def _measured(results: Mapping[str, Any]) -> str:
-    """A name for the images, the test views, the ratios and the file format: equal where PSNR may be compared."""
+    """A name for the images, the test views, the ratios and the file format: equal where PSNR may be
+    compared."""
     protocol = results["protocol"]
     how = [sorted(results["ratios"], key=float), *(protocol.get(key) for key in (
         "digest", "resize", "test_every", "test_views", "background", "mb"))]

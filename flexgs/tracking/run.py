@@ -32,7 +32,8 @@ _METRIC_NAMES = {"lpips_vgg": "lpips", "lpips_alex": "lpips_alex"}
 
 
 def _tolerant(method: Callable[..., None]) -> Callable[..., bool]:
-    """Turn a failure of MLflow into a warning and leave it alone for a while. The method returns whether MLflow took it all."""
+    """Turn a failure of MLflow into a warning and leave it alone for a while. The method returns whether
+    MLflow took it all."""
 
     @functools.wraps(method)
     def call(self: "Run", *args: Any, **kwargs: Any) -> bool:
@@ -52,7 +53,8 @@ class Run:
 
     def __init__(self, tracking: "Tracking", folder: Path, name: str, tags: Mapping[str, object],
                  params: Mapping[str, object], parent: "Run | None"):
-        self.tracking, self.folder, self.name, self.tags, self.params = tracking, folder, name, dict(tags), params
+        self.tracking, self.folder, self.name, self.tags, self.params = (tracking, folder, name, dict(tags),
+                                                                         params)
         self.parent = parent
         self._id: str | None = None
         self._logged = -1
@@ -73,9 +75,11 @@ class Run:
 
     @_tolerant
     def watch_machine(self) -> None:
-        """From now to the end of the run, log CPU, memory, disk, network and GPUs of the machine that calls this.
+        """From now to the end of the run, log CPU, memory, disk, network and GPUs of the machine that calls
+        this.
 
-        That is the one that the job was started on; on a cluster, what a scene needs is in its train/memory_mb.
+        That is the one that the job was started on; on a cluster, what a scene needs is in its
+        train/memory_mb.
         """
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -89,14 +93,15 @@ class Run:
 
     @_tolerant
     def log_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Log each row's numbers as train/<name> at row["step"] and row["time"], except rows up to the last step logged."""
+        """Log each row's numbers as train/<name> at row["step"] and row["time"], except rows up to the last
+        step logged."""
         from mlflow.entities import Metric
 
         run_id, metrics = self.id, []
         new = sorted((row for row in rows if row["step"] > self._logged), key=lambda row: row["step"])
         for i, row in enumerate(new):
-            # A step goes whole or not at all; and what is sent again, because the answer was lost, has the same time as before
-            # and is one metric to MLflow.
+            # A step goes whole or not at all; and what is sent again, because the answer was lost, has the
+            # same time as before and is one metric to MLflow.
             metrics += [Metric(f"train/{key}", float(value), _ms(row.get("time")), row["step"])
                         for key, value in row.items() if key not in _NOT_METRICS and _is_number(value)]
             if i + 1 == len(new) or len(metrics) + len(new[i + 1]) > _BATCH:
@@ -109,7 +114,8 @@ class Run:
 
     @_tolerant
     def log_results(self, results: Mapping[str, Any], folder: Path) -> None:
-        """Log results.json, the renders and the smaller cuts of the run folder, end the run, and register the model.
+        """Log results.json, the renders and the smaller cuts of the run folder, end the run, and register the
+        model.
 
         Results that the run has already are not logged again.
         """
@@ -120,7 +126,8 @@ class Run:
     def _log_results(self, results: Mapping[str, Any], folder: Path) -> None:
         client, run_id, steps = self.tracking.client, self.id, results["steps"]
         times = {k: results[k] for k in ("train_seconds", "seconds") if _is_number(results.get(k))}
-        self._log_ratios(results["ratios"], {"psnr_auc": psnr_auc(results["ratios"]), **times}, steps, results.get("time"))
+        self._log_ratios(results["ratios"], {"psnr_auc": psnr_auc(results["ratios"]), **times}, steps,
+                         results.get("time"))
         self._log_capture(results)
         for name in ("results.json", "config.json"):
             if (folder / name).is_file():
@@ -143,14 +150,16 @@ class Run:
 
             try:
                 where = register(self.tracking.client, self.id, results, model, _digest(results["ratios"]))
-            except Exception as e:  # a full disk, a registry that is not ours to write to: no reason to lose other results
+            # a full disk, a registry that is not ours to write to: no reason to lose other results
+            except Exception as e:
                 self.tracking.warn(e)
         self.tracking.client.set_tag(self.id, "model", where)
 
     @_tolerant
     def log_summary(self, ratios: Mapping[str, Mapping[str, float]], steps: int,
                     numbers: Mapping[str, float] | None = None, when: float | None = None) -> None:
-        """Log figures per ratio, for instance means over scenes, and other numbers, unless the run has them already.
+        """Log figures per ratio, for instance means over scenes, and other numbers, unless the run has them
+        already.
 
         when: the time that they are of, in seconds since 1970; default: now.
         """
@@ -184,7 +193,8 @@ class Run:
         from mlflow.entities import Metric
 
         at = _ms(when)  # sent again with the same time, it is one metric to MLflow
-        metrics = [Metric(f"{_METRIC_NAMES.get(key, key)}/{metric_name(float(ratio))}", float(value), at, steps)
+        metrics = [Metric(f"{_METRIC_NAMES.get(key, key)}/{metric_name(float(ratio))}", float(value), at,
+                          steps)
                    for ratio, row in ratios.items() for key, value in row.items() if _is_number(value)]
         # MLflow draws over steps and time only: with the ratio as the step, it draws quality over ratio.
         metrics += [Metric(CURVE, row["psnr"], at, round(1000 * float(ratio)))
@@ -198,10 +208,14 @@ class Run:
 
         protocol = results.get("protocol", {})
         if "digest" in protocol:
-            profile = {key: protocol[key] for key in ("train_views", "test_views", "width", "height", "points")}
-            dataset = Dataset(results["scene"], protocol["digest"], "local", json.dumps({"uri": results["capture"]}),
+            profile = {key: protocol[key]
+                       for key in ("train_views", "test_views", "width", "height", "points")}
+            dataset = Dataset(results["scene"], protocol["digest"], "local",
+                              json.dumps({"uri": results["capture"]}),
                               profile=json.dumps(profile))
-            self.tracking.client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+            self.tracking.client.log_inputs(self.id,
+                                            [DatasetInput(dataset,
+                                                          [InputTag("mlflow.data.context", "training")])])
 
     def _continued(self) -> str | None:
         from mlflow.exceptions import MlflowException
@@ -218,7 +232,8 @@ class Run:
             raise
         if run.info.lifecycle_stage != "active":
             return None
-        histories = (client.get_metric_history(run_id, name) for name in run.data.metrics if name.startswith("train/"))
+        histories = (client.get_metric_history(run_id, name) for name in run.data.metrics
+                     if name.startswith("train/"))
         self._logged = max((m.step for history in histories for m in history), default=-1)
         for key, value in self._all_tags().items():
             client.set_tag(run_id, key, value)

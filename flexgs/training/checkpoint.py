@@ -9,7 +9,8 @@ from flexgs.errors import UserError
 from flexgs.stored import Stored, VersionError
 
 STATE = "state"
-KINDS: dict[str, Any] = {"scene": str, "step": int, "base_steps": int, "elastic": bool, "seconds": float, "config": dict}
+KINDS: dict[str, Any] = {"scene": str, "step": int, "base_steps": int, "elastic": bool, "seconds": float,
+                         "config": dict}
 
 
 class DamagedError(UserError):
@@ -17,7 +18,8 @@ class DamagedError(UserError):
 
 
 class Checkpoint(Stored):
-    """A checkpoint's description, with its settings, and its tensors on demand. DamagedError if it is not whole."""
+    """A checkpoint's description, with its settings, and its tensors on demand. DamagedError if it is not
+    whole."""
 
     def __init__(self, folder: Path):
         try:
@@ -25,7 +27,8 @@ class Checkpoint(Stored):
             self.config = Config.from_dict(self.about["config"], str(folder / "state.json"))
             named = re.fullmatch(r"step_(\d+)", folder.name)
             if named and int(named[1]) != self.about["step"]:
-                raise UserError(f"{folder}: found the views {self.about['step']} in state.json; the checkpoint is damaged")
+                raise UserError(f"{folder}: found the views {self.about['step']} in state.json; the "
+                                "checkpoint is damaged")
         except VersionError:
             raise
         except UserError as e:
@@ -34,7 +37,8 @@ class Checkpoint(Stored):
 
 def checkpoints(folder: Path) -> list[Path]:
     """The step_* folders, the newest first. They are renamed into place when complete."""
-    return sorted((path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name)), reverse=True)
+    return sorted((path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name)),
+                  reverse=True)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -1,7 +1,8 @@
-"""Adaptive density control of 3DGS (Kerbl et al. 2023, section 5): clone, split, prune, opacity reset; under a cap.
+"""Adaptive density control of 3DGS (Kerbl et al. 2023, section 5): clone, split, prune, opacity reset; under
+a cap.
 
-Every decision depends on statistics that are the same on all workers and on generators keyed by the step, so replicas stay
-equal without talking to each other.
+Every decision depends on statistics that are the same on all workers and on generators keyed by the step, so
+replicas stay equal without talking to each other.
 """
 
 import math
@@ -25,14 +26,16 @@ class Densifier:
     def __init__(self, options: Base, length: int, extent: float, seed: int, n: int, device: torch.device):
         self.options, self.length, self.extent, self.seed = options, length, extent, seed
         self.gradient = torch.zeros(n, dtype=torch.float64, device=device)
-        """Sum over views of the norm of the gradient of the screen position, in normalised device units; float64, so that
-        the order of the views, and with it the number of workers, does not decide who grows."""
+        """Sum over views of the norm of the gradient of the screen position, in normalised device units;
+        float64, so that the order of the views, and with it the number of workers, does not decide who
+        grows."""
         self.seen = torch.zeros(n, device=device)
         """Number of views that each Gaussian was visible in."""
 
     @torch.no_grad()
     def observe(self, out: RenderOutput, camera: Camera, scale: float) -> None:
-        """Take the gradient of out.means2d after backward; scale undoes the factor that the view's loss carried."""
+        """Take the gradient of out.means2d after backward; scale undoes the factor that the view's loss
+        carried."""
         if out.means2d.grad is None:
             return
         half = torch.tensor([camera.width / 2, camera.height / 2], device=out.means2d.device)
@@ -43,7 +46,8 @@ class Densifier:
         """Whatever is due between the views before and step; returns the splats to go on with."""
         o = self.options
         reset_every = max(1, round(o.reset_every * self.length))
-        if o.grow_from * self.length < step <= o.grow_until * self.length and crosses(before, step, o.grow_every):
+        if (o.grow_from * self.length < step <= o.grow_until * self.length
+            and crosses(before, step, o.grow_every)):
             group.sum_([self.gradient, self.seen])
             splats = self._grow_and_prune(splats, optimizer, step, prune_large=step > reset_every)
             self.gradient = self.gradient.new_zeros(len(splats))
@@ -68,9 +72,11 @@ class Densifier:
         if prune_large:
             remove |= size > o.prune_scale * self.extent
         if bool((remove & ~split).all()):
-            raise UserError(f"view {step}: every Gaussian is fainter than --base.prune-opacity {o.prune_opacity:g} or larger "
-                            f"than --base.prune-scale {o.prune_scale:g}, and none is left; lower the first or raise the second")
-        new = cat([splats.detach()[clone & ~remove], halves(splats.detach()[split], generator(self.seed, "split", step))])
+            raise UserError(f"view {step}: every Gaussian is fainter than --base.prune-opacity "
+                            f"{o.prune_opacity:g} or larger than --base.prune-scale {o.prune_scale:g}, and "
+                            "none is left; lower the first or raise the second")
+        new = cat([splats.detach()[clone & ~remove],
+                   halves(splats.detach()[split], generator(self.seed, "split", step))])
         return _replace(splats, optimizer, ~remove, new)
 
     def _reset_opacities(self, splats: Splats, optimizer: Optimizer) -> None:

@@ -7,7 +7,8 @@ COPIES = 4  # of every float of a Gaussian: itself, its gradient and Adam's two 
 
 
 def expected_memory(scene: Scene, config: Config) -> str:
-    """One line: the most that images, and Gaussians with their gradient and optimizer, will take, and what to turn.
+    """One line: the most that images, and Gaussians with their gradient and optimizer, will take, and what to
+    turn.
 
     What a render needs besides depends on the view, and the libraries take some 0.5 GB.
     """
@@ -19,7 +20,8 @@ def expected_memory(scene: Scene, config: Config) -> str:
 
 
 def expected_disk(config: Config) -> int:
-    """The most bytes that a run folder takes: three checkpoints, of which one is being written, the model and its cuts."""
+    """The most bytes that a run folder takes: three checkpoints, of which one is being written, the model and
+    its cuts."""
     checkpoint, model = (COPIES - 1) * _bytes(config), _bytes(config)  # gradients are not kept
     return round(3 * checkpoint + (2 + sum(config.evaluation.ratios)) * model)
 

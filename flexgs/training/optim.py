@@ -14,8 +14,8 @@ from flexgs.splats import Splats
 class Optimizer:
     """Fused Adam over named groups, with a learning rate that may decay exponentially through a stage.
 
-    Rules for batches of B views (Malladi et al. 2022, as adopted for splats by Zhao et al. 2024): lr * sqrt(B),
-    eps / sqrt(B), betas^B, so that a step of B views does about what B steps of one view do.
+    Rules for batches of B views (Malladi et al. 2022, as adopted for splats by Zhao et al. 2024): lr *
+    sqrt(B), eps / sqrt(B), betas^B, so that a step of B views does about what B steps of one view do.
 
     A group whose parameters are lengths says in which unit, so that eps follows their gradients.
 
@@ -27,14 +27,16 @@ class Optimizer:
         self.state: dict[Tensor, dict[str, Tensor]] = {}
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Unique name and tensor of every parameter that is trained: one that requires no gradient stays as it is."""
+        """Unique name and tensor of every parameter that is trained: one that requires no gradient stays as
+        it is."""
         for g in self.groups:
             for i, p in enumerate(g["params"]):
                 if p.requires_grad:
                     yield (g["name"] if len(g["params"]) == 1 else f"{g['name']}.{i}"), p
 
     def take_gradients(self) -> list[Tensor]:
-        """The gradient of every parameter, which then has none; zeros where there was none, so that all workers agree."""
+        """The gradient of every parameter, which then has none; zeros where there was none, so that all
+        workers agree."""
         taken = []
         for _, p in self.parameters():
             taken.append(torch.zeros_like(p) if p.grad is None else p.grad)
@@ -43,17 +45,20 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, gradients: list[Tensor], progress: float) -> None:
-        """Update with what take_gradients() gave; progress in [0, 1] through the stage sets the decaying rates."""
+        """Update with what take_gradients() gave; progress in [0, 1] through the stage sets the decaying
+        rates."""
         left = iter(gradients)
         for g in self.groups:
-            params, eps = [p for p in g["params"] if p.requires_grad], 1e-15 / self.batch**0.5 / g.get("unit", 1.0)
+            params, eps = [p for p in g["params"]
+                           if p.requires_grad], 1e-15 / self.batch**0.5 / g.get("unit", 1.0)
             for p in params:
                 if p not in self.state:
                     self.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p),
                                      "exp_avg_sq": torch.zeros_like(p)}
-            step, mean, square = ([self.state[p][key] for p in params] for key in ("step", "exp_avg", "exp_avg_sq"))
-            adam(params, [next(left) for _ in params], mean, square, [], step, fused=True, amsgrad=False, maximize=False,
-                 weight_decay=0.0, beta1=0.9**self.batch, beta2=0.999**self.batch, eps=eps,
+            step, mean, square = ([self.state[p][key] for p in params]
+                                  for key in ("step", "exp_avg", "exp_avg_sq"))
+            adam(params, [next(left) for _ in params], mean, square, [], step, fused=True, amsgrad=False,
+                 maximize=False, weight_decay=0.0, beta1=0.9**self.batch, beta2=0.999**self.batch, eps=eps,
                  lr=g["lr"] * g["decay"] ** progress * self.batch**0.5)
 
     def moments(self) -> dict[str, Tensor]:
@@ -69,7 +74,8 @@ class Optimizer:
                 self.state[p] = {k: v if k == "step" else v.to(p) for k, v in state.items()}
 
     def replace_rows(self, name: str, keep: Tensor, new: Tensor) -> nn.Parameter:
-        """The parameter of this name becomes its rows at keep, followed by new; moments of new rows start at zero."""
+        """The parameter of this name becomes its rows at keep, followed by new; moments of new rows start at
+        zero."""
         group = next(g for g in self.groups if g["name"] == name)
         old = group["params"][0]
         state = self.state.pop(old, None)
@@ -84,9 +90,11 @@ class Optimizer:
 
 def splat_groups(splats: Splats, rates: Rates, extent: float, shN_factor: float = 1.0,
                  unit: float = 1.0) -> list[dict[str, Any]]:
-    """The groups of the Gaussians themselves: one per attribute, "splats.means" and so on; unit is a length of the scene."""
-    lrs = {"means": rates.means * extent, "quats": rates.quats, "scales": rates.scales, "opacities": rates.opacities,
-           "sh0": rates.sh0, "shN": rates.shN * shN_factor}
-    return [{"name": f"splats.{name}", "params": [p], "lr": lrs[name], "decay": 0.01 if name == "means" else 1.0,
+    """The groups of the Gaussians themselves: one per attribute, "splats.means" and so on; unit is a length
+    of the scene."""
+    lrs = {"means": rates.means * extent, "quats": rates.quats, "scales": rates.scales,
+           "opacities": rates.opacities, "sh0": rates.sh0, "shN": rates.shN * shN_factor}
+    return [{"name": f"splats.{name}", "params": [p], "lr": lrs[name],
+             "decay": 0.01 if name == "means" else 1.0,
              "unit": unit if name == "means" else 1.0}
             for name, p in splats.items()]

@@ -42,41 +42,50 @@ class NonFiniteLossError(UserError):
 
 
 class Trainer:
-    """Trains one scene. `step` counts training views; stage 1 ends at `base_steps`, stage 2 at `config.steps`.
+    """Trains one scene. `step` counts training views; stage 1 ends at `base_steps`, stage 2 at
+    `config.steps`.
 
-    Given a base (the Gaussians of config.base.ply), there is no stage 1 and stage 2 trains what makes it elastic, not the base.
+    Given a base (the Gaussians of config.base.ply), there is no stage 1 and stage 2 trains what makes it
+    elastic, not the base.
     """
 
-    def __init__(self, config: Config, scene: Scene, group: Group | None = None, device: torch.device | str = "cpu",
-                 base: Splats | None = None):
+    def __init__(self, config: Config, scene: Scene, group: Group | None = None,
+                 device: torch.device | str = "cpu", base: Splats | None = None):
         assert (base is None) == (config.base.ply is None), "the Gaussians of config.base.ply are the caller's to read"
-        self.config, self.scene, self.group, self.device = config, scene, group or Group(), torch.device(device)
+        self.config, self.scene, self.group, self.device = (config, scene, group or Group(),
+                                                            torch.device(device))
         self.batch = config.batch or self.group.world
         if self.batch % self.group.world:
-            raise UserError(f"--batch: found {self.batch}, expected a multiple of the {self.group.world} workers")
+            raise UserError(f"--batch: found {self.batch}, expected a multiple of the "
+                            f"{self.group.world} workers")
         self.step, self.base_steps, self.seconds, self.unit = 0, config.base_steps, 0.0, scene.unit
         self.sampler = ViewSampler(len(scene.train), config.seed)
         self.background = torch.tensor(config.background, device=self.device)
         self.frozen = base is not None
         first = base.at(scene.origin) if base else self._initial_splats()
         self.splats = first.to(self.device).requires_grad_(not self.frozen)
-        self.optimizer = Optimizer(splat_groups(self.splats, config.rates, scene.extent, unit=self.unit), self.batch)
-        self.densifier = Densifier(config.base, self.base_steps, scene.extent, config.seed, len(self.splats), self.device)
+        self.optimizer = Optimizer(splat_groups(self.splats, config.rates, scene.extent, unit=self.unit),
+                                   self.batch)
+        self.densifier = Densifier(config.base, self.base_steps, scene.extent, config.seed, len(self.splats),
+                                   self.device)
         scorer(config.order.score), transform_kind(config)  # better refused now than when stage 2 begins
         self.order = make_order(config)
         self.transform: Transform = Transform()
         self.elastic = False
-        """Whether stage 2 has begun: the Gaussians are in their order, which and the transform have their parameters."""
+        """Whether stage 2 has begun: the Gaussians are in their order, which and the transform have their
+        parameters."""
         self._meter = Meter()
         self._ahead = ThreadPoolExecutor(1, "prefetch")
 
     def _initial_splats(self) -> Splats:
-        """One Gaussian per point of the capture, or per point of a random subset where there are more than max_splats."""
+        """One Gaussian per point of the capture, or per point of a random subset where there are more than
+        max_splats."""
         points, most = self.scene.points, self.config.base.max_splats
         if len(points.xyz) > most:
             chosen = torch.randperm(len(points.xyz), generator=generator(self.config.seed, "points"))[:most]
             points = Points(points.xyz[chosen], points.rgb[chosen])
-        return initial_splats(points, self.config.base.sh_degree, alone=self.scene.extent / 5, origin=self.scene.origin)
+        return initial_splats(points, self.config.base.sh_degree, alone=self.scene.extent / 5,
+                              origin=self.scene.origin)
 
     @property
     def stage(self) -> int:
@@ -86,9 +95,11 @@ class Trainer:
 
     def fit(self, report: Report, keep: Keep, until: int | None = None,
             stop: Callable[[bool], bool] = lambda reported: False) -> None:
-        """Train to config.steps, to the view `until`, or until stop(reported) says so, which is asked after each step.
+        """Train to config.steps, to the view `until`, or until stop(reported) says so, which is asked after
+        each step.
 
-        report(step, metrics) every report_every views, keep(step, write) every checkpoint_every and at the end.
+        report(step, metrics) every report_every views, keep(step, write) every checkpoint_every and at the
+        end.
         """
         c = self.config
         if self.step >= c.steps + self.batch:  # the last batch may reach a little beyond
@@ -115,22 +126,25 @@ class Trainer:
         before = self.step
         if self.stage == 2 and not self.elastic:
             self._begin_stage_2()
-        elif self.elastic and self.order.refresh_every and crosses(before - self.batch, before, self.order.refresh_every):
+        elif self.elastic and self.order.refresh_every and crosses(before - self.batch, before,
+                                                                   self.order.refresh_every):
             self.order.refresh(self._scores())
         total: list[Tensor] = []
         for slot in self.group.share(self.batch):
             loss = self._view_loss(before + slot)
             view = [loss, *self.optimizer.take_gradients()]
-            # A view's gradient is complete before it is added, so that one worker with two views rounds as two workers do.
+            # A view's gradient is complete before it is added, so that one worker with two views rounds as
+            # two workers do.
             total = [a.add_(b) for a, b in zip(total, view, strict=True)] if total else view
         names = [name for name, _ in self.optimizer.parameters()]
-        sums = summed_gradients(dict(zip(["loss", *names], total, strict=True)), self.group, self.config.distributed)
+        sums = summed_gradients(dict(zip(["loss", *names], total, strict=True)), self.group,
+                                self.config.distributed)
         read = totals(sums)
         # All workers have the same sums, so all end here together.
         if bad := next((name for name, value in read.items() if not math.isfinite(value)), None):
             what = f"the loss is {read['loss']}" if bad == "loss" else f"the gradient of {bad} is not finite"
-            raise NonFiniteLossError(f"scene {self.scene.name}, step {before}: {what}; the last checkpoint is kept; "
-                                     "lower the learning rates (--rates) and run again")
+            raise NonFiniteLossError(f"scene {self.scene.name}, step {before}: {what}; the last "
+                                     "checkpoint is kept; lower the learning rates (--rates) and run again")
         self._meter.add(read["loss"], self.batch)
         del sums["loss"]
         self.optimizer.step(list(sums.values()), self._progress(before))
@@ -142,17 +156,20 @@ class Trainer:
     # ------------------------------------------------------------------ one view
 
     def _view_loss(self, position: int) -> Tensor:
-        """Back-propagate the loss of the position-th training view; returns it, divided by the batch as its gradient is."""
+        """Back-propagate the loss of the position-th training view; returns it, divided by the batch as its
+        gradient is."""
         view = self.scene.train[self.sampler[position]]
         # This worker's next view is decoded while this one is rendered: the same pixels, only sooner.
         self._ahead.submit(self.scene.train[self.sampler[position + self.group.world]].prefetch)
-        camera, target, mask = view.camera.to(self.device), as_float(view.image().to(self.device), torch.float32), view.mask()
+        camera, target, mask = view.camera.to(self.device), as_float(view.image().to(self.device),
+                                                                     torch.float32), view.mask()
         mask = None if mask is None else mask.to(self.device)
         weights = self.config.loss
         if self.stage == 1:
             out = render(self.splats, camera, background=self.background, sh_degree=self._sh_degree(position))
             out.means2d.retain_grad()
-            loss = photometric(out.image, target, l1=self.config.base.l1, ssim=self.config.base.ssim, mask=mask) / self.batch
+            loss = photometric(out.image, target, l1=self.config.base.l1, ssim=self.config.base.ssim,
+                               mask=mask) / self.batch
             loss.backward()
             self.densifier.observe(out, camera, self.batch)
             return loss.detach()
@@ -160,7 +177,8 @@ class Trainer:
         whole = not self.frozen and not (ratios.alternate and position % 2)
         if whole:
             out = render(self.splats, camera, background=self.background)
-            loss = photometric(out.image, target, l1=weights.full_l1, ssim=weights.full_ssim, mask=mask) / self.batch
+            loss = photometric(out.image, target, l1=weights.full_l1, ssim=weights.full_ssim,
+                               mask=mask) / self.batch
             loss.backward()
             total += loss.detach()
         cuts = [*range(ratios.renders - (whole and ratios.alternate))]
@@ -178,11 +196,14 @@ class Trainer:
         if sparse is not None and camera.width * camera.height > sparse * count_at(ratio, len(self.splats)):
             camera, target, mask = halved(camera, target, mask)
         selection = self.order.select(self.splats, ratio, self._progress(position), (position, i))
-        # The kept rows are a leaf of their own: its gradient is as small as the cut, and is added to the rows it came from.
+        # The kept rows are a leaf of their own: its gradient is as small as the cut, and is added to the rows
+        # it came from.
         leaf = self.splats[selection.index].detach().requires_grad_(not self.frozen)
         index = selection.index if isinstance(selection.index, Tensor) else None
-        out = render(self.transform(leaf, ratio, index), camera, background=self.background, mask=selection.mask)
-        loss = photometric(out.image, target, l1=self.config.loss.elastic_l1, ssim=self.config.loss.elastic_ssim, mask=mask)
+        out = render(self.transform(leaf, ratio, index), camera, background=self.background,
+                     mask=selection.mask)
+        loss = photometric(out.image, target, l1=self.config.loss.elastic_l1,
+                           ssim=self.config.loss.elastic_ssim, mask=mask)
         loss = share * (loss + self.transform.regulariser() + sum(selection.losses.values()))
         loss.backward()
         if not self.frozen:
@@ -206,7 +227,8 @@ class Trainer:
         r = self.config.ratios
         if r.sampling == "round_robin":
             return r.values[position % len(r.values)]
-        u = float(torch.rand((), generator=generator(self.config.seed, "ratio", position, i), dtype=torch.float64))
+        u = float(torch.rand((), generator=generator(self.config.seed, "ratio", position, i),
+                             dtype=torch.float64))
         if r.sampling == "random":
             return r.values[int(u * len(r.values))]
         low, high = r.bands[i] if i < r.renders else (r.bands[-1][1], 1.0)
@@ -241,11 +263,13 @@ class Trainer:
         """The parts of stage 2 and their parameter groups, for the splats as they are."""
         with torch.random.fork_rng(devices=[]):  # layers initialise themselves from the global generator
             torch.manual_seed(self.config.seed)
-            self.transform = make_transform(self.config, self.splats, self.scene.points.xyz, self.unit).to(self.device)
+            self.transform = make_transform(self.config, self.splats, self.scene.points.xyz,
+                                            self.unit).to(self.device)
             self.order.build(self.splats, self.unit)
             self.order.to(self.device)
         moments = self.optimizer.moments()
-        groups = splat_groups(self.splats, self.config.rates, self.scene.extent, self.config.rates.shN_factor, self.unit)
+        groups = splat_groups(self.splats, self.config.rates, self.scene.extent, self.config.rates.shN_factor,
+                              self.unit)
         groups += self.transform.groups(self.config, self.scene.extent)
         groups += self.order.groups(self.config)
         self.optimizer = Optimizer(groups, self.batch)
@@ -260,7 +284,8 @@ class Trainer:
         splats = self.splats.detach()
         final = self.order.final(splats, self._scores)
         splats = splats if final is None else splats[final]
-        return ElasticModel(splats, self.transform.stored(), self.config, [view.camera for view in self.scene.train],
+        return ElasticModel(splats, self.transform.stored(), self.config,
+                            [view.camera for view in self.scene.train],
                             self.scene.digest)
 
     # ------------------------------------------------------------------ state
@@ -269,25 +294,29 @@ class Trainer:
         """What a progress line shows; loss and views per second since the last call."""
         loss, rate = self._meter.read()
         return {"stage": 1 if self.step <= self.base_steps else 2, "steps": self.config.steps, "loss": loss,
-                "views_per_second": rate, "eta_seconds": (self.config.steps - self.step) / rate if rate else math.nan,
-                "workers": self.group.world, "splats": len(self.splats), "psnr": self._probe(), "memory_mb": self._memory()}
+                "views_per_second": rate, "eta_seconds": (self.config.steps - self.step) / rate if rate
+                else math.nan, "workers": self.group.world, "splats": len(self.splats), "psnr": self._probe(),
+                "memory_mb": self._memory()}
 
     @torch.no_grad()
     def _probe(self) -> float:
         """PSNR of the full model on one training view: a sign of life, not an evaluation."""
         view = self.scene.train[self.step % len(self.scene.train)]
-        image = render(self.splats.detach(), view.camera.to(self.device), background=self.background).image.clamp(0, 1)
+        image = render(self.splats.detach(), view.camera.to(self.device),
+                       background=self.background).image.clamp(0, 1)
         error = (image - view.image().to(self.device) / 255).square().mean()
         return float(-10 * torch.log10(error))
 
     def _memory(self) -> float:
         cuda = self.device.type == "cuda"
-        return round((torch.cuda.max_memory_allocated(self.device) if cuda else psutil.Process().memory_info().rss) / 1e6, 1)
+        return round((torch.cuda.max_memory_allocated(self.device) if cuda
+                      else psutil.Process().memory_info().rss) / 1e6, 1)
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"splats.{name}": t for name, t in self.splats.items()}
         if self.elastic:
-            tensors |= {f"transform.{name}": t for name, t in self.transform.state_dict().items()} | self.order.state_dict()
+            tensors |= {f"transform.{name}": t for name,
+                        t in self.transform.state_dict().items()} | self.order.state_dict()
         return tensors
 
     def save(self, folder: Path) -> None:
@@ -296,25 +325,28 @@ class Trainer:
         if self.stage == 1:
             tensors |= self.densifier.tensors()
         stored.save(folder, STATE, tensors, {
-            "scene": self.scene.name, "capture": self.scene.digest, "step": self.step, "base_steps": self.base_steps,
-            "elastic": self.elastic, **Place(self.splats.origin, self.unit).to_dict(), "seconds": self.seconds,
-            "config": self.config.to_dict()})
+            "scene": self.scene.name, "capture": self.scene.digest, "step": self.step,
+            "base_steps": self.base_steps,
+            "elastic": self.elastic, **Place(self.splats.origin, self.unit).to_dict(),
+            "seconds": self.seconds, "config": self.config.to_dict()})
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint. Steps, evaluation and reporting may differ from when it was written; the method and the
-        capture may not.
+        """Go on from a checkpoint. Steps, evaluation and reporting may differ from when it was written; the
+        method and the capture may not.
 
         UserError if they do, DamagedError if the checkpoint is not whole; the trainer is then as it was.
         """
         checkpoint = Checkpoint(folder)
         about = checkpoint.about
         if about["scene"] != self.scene.name:
-            raise UserError(f"{folder}: found scene {about['scene']}, expected {self.scene.name}; choose another output folder")
+            raise UserError(f"{folder}: found scene {about['scene']}, expected {self.scene.name}; choose "
+                            "another output folder")
         check_same_method(checkpoint.config, self.config, about["elastic"], folder)
         check_same_capture(about.get("capture"), self.scene.digest, folder,
                            OTHER_OUTPUT)
         try:
-            tensors = {name: t.to(self.device) for name, t in checkpoint.tensors(self._layout(checkpoint)).items()}
+            tensors = {name: t.to(self.device) for name,
+                       t in checkpoint.tensors(self._layout(checkpoint)).items()}
         except UserError as e:
             raise DamagedError(str(e)) from None
         self.step, self.seconds = about["step"], about["seconds"]
@@ -324,17 +356,20 @@ class Trainer:
         self.unit = place.unit
         splats = Splats(**stored.part(tensors, "splats."), origin=place.origin)
         self.splats = splats.at(self.scene.origin).requires_grad_(not self.frozen)
-        self.optimizer = Optimizer(splat_groups(self.splats, self.config.rates, self.scene.extent, unit=self.unit), self.batch)
+        self.optimizer = Optimizer(splat_groups(self.splats, self.config.rates, self.scene.extent,
+                                                unit=self.unit), self.batch)
         if about["elastic"]:
             self._make_stage_2()
             self.transform.load_state_dict(stored.part(tensors, "transform."))
             self.order.load_state_dict({name: tensors[name] for name in self.order.state_dict()})
         self.optimizer.load_moments(stored.part(tensors, "adam."))
         if "densify.seen" in tensors:
-            self.densifier.gradient, self.densifier.seen = tensors["densify.gradient"], tensors["densify.seen"]
+            self.densifier.gradient, self.densifier.seen = (tensors["densify.gradient"],
+                                                            tensors["densify.seen"])
 
     def _layout(self, checkpoint: Checkpoint) -> Layout:
-        """What tensors a checkpoint of this method has: the state of a trainer like this one, made without memory."""
+        """What tensors a checkpoint of this method has: the state of a trainer like this one, made without
+        memory."""
         heads = checkpoint.heads
         numbers = {} if self.frozen else {"harmonics": (self.config.base.sh_degree + 1) ** 2 - 1}
         splats, layout = splats_of(heads, str(checkpoint.file), **numbers), dict(SPLATS)
@@ -350,10 +385,12 @@ class Trainer:
                 groups += order.groups(self.config)
         for name, parameter in Optimizer(groups, self.batch).parameters():
             if f"adam.{name}/step" in heads:  # it has been trained
-                layout |= {f"adam.{name}/step": ("float32", ()), f"adam.{name}/exp_avg": ("float32", tuple(parameter.shape)),
+                layout |= {f"adam.{name}/step": ("float32", ()),
+                           f"adam.{name}/exp_avg": ("float32", tuple(parameter.shape)),
                            f"adam.{name}/exp_avg_sq": ("float32", tuple(parameter.shape))}
         if checkpoint.about["step"] < checkpoint.about["base_steps"]:
-            layout |= {"densify.gradient": ("float64", ("Gaussians",)), "densify.seen": ("float32", ("Gaussians",))}
+            layout |= {"densify.gradient": ("float64", ("Gaussians",)),
+                       "densify.seen": ("float32", ("Gaussians",))}
         return layout
 
 

@@ -18,7 +18,8 @@ def warmup() -> None:
         return torch.zeros(*shape, requires_grad=True)
 
     means = torch.tensor([[0.0, 0.0, 2.0], [0.1, 0.0, 3.0]], requires_grad=True)
-    splats = Splats(means, torch.ones(2, 4, requires_grad=True), zeros(2, 3), zeros(2), zeros(2, 3), zeros(2, 15, 3))
+    splats = Splats(means, torch.ones(2, 4, requires_grad=True), zeros(2, 3), zeros(2), zeros(2, 3),
+                    zeros(2, 15, 3))
     K = torch.tensor([[16.0, 0.0, 8.0], [0.0, 16.0, 8.0], [0.0, 0.0, 1.0]])
     out = render(splats, Camera(torch.eye(4), K, 16, 16), mask=torch.ones(2), contributions="all")
     photometric(out.image, torch.zeros(16, 16, 3)).backward()

@@ -12,7 +12,8 @@ from flexgs.camera import Camera, focus, look_at, unit_of
 from flexgs.splats import Splats
 
 Path = Callable[[Sequence[Camera], int, int, int], list[Camera]]
-"""(cameras of the capture, number of frames, width, height) -> a camera per frame; the last leads back to the first."""
+"""(cameras of the capture, number of frames, width, height) -> a camera per frame; the last leads back to the
+first."""
 
 
 def orbit(cameras: Sequence[Camera], frames: int, width: int, height: int) -> list[Camera]:
@@ -23,27 +24,31 @@ def orbit(cameras: Sequence[Camera], frames: int, width: int, height: int) -> li
     places, target, up = _places(cameras), focus(_poses(cameras)), torch.from_numpy(upwards(cameras))
     middle = places.mean(0)
     _, _, axes = np.linalg.svd(places - middle, full_matrices=False)
-    reach = math.sqrt(2) * (places - middle) @ axes[:2].T  # of points on a circle the spread is its radius / sqrt(2)
+    # of points on a circle the spread is its radius / sqrt(2)
+    reach = math.sqrt(2) * (places - middle) @ axes[:2].T
     a, b = axes[:2] * reach.std(0)[:, None]
     angle = fov(cameras)
     ways = [middle + math.cos(t) * a + math.sin(t) * b for t in 2 * np.pi * np.arange(frames) / frames]
-    return [_as_float(look_at(torch.from_numpy(eye), torch.from_numpy(target), up, width, height, angle, cameras[0].near,
-                              cameras[0].origin)) for eye in ways]
+    return [_as_float(look_at(torch.from_numpy(eye), torch.from_numpy(target), up, width, height, angle,
+                              cameras[0].near, cameras[0].origin)) for eye in ways]
 
 
 def views(cameras: Sequence[Camera], frames: int, width: int, height: int) -> list[Camera]:
     """From one camera of the capture to the next, in their order, and back to the first."""
     poses = [np.linalg.inv(viewmat) for viewmat in _poses([*cameras, cameras[0]])]
     at = np.linspace(0, len(cameras), frames, endpoint=False)
-    turns = Slerp(np.arange(len(poses)), Rotation.from_matrix([pose[:3, :3] for pose in poses]))(at).as_matrix()
-    places = np.stack([np.interp(at, np.arange(len(poses)), [pose[i, 3] for pose in poses]) for i in range(3)], axis=1)
+    turns = Slerp(np.arange(len(poses)),
+                  Rotation.from_matrix([pose[:3, :3] for pose in poses]))(at).as_matrix()
+    places = np.stack([np.interp(at, np.arange(len(poses)), [pose[i, 3] for pose in poses])
+                       for i in range(3)], axis=1)
     focal = height / 2 / math.tan(math.radians(fov(cameras)) / 2)
     K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
     made = []
     for turn, place in zip(turns, places, strict=True):
         viewmat = np.eye(4)
         viewmat[:3, :3], viewmat[:3, 3] = turn.T, -turn.T @ place
-        made.append(Camera(torch.from_numpy(viewmat).float(), K, width, height, cameras[0].near, cameras[0].origin))
+        made.append(Camera(torch.from_numpy(viewmat).float(), K, width, height, cameras[0].near,
+                           cameras[0].origin))
     return made
 
 
@@ -51,7 +56,8 @@ PATHS: Mapping[str, Path] = {"orbit": orbit, "views": views}
 
 
 def around(splats: Splats, count: int = 16) -> list[Camera]:
-    """Cameras for a model that has none: in a circle around the middle of its Gaussians, far enough to see half of them.
+    """Cameras for a model that has none: in a circle around the middle of its Gaussians, far enough to see
+    half of them.
 
     Up is -y, as COLMAP leaves it where gravity is along y and most viewers assume.
     """
@@ -59,23 +65,26 @@ def around(splats: Splats, count: int = 16) -> list[Camera]:
     means = splats.means.detach().cpu().double()
     middle = torch.stack([_median(means[:, i], weight) for i in range(3)])
     away = _median((means - middle).norm(dim=1), weight)
-    if not away > 1e-6 * middle.norm():  # all at one place: as far as one of them is large, and float32 can tell
-        size = _median(splats.scales.detach().cpu().double().amax(1), weight).clamp(max=80).exp()  # so far float32 goes
+    # all at one place: as far as one of them is large, and float32 can tell
+    if not away > 1e-6 * middle.norm():
+        # so far float32 goes
+        size = _median(splats.scales.detach().cpu().double().amax(1), weight).clamp(max=80).exp()
         away = torch.maximum(size, 1e-6 * middle.norm())
     near = 0.01 * unit_of(2.2 * float(away))
     up = torch.tensor([0.0, -1.0, 0.0])
     turns = 2 * math.pi * torch.arange(count) / count
-    return [_as_float(look_at(middle + 2.2 * away * middle.new_tensor([math.cos(t), -0.35, math.sin(t)]), middle, up, 640, 480,
-                              near=near, origin=splats.origin)) for t in turns.tolist()]
+    return [_as_float(look_at(middle + 2.2 * away * middle.new_tensor([math.cos(t), -0.35, math.sin(t)]),
+                              middle, up, 640, 480, near=near, origin=splats.origin)) for t in turns.tolist()]
 
 
 def start(cameras: Sequence[Camera]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(position, target, up), each [3], to begin at: of the half of the cameras that stand back, the one that looks straightest
-    at what all of them look at."""
+    """(position, target, up), each [3], to begin at: of the half of the cameras that stand back, the one that
+    looks straightest at what all of them look at."""
     poses, places = _poses(cameras), _places(cameras)
     forward, ahead = np.stack([pose[2, :3] for pose in poses]), focus(poses) - places
     distance = np.linalg.norm(ahead, axis=1)
-    straight = np.where(distance >= np.median(distance), (ahead * forward).sum(1) / np.maximum(distance, 1e-300), -1)
+    straight = np.where(distance >= np.median(distance),
+                        (ahead * forward).sum(1) / np.maximum(distance, 1e-300), -1)
     first = int(straight.argmax())
     return places[first], places[first] + distance[first] * forward[first], upwards(cameras)
 
@@ -109,4 +118,5 @@ def _median(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def fov(cameras: Sequence[Camera]) -> float:
     """The vertical field of view that half of the cameras exceed, in degrees."""
-    return math.degrees(float(np.median([2 * math.atan(camera.height / 2 / float(camera.K[1, 1])) for camera in cameras])))
+    return math.degrees(float(np.median([2 * math.atan(camera.height / 2 / float(camera.K[1, 1]))
+                                         for camera in cameras])))

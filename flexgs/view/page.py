@@ -1,7 +1,9 @@
-"""A web page that shows a model, with nothing else needed: viewer and Gaussians are in the file, the coarsest first.
+"""A web page that shows a model, with nothing else needed: viewer and Gaussians are in the file, the coarsest
+first.
 
-The viewer is Spark on three.js, which npm fetches and esbuild bundles once; the bundle is kept in the user's cache. The stages
-of the model are scripts one behind the other: a browser shows the first while the page still arrives, from disk as over HTTP.
+The viewer is Spark on three.js, which npm fetches and esbuild bundles once; the bundle is kept in the user's
+cache. The stages of the model are scripts one behind the other: a browser shows the first while the page
+still arrives, from disk as over HTTP.
 """
 
 import base64
@@ -29,7 +31,8 @@ RATIOS = (0.01, 0.05, 0.15, 1.0)
 
 
 def write_page(model: Cuttable, path: Path, title: str, ratios: Sequence[float] = RATIOS) -> str:
-    """A page with a stage for each ratio; a sentence about it. UserError if the viewer must be built without Node.js."""
+    """A page with a stage for each ratio; a sentence about it. UserError if the viewer must be built without
+    Node.js."""
     if path.suffix.lower() != ".html":
         raise UserError(f"--html {path}: expected a name that ends in .html")
     program = viewer()
@@ -50,11 +53,13 @@ def write_page(model: Cuttable, path: Path, title: str, ratios: Sequence[float] 
                       f"<script>flexgs.stage({json.dumps(about)})</script>")
         sizes.append(len(raw))
     page = Template((WEB / "page.html").read_text()).substitute(
-        title=title.replace("&", "&amp;").replace("<", "&lt;"), program=program.replace("</script", "<\\/script"),
+        title=title.replace("&", "&amp;").replace("<", "&lt;"),
+        program=program.replace("</script", "<\\/script"),
         start=json.dumps(_start(cameras, unit, model.config.background)), stages="\n".join(stages))
     with atomic_file(path) as out:
         out.write_text(page)
-    return (f"{pasted(path)}: {path.stat().st_size / 1e6:.2f} MB, of which the viewer {len(program) / 1e6:.2f}; stages of "
+    return (f"{pasted(path)}: {path.stat().st_size / 1e6:.2f} MB, of which the viewer "
+            f"{len(program) / 1e6:.2f}; stages of "
             f"{', '.join(f'{size / 1e6:.2f}' for size in sizes)} MB (SPZ)")
 
 
@@ -65,13 +70,15 @@ def viewer() -> str:
         with tempfile.TemporaryDirectory() as temporary, atomic_file(built) as out:
             folder = Path(temporary)
             node.fetch(WEB, folder, doing="--html")
-            node.run(folder, "esbuild", folder / "viewer.js", "--bundle", "--minify", "--format=iife", "--global-name=flexgs",
-                     "--charset=ascii", f"--outfile={out}", seconds=120, doing="--html")
+            node.run(folder, "esbuild", folder / "viewer.js", "--bundle", "--minify", "--format=iife",
+                     "--global-name=flexgs", "--charset=ascii", f"--outfile={out}", seconds=120,
+                     doing="--html")
     return built.read_text()
 
 
 def _in_units(splats: Splats, unit: float) -> Splats:
-    """The same Gaussians about their origin, so large that this length is 1: what viewers and SPZ are made for."""
+    """The same Gaussians about their origin, so large that this length is 1: what viewers and SPZ are made
+    for."""
     return replace(splats, means=splats.means / unit, scales=splats.scales - math.log(unit), origin=WORLD)
 
 

@@ -17,7 +17,8 @@ from flexgs.raster import render
 from flexgs.splats import Splats
 
 
-def write_video(splats: Splats, cameras: Sequence[Camera], path: Path, fps: int, background: Sequence[float]) -> None:
+def write_video(splats: Splats, cameras: Sequence[Camera], path: Path, fps: int,
+                background: Sequence[float]) -> None:
     """An .mp4 (H.264), a .gif, or the first camera's image as .png; all cameras of one even size."""
     kinds = {".mp4": _mp4, ".gif": _gif, ".png": _png}
     if path.suffix.lower() not in kinds:
@@ -43,10 +44,12 @@ def _mp4(images: Iterator[np.ndarray], path: Path, fps: int) -> None:
         raise MissingDependencyError("imageio-ffmpeg", "view", "an .mp4 file") from None
     first = next(images)
     height, width, _ = first.shape
-    command = [get_ffmpeg_exe(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
-               "-r", str(fps), "-i", "-", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "10", "-f", "mp4", str(path)]
+    command = [get_ffmpeg_exe(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s",
+               f"{width}x{height}", "-r", str(fps), "-i", "-", "-c:v", "libx264", "-pix_fmt", "yuv420p",
+               "-crf", "10", "-f", "mp4", str(path)]
     with tempfile.TemporaryFile() as said:
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said) as ffmpeg:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                              stderr=said) as ffmpeg:
             assert ffmpeg.stdin
             with contextlib.suppress(BrokenPipeError):  # it has ended early, and says why
                 for image in (first, *images):

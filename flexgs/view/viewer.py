@@ -1,7 +1,8 @@
-"""A viewer in the browser, on viser: orbit, choose how much to keep, compare with the photographs or with another model.
+"""A viewer in the browser, on viser: orbit, choose how much to keep, compare with the photographs or with
+another model.
 
-This machine renders, by the rasterizer that training uses, so it needs no GPU anywhere. While somebody moves, images are as
-small, and cuts as coarse, as keeps up; when they rest, the whole follows.
+This machine renders, by the rasterizer that training uses, so it needs no GPU anywhere. While somebody moves,
+images are as small, and cuts as coarse, as keeps up; when they rest, the whole follows.
 """
 
 import threading
@@ -60,8 +61,10 @@ class Viewer:
         self.server = viser_server.start(host, port, Visitors(host, names))
         self.url = url(host, self.server.get_port())
         first = next(iter(models.values()))
-        cameras = first.cameras or ([view.camera for view in scene.train] if scene else around(first.cut(1.0)))
-        self.near, self.origin, self.wide = cameras[0].near, cameras[0].origin, bool(first.cameras) and is_wide(first.cut(1.0))
+        cameras = first.cameras or ([view.camera for view in scene.train] if scene
+                                    else around(first.cut(1.0)))
+        self.near, self.origin, self.wide = (cameras[0].near, cameras[0].origin,
+                                             bool(first.cameras) and is_wide(first.cut(1.0)))
         self.unit = 100 * self.near
         """What browsers count in, from the origin: three.js knows float32 and lengths about 1."""
         initial, (position, target, up) = self.server.initial_camera, start(cameras)
@@ -107,13 +110,15 @@ class Session:
     def __init__(self, viewer: Viewer, client: Any):
         self.viewer, self.client = viewer, client
         self.changed, self.gone = threading.Event(), False
-        self.scale, self.share = 0.5, 1.0  # of the window's size, and of what is kept, in images while somebody moves
+        # of the window's size, and of what is kept, in images while somebody moves
+        self.scale, self.share = 0.5, 1.0
         gui, names = client.gui, list(viewer.models)
         self.kept = gui.add_slider("% kept", min=LEAST, max=100.0, step=0.1, initial_value=100.0)
         steps = gui.add_button_group("", [f"{step} %" for step in STEPS])
         steps.on_click(lambda _: setattr(self.kept, "value", float(steps.value.removesuffix(" %"))))
         halves = [NOTHING, *([PHOTOGRAPH] if viewer.test else []), *names[1:]]
-        self.right = gui.add_dropdown("right half", halves, initial_value=halves[-1] if names[1:] else NOTHING)
+        self.right = gui.add_dropdown("right half", halves,
+                                      initial_value=halves[-1] if names[1:] else NOTHING)
         self.text = gui.add_markdown("")
         if viewer.test:
             step = gui.add_button_group("test view", ("previous", "nearest", "next"))
@@ -163,11 +168,12 @@ class Session:
         viewmat[:3, :3], viewmat[:3, 3] = turn.T, -turn.T @ (self.viewer.unit * np.asarray(seen.position))
         focal = height / 2 / np.tan(seen.fov / 2)
         K = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
-        return Camera(torch.from_numpy(viewmat).float(), torch.from_numpy(K).float(), width, height, self.viewer.near,
-                      self.viewer.origin)
+        return Camera(torch.from_numpy(viewmat).float(), torch.from_numpy(K).float(), width, height,
+                      self.viewer.near, self.viewer.origin)
 
     def _keep_up(self) -> None:
-        """Make the next images while somebody moves as small as takes DRAFT_MS; where that is not enough, coarser too."""
+        """Make the next images while somebody moves as small as takes DRAFT_MS; where that is not enough,
+        coarser too."""
         hurry = DRAFT_MS / max(self.ms, 1.0)
         if hurry < 1 and self.scale <= SMALLEST:
             self.share = max(self.share * max(hurry, 0.25), 0.01)
@@ -203,7 +209,8 @@ class Session:
         height, width = pixels.shape[:2]
         down, across = max(0, round(width / aspect) - height), max(0, round(height * aspect) - width)
         if down > 1 or across > 1:
-            pixels = np.pad(pixels, ((down // 2, down - down // 2), (across // 2, across - across // 2), (0, 0)))
+            pixels = np.pad(pixels,
+                            ((down // 2, down - down // 2), (across // 2, across - across // 2), (0, 0)))
         self.client.scene.set_background_image(pixels, format="jpeg", jpeg_quality=90)
 
     def _quality(self) -> str:
@@ -227,7 +234,8 @@ class Session:
     def _go(self, where: str) -> None:
         """To the nearest test view, or from there to the one before or behind it."""
         test = self.viewer.test
-        at = test.index(self.viewer.nearest(self.camera(0.1))) + {"previous": -1, "nearest": 0, "next": 1}[where]
+        at = test.index(self.viewer.nearest(self.camera(0.1))) + {"previous": -1, "nearest": 0,
+                                                                  "next": 1}[where]
         camera = test[at % len(test)].camera.at(self.viewer.origin)
         turn, seen = camera.viewmat[:3, :3].T.double().numpy(), self.client.camera
         with self.client.atomic():

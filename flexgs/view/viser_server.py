@@ -1,8 +1,8 @@
 """viser's server, which answers whom Visitors lets in and no one else.
 
-viser has no setting for this. It calls websockets' serve() once, with a function that looks at every request before it is
-answered; ours is put in front of that. tests/test_security.py tells when another version of viser does this in another way,
-and start() then refuses to go on.
+viser has no setting for this. It calls websockets' serve() once, with a function that looks at every request
+before it is answered; ours is put in front of that. tests/test_security.py tells when another version of
+viser does this in another way, and start() then refuses to go on.
 """
 
 import http
@@ -32,7 +32,8 @@ class Server(viser.ViserServer):
 
 def start(host: str, port: int, visitors: Visitors) -> Server:
     """A server that listens; UserError if there is no such host or port, or it is taken."""
-    logging.getLogger("websockets.server").setLevel(logging.CRITICAL)  # requests that are none, with a stack trace each
+    # requests that are none, with a stack trace each
+    logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
     serve, checked = websockets.asyncio.server.serve, []
 
     def serve_visitors(*args: Any, process_request: Check, **options: Any) -> Any:
@@ -56,6 +57,7 @@ def start(host: str, port: int, visitors: Visitors) -> Server:
         raise UserError(f"--host {host} --port {port}: {getattr(e, 'strerror', None) or e}; choose another") from None
     if not checked:
         server.stop()
-        raise RuntimeError(f"viser {viser.__version__} starts its server in another way: who may look cannot be checked")
+        raise RuntimeError(f"viser {viser.__version__} starts its server in another way: who may "
+                           "look cannot be checked")
     server.gui.configure_theme(show_share_button=False)
     return server

@@ -1,15 +1,17 @@
-"""Faults at random moments of a run of two scenes on a Ray cluster of three machines, and what they change in the results.
+"""Faults at random moments of a run of two scenes on a Ray cluster of three machines, and what they change in
+the results.
 
     python -m tests.cluster.faults --rounds 20
 
-The machines are network namespaces (Linux, root): a head without CPUs, where the job and MLflow's server run, and two of two
-CPUs, each of which trains a scene with two workers. Every round runs train_all.py into an empty storage, kills something with
-SIGKILL at a random moment, starts again what a supervisor or a person would (the machine, the server, the command), and
-compares with the run without a fault: files of the models, counts, PSNR and SSIM bit for bit, and every metric step once, in
-metrics.jsonl and in MLflow. Prints the table of docs/reliability.md; exit code 1 if anything differs.
+The machines are network namespaces (Linux, root): a head without CPUs, where the job and MLflow's server run,
+and two of two CPUs, each of which trains a scene with two workers. Every round runs train_all.py into an
+empty storage, kills something with SIGKILL at a random moment, starts again what a supervisor or a person
+would (the machine, the server, the command), and compares with the run without a fault: files of the models,
+counts, PSNR and SSIM bit for bit, and every metric step once, in metrics.jsonl and in MLflow. Prints the
+table of docs/reliability.md; exit code 1 if anything differs.
 
-The moment is when both scenes together have seen a random number of views, and in every fourth round a random one of the first
-20 seconds, when Ray starts the workers.
+The moment is when both scenes together have seen a random number of views, and in every fourth round a random
+one of the first 20 seconds, when Ray starts the workers.
 """
 
 import argparse
@@ -45,8 +47,9 @@ PATIENCE_SECONDS = 400.0
 """A run that takes longer counts as hung."""
 MACHINES = ("one", "two")
 SCENES = {"first": "studio", "second": "courtyard"}
-SETTINGS = ["--preset", "smoke", "--steps", "600", "--batch", "2", "--workers", "2", "--data.factor", "1", "--base.max-splats",
-            "3000", "--report-every", "20", "--checkpoint-every", "100", "--evaluation.ratios", "0.05", "1"]
+SETTINGS = ["--preset", "smoke", "--steps", "600", "--batch", "2", "--workers", "2", "--data.factor", "1",
+            "--base.max-splats", "3000", "--report-every", "20", "--checkpoint-every", "100",
+            "--evaluation.ratios", "0.05", "1"]
 
 
 class Cluster:
@@ -70,24 +73,28 @@ class Cluster:
 
     def start_mlflow(self) -> None:
         self.mlflow = self.network.start("head", [
-            Path(sys.executable).with_name("mlflow"), "server", "--host", self.address, "--port", "5000", "--workers", "1",
-            "--backend-store-uri", self.database, "--artifacts-destination", self.folder / "artifacts",
-            "--allowed-hosts", f"{self.address}:5000"], self.log("mlflow"))
+            Path(sys.executable).with_name("mlflow"), "server", "--host", self.address, "--port", "5000",
+            "--workers", "1", "--backend-store-uri", self.database, "--artifacts-destination",
+            self.folder / "artifacts", "--allowed-hosts", f"{self.address}:5000"], self.log("mlflow"))
 
     def start_job(self, storage: Path) -> psutil.Popen:
         return self.network.start("head", [
-            sys.executable, "ray_jobs/train_all.py", "--data-root", self.data, "--storage", storage, "--experiment",
-            storage.name, "--ray-address", f"{self.address}:6379", "--mlflow-uri", f"http://{self.address}:5000", *SETTINGS],
+            sys.executable, "ray_jobs/train_all.py", "--data-root", self.data, "--storage", storage,
+            "--experiment", storage.name, "--ray-address", f"{self.address}:6379", "--mlflow-uri",
+            f"http://{self.address}:5000", *SETTINGS],
             self.log(storage.name))
 
     def give_notice(self, machine: str) -> None:
         """What a cloud does before it takes a spot machine away."""
-        found = json.loads(self.network.run(machine, [RAY, "list", "nodes", "--format", "json", "--limit", "1000", "--address",
-                                                      f"http://{self.address}:8265"]))
-        (node,) = (n["node_id"] for n in found if n["node_ip"] == self.network.addresses[machine] and n["state"] == "ALIVE")
-        self.network.run("head", [RAY, "drain-node", "--address", f"{self.address}:6379", "--node-id", node, "--reason",
-                                  "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds",
-                                  str(int(NOTICE_SECONDS))])
+        found = json.loads(self.network.run(machine,
+                                            [RAY, "list", "nodes", "--format", "json", "--limit", "1000",
+                                             "--address", f"http://{self.address}:8265"]))
+        (node,) = (n["node_id"] for n in found if n["node_ip"] == self.network.addresses[machine]
+                   and n["state"] == "ALIVE")
+        self.network.run("head",
+                         [RAY, "drain-node", "--address", f"{self.address}:6379", "--node-id", node,
+                          "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
+                          "--deadline-remaining-seconds", str(int(NOTICE_SECONDS))])
 
     def log(self, name: str) -> Path:
         return self.folder / "logs" / name
@@ -109,7 +116,8 @@ class Outcome:
     """Of workers, by Ray Train."""
 
     def differences(self, other: "Outcome") -> list[str]:
-        return [name for name in sorted(self.left.keys() | other.left.keys()) if self.left.get(name) != other.left.get(name)]
+        return [name for name in sorted(self.left.keys() | other.left.keys())
+                if self.left.get(name) != other.left.get(name)]
 
 
 def look(cluster: Cluster, storage: Path, seconds: float) -> Outcome:
@@ -126,19 +134,22 @@ def look(cluster: Cluster, storage: Path, seconds: float) -> Outcome:
                 outcome.left[f"{r.info.run_name}: steps of {name} in MLflow"] = [m.step for m in history]
     for scene in SCENES:
         rows, run = read_jsonl(folder / scene / "metrics.jsonl"), folder / scene
-        outcome.left[f"{scene}: metrics.jsonl"] = [(row["step"], row["loss"], row["splats"], row["workers"]) for row in rows]
+        outcome.left[f"{scene}: metrics.jsonl"] = [(row["step"], row["loss"], row["splats"], row["workers"])
+                                                   for row in rows]
         outcome.restarts += len(read_jsonl(run / "failures.jsonl"))
         if (run / "results.json").exists():
             ratios = json.loads((run / "results.json").read_text())["ratios"]
-            outcome.left[f"{scene}: results"] = [[row[key] for key in ("splats", "psnr", "ssim")] for row in ratios.values()]
+            outcome.left[f"{scene}: results"] = [[row[key] for key in ("splats", "psnr", "ssim")]
+                                                 for row in ratios.values()]
             files = [*sorted((run / "model").glob("*.safetensors")), *sorted((run / "cuts").iterdir())]
-            outcome.left[f"{scene}: model and cuts"] = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
+            outcome.left[f"{scene}: model and cuts"] = (hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest())
     return outcome
 
 
 def run(cluster: Cluster, name: str, fault: str | None = None, seconds: float = 0.0,
         views: int = 0) -> tuple[Outcome, list[int]]:  # fmt: skip
-    """Train both scenes, with a fault so many seconds after the start and when the scenes have seen so many views.
+    """Train both scenes, with a fault so many seconds after the start and when the scenes have seen so many
+    views.
 
     Returns the outcome, and the views that each had seen.
     """
@@ -194,7 +205,8 @@ def _title(process: psutil.Process) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--faults", nargs="+", default=list(FAULTS), choices=list(FAULTS))
     parser.add_argument("--seed", type=int, default=0)
@@ -211,11 +223,12 @@ def main() -> int:
         run(cluster, "warm")  # compiles
         usual, _ = run(cluster, "usual")
         print(f"without a fault: {usual.seconds:.0f} s\n\n"
-              "| round | killed | after | views seen | workers started again | the run took, s | differs in |\n"
-              "|---|---|---|---|---|---|---|", flush=True)
+              "| round | killed | after | views seen | workers started again | the run "
+              "took, s | differs in |\n|---|---|---|---|---|---|---|", flush=True)
         for i in range(options.rounds):
             fault = options.faults[i % len(options.faults)]
-            seconds, views = (random.uniform(0, 20), 0) if i % 4 == 3 else (random.uniform(0, 2), random.randrange(1, 1150))
+            seconds, views = (random.uniform(0, 20), 0) if i % 4 == 3 else (random.uniform(0, 2),
+                                                                            random.randrange(1, 1150))
             try:
                 outcome, seen = run(cluster, f"round_{i + 1:02}", fault, seconds, views)
                 differences = outcome.differences(usual)

@@ -1,10 +1,12 @@
-"""Machines out of network namespaces: Ray clusters of several nodes on one Linux machine, each with an address of its own.
+"""Machines out of network namespaces: Ray clusters of several nodes on one Linux machine, each with an
+address of its own.
 
-Nothing outside of the namespaces is touched (but /etc/netns, where their hosts files are) or reachable from them, and what runs
-there ends with them. Needs root.
+Nothing outside of the namespaces is touched (but /etc/netns, where their hosts files are) or reachable from
+them, and what runs there ends with them. Needs root.
 
-Two traps of real machines are set: /etc/hosts maps the machine's name to 127.0.1.1, as Debian does, and every machine has a
-second interface with the same address on all, as Docker makes one. Whoever tells others the address of either is not reached.
+Two traps of real machines are set: /etc/hosts maps the machine's name to 127.0.1.1, as Debian does, and every
+machine has a second interface with the same address on all, as Docker makes one. Whoever tells others the
+address of either is not reached.
 """
 
 import contextlib
@@ -24,7 +26,8 @@ import psutil
 NETWORK = "10.77.0"
 TRAP = "172.17.0.1"
 RAY = Path(sys.executable).with_name("ray")
-ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0",
+               "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
                "MLFLOW_DISABLE_TELEMETRY": "true"}
 _UP = "Ray runtime started."
 
@@ -74,25 +77,27 @@ class Network:
     def start(self, machine: str, command: Sequence[str | Path], log: Path) -> psutil.Popen:
         """A process there, whose output goes to log."""
         with log.open("ab") as out:
-            process = psutil.Popen(["ip", "netns", "exec", self.prefix + machine, *map(str, command)], stdout=out, stderr=out,
-                                   stdin=subprocess.DEVNULL, start_new_session=True,
+            process = psutil.Popen(["ip", "netns", "exec", self.prefix + machine, *map(str, command)],
+                                   stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True,
                                    env=self._environment())
         self.processes.append(process)
         return process
 
     def run(self, machine: str, command: Sequence[str | Path]) -> str:
         """What a command that is run there prints."""
-        done = subprocess.run(["ip", "netns", "exec", self.prefix + machine, *map(str, command)], check=True, text=True,
-                              stdout=subprocess.PIPE, env=self._environment())
+        done = subprocess.run(["ip", "netns", "exec", self.prefix + machine, *map(str, command)], check=True,
+                              text=True, stdout=subprocess.PIPE, env=self._environment())
         return done.stdout
 
     def start_ray(self, machine: str, log: Path, head: str | None = None, cpus: int = 0) -> psutil.Popen:
-        """A Ray node that joins head, or is one; returns when it runs: two that start at once abort, as they share a folder."""
+        """A Ray node that joins head, or is one; returns when it runs: two that start at once abort, as they
+        share a folder."""
         address, started = self.addresses[machine], log.read_text().count(_UP) if log.exists() else 0
         join = (["--head", "--port=6379", "--dashboard-host=0.0.0.0"] if head is None
                 else [f"--address={self.addresses[head]}:6379"])
-        node = self.start(machine, [RAY, "start", *join, f"--node-ip-address={address}", f"--num-cpus={cpus}", "--num-gpus=0",
-                                    "--object-store-memory=100000000", "--block"], log)
+        node = self.start(machine,
+                          [RAY, "start", *join, f"--node-ip-address={address}", f"--num-cpus={cpus}",
+                           "--num-gpus=0", "--object-store-memory=100000000", "--block"], log)
         wait_for(f"Ray on {machine}", lambda: log.read_text().count(_UP) > started, 60)
         return node
 
@@ -103,7 +108,8 @@ class Network:
         space = self.prefix + name
         folder = Path("/etc/netns") / space
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {socket.gethostname()}\n")  # `ip netns exec` mounts it
+        # `ip netns exec` mounts it
+        (folder / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {socket.gethostname()}\n")
         _ip("netns", "add", space)
         _ip("-n", space, "link", "set", "lo", "up")
         return space

@@ -1,8 +1,10 @@
-"""What Ray and MLflow cost: `ray_jobs/train_all.py` on one scene against `flexgs train`, which has neither, in turns.
+"""What Ray and MLflow cost: `ray_jobs/train_all.py` on one scene against `flexgs train`, which has neither,
+in turns.
 
     python -m tests.cluster.overhead CAPTURE --rounds 3 --steps 2000 --splats 24000
 
-Prints the table of docs/reliability.md. Both train with all CPUs of the machine, which must have nothing else to do.
+Prints the table of docs/reliability.md. Both train with all CPUs of the machine, which must have nothing else
+to do.
 """
 
 import argparse
@@ -29,7 +31,8 @@ class Cost(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("capture", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2000)
@@ -39,8 +42,8 @@ def main() -> None:
     settings = ["--steps", str(options.steps), "--base.max-splats", str(options.splats)]
     commands = {
         "flexgs train": [sys.executable, "-m", "flexgs", "train", str(capture), "--output"],
-        "train_all.py": [sys.executable, "ray_jobs/train_all.py", "--ray-address", "local", "--data-root", str(capture.parent),
-                         "--scenes", capture.name, "--experiment", "runs", "--storage"],
+        "train_all.py": [sys.executable, "ray_jobs/train_all.py", "--ray-address", "local", "--data-root",
+                         str(capture.parent), "--scenes", capture.name, "--experiment", "runs", "--storage"],
     }
     costs: dict[str, list[Cost]] = {name: [] for name in commands}
     for _ in range(options.rounds):
@@ -48,12 +51,13 @@ def main() -> None:
             costs[name].append(cost([*command, "{}", *settings], capture.name))
             print(f"{name}: {costs[name][-1]}", file=sys.stderr, flush=True)
     print("| | start-up, s | a view, ms | after the last view, s |\n|---|---|---|---|")
-    middle = {name: Cost(*(median(column) for column in zip(*rows, strict=True))) for name, rows in costs.items()}
+    middle = {name: Cost(*(median(column) for column in zip(*rows, strict=True))) for name,
+              rows in costs.items()}
     for name, row in middle.items():
         print(f"| `{name}` | {row.start:.1f} | {row.step:.2f} | {row.end:.1f} |")
     without, with_ray = middle.values()
-    print(f"| difference | {with_ray.start - without.start:+.1f} | {100 * (with_ray.step / without.step - 1):+.1f} % | "
-          f"{with_ray.end - without.end:+.1f} |")
+    print(f"| difference | {with_ray.start - without.start:+.1f} | "
+          f"{100 * (with_ray.step / without.step - 1):+.1f} % | {with_ray.end - without.end:+.1f} |")
 
 
 def cost(command: list[str], scene: str) -> Cost:

@@ -1,8 +1,10 @@
-"""One scene trained by 1, 2 and 3 workers, and by another number after a resume at half: the same steps, the same seeds.
+"""One scene trained by 1, 2 and 3 workers, and by another number after a resume at half: the same steps, the
+same seeds.
 
     python -m tests.cluster.worlds CAPTURE --seeds 0 1 2 --steps 1200 --splats 6000
 
-Prints the table of docs/distributed.md: PSNR of the test views at each ratio. Workers are processes of one thread.
+Prints the table of docs/distributed.md: PSNR of the test views at each ratio. Workers are processes of one
+thread.
 """
 
 import argparse
@@ -26,7 +28,8 @@ PLANS = [(1,), (2,), (3,), (1, 3), (3, 2)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("capture", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1200)
@@ -34,7 +37,8 @@ def main() -> None:
     options = parser.parse_args()
     means: dict[tuple[int, ...], list[float]] = {}
     ratios = Config().evaluation.ratios
-    print("| workers | seed | " + " | ".join(f"{100 * r:g} %" for r in ratios) + " | Gaussians |\n" + "|---" * (len(ratios) + 3)
+    print("| workers | seed | " + " | ".join(f"{100 * r:g} %" for r in ratios) + " | Gaussians |\n"
+          + "|---" * (len(ratios) + 3)
           + "|", flush=True)
     for seed in options.seeds:
         for plan in PLANS:

@@ -1,1 +1,2 @@
-"""A study: what the readers of flexgs do with damaged, lying and foreign files. python -m tests.fuzz --help"""
+"""A study: what the readers of flexgs do with damaged, lying and foreign files. python -m tests.fuzz
+--help"""

@@ -49,7 +49,8 @@ class Cases:
     def __init__(self, seed: str, readers: Sequence[str], folder: Path):
         """folder: where write_seeds has put the valid files of these readers."""
         self.seed, self.readers = seed, list(readers)
-        self.seeds = {name: [_files(path, folder / name) for path in sorted((folder / name).iterdir())] for name in readers}
+        self.seeds = {name: [_files(path, folder / name) for path in sorted((folder / name).iterdir())]
+                      for name in readers}
 
     def reader(self, number: int) -> str:
         return self._draw(number).choices(self.readers, [READERS[name].share for name in self.readers])[0]
@@ -74,7 +75,8 @@ class Cases:
 
 
 def _files(path: Path, folder: Path) -> Files:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in [path, *sorted(path.rglob("*"))] if file.is_file()}
+    return {str(file.relative_to(folder)): file.read_bytes() for file in [path, *sorted(path.rglob("*"))]
+            if file.is_file()}
 
 
 def _write(files: Files, folder: Path) -> Path:
@@ -88,8 +90,8 @@ def _write(files: Files, folder: Path) -> Path:
 def _replace(file: Path, draw: Random, others: dict[str, list[Files]]) -> str:
     """Something else than it was in the place of a file; what."""
     file.unlink()
-    how = draw.choice(("absent", "a folder", "a pipe", "empty", "a link to itself", "a link to nowhere", "an endless file",
-                       "a file of another kind", "a file of another kind"))
+    how = draw.choice(("absent", "a folder", "a pipe", "empty", "a link to itself", "a link to nowhere",
+                       "an endless file", "a file of another kind", "a file of another kind"))
     match how:
         case "a folder":
             file.mkdir()

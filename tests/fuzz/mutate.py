@@ -1,7 +1,7 @@
 """Changes to the bytes of a file.
 
-What is packed is opened, changed inside, and closed again with right lengths and checksums, so that what lies behind these is
-reached too. What is left is changed as what it looks like: JSON, lines of text, or bytes.
+What is packed is opened, changed inside, and closed again with right lengths and checksums, so that what lies
+behind these is reached too. What is left is changed as what it looks like: JSON, lines of text, or bytes.
 """
 
 import contextlib
@@ -17,16 +17,20 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-INTEGERS = (0, 1, -1, 127, 255, 256, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1)
-FLOATS = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, 1e-310, 0.5, -3.0, 65504.0, 1e19, 1e38, -3.4e38, 1e300)
-STRINGS = ("", " ", ".", "..", "/", "/dev/zero", "\0", "a\nb", "\x1b[31m", "\ud800", "\udcff", "é", "１", "²", "1_000", "0x10",
+INTEGERS = (0, 1, -1, 127, 255, 256, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1,
+            2**63, 2**64 - 1)
+FLOATS = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, 1e-310, 0.5, -3.0, 65504.0, 1e19, 1e38, -3.4e38,
+          1e300)
+STRINGS = ("", " ", ".", "..", "/", "/dev/zero", "\0", "a\nb", "\x1b[31m", "\ud800", "\udcff", "é", "１", "²",
+           "1_000", "0x10",
            "1e400", "NaN", "true", "#", "-", "--help", "c" * 300, "d/" * 3000)
 MOST = 8 << 20
 """Bytes of a file: readers are to be tried, not disks."""
 DEEP, TWICE = "@deep@", "@twice@"
-"""What stands for brackets within each other, and for a key that comes a second time, until JSON is written."""
-VALUES: tuple[Any, ...] = (*INTEGERS, *FLOATS, *STRINGS, None, True, False, 10**30, 10**400, [], {}, [[]], [{}], {"a": 1},
-                           [1, 2, 3], [1.0] * 16, DEEP)
+"""What stands for brackets within each other, and for a key that comes a second time, until JSON is
+written."""
+VALUES: tuple[Any, ...] = (*INTEGERS, *FLOATS, *STRINGS, None, True, False, 10**30, 10**400, [], {}, [[]],
+                           [{}], {"a": 1}, [1, 2, 3], [1.0] * 16, DEEP)
 
 Opened = tuple[list[bytes], Callable[[list[bytes]], bytes]]
 """The parts of a packed file, and what packs them again."""
@@ -54,7 +58,8 @@ def _change(raw: bytes, draw: Random) -> bytes:
     return _bytes(raw, draw)
 
 
-# -- packed files ---------------------------------------------------------------------------------------------------------
+# -- packed files
+# ---------------------------------------------------------------------------------------------------------
 
 def opened(raw: bytes) -> Opened | None:
     """None for what is not packed, and for what an earlier change has broken."""
@@ -92,7 +97,8 @@ def _zip(raw: bytes) -> Opened:
 
 
 def _fgs(raw: bytes) -> Opened:
-    """The head, and each chunk inflated. Only a chunk that is changed gets a new length and checksum in the head."""
+    """The head, and each chunk inflated. Only a chunk that is changed gets a new length and checksum in the
+    head."""
     kind, version, length, _ = struct.unpack_from("<6sHII", raw)
     head, at = raw[16:16 + length], 16 + length
     bodies = []
@@ -155,11 +161,12 @@ def _safetensors(raw: bytes) -> Opened:
 
 
 OPENERS: dict[bytes, Callable[[bytes], Opened]] = {
-    b"\x1f\x8b": _gzip, b"\x78": _zlib, b"PK\3\4": _zip, b"FLEXGS": _fgs, b"glTF": _glb, b"\x89PNG": _png, b"\x93NUMPY": _npy,
-    b"ply\n": _ply}
+    b"\x1f\x8b": _gzip, b"\x78": _zlib, b"PK\3\4": _zip, b"FLEXGS": _fgs, b"glTF": _glb, b"\x89PNG": _png,
+    b"\x93NUMPY": _npy, b"ply\n": _ply}
 
 
-# -- what is not packed -----------------------------------------------------------------------------------------------------
+# -- what is not packed
+# -----------------------------------------------------------------------------------------------------
 
 def _json(raw: bytes, draw: Random) -> bytes:
     """A value in a tree replaced, removed, renamed, repeated, wrapped, or made of another type."""
@@ -167,10 +174,11 @@ def _json(raw: bytes, draw: Random) -> bytes:
     holder, key = draw.choice(list(_spots(tree)))
     value = holder[key]
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    match draw.choice(("replaced", "replaced", "number", "number", "removed", "renamed", "twice", "another's", "wrapped",
-                       "text")):
+    match draw.choice(("replaced", "replaced", "number", "number", "removed", "renamed", "twice", "another's",
+                       "wrapped", "text")):
         case "number" if number:
-            holder[key] = draw.choice((value + 1, value - 1, -value, 2 * value, value / 3, value * 10**6, *INTEGERS, *FLOATS))
+            holder[key] = draw.choice((value + 1, value - 1, -value, 2 * value, value / 3,
+                                       value * 10**6, *INTEGERS, *FLOATS))
         case "removed":
             del holder[key]
         case "renamed" if isinstance(holder, dict):
@@ -217,8 +225,8 @@ def _text(raw: bytes, draw: Random) -> bytes:
     words = lines[i].split(" ")
     j = draw.randrange(len(words))
     end = "\n" if lines[i].endswith("\n") else ""
-    match draw.choice(("line removed", "line twice", "lines exchanged", "line cut", "ends", "word", "word", "word",
-                       "word removed", "word twice", "blank", "encoding", "long")):
+    match draw.choice(("line removed", "line twice", "lines exchanged", "line cut", "ends", "word", "word",
+                       "word", "word removed", "word twice", "blank", "encoding", "long")):
         case "line removed":
             del lines[i]
         case "line twice":
@@ -231,8 +239,9 @@ def _text(raw: bytes, draw: Random) -> bytes:
         case "ends":
             lines = [line.replace("\n", draw.choice(("\r\n", "\r", "\n\n", "\x85", " \n"))) for line in lines]
         case "word":
-            words[j] = draw.choice((str(draw.choice(INTEGERS)), repr(draw.choice(FLOATS)), draw.choice(STRINGS))) + (
-                end if j == len(words) - 1 else "")
+            words[j] = draw.choice((str(draw.choice(INTEGERS)), repr(draw.choice(FLOATS)),
+                                    draw.choice(STRINGS))) + (
+end if j == len(words) - 1 else "")
             lines[i] = " ".join(words)
         case "word removed":
             lines[i] = " ".join(words[:j] + words[j + 1:]) + (end if j == len(words) - 1 else "")
@@ -248,14 +257,14 @@ def _text(raw: bytes, draw: Random) -> bytes:
 
 
 def _bytes(raw: bytes, draw: Random) -> bytes:
-    """Bits turned, numbers replaced by extreme ones, blocks removed, repeated, exchanged; the end cut off or moved. Half of all
-    this happens in the first 64 bytes, where heads are."""
+    """Bits turned, numbers replaced by extreme ones, blocks removed, repeated, exchanged; the end cut off or
+    moved. Half of all this happens in the first 64 bytes, where heads are."""
     size = len(raw)
     at = draw.randrange(min(size, 64) if draw.random() < 0.5 else size) if size else 0
     to = min(size, at + draw.choice((1, 4, 16, 64, 1024)))
     other = draw.randrange(size) if size else 0
-    match draw.choice(("bit", "bit", "run", "integer", "integer", "float", "float", "cut", "more", "removed", "twice",
-                       "exchanged")):
+    match draw.choice(("bit", "bit", "run", "integer", "integer", "float", "float", "cut", "more", "removed",
+                       "twice", "exchanged")):
         case "bit" if size:
             return raw[:at] + bytes([raw[at] ^ 1 << draw.randrange(8)]) + raw[at + 1:]
         case "run":

@@ -1,4 +1,5 @@
-"""Every reader of flexgs, tiny valid files for it that the project makes itself, and whether what it has read is sound."""
+"""Every reader of flexgs, tiny valid files for it that the project makes itself, and whether what it has read
+is sound."""
 
 import atexit
 import dataclasses
@@ -66,12 +67,14 @@ class Reader:
     """Whether a refusal has to name the file; what is not read from one names a flag."""
 
 
-# -- what is sound ----------------------------------------------------------------------------------------------------------
+# -- what is sound
+# ----------------------------------------------------------------------------------------------------------
 
 def flaw(value: Any) -> str:
     """What is wrong with what a reader has made, in words; empty if nothing is."""
     if isinstance(value, Tensor):
-        return "" if not value.is_floating_point() or bool(torch.isfinite(value).all()) else "numbers that are not finite"
+        return ("" if not value.is_floating_point() or bool(torch.isfinite(value).all())
+                else "numbers that are not finite")
     if isinstance(value, np.ndarray):
         return flaw(torch.from_numpy(value.copy())) if value.dtype.kind in "fiu" else ""
     if isinstance(value, float):
@@ -85,7 +88,8 @@ def flaw(value: Any) -> str:
     if isinstance(value, list | tuple):
         return next(filter(None, map(flaw, value)), "")
     if dataclasses.is_dataclass(value):
-        return next((f"{f.name}: {wrong}" for f in dataclasses.fields(value) if (wrong := flaw(getattr(value, f.name)))), "")
+        return next((f"{f.name}: {wrong}" for f in dataclasses.fields(value)
+                     if (wrong := flaw(getattr(value, f.name)))), "")
     return ""
 
 
@@ -95,34 +99,38 @@ def _lines(texts: Iterable[str]) -> None:
         raise AssertionError(f"text that is not a line: {wrong[0]!a}")
 
 
-# -- Gaussians --------------------------------------------------------------------------------------------------------------
+# -- Gaussians
+# --------------------------------------------------------------------------------------------------------------
 
 def _splats(n: int = 40, degree: int = 1) -> Splats:
     g = torch.Generator().manual_seed(n + degree)
     return Splats(means=torch.randn(n, 3, generator=g), quats=torch.randn(n, 4, generator=g),
-                  scales=torch.randn(n, 3, generator=g) * 0.4 - 2.5, opacities=torch.randn(n, generator=g).clamp(-3, 3),
+                  scales=torch.randn(n, 3, generator=g) * 0.4 - 2.5,
+                  opacities=torch.randn(n, generator=g).clamp(-3, 3),
                   sh0=torch.randn(n, 3, generator=g).clamp(-1.5, 1.5),
                   shN=torch.randn(n, (degree + 1) ** 2 - 1, 3, generator=g) * 0.1)
 
 
 def _cameras() -> list[Camera]:
     turns = (2 * math.pi * i / VIEWS for i in range(VIEWS))
-    return [look_at(torch.tensor([4 * math.cos(t), 1.0, 4 * math.sin(t)]), torch.zeros(3), torch.tensor([0.0, 1.0, 0.0]), WIDTH,
-                    HEIGHT) for t in turns]
+    return [look_at(torch.tensor([4 * math.cos(t), 1.0, 4 * math.sin(t)]), torch.zeros(3),
+                    torch.tensor([0.0, 1.0, 0.0]), WIDTH, HEIGHT) for t in turns]
 
 
 def _model(kind: str) -> ElasticModel:
     config, splats = Config.from_preset("smoke"), _splats()
     config.transform.kind = kind  # type: ignore[assignment]
-    config.field.resolution, config.field.levels, config.field.channels, config.field.width = (4, 4, 4, 4), (1,), 2, 8
-    return ElasticModel(splats, make_transform(config, splats).stored(), config, _cameras(), "4-01234567-01234567-01234567")
+    config.field.resolution, config.field.levels, config.field.channels, config.field.width = ((4, 4, 4, 4), (1,), 2, 8)
+    return ElasticModel(splats, make_transform(config, splats).stored(), config, _cameras(),
+                        "4-01234567-01234567-01234567")
 
 
 def _look(path: Path) -> Any:
     """What `flexgs info`, `cut` and `render` do with it before they draw."""
     model = open_model(path)
     about = describe(model, str(path))
-    if wrong := [value for name, value in about.items() if name != "bytes" and re.search(r"\b(nan|inf)\b", value)]:
+    if wrong := [value for name, value in about.items() if name != "bytes"
+                 and re.search(r"\b(nan|inf)\b", value)]:
         raise AssertionError(f"flexgs info says {wrong}")
     whole, part = (checked(model.cut(ratio), path) for ratio in (1.0, 0.3))
     paths = [make(model.cameras or around(whole), 3, WIDTH, HEIGHT) for make in PATHS.values()]
@@ -135,12 +143,14 @@ def _look(path: Path) -> Any:
 def _written(name: str) -> Callable[[Path], None]:
     def seeds(folder: Path) -> None:
         for degree in (0, 3):
-            formats.FORMATS[name].write(_splats(40, degree), folder / f"degree{degree}{formats.FORMATS[name].suffix}", [])
+            formats.FORMATS[name].write(_splats(40, degree),
+                                        folder / f"degree{degree}{formats.FORMATS[name].suffix}", [])
     return seeds
 
 
 def _ply_seeds(folder: Path) -> None:
-    """As we write them; as text; the other way round; with doubles; with another element and comments before."""
+    """As we write them; as text; the other way round; with doubles; with another element and comments
+    before."""
     _written("ply")(folder)
     from plyfile import PlyData
 
@@ -149,12 +159,14 @@ def _ply_seeds(folder: Path) -> None:
         PlyData(data.elements, **{"text": False, **how}).write(folder / f"{name}.ply")
     write_ply(dataclasses.replace(_splats(40, 0), origin=(5e5, 5.4e6, 100.0)), folder / "wide.ply")
     head, _, body = (folder / "degree0.ply").read_bytes().partition(b"element")
-    (folder / "other.ply").write_bytes(head + b"comment by \xe9\nelement other 2\nproperty uchar a\nelement" + body.replace(
-        b"end_header\n", b"end_header\n\1\2", 1))
+    (folder / "other.ply").write_bytes(head + b"comment by \xe9\nelement other 2\nproperty uchar a\nelement"
+                                       + body.replace(
+b"end_header\n", b"end_header\n\1\2", 1))
 
 
 def _spz_seeds(folder: Path) -> None:
-    """Versions 3 and 4 as gsply writes them, 3 with the record of its axes too; 1 and 2 made of 3, in two columns of others."""
+    """Versions 3 and 4 as gsply writes them, 3 with the record of its axes too; 1 and 2 made of 3, in two
+    columns of others."""
     import gzip
 
     import gsply
@@ -166,10 +178,12 @@ def _spz_seeds(folder: Path) -> None:
         gsply.write_spz(folder / f"v{version}.spz", data, version=version)
     plain = bytearray(gzip.decompress((folder / "v3.spz").read_bytes()))
     n = struct.unpack_from("<I", plain, 8)[0]
-    row = 16 + 9 * n + n + 3 * n + 3 * n  # positions, alphas, colours, scales; then rotations of 4 bytes, of 3 before
+    # positions, alphas, colours, scales; then rotations of 4 bytes, of 3 before
+    row = 16 + 9 * n + n + 3 * n + 3 * n
     for version, positions in ((1, bytes(6 * n)), (2, bytes(plain[16:16 + 9 * n]))):
         head = bytes(plain[:4]) + struct.pack("<I", version) + bytes(plain[8:16])
-        (folder / f"v{version}.spz").write_bytes(gzip.compress(head + positions + bytes(plain[16 + 9 * n:row + 3 * n])
+        (folder / f"v{version}.spz").write_bytes(gzip.compress(head + positions
+                                                               + bytes(plain[16 + 9 * n:row + 3 * n])
                                                                + bytes(plain[row + 4 * n:]), mtime=0))
     plain[14] |= 2
     (folder / "axes.spz").write_bytes(gzip.compress(bytes(plain) + struct.pack("<II3s", 0xADBE0002, 3, b"abc")
@@ -178,7 +192,8 @@ def _spz_seeds(folder: Path) -> None:
 
 def _glb_seeds(folder: Path) -> None:
     s, prefix = _splats(20, 1), "KHR_gaussian_splatting:"
-    arrays = {"POSITION": s.means, prefix + "ROTATION": torch.nn.functional.normalize(s.quats, dim=1)[:, [1, 2, 3, 0]],
+    arrays = {"POSITION": s.means,
+              prefix + "ROTATION": torch.nn.functional.normalize(s.quats, dim=1)[:, [1, 2, 3, 0]],
               prefix + "SCALE": s.scales.exp(), prefix + "OPACITY": torch.sigmoid(s.opacities)[:, None],
               prefix + "SH_DEGREE_0_COEF_0": s.sh0,
               **{f"{prefix}SH_DEGREE_1_COEF_{i}": s.shN[:, i] for i in range(3)}}
@@ -189,12 +204,13 @@ def _glb_seeds(folder: Path) -> None:
         at, body = at + len(raw), body + raw
     accessors = [{"bufferView": i, "componentType": 5126, "count": len(array), "type": kinds[array.shape[1]]}
                  for i, array in enumerate(arrays.values())]
-    text = json.dumps({"asset": {"version": "2.0"}, "buffers": [{"byteLength": len(body)}], "bufferViews": views,
-                       "accessors": accessors, "meshes": [{"primitives": [{
+    text = json.dumps({"asset": {"version": "2.0"}, "buffers": [{"byteLength": len(body)}],
+                       "bufferViews": views, "accessors": accessors, "meshes": [{"primitives": [{
                            "mode": 0, "attributes": {name: i for i, name in enumerate(arrays)},
                            "extensions": {"KHR_gaussian_splatting": {"kernel": "ellipse"}}}]}]}).encode()
     text += b" " * (-len(text) % 4)
-    (folder / "x.glb").write_bytes(struct.pack("<4sIIII", b"glTF", 2, 28 + len(text) + len(body), len(text), 0x4E4F534A) + text
+    (folder / "x.glb").write_bytes(struct.pack("<4sIIII", b"glTF", 2, 28 + len(text) + len(body), len(text),
+                                               0x4E4F534A) + text
                                    + struct.pack("<II", len(body), 0x004E4942) + body)
 
 
@@ -216,7 +232,8 @@ def _fgs_seeds(folder: Path) -> None:
 
 
 def _model_seeds(folder: Path) -> None:
-    """With and without the digest, which those of older versions have not: behind it is what a lying file reaches."""
+    """With and without the digest, which those of older versions have not: behind it is what a lying file
+    reaches."""
     for kind in ("deltas", "field", "none"):
         for name in (kind, f"{kind}_old"):
             (folder / name).mkdir()
@@ -229,7 +246,8 @@ def _without(path: Path, key: str) -> None:
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))
 
 
-# -- captures ---------------------------------------------------------------------------------------------------------------
+# -- captures
+# ---------------------------------------------------------------------------------------------------------------
 
 def _photographs(folder: Path, suffixes: tuple[str, ...] = (".png",), masks: bool = False) -> list[str]:
     """VIEWS of them, of the kinds of these suffixes in turn; their names."""
@@ -277,27 +295,32 @@ def _colmap_seeds(text: bool) -> Callable[[Path], None]:
             _reconstruction(folder / name, lens, text)
         _reconstruction(folder / "old", LENSES["pinhole"], text)
         for path in (folder / "old").glob("sparse/0/[rf][ir]*"):
-            path.unlink()  # what rigs and frames say must agree with the images; without them the images are believed
+            # what rigs and frames say must agree with the images; without them the images are believed
+            path.unlink()
     return seeds
 
 
 def _frames(names: list[str]) -> list[dict[str, Any]]:
-    poses = [torch.linalg.inv(camera.viewmat.double()).numpy() @ np.diag([1.0, -1, -1, 1]) for camera in _cameras()]
-    return [{"file_path": f"images/{name}", "transform_matrix": pose.tolist()} for name, pose in zip(names, poses, strict=True)]
+    poses = [torch.linalg.inv(camera.viewmat.double()).numpy() @ np.diag([1.0, -1, -1, 1])
+             for camera in _cameras()]
+    return [{"file_path": f"images/{name}", "transform_matrix": pose.tolist()} for name,
+            pose in zip(names, poses, strict=True)]
 
 
 def _transforms_seeds(folder: Path) -> None:
-    """As nerfstudio, instant-ngp, Metashape and Blender's scenes have them, with lists of views, points and masks."""
-    points = ("ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n"
-              "property uchar red\nproperty uchar green\nproperty uchar blue\nend_header\n"
-              "0 0 0 1 2 3\n1 0 0 4 5 6\n0 1 0 7 8 9\n")
+    """As nerfstudio, instant-ngp, Metashape and Blender's scenes have them, with lists of views, points and
+    masks."""
+    points = ("ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float "
+              "y\nproperty float z\nproperty uchar red\nproperty uchar green\nproperty "
+              "uchar blue\nend_header\n0 0 0 1 2 3\n1 0 0 4 5 6\n0 1 0 7 8 9\n")
     lens = {"w": WIDTH, "h": HEIGHT, "fl_x": 28.0, "fl_y": 28.0, "cx": 16.0, "cy": 12.0}
     kinds: dict[str, dict[str, Any]] = {
-        "lists": {**lens, "camera_model": "OPENCV", "k1": 0.05, "k2": 0.01, "p1": 0.001, "p2": 0.001, "ply_file_path": "p.ply",
-                  "train_filenames": ["images/0.png", "images/1.png"], "val_filenames": ["images/2.png"],
-                  "test_filenames": ["./images/3"]},
+        "lists": {**lens, "camera_model": "OPENCV", "k1": 0.05, "k2": 0.01, "p1": 0.001, "p2": 0.001,
+                  "ply_file_path": "p.ply", "train_filenames": ["images/0.png", "images/1.png"],
+                  "val_filenames": ["images/2.png"], "test_filenames": ["./images/3"]},
         "angle": {"camera_angle_x": 1.0, "aabb_scale": 4},
-        "metashape": {**lens, "b1": 0.1, "b2": 0.0, "k1": 0.01, "k2": 0.0, "k3": 0.001, "k4": 0.0001, "p1": 0.001, "p2": 0.0},
+        "metashape": {**lens, "b1": 0.1, "b2": 0.0, "k1": 0.01, "k2": 0.0, "k3": 0.001, "k4": 0.0001,
+                      "p1": 0.001, "p2": 0.0},
         "fisheye": {**lens, "camera_model": "OPENCV_FISHEYE", "k1": 0.01, "k2": 0.0, "k3": 0.0, "k4": 0.0}}
     for name, top in kinds.items():
         frames = _frames(_photographs(folder / name, masks=name == "lists"))
@@ -307,7 +330,8 @@ def _transforms_seeds(folder: Path) -> None:
         (folder / name / "p.ply").write_text(points)
     frames = _frames(_photographs(folder / "blender"))
     for split, some in {"train": frames[:2], "val": frames[2:3], "test": frames[3:]}.items():
-        (folder / "blender" / f"transforms_{split}.json").write_text(json.dumps({"camera_angle_x": 1.0, "frames": some}))
+        (folder / "blender"
+         / f"transforms_{split}.json").write_text(json.dumps({"camera_angle_x": 1.0, "frames": some}))
 
 
 def _images_seeds(folder: Path) -> None:
@@ -318,7 +342,8 @@ def _images_seeds(folder: Path) -> None:
     for i, mode in enumerate(("RGBA", "I;16", "L", "P")):
         path = folder / "modes" / "images" / f"{i}.png"
         image = Image.open(path)
-        image = Image.fromarray(np.array(image.convert("L")).astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+        image = Image.fromarray(np.array(image.convert("L")).astype(np.uint16)
+                                * 257) if mode == "I;16" else image.convert(mode)
         image.save(path)
 
 
@@ -327,7 +352,8 @@ def _scene(path: Path) -> Any:
     scene = load_scene(path, factor=1)
     views = [*scene.train, *scene.test]
     pictures = [(view.image(), view.mask()) for view in views]
-    sizes = {(p.shape[1], p.shape[0]) == (v.camera.width, v.camera.height) and (m is None or m.shape == p.shape[:2])
+    sizes = {(p.shape[1], p.shape[0]) == (v.camera.width, v.camera.height)
+             and (m is None or m.shape == p.shape[:2])
              for v, (p, m) in zip(views, pictures, strict=True)}
     if sizes != {True}:
         raise AssertionError("a picture is not as large as its camera says")
@@ -343,7 +369,8 @@ def _checked_capture(path: Path) -> Any:
 
 
 def _points_seeds(folder: Path) -> None:
-    colours = {"bytes": (("red", "green", "blue"), np.uint8, 255), "wide": (("r", "g", "b"), np.uint16, 65535),
+    colours = {"bytes": (("red", "green", "blue"), np.uint8, 255),
+               "wide": (("r", "g", "b"), np.uint16, 65535),
                "floats": (("diffuse_red", "diffuse_green", "diffuse_blue"), np.float32, 1),
                "harmonics": (("f_dc_0", "f_dc_1", "f_dc_2"), np.float32, 1), "none": ((), np.uint8, 1)}
     from plyfile import PlyData, PlyElement
@@ -355,7 +382,8 @@ def _points_seeds(folder: Path) -> None:
         for column in rows.dtype.names or ():
             rows[column] = draw.uniform(0, 1 if column in "xyz" else most, 20)
         for text in (False, True):
-            PlyData([PlyElement.describe(rows, "vertex")], text=text).write(folder / f"{name}{'_text' * text}.ply")
+            PlyData([PlyElement.describe(rows, "vertex")],
+                    text=text).write(folder / f"{name}{'_text' * text}.ply")
 
 
 def _points(path: Path) -> Any:
@@ -367,11 +395,13 @@ def _points(path: Path) -> Any:
 def _bench_seeds(folder: Path) -> None:
     cameras = _cameras()
     np.savez(folder / "points.npz", means3d=_splats().means.numpy(), width=WIDTH, height=HEIGHT,
-             viewmats=torch.stack([c.viewmat for c in cameras]).numpy(), Ks=torch.stack([c.K for c in cameras]).numpy())
+             viewmats=torch.stack([c.viewmat for c in cameras]).numpy(),
+             Ks=torch.stack([c.K for c in cameras]).numpy())
     if (theirs := SHARED / "samples" / "test_garden.npz").is_file():
         with np.load(theirs) as some:
-            np.savez(folder / "garden.npz", **{name: some[name][:300] if name == "means3d" else some[name] for name in (
-                "means3d", "viewmats", "Ks", "width", "height")})
+            np.savez(folder / "garden.npz", **{name: some[name][:300] if name == "means3d" else some[name]
+                                               for name in (
+"means3d", "viewmats", "Ks", "width", "height")})
 
 
 def _zip_seeds(folder: Path) -> None:
@@ -382,11 +412,13 @@ def _zip_seeds(folder: Path) -> None:
 
 def _unpack(path: Path) -> Any:
     download.unpack(path, "scene", path.with_name("capture"))
-    if not path.with_name("capture").is_dir() or any(p.is_symlink() for p in path.parent.rglob("*") if p != path):
+    if not path.with_name("capture").is_dir() or any(p.is_symlink() for p in path.parent.rglob("*")
+                                                     if p != path):
         raise AssertionError("unpacked something else than files and folders")
 
 
-# -- JSON, settings, runs ---------------------------------------------------------------------------------------------------
+# -- JSON, settings, runs
+# ---------------------------------------------------------------------------------------------------
 
 def _config_seeds(folder: Path) -> None:
     for preset in ("default", "paper", "smoke"):
@@ -395,9 +427,12 @@ def _config_seeds(folder: Path) -> None:
 
 def _words_seeds(folder: Path) -> None:
     """Command lines, a word on each line."""
-    lines = {"train": "train CAPTURE --preset smoke --steps 20 --rates.delta-means 1e-3 --deltas.knots 0.01 0.1 --data.masks",
-             "field": "train CAPTURE --field.resolution 4 4 4 4 --field.levels 1 2 --ratios.bands 0.1 0.5 --data.model None",
-             "config": "train CAPTURE --config config.json", "cut": "cut RUN --budget 20MB -o a.ply --size 64 48 --lod 100 50",
+    lines = {"train": "train CAPTURE --preset smoke --steps 20 --rates.delta-means 1e-3 --deltas.knots "
+                      "0.01 0.1 --data.masks",
+             "field": "train CAPTURE --field.resolution 4 4 4 4 --field.levels 1 2 --ratios.bands 0.1 "
+                      "0.5 --data.model None",
+             "config": "train CAPTURE --config config.json",
+             "cut": "cut RUN --budget 20MB -o a.ply --size 64 48 --lod 100 50",
              "eval": "eval RUN --ratios 0.1 0.5 --lpips vgg"}
     for name, line in lines.items():
         (folder / name).mkdir()
@@ -447,7 +482,8 @@ def _tiny() -> tuple[Scene, Config]:
     return scene, config
 
 
-METHODS = ("plain", "default", "paper --field.resolution 4 4 4 4 --field.levels 1 --field.channels 2 --field.width 8")
+METHODS = ("plain", "default", "paper --field.resolution 4 4 4 4 --field.levels 1 "
+                               "--field.channels 2 --field.width 8")
 
 
 def _cells(folder: Path) -> list[Any]:
@@ -513,7 +549,8 @@ def _comparison(path: Path) -> Any:
     cells = compare.cells(METHODS[:1], config, path)
     finished = [compare.done(cell, scene) for cell in cells]
     rows = compare.measured(cells)
-    return finished, rows, quality_sheet(rows).markdown().splitlines(), cost_sheet(rows).markdown().splitlines()
+    return (finished, rows, quality_sheet(rows).markdown().splitlines(),
+            cost_sheet(rows).markdown().splitlines())
 
 
 def _checkpoint_seeds(folder: Path) -> None:
@@ -537,14 +574,17 @@ def _trainer(preset: str) -> Any:
 def _checkpoint(path: Path) -> Any:
     trainer = _trainer(path.name.removesuffix("_old"))
     trainer.load(next(path.iterdir()))
-    return trainer.splats.detach(), list(trainer.transform.state_dict().values()), trainer.step, trainer.seconds
+    return (trainer.splats.detach(), list(trainer.transform.state_dict().values()), trainer.step,
+            trainer.seconds)
 
 
 def _trial_seeds(folder: Path) -> None:
     from tuning.trial import Record
 
-    figures = {"psnr_auc": 20.5, "mb": 1.25, "ratios": {"0.5": {"psnr": 20.0, "ssim": 0.5, "splats": 20, "mb": 0.1}}}
-    for name, rungs in {"new": {}, "begun": {"1": figures}, "finished": {"1": figures, "2": figures, "4": figures}}.items():
+    figures = {"psnr_auc": 20.5, "mb": 1.25,
+               "ratios": {"0.5": {"psnr": 20.0, "ssim": 0.5, "splats": 20, "mb": 0.1}}}
+    for name, rungs in {"new": {}, "begun": {"1": figures},
+                        "finished": {"1": figures, "2": figures, "4": figures}}.items():
         (folder / name).mkdir()
         Record({"rates.sh0": 1e-3, "structure": "sampled deltas"}, 1, rungs, 3.5).save(folder / name)
 
@@ -573,13 +613,17 @@ def _search(path: Path) -> Any:
 
 
 def _version_seeds(folder: Path) -> None:
-    (folder / "version.json").write_text(json.dumps({"validator": '"abc"', "size": 100, "md5": "1B2M2Y8AsgTpgAmY7PhCfg=="}))
+    (folder / "version.json").write_text(json.dumps({"validator": '"abc"', "size": 100,
+                                                     "md5": "1B2M2Y8AsgTpgAmY7PhCfg=="}))
 
 
 def _lpips_seeds(folder: Path) -> None:
-    """AlexNet's convolutions in float16, all one number: what is read does not depend on what they can see."""
-    layers = {"0": (64, 3, 11, 11), "3": (192, 64, 5, 5), "6": (384, 192, 3, 3), "8": (256, 384, 3, 3), "10": (256, 256, 3, 3)}
-    state = {f"features.{name}.{part}": torch.full(shape if part == "weight" else shape[:1], 0.5, dtype=torch.float16)
+    """AlexNet's convolutions in float16, all one number: what is read does not depend on what they can
+    see."""
+    layers = {"0": (64, 3, 11, 11), "3": (192, 64, 5, 5), "6": (384, 192, 3, 3), "8": (256, 384, 3, 3),
+              "10": (256, 256, 3, 3)}
+    state = {f"features.{name}.{part}": torch.full(shape if part == "weight" else shape[:1], 0.5,
+                                                   dtype=torch.float16)
              for name, shape in layers.items() for part in ("weight", "bias")}
     torch.save(state, folder / "alexnet_features_f16.pth")
 
@@ -588,24 +632,28 @@ def _backbone(path: Path) -> Any:
     return list(lpips._features("alex", lpips._file("alex", path.parent)).parameters())
 
 
-SPLATS = {"ply": Reader(_ply_seeds, _look, 20), "compressed_ply": Reader(_written("compressed_ply"), _look, 1),
+SPLATS = {"ply": Reader(_ply_seeds, _look, 20),
+          "compressed_ply": Reader(_written("compressed_ply"), _look, 1),
           "spz": Reader(_spz_seeds, _look, 1), "sog": Reader(_written("sog"), _look, 1),
-          "splat": Reader(_splat_seeds, _look, 8), "gltf": Reader(_glb_seeds, _look, 12), "vq": Reader(_vq_seeds, _look, 12),
-          "latents": Reader(_written("latents"), _look, 12), "fgs": Reader(_fgs_seeds, _look, 20),
-          "model": Reader(_model_seeds, _look, 20)}
+          "splat": Reader(_splat_seeds, _look, 8), "gltf": Reader(_glb_seeds, _look, 12),
+          "vq": Reader(_vq_seeds, _look, 12), "latents": Reader(_written("latents"), _look, 12),
+          "fgs": Reader(_fgs_seeds, _look, 20), "model": Reader(_model_seeds, _look, 20)}
 CAPTURES = {"colmap_binary": Reader(_colmap_seeds(False), _scene, 20, r"sparse/"),
             "colmap_text": Reader(_colmap_seeds(True), _scene, 20, r"sparse/"),
             "transforms": Reader(_transforms_seeds, _scene, 20, r"\.json|\.ply"),
             "images": Reader(_images_seeds, _scene, 16, r"images/|masks/"),
             "data_check": Reader(_transforms_seeds, _checked_capture, 4),
-            "points": Reader(_points_seeds, _points, 20), "bench_points": Reader(_bench_seeds, load_points, 4),
+            "points": Reader(_points_seeds, _points, 20),
+            "bench_points": Reader(_bench_seeds, load_points, 4),
             "zip": Reader(_zip_seeds, _unpack, 8)}
 OTHERS = {"config": Reader(_config_seeds, lambda path: Config.load(path).to_dict(), 12),
           "command_line": Reader(_words_seeds, _words, 1, "words", names_file=False),
-          "profile": Reader(_profile_seeds, _profile, 12), "results": Reader(_runs_seeds, _run, 12, r"results\.json"),
+          "profile": Reader(_profile_seeds, _profile, 12),
+          "results": Reader(_runs_seeds, _run, 12, r"results\.json"),
           "metrics": Reader(_runs_seeds, _metrics, 4, r"metrics\.jsonl"),
           "comparison": Reader(_comparison_seeds, _comparison, 2, r"\.json|safetensors"),
           "checkpoint": Reader(_checkpoint_seeds, _checkpoint, 12), "trial": Reader(_trial_seeds, _trial, 12),
-          "search": Reader(_search_seeds, _search, 4), "download_state": Reader(_version_seeds, download._read, 2),
+          "search": Reader(_search_seeds, _search, 4),
+          "download_state": Reader(_version_seeds, download._read, 2),
           "lpips": Reader(_lpips_seeds, _backbone, 1)}
 READERS = {**SPLATS, **CAPTURES, **OTHERS}

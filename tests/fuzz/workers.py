@@ -23,8 +23,8 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 OURS = tuple(str(ROOT / name) for name in ("flexgs", "ray_jobs", "tuning"))
 SECONDS, LONGEST, BYTES = 10.0, 60.0, 2 << 30
-"""That a case may take: of the processor, and on the clock, which runs on while others have the machine; bytes beyond what a
-process has before its first."""
+"""That a case may take: of the processor, and on the clock, which runs on while others have the machine;
+bytes beyond what a process has before its first."""
 
 
 class Outcome(NamedTuple):
@@ -67,7 +67,8 @@ def _place(error: BaseException) -> str:
     """Where in our code, the innermost frame."""
     frames = traceback.extract_tb(error.__traceback__)
     mine = [f for f in frames if f.filename.startswith(OURS)] or frames[-1:]
-    return f"{mine[-1].filename.removeprefix(f'{ROOT}/')}:{mine[-1].lineno} in {mine[-1].name}" if mine else ""
+    return (f"{mine[-1].filename.removeprefix(f'{ROOT}/')}:{mine[-1].lineno} in {mine[-1].name}" if mine
+            else "")
 
 
 Case = Callable[[int, Path], Outcome]
@@ -97,7 +98,8 @@ class _Worker:
 
     def __init__(self, case: Case, start: int, cases: int, step: int):
         self.at, self.step, self.ended, self.since = start, step, False, time.monotonic()
-        self.folder = Path(tempfile.mkdtemp(prefix="flexgs-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+        self.folder = Path(tempfile.mkdtemp(prefix="flexgs-fuzz-",
+                                            dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
         self.pipe, theirs = multiprocessing.Pipe(duplex=False)
         self.process = multiprocessing.get_context("fork").Process(
             target=_work, args=(case, range(start, cases, step), self.folder, theirs), daemon=True)
@@ -115,7 +117,9 @@ class _Worker:
         except EOFError:
             self.process.join(SECONDS)
             if self.process.exitcode:  # else it is through
-                found.append((self.at, Outcome("died", "", f"the process ended with {_signal(self.process.exitcode)}")))
+                found.append((self.at,
+                              Outcome("died", "",
+                                      f"the process ended with {_signal(self.process.exitcode)}")))
                 self.at += self.step
             self.end()
             return found
@@ -154,7 +158,8 @@ def _work(case: Case, numbers: range, folder: Path, pipe: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.stdout = sys.stderr = open("/dev/null", "w")  # noqa: SIM115  (until the process ends)
     warnings.simplefilter("ignore")
-    warnings.filterwarnings("error", category=RuntimeWarning, module="flexgs")  # numpy's, which a user could not place
+    # numpy's, which a user could not place
+    warnings.filterwarnings("error", category=RuntimeWarning, module="flexgs")
     for number in numbers:
         place = folder / str(number)
         place.mkdir()

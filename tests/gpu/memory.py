@@ -19,7 +19,8 @@ FLOATS = 11 + 3 * 16  # position, rotation, scale, opacity; harmonics of degree 
 
 @dataclass
 class Memory(Study):
-    """Peaks of the steps that `speed` times, each by itself. On the CPU: of the whole process, which never shrinks."""
+    """Peaks of the steps that `speed` times, each by itself. On the CPU: of the whole process, which never
+    shrinks."""
 
     sizes: tuple[int, ...] = (200_000, 1_000_000, 3_000_000)
     """Gaussians, in rising order."""
@@ -53,6 +54,7 @@ class Memory(Study):
         peak = peak_memory(self.device)
         (before,) = self.rows.get(f"{name}, {smaller:,} Gaussians", [{}]) if smaller else [{}]
         column = "process MB" if cpu else "GPU MB"
-        slope = (peak / 1e6 - before[column]) * 1e6 / (count - smaller) if smaller and column in before else None
+        slope = ((peak / 1e6 - before[column]) * 1e6 / (count - smaller) if smaller and column in before
+                 else None)
         return [{f"{column}, first step": first / 1e6, column: peak / 1e6, "bytes per Gaussian": slope,
                  "estimate": float(4 * FLOATS * COPIES), "remark": "peak of the process" if cpu else None}]

@@ -1,7 +1,7 @@
 """The CUDA backend (gsplat) against the CPU backend: the same image, gradients, contributions and loss.
 
-Bounds are looser than for the oracle: depths equal to 1e-7 may swap, single pixels flip at alpha = 1/255, and gsplat's
-exp is approximate.
+Bounds are looser than for the oracle: depths equal to 1e-7 may swap, single pixels flip at alpha = 1/255, and
+gsplat's exp is approximate.
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,13 +28,15 @@ from tests.gpu.record import Part, Row
 
 GRADIENTS = ("means", "quats", "scales", "opacities", "sh0", "shN", "mask", "means2d")
 SUMS = ("sum alpha T", "pixels", "sum T")
-RASTER_BOUNDS = {"image max": 5e-3, "image mean": 1e-5, "alpha max": 5e-3, "radii": 1e-3, **dict.fromkeys(SUMS, 1e-3),
+RASTER_BOUNDS = {"image max": 5e-3, "image mean": 1e-5, "alpha max": 5e-3,
+                 "radii": 1e-3, **dict.fromkeys(SUMS, 1e-3),
                  **dict.fromkeys(GRADIENTS, 1e-3)}
-"""Largest and mean difference, share of the Gaussians that only one backend sees, and |a - b| / |b| of sums and gradients."""
+"""Largest and mean difference, share of the Gaussians that only one backend sees, and |a - b| / |b| of sums
+and gradients."""
 LOSS_BOUNDS = {"loss": 1e-5, "loss gradient": 1e-3, "ssim": 1e-5}
-"""Differences of the loss and of the metric, |a - b| / |b| of the gradient. On the CPU, flexgs's kernel and the convolutions of
-torch in float32 differ by 5e-7 and 4e-5; convolutions rounded to TensorFloat-32 (imitated once), which cuDNN may choose, by
-6e-3 and 8e-2, which is why they are grouped: torch does those itself."""
+"""Differences of the loss and of the metric, |a - b| / |b| of the gradient. On the CPU, flexgs's kernel and
+the convolutions of torch in float32 differ by 5e-7 and 4e-5; convolutions rounded to TensorFloat-32 (imitated
+once), which cuDNN may choose, by 6e-3 and 8e-2, which is why they are grouped: torch does those itself."""
 CAMERAS = 3
 
 
@@ -92,25 +94,29 @@ def exceeded(differences: Row) -> Row:
 def raster_differences(splats: Splats, camera: Camera, device: str, sh_degree: int | None = None) -> Row:
     """What RASTER_BOUNDS names, of the backend of device against the CPU's."""
     (a, grads_a), (b, grads_b) = (_rendered(splats, camera, d, sh_degree) for d in (device, "cpu"))
-    image, alpha = ((x.detach().cpu() - y.detach()).abs() for x, y in ((a.image, b.image), (a.alpha, b.alpha)))
+    image, alpha = ((x.detach().cpu() - y.detach()).abs() for x,
+                    y in ((a.image, b.image), (a.alpha, b.alpha)))
     assert a.contributions is not None and b.contributions is not None
     return {
         "image max": float(image.max()), "image mean": float(image.mean()),
         "alpha max": float(alpha.max()),
         "radii": float(((a.radii.cpu() > 0) != (b.radii > 0)).any(dim=1).float().mean()),
-        **{name: relative_l2(a.contributions[:, i].cpu(), b.contributions[:, i]) for i, name in enumerate(SUMS)},
+        **{name: relative_l2(a.contributions[:, i].cpu(), b.contributions[:, i]) for i,
+           name in enumerate(SUMS)},
         **{name: relative_l2(grads_a[name], grads_b[name]) for name in GRADIENTS},
     }
 
 
-def _rendered(splats: Splats, camera: Camera, device: str, sh_degree: int | None) -> tuple[RenderOutput, dict[str, Tensor]]:
+def _rendered(splats: Splats, camera: Camera, device: str,
+              sh_degree: int | None) -> tuple[RenderOutput, dict[str, Tensor]]:
     """The render, and the gradients of a random sum of its pixels."""
     g = torch.Generator().manual_seed(0)
-    cotangent, mask = torch.randn(camera.height, camera.width, 3, generator=g), torch.rand(len(splats), generator=g)
+    cotangent, mask = torch.randn(camera.height, camera.width, 3,
+                                  generator=g), torch.rand(len(splats), generator=g)
     splats = splats.clone().to(device).detach().requires_grad_()
     mask = mask.to(device).requires_grad_()
-    out = render(splats, camera.to(device), background=torch.tensor([0.1, 0.6, 0.3], device=device), mask=mask,
-                 sh_degree=sh_degree, contributions="all")
+    out = render(splats, camera.to(device), background=torch.tensor([0.1, 0.6, 0.3], device=device),
+                 mask=mask, sh_degree=sh_degree, contributions="all")
     out.means2d.retain_grad()
     ((out.image * cotangent.to(device)).sum() + out.alpha.sum()).backward()
     gradients = {**dict(splats.items()), "mask": mask, "means2d": out.means2d}
@@ -128,4 +134,5 @@ def loss_differences(width: int, height: int, device: str) -> Row:
         assert image.grad is not None
         found.append((loss.item(), image.grad.cpu(), ssim(noisy.to(d), target.to(d)).item()))
     (loss_a, gradient_a, ssim_a), (loss_b, gradient_b, ssim_b) = found
-    return {"loss": abs(loss_a - loss_b), "loss gradient": relative_l2(gradient_a, gradient_b), "ssim": abs(ssim_a - ssim_b)}
+    return {"loss": abs(loss_a - loss_b), "loss gradient": relative_l2(gradient_a, gradient_b),
+            "ssim": abs(ssim_a - ssim_b)}

@@ -1,4 +1,5 @@
-"""Methods side by side on real captures at full length, through flexgs.compare: cells that are finished are not repeated."""
+"""Methods side by side on real captures at full length, through flexgs.compare: cells that are finished are
+not repeated."""
 
 import dataclasses
 import json
@@ -24,8 +25,8 @@ from tests.gpu.record import OutOfTimeError, Part, Row
 class Quality(OfCaptures):
     """PSNR, SSIM and LPIPS of methods at all ratios, from one stage 1 for each capture and seed.
 
-    A training ends at the first report after the minutes are over, and goes on from its last checkpoint. compare's own
-    tables are in OUTPUT/quality/<steps>/<capture>.
+    A training ends at the first report after the minutes are over, and goes on from its last checkpoint.
+    compare's own tables are in OUTPUT/quality/<steps>/<capture>.
     """
 
     steps: int = 7000
@@ -59,11 +60,13 @@ class Quality(OfCaptures):
         return config
 
     def stage1(self, scene: Scene, common: Config, folder: Path) -> list[Row]:
-        compare.train_stage1(scene, common, folder, self.device, partial(self.report, f"{scene.name} stage 1"))
+        compare.train_stage1(scene, common, folder, self.device,
+                             partial(self.report, f"{scene.name} stage 1"))
         state = json.loads((folder / f"seed_{common.seed}" / "stage1" / "done" / "state.json").read_text())
         return [{"train s": state["seconds"]}]
 
-    def cell(self, scene: Scene, cell: Cell, common: Config, cells: list[Cell], folder: Path) -> Iterator[Row]:
+    def cell(self, scene: Scene, cell: Cell, common: Config, cells: list[Cell],
+             folder: Path) -> Iterator[Row]:
         """A row for each ratio; compare's tables are written anew."""
         if not cell.stage1.exists():
             raise OutOfTimeError
@@ -72,8 +75,9 @@ class Quality(OfCaptures):
         compare.write(scene.name, compare.measured(cells), beside, common, folder)
         results = json.loads((cell.folder / "results.json").read_text())
         for ratio, row in results["ratios"].items():
-            yield {"ratio": float(ratio) if cell.ratio is None else cell.ratio, "Gaussians": row["splats"], "PSNR": row["psnr"],
-                   "SSIM": row["ssim"], "LPIPS (VGG)": row["lpips_vgg"], "ms": row["ms"], "train s": results["train_seconds"]}
+            yield {"ratio": float(ratio) if cell.ratio is None else cell.ratio, "Gaussians": row["splats"],
+                   "PSNR": row["psnr"], "SSIM": row["ssim"], "LPIPS (VGG)": row["lpips_vgg"], "ms": row["ms"],
+                   "train s": results["train_seconds"]}
 
     def report(self, what: str, step: int, metrics: dict[str, Any]) -> None:
         print(progress_line(what, step, metrics), file=sys.stderr, flush=True)

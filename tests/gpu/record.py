@@ -1,4 +1,5 @@
-"""A study and what it leaves behind: its rows, written as they are measured, so that the same command goes on after them."""
+"""A study and what it leaves behind: its rows, written as they are measured, so that the same command goes on
+after them."""
 
 import dataclasses
 import json
@@ -50,7 +51,8 @@ class Study(ABC):
         """Measure what is missing, write, print the table; 1 if a row does not pass, else 0."""
         self.began = time.monotonic()
         if not self.tiny and not torch.cuda.is_available():
-            raise UserError("found no CUDA device; expected one, or --tiny, which runs on the CPU too and proves nothing")
+            raise UserError("found no CUDA device; expected one, or --tiny, which runs on the CPU "
+                            "too and proves nothing")
         if torch.cuda.is_available() and not installed("gsplat"):
             raise MissingDependencyError("gsplat", "cuda", "rendering on a CUDA device")
         for f in dataclasses.fields(self):
@@ -58,7 +60,8 @@ class Study(ABC):
                 setattr(self, f.name, self.TINY[f.name])
         self.device = pick_device("auto")
         name = type(self).__name__.lower()
-        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("minutes", "output")}
+        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
+                    if f.name not in ("minutes", "output")}
         about = {"study": name, **hardware(self.device), "git_sha": git_sha(),
                  "settings": json.loads(json.dumps(settings, default=str))}
         self.rows = kept(self.output / f"{name}.json", about)
@@ -94,15 +97,17 @@ class Study(ABC):
         missing = [part for part in parts if part not in self.rows]
         rows = [{"case": part, **row} for part in parts for row in self.rows.get(part, [])]
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        lines = [f"{name}: {about['device']}, driver {about['driver']}, torch {about['torch']}, CUDA {about['cuda']}, "
-                 f"gsplat {about['gsplat']}, commit {about['git_sha']}, {date}"]
+        lines = [f"{name}: {about['device']}, driver {about['driver']}, torch {about['torch']}, "
+                 f"CUDA {about['cuda']}, gsplat {about['gsplat']}, commit {about['git_sha']}, {date}"]
         if rows:
             lines += ["", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|",
-                      *("| " + " | ".join(text(row.get(column)) for column in columns) + " |" for row in rows)]
+                      *("| " + " | ".join(text(row.get(column)) for column in columns) + " |"
+                        for row in rows)]
         if missing:
             lines += ["", f"Missing, out of time; the same command goes on: {'; '.join(missing)}"]
         page = "\n".join(lines) + "\n"
-        write_json(make_folder(self.output) / f"{name}.json", {**about, "date": date, "missing": missing, "rows": rows})
+        write_json(make_folder(self.output) / f"{name}.json",
+                   {**about, "date": date, "missing": missing, "rows": rows})
         with atomic_file(self.output / f"{name}.md") as out:
             out.write_text(page)
         return page
@@ -113,13 +118,15 @@ def hardware(device: str) -> Row:
     name, driver = f"CPU ({platform.machine()})", None
     if device != "cpu":
         name = torch.cuda.get_device_name()
-        driver = said(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]).partition("\n")[0] or None
+        driver = said(["nvidia-smi", "--query-gpu=driver_version",
+                       "--format=csv,noheader"]).partition("\n")[0] or None
     return {"device": name, "driver": driver, "torch": torch.__version__, "cuda": torch.version.cuda,
             "gsplat": installed("gsplat"), "python": platform.python_version()}
 
 
 def kept(path: Path, about: Row) -> dict[str, list[Row]]:
-    """The rows of path by part, if they were measured with the same settings, on the same commit and hardware; else none."""
+    """The rows of path by part, if they were measured with the same settings, on the same commit and
+    hardware; else none."""
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError:
@@ -127,7 +134,8 @@ def kept(path: Path, about: Row) -> dict[str, list[Row]]:
     except json.JSONDecodeError as e:
         raise UserError(f"{path}: not readable ({e}); remove it to measure again") from None
     if differing := [key for key, value in about.items() if found.get(key) != value]:
-        print(f"{path}: was measured with another {', '.join(differing)}; everything is measured again", file=sys.stderr)
+        print(f"{path}: was measured with another {', '.join(differing)}; everything is measured again",
+              file=sys.stderr)
         return {}
     parts: dict[str, list[Row]] = {}
     for row in found["rows"]:
@@ -149,7 +157,8 @@ def text(value: Any) -> str:
 
 
 def peak_memory(device: str) -> int:
-    """Bytes: the most that tensors have taken on the GPU since the last call; on the CPU, the process ever."""
+    """Bytes: the most that tensors have taken on the GPU since the last call; on the CPU, the process
+    ever."""
     if device == "cpu":
         import resource
 

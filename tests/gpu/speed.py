@@ -47,7 +47,8 @@ class Speed(Study):
 
     def compared(self, count: int) -> Iterator[Row]:
         scene, device = scene_of(self.image), torch.device(self.device)
-        methods = {name: steps(name, scene, count, self.device) for name in STEPS if name != "gsplat" or device.type == "cuda"}
+        methods = {name: steps(name, scene, count, self.device) for name in STEPS if name != "gsplat"
+                   or device.type == "cuda"}
         times: dict[str, list[float]] = {name: [] for name in methods}
         for repeat in range(self.repeats + 1):
             for name, method in methods.items():
@@ -63,12 +64,14 @@ class Speed(Study):
                 continue
             ratio = seconds[name] / seconds["gsplat"] if "gsplat" in seconds else None
             target = TARGETS.get(name) if ratio else None
-            yield {"step": name, "ms": 1e3 * seconds[name], "views/s": 1 / seconds[name], "of gsplat": ratio, "target": target,
-                   **({"pass": ratio <= target} if ratio and target else {})}
+            yield {"step": name, "ms": 1e3 * seconds[name], "views/s": 1 / seconds[name], "of gsplat": ratio,
+                   "target": target, **({"pass": ratio <= target} if ratio and target else {})}
 
     def in_pieces(self, count: int) -> Iterator[Row]:
-        """Each piece begins and ends with a synchronisation, so that all are a little more than the step without them."""
-        device, method = torch.device(self.device), trainer("default", scene_of(self.image), start(count), self.device)
+        """Each piece begins and ends with a synchronisation, so that all are a little more than the step
+        without them."""
+        device, method = torch.device(self.device), trainer("default", scene_of(self.image), start(count),
+                                                            self.device)
         method.train_step()
         method.train_step()
         found: dict[str, list[float]] = defaultdict(list)
@@ -84,7 +87,8 @@ class Speed(Study):
 
     @torch.no_grad()
     def one_image(self, count: int) -> list[Row]:
-        """Forward only. The contributions are what importance costs per view: once, and for GsNet every 1000 views.
+        """Forward only. The contributions are what importance costs per view: once, and for GsNet every 1000
+        views.
 
         Only LightGaussian's score and that of FlexGS's code need all of them.
         """
@@ -103,7 +107,8 @@ class Speed(Study):
 @contextmanager
 def pieces(trainer: Trainer) -> Iterator[dict[str, float]]:
     """Seconds by piece of the elastic steps that are done inside the block."""
-    seconds = dict.fromkeys(("selection", "transform", "whole render", "elastic renders", "loss", "backward", "Adam"), 0.0)
+    seconds = dict.fromkeys(("selection", "transform", "whole render", "elastic renders", "loss", "backward",
+                             "Adam"), 0.0)
 
     def timed(name: Callable[..., str], function: Callable) -> Callable:
         def call(*args: Any, **options: Any) -> Any:
@@ -118,11 +123,13 @@ def pieces(trainer: Trainer) -> Iterator[dict[str, float]]:
         return "whole render" if len(splats) == len(trainer.splats) else "elastic renders"
 
     places = {"selection": (trainer.order, "select"), "transform": (trainer.transform, "forward"),
-              "loss": (module, "photometric"), "backward": (torch.Tensor, "backward"), "Adam": (trainer.optimizer, "step")}
+              "loss": (module, "photometric"), "backward": (torch.Tensor, "backward"),
+              "Adam": (trainer.optimizer, "step")}
     with ExitStack() as patches:
         patches.enter_context(patch.object(module, "render", timed(rendered, module.render)))
         for piece, (owner, name) in places.items():
-            patches.enter_context(patch.object(owner, name, timed(lambda *_, piece=piece: piece, getattr(owner, name))))
+            patches.enter_context(patch.object(owner, name,
+                                               timed(lambda *_, piece=piece: piece, getattr(owner, name))))
         yield seconds
 
 

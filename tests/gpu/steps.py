@@ -1,4 +1,5 @@
-"""The steps that are timed and weighed: gsplat's plain one, and ours of each recipe, on the same Gaussians and views."""
+"""The steps that are timed and weighed: gsplat's plain one, and ours of each recipe, on the same Gaussians
+and views."""
 
 from functools import cache
 from typing import Protocol
@@ -26,7 +27,8 @@ class Steps(Protocol):
 
 
 class GsplatSteps:
-    """The step of gsplat 1.5.3's simple trainer, without its densification: rasterization(), loss, Adam per attribute.
+    """The step of gsplat 1.5.3's simple trainer, without its densification: rasterization(), loss, Adam per
+    attribute.
 
     The loss is ours, because fused-ssim, which that trainer takes, is not on PyPI.
     """
@@ -45,8 +47,8 @@ class GsplatSteps:
         camera, target = view.camera.to(self.device), as_float(view.image().to(self.device), torch.float32)
         image, _, _ = self.rasterization(
             s.means, s.quats, s.scales.exp(), s.opacities.sigmoid(), torch.cat([s.sh0[:, None], s.shN], 1),
-            camera.viewmat[None], camera.K[None], camera.width, camera.height, sh_degree=3, packed=False, absgrad=False,
-            rasterize_mode="classic")
+            camera.viewmat[None], camera.K[None], camera.width, camera.height, sh_degree=3, packed=False,
+            absgrad=False, rasterize_mode="classic")
         photometric(image[0], target).backward()
         for adam in self.adams:
             adam.step()
@@ -66,7 +68,8 @@ class _From(Trainer):
 
 
 def trainer(preset: str, scene: Scene, splats: Splats, device: str) -> Trainer:
-    """In the middle of stage 1 for plain, at the beginning of stage 2 for the others; the number of Gaussians stays."""
+    """In the middle of stage 1 for plain, at the beginning of stage 2 for the others; the number of Gaussians
+    stays."""
     config = Config.from_preset(preset)
     config.base.max_splats, config.base.grow_from = len(splats), 1.0
     ours = _From(splats, config, scene, device)
@@ -76,7 +79,8 @@ def trainer(preset: str, scene: Scene, splats: Splats, device: str) -> Trainer:
 
 def steps(name: str, scene: Scene, count: int, device: str) -> Steps:
     """One of STEPS."""
-    return GsplatSteps(scene, start(count), device) if name == "gsplat" else trainer(name, scene, start(count), device)
+    return (GsplatSteps(scene, start(count), device) if name == "gsplat"
+            else trainer(name, scene, start(count), device))
 
 
 def scene_of(image: tuple[int, int]) -> Scene:

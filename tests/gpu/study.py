@@ -2,8 +2,8 @@
 
     python -m tests.gpu.study {parity,speed,memory,quality} [--tiny] [--minutes 9] [--output DIR]
 
-Prints a Markdown table and writes it, with what it was measured on, to DIR/<study>.md and .json after each of its parts. The
-same command goes on with what is missing. Exit code 1 if a bound or target is not kept.
+Prints a Markdown table and writes it, with what it was measured on, to DIR/<study>.md and .json after each of
+its parts. The same command goes on with what is missing. Exit code 1 if a bound or target is not kept.
 """
 
 import sys

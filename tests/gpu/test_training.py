@@ -1,10 +1,10 @@
 """Training on the GPU: it learns, goes on from a checkpoint, and two processes do what one does.
 
-gsplat's backward adds up with atomics, in another order each time, so nothing is equal bit for bit, and after a densification
-not even the number of Gaussians need be. What is compared starts from one checkpoint without densification after it, and is
-the change since. How close that is was tried on the CPU: with every pixel's gradient off by 1e-6, ten steps change the
-Gaussians and the transform by at most 1e-4 of their change, GsNet by 1.2e-2; the same views in five steps of two, by 4e-2 or
-more. On a GPU it has to be seen.
+gsplat's backward adds up with atomics, in another order each time, so nothing is equal bit for bit, and after
+a densification not even the number of Gaussians need be. What is compared starts from one checkpoint without
+densification after it, and is the change since. How close that is was tried on the CPU: with every pixel's
+gradient off by 1e-6, ten steps change the Gaussians and the transform by at most 1e-4 of their change, GsNet
+by 1.2e-2; the same views in five steps of two, by 4e-2 or more. On a GPU it has to be seen.
 """
 
 import dataclasses
@@ -30,7 +30,8 @@ CLOSE, CLOSE_GSNET = 0.01, 0.05
 
 def begun(config, scene, device, until, folder):
     """The checkpoint of a training up to the view `until`."""
-    Trainer(config, scene, device=device).fit(QUIET, LocalSession(folder, Group(), QUIET).checkpoint, until=until)
+    Trainer(config, scene, device=device).fit(QUIET, LocalSession(folder, Group(), QUIET).checkpoint,
+                                              until=until)
     return latest_checkpoint(folder / "checkpoints")
 
 
@@ -54,7 +55,8 @@ def changed(trainer, views):
 def far(a, b):
     """The tensors in which changes are not close."""
     bounds = {name: CLOSE_GSNET if name.startswith("selector") else CLOSE for name in b}
-    return {name: error for name, bound in bounds.items() if not (error := relative_l2(a[name], b[name])) < bound}
+    return {name: error for name, bound in bounds.items()
+            if not (error := relative_l2(a[name], b[name])) < bound}
 
 
 def test_the_loss_falls(device, scene, config):
@@ -82,11 +84,13 @@ def test_resumed_equals_uninterrupted(device, capture, scene, config, tmp_path, 
 def test_close_means_something(device, capture, scene, config, tmp_path):
     checkpoint = begun(config, scene, device, 80, tmp_path)
     usual = go_on(Group(), config, capture, device, checkpoint, 10)
-    assert len(far(go_on(Group(), dataclasses.replace(config, batch=2), capture, device, checkpoint, 10), usual)) == len(usual)
+    assert len(far(go_on(Group(), dataclasses.replace(config, batch=2), capture, device, checkpoint, 10),
+                   usual)) == len(usual)
 
 
 @pytest.mark.parametrize("until", [20, 80])
-def test_two_processes_on_one_gpu_equal_one_with_a_batch_of_two(device, capture, scene, config, tmp_path, until):
+def test_two_processes_on_one_gpu_equal_one_with_a_batch_of_two(device, capture, scene, config, tmp_path,
+                                                                until):
     """Over gloo, which takes tensors of the GPU; every second step the replicas are compared, bit for bit."""
     config.batch, config.base.grow_from, config.base.reset_every, config.check_every = 2, 1.0, 2.0, 4
     checkpoint = begun(config, scene, device, until, tmp_path)
@@ -98,7 +102,8 @@ def test_two_processes_on_one_gpu_equal_one_with_a_batch_of_two(device, capture,
 
 @pytest.mark.parametrize("preset", ["default", "paper", "lightgs"])
 def test_a_run_ends_with_a_model_that_is_the_same_on_the_cpu(device, scene, config, tmp_path, preset):
-    """All of a run: training, evaluation, cuts, pictures. The saved model is cut, rendered and measured without the GPU."""
+    """All of a run: training, evaluation, cuts, pictures. The saved model is cut, rendered and measured
+    without the GPU."""
     method_of(preset, config)
     config.evaluation = dataclasses.replace(config.evaluation, ratios=(0.05, 0.3, 1.0), lpips=())
     results = run(config, scene, tmp_path, Group(), LocalSession(tmp_path, Group(), QUIET), device)

@@ -1,4 +1,5 @@
-"""Apply one mutant after another to a copy of the tree and run its tests; prints what was noticed, and the share."""
+"""Apply one mutant after another to a copy of the tree and run its tests; prints what was noticed, and the
+share."""
 
 import argparse
 import os
@@ -20,18 +21,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
     parser.add_argument("--only", default="", help="mutants with this in their name or file")
     parser.add_argument("--blind", type=int, default=0, metavar="N",
-                        help="instead, N numbers and operators of the code, picked evenly by place and not by eye")
+                        help="instead, N numbers and operators of the code, picked evenly by "
+                             "place and not by eye")
     options = parser.parse_args()
     mutants = chosen(ROOT, options.blind) if options.blind else MUTANTS
     mutants = [m for m in mutants if options.only in m.name or options.only in m.file]
     for m in mutants:
         if (times := (ROOT / m.file).read_text().count(m.old)) != 1:
-            print(f"{m.name}: found its text {times} times in {m.file}, expected it once: change tests/mutation",
+            print(f"{m.name}: found its text {times} times in {m.file}, expected it once: "
+                  "change tests/mutation",
                   file=sys.stderr)
             return 2
     with tempfile.TemporaryDirectory(prefix="flexgs-mutation-") as folder:
         copy = Path(folder) / ROOT.name
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "data", "*.png"), symlinks=True)
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "data", "*.png"),
+                        symlinks=True)
         tests = sorted({test for m in mutants for test in m.tests})
         if _failing(copy, tests):
             print("the tests fail without any mutant", file=sys.stderr)
@@ -59,7 +63,8 @@ def _failing(copy: Path, tests: Sequence[str]) -> bool:
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     try:
-        return subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=300, check=False).returncode != 0
+        return subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=300,
+                              check=False).returncode != 0
     except subprocess.TimeoutExpired:
         return True
 

@@ -21,7 +21,8 @@ class View(NamedTuple):
     """What the kernels need to know of a camera."""
 
     record: np.ndarray
-    """[23] float32: rotation (row by row), translation, fx fy cx cy, centre, frustum limits left right top bottom."""
+    """[23] float32: rotation (row by row), translation, fx fy cx cy, centre, frustum limits left right top
+    bottom."""
     width: int
     height: int
     near: float
@@ -45,10 +46,12 @@ def _np(t: Tensor) -> np.ndarray:
 
 
 class Project(torch.autograd.Function):
-    """Raw parameters to screen means [N, 2], inverse covariances [N, 3], activated opacities [N], depths, radii."""
+    """Raw parameters to screen means [N, 2], inverse covariances [N, 3], activated opacities [N], depths,
+    radii."""
 
     @staticmethod
-    def forward(ctx: Any, means: Tensor, quats: Tensor, log_scales: Tensor, logits: Tensor, mask: Tensor | None,
+    def forward(ctx: Any, means: Tensor, quats: Tensor, log_scales: Tensor, logits: Tensor,
+                mask: Tensor | None,
                 view: View, cfg: "RasterConfig") -> tuple[Tensor, ...]:  # fmt: skip
         n = means.shape[0]
         m, q = _np(means), _np(quats)
@@ -57,15 +60,18 @@ class Project(torch.autograd.Function):
             sigmoids = 1 / (1 + np.exp(-_np(logits)))
         weights = np.empty(0, np.float32) if mask is None else _np(mask)
         opac = sigmoids if mask is None else sigmoids * weights
-        means2d, conics, depths = np.empty((n, 2), np.float32), np.empty((n, 3), np.float32), np.empty(n, np.float32)
+        means2d, conics, depths = (np.empty((n, 2), np.float32), np.empty((n, 3), np.float32),
+                                   np.empty(n, np.float32))
         radii = np.empty((n, 2), np.int32)
         f = np.float32
         run_ranges(k.project_fwd, n, m, q, scales, opac, view.record, view.width, view.height, f(cfg.eps2d),
                    f(view.near), f(cfg.far), f(cfg.radius_clip), f(cfg.alpha_min), f(cfg.extent),
                    means2d, conics, depths, radii)  # fmt: skip
-        ctx.save_for_backward(means, quats, mask)  # torch refuses a backward after one of them has changed in place
+        # torch refuses a backward after one of them has changed in place
+        ctx.save_for_backward(means, quats, mask)
         ctx.view, ctx.saved = view, (scales, sigmoids, conics, radii)
-        out = [torch.from_numpy(a) for a in (means2d, conics, opac.copy() if mask is None else opac, depths, radii)]
+        out = [torch.from_numpy(a) for a in (means2d, conics, opac.copy() if mask is None else opac, depths,
+                                             radii)]
         ctx.mark_non_differentiable(out[3], out[4])
         return tuple(out)
 
@@ -86,7 +92,8 @@ class SphericalHarmonics(torch.autograd.Function):
     """View-dependent colours [N, 3] of the visible splats, max(0, 1/2 + SH); 0 for the others."""
 
     @staticmethod
-    def forward(ctx: Any, means: Tensor, sh0: Tensor, shN: Tensor, degree: int, radii: Tensor, view: View) -> Tensor:
+    def forward(ctx: Any, means: Tensor, sh0: Tensor, shN: Tensor, degree: int, radii: Tensor,
+                view: View) -> Tensor:
         colors = np.empty((len(means), 3), np.float32)
         rest = (degree + 1) ** 2 - 1, view.record, _np(radii)
         run_ranges(k.sh_fwd, len(means), _np(means), _np(sh0), _np(shN), *rest, colors)
@@ -122,7 +129,8 @@ class Bins(NamedTuple):
     """[pairs] int32, tile-major, the splat-major place of the pair."""
 
 
-def bin_splats(means2d: np.ndarray, conics: np.ndarray, opac: np.ndarray, colors: np.ndarray, depths: np.ndarray,
+def bin_splats(means2d: np.ndarray, conics: np.ndarray, opac: np.ndarray, colors: np.ndarray,
+               depths: np.ndarray,
                radii: np.ndarray, view: View, cfg: "RasterConfig") -> Bins:  # fmt: skip
     """Sort by depth, find each ellipse's tiles exactly, list the splats of each tile."""
     W, H = view.width, view.height
@@ -131,7 +139,8 @@ def bin_splats(means2d: np.ndarray, conics: np.ndarray, opac: np.ndarray, colors
     n = len(order)
     splats, tile_rows = np.empty(n * int(k.SPLAT), np.float32), np.empty((n, 2), np.int32)
     starts, pairs = np.zeros(n + 1, np.int32), np.zeros(n + 1, np.int32)
-    run_ranges(k.bin_rows, n, order, means2d, conics, opac, colors, np.float32(cfg.alpha_min), np.float32(cfg.extent),
+    run_ranges(k.bin_rows, n, order, means2d, conics, opac, colors, np.float32(cfg.alpha_min),
+               np.float32(cfg.extent),
                H, splats, tile_rows, starts)  # fmt: skip
     tile_cols = np.empty((k.prefix(starts), 2), np.int32)
     run_ranges(k.bin_cols, n, splats, tile_rows, starts, W, H, tile_cols, pairs)
@@ -151,17 +160,21 @@ class Rasterize(torch.autograd.Function):
                 depths: Tensor, radii: Tensor, view: View, cfg: "RasterConfig",
                 want_contributions: bool) -> tuple[Tensor, ...]:  # fmt: skip
         W, H = view.width, view.height
-        bins = bin_splats(_np(means2d), _np(conics), _np(opac), _np(colors), _np(depths), _np(radii), view, cfg)
+        bins = bin_splats(_np(means2d), _np(conics), _np(opac), _np(colors), _np(depths), _np(radii), view,
+                          cfg)
         packed = np.empty(len(bins.ids) * int(k.SPLAT), np.float32)
-        image, T, last = np.empty((H, W, 3), np.float32), np.empty((H, W), np.float32), np.empty((H, W), np.float32)
+        image, T, last = (np.empty((H, W, 3), np.float32), np.empty((H, W), np.float32),
+                          np.empty((H, W), np.float32))
         bg, tiles = _np(background), len(bins.tile_order)
         limits = np.float32(cfg.alpha_max), np.float32(cfg.t_stop)
-        run_strides(k.raster_fwd, tiles, bins.tile_order, bins.offsets, bins.ids, bins.splats, packed, W, H, *limits,
+        run_strides(k.raster_fwd, tiles, bins.tile_order, bins.offsets, bins.ids, bins.splats, packed, W,
+                    H, *limits,
                     bg, image, T, last)  # fmt: skip
         sums = np.zeros((len(depths) if want_contributions else 0, 3), np.float32)
         if want_contributions:
             parts = np.empty(len(bins.ids) * 3, np.float32)
-            run_strides(k.contributions, tiles, bins.tile_order, bins.offsets, bins.slots, packed, W, H, *limits, parts)
+            run_strides(k.contributions, tiles, bins.tile_order, bins.offsets, bins.slots, packed, W,
+                        H, *limits, parts)
             run_ranges(k.reduce_contributions, len(bins.order), bins.order, bins.pairs, parts, sums)
         ctx.saved = bins, packed, bg, T, last
         ctx.view, ctx.alpha_max, ctx.n = view, limits[0], len(depths)
@@ -179,7 +192,8 @@ class Rasterize(torch.autograd.Function):
                     grads)  # fmt: skip
         out = [np.zeros(shape, np.float32) for shape in ((ctx.n, 2), (ctx.n, 3), ctx.n, (ctx.n, 3))]
         run_ranges(k.reduce_grads, len(bins.order), bins.order, bins.pairs, grads, bins.splats, *out)
-        v_background = torch.einsum("hwc,hw->c", v_image, torch.from_numpy(T)) if ctx.needs_input_grad[4] else None
+        v_background = torch.einsum("hwc,hw->c", v_image,
+                                    torch.from_numpy(T)) if ctx.needs_input_grad[4] else None
         return (*(torch.from_numpy(a) for a in out), v_background, None, None, None, None, None)
 
 

@@ -1,16 +1,17 @@
-"""The kernels of the CPU rasterizer: projection, spherical harmonics, binning, compositing, and their gradients.
+"""The kernels of the CPU rasterizer: projection, spherical harmonics, binning, compositing, and their
+gradients.
 
-Every kernel is serial over a range (`lo, hi`) or a stride (`worker, workers`) of independent items and releases the
-GIL; `pool.py` runs several at once. No two items write the same place and every sum has a fixed order, so results are
-bitwise equal for any number of threads.
+Every kernel is serial over a range (`lo, hi`) or a stride (`worker, workers`) of independent items and
+releases the GIL; `pool.py` runs several at once. No two items write the same place and every sum has a fixed
+order, so results are bitwise equal for any number of threads.
 
-What keeps the row loops of `raster_*` vectorised by LLVM, one instruction per statement:
-unsigned indices (numba wraps negative ones, which hides the stride), one flat float32 scratch array (no aliasing to
-prove), a constant trip count of 16, selects instead of branches, no float64 literal, `np.floor` (an intrinsic) instead
+What keeps the row loops of `raster_*` vectorised by LLVM, one instruction per statement: unsigned indices
+(numba wraps negative ones, which hides the stride), one flat float32 scratch array (no aliasing to prove), a
+constant trip count of 16, selects instead of branches, no float64 literal, `np.floor` (an intrinsic) instead
 of `math.floor` (a call). fastmath lacks nnan and ninf, so that selects drop the lanes that overflowed.
 
-All kernels, helpers and constants stay in this one file: numba's on-disk cache watches only the file of the outermost
-function. Values that may change are arguments.
+All kernels, helpers and constants stay in this one file: numba's on-disk cache watches only the file of the
+outermost function. Values that may change are arguments.
 """
 
 import numpy as np
@@ -26,11 +27,13 @@ ZERO, HALF, ONE, TWO = f32(0), f32(0.5), f32(1), f32(2)
 TILE = 16  # pixels; the lanes of an AVX-512 register
 LANES = u64(TILE)
 PIXELS = u64(TILE * TILE)
-SPLAT = u64(12)  # floats of a packed splat: mean x y, conic a/2 b c/2, opacity, cut-off, r g b, half height, padding
+# floats of a packed splat: mean x y, conic a/2 b c/2, opacity, cut-off, r g b, half height, padding
+SPLAT = u64(12)
 SLOT = u64(9)  # floats of a gradient slot: moments 00 10 01 20 11 02 of d/d sigma, r g b
 SLACK = 0.01  # pixels added around an ellipse, far above the rounding of its border
 
-# Camera record, see autograd.camera_record: rotation (9), translation (3), fx fy cx cy, centre (3), frustum limits (4).
+# Camera record, see autograd.camera_record: rotation (9), translation (3), fx fy cx cy, centre (3), frustum
+# limits (4).
 FX, FY, CX, CY, EYE, LIMITS = 12, 13, 14, 15, 16, 19
 
 
@@ -80,9 +83,11 @@ def clamp(v, lo, hi):
 
 
 @kernel
-def project_fwd(lo, hi, means, quats, scales, opacities, cam, width, height, eps2d, near, far, radius_clip, alpha_min,
+def project_fwd(lo, hi, means, quats, scales, opacities, cam, width, height, eps2d, near, far, radius_clip,
+                alpha_min,
                 extent, means2d, conics, depths, radii):  # fmt: skip
-    """Screen means, inverse covariances, depths and radii of Gaussians lo..hi; radii are 0 where not visible."""
+    """Screen means, inverse covariances, depths and radii of Gaussians lo..hi; radii are 0 where not
+    visible."""
     for i in range(u64(lo), u64(hi)):
         means2d[i, 0] = means2d[i, 1] = ZERO
         conics[i, 0] = conics[i, 1] = conics[i, 2] = ZERO
@@ -160,8 +165,10 @@ def project_bwd(lo, hi, means, quats, scales, sigmoids, mask, cam, conics, radii
         a0, a1, a2, b0, b1, b2 = view_rows(cam, j00, j02, j11, j12)
         r00, r01, r02, r10, r11, r12, r20, r21, r22, qw, qx, qy, qz, qinv = rotation(quats, i)
         s0, s1, s2 = scales[i, 0], scales[i, 1], scales[i, 2]
-        u0, u1, u2 = a0 * r00 + a1 * r10 + a2 * r20, a0 * r01 + a1 * r11 + a2 * r21, a0 * r02 + a1 * r12 + a2 * r22
-        v0, v1, v2 = b0 * r00 + b1 * r10 + b2 * r20, b0 * r01 + b1 * r11 + b2 * r21, b0 * r02 + b1 * r12 + b2 * r22
+        u0, u1, u2 = (a0 * r00 + a1 * r10 + a2 * r20, a0 * r01 + a1 * r11 + a2 * r21,
+                      a0 * r02 + a1 * r12 + a2 * r22)
+        v0, v1, v2 = (b0 * r00 + b1 * r10 + b2 * r20, b0 * r01 + b1 * r11 + b2 * r21,
+                      b0 * r02 + b1 * r12 + b2 * r22)
         # d/d cov2d = -Q V Q with Q the inverse covariance; then d/d (J W R S) = 2 (d/d cov2d) (J W R S).
         A, B, C = conics[i, 0], conics[i, 1], conics[i, 2]
         va, vb, vc = v_conics[i, 0], HALF * v_conics[i, 1], v_conics[i, 2]
@@ -277,7 +284,8 @@ def basis_grad(x, y, z, count, t):
                 - SH3_3 * (SIX * x * y * t[8] + THREE * (xx - yy) * t[14])
             )  # fmt: skip
             dy += (
-                SH3_2 * x * z * t[9] - SH3_1 * (FOUR * zz - xx - THREE * yy) * t[10] - SIX * SH3_0 * y * z * t[11]
+                SH3_2 * x * z * t[9] - SH3_1 * (FOUR * zz - xx - THREE * yy) * t[10]
+                - SIX * SH3_0 * y * z * t[11]
                 + TWO * SH3_1 * x * y * t[12] - TWO * SH3_22 * y * z * t[13]
                 - SH3_3 * (THREE * (xx - yy) * t[8] - SIX * x * y * t[14])
             )  # fmt: skip
@@ -291,7 +299,8 @@ def basis_grad(x, y, z, count, t):
 
 @kernel
 def sh_fwd(lo, hi, means, sh0, shN, count, cam, radii, colors):
-    """Colours max(0, 1/2 + SH) of the visible Gaussians, with the first `count` coefficients of shN; 0 elsewhere."""
+    """Colours max(0, 1/2 + SH) of the visible Gaussians, with the first `count` coefficients of shN; 0
+    elsewhere."""
     b = np.empty(16, np.float32)
     for i in range(u64(lo), u64(hi)):
         r, g, bl = ZERO, ZERO, ZERO
@@ -349,8 +358,8 @@ def sh_bwd(lo, hi, means, sh0, shN, count, cam, radii, colors, v_colors, v_means
 def depth_order(bits, radii):
     """Indices of the visible Gaussians by depth, near first, equal depths by index (gsplat's order).
 
-    bits: [N] uint32, the float32 depths reinterpreted (positive floats sort as their bits do). A stable LSD radix sort
-    of three digits of 11 bits.
+    bits: [N] uint32, the float32 depths reinterpreted (positive floats sort as their bits do). A stable LSD
+    radix sort of three digits of 11 bits.
     """
     n = u64(0)
     for i in range(u64(bits.shape[0])):
@@ -385,7 +394,8 @@ def depth_order(bits, radii):
 
 
 @kernel
-def bin_rows(lo, hi, order, means2d, conics, opacities, colors, alpha_min, extent, height, splats, tile_rows, starts):
+def bin_rows(lo, hi, order, means2d, conics, opacities, colors, alpha_min, extent, height, splats, tile_rows,
+             starts):
     """Pack the splats at positions lo..hi of the order; the tile rows that each one's ellipse reaches.
 
     The ellipse is where opacity * exp(-sigma) >= alpha_min: sigma <= cut-off = ln(opacity / alpha_min).
@@ -428,10 +438,11 @@ def prefix(counts):
 
 @kernel
 def bin_cols(lo, hi, splats, tile_rows, starts, width, height, tile_cols, pairs):
-    """The tile columns that the ellipse reaches in each of its tile rows; pairs[k + 1] gets the number of tiles.
+    """The tile columns that the ellipse reaches in each of its tile rows; pairs[k + 1] gets the number of
+    tiles.
 
-    Within the pixel centres of a tile row, the ellipse reaches furthest right at the height of its rightmost point,
-    clamped to the row (its right border is a concave function of y); left likewise.
+    Within the pixel centres of a tile row, the ellipse reaches furthest right at the height of its rightmost
+    point, clamped to the row (its right border is a concave function of y); left likewise.
     """
     for k in range(u64(lo), u64(hi)):
         b = k * SPLAT
@@ -465,7 +476,8 @@ def bin_cols(lo, hi, splats, tile_rows, starts, width, height, tile_cols, pairs)
 def bin_fill(tile_rows, starts, tile_cols, pairs, tiles_x, offsets, ids, slots):
     """Lists of splats per tile, in depth order: tile t has ids[offsets[t]:offsets[t + 1]].
 
-    slots: for each entry its place in splat-major order, where its gradient goes. offsets: [tiles + 1], zero on entry.
+    slots: for each entry its place in splat-major order, where its gradient goes. offsets: [tiles + 1], zero
+    on entry.
     """
     n = u64(tile_rows.shape[0])
     for k in range(n):
@@ -498,8 +510,8 @@ def bin_fill(tile_rows, starts, tile_cols, pairs, tiles_x, offsets, ids, slots):
 # ---------------------------------------------------------------------------------------------------------------------
 # Compositing
 
-# exp(-s) = p(s / 8)^8, p of degree 5, minimax in relative error over s in [0, 5.56] with p(0) = 1: 7e-7 in exact
-# arithmetic, 2e-6 in float32. Beyond the range the value is unused.
+# exp(-s) = p(s / 8)^8, p of degree 5, minimax in relative error over s in [0, 5.56] with p(0) = 1: 7e-7 in
+# exact arithmetic, 2e-6 in float32. Beyond the range the value is unused.
 E0, E1, E2 = f32(1), f32(-0.9999949434027285), f32(0.4999025034130352)
 E3, E4, E5 = f32(-0.16604115615786996), f32(0.03987175292030733), f32(-0.0059000549244483)
 EIGHTH = f32(0.125)
@@ -522,14 +534,16 @@ def tile_rows_of(my, half):
     return u64(first), u64(last)
 
 
-# Scratch of raster_fwd, in floats: transmittance (negative once the pixel is done), r, g, b, the number of splats
-# seen up to the last that contributes, and the pixel's column (a table as long as the others, so that all of the row
+# Scratch of raster_fwd, in floats: transmittance (negative once the pixel is done), r, g, b, the number of
+# splats seen up to the last that contributes, and the pixel's column (a table as long as the others, so that
+# all of the row
 # loop's addresses differ by constants and LLVM need not check for overlap).
 F_R, F_G, F_B, F_LAST, F_LANE = PIXELS, u64(2) * PIXELS, u64(3) * PIXELS, u64(4) * PIXELS, u64(5) * PIXELS
 
 
 @kernel
-def raster_fwd(worker, workers, tile_order, offsets, ids, splats, packed, width, height, alpha_max, t_stop, background,
+def raster_fwd(worker, workers, tile_order, offsets, ids, splats, packed, width, height, alpha_max, t_stop,
+               background,
                image, transmittance, last):  # fmt: skip
     """Composite tiles front to back; packed gets each tile's splats side by side, for the backward pass."""
     scr = np.empty(F_LANE + PIXELS, np.float32)
@@ -600,7 +614,8 @@ def raster_fwd(worker, workers, tile_order, offsets, ids, splats, packed, width,
                 last[y, x] = scr[F_LAST + p]
 
 
-# Scratch of raster_bwd: transmittance, S (see there), the gradient of the pixel's r, g, b, the forward's last, column.
+# Scratch of raster_bwd: transmittance, S (see there), the gradient of the pixel's r, g, b, the forward's
+# last, column.
 # Sums per lane: d loss / d sigma, its first and second moment in y, and the gradient of the splat's r, g, b.
 B_S, B_R, B_G, B_B, B_LAST = PIXELS, u64(2) * PIXELS, u64(3) * PIXELS, u64(4) * PIXELS, u64(5) * PIXELS
 B_LANE = u64(6) * PIXELS
@@ -608,12 +623,13 @@ A_M1, A_M2, A_R, A_G, A_B = LANES, u64(2) * LANES, u64(3) * LANES, u64(4) * LANE
 
 
 @kernel
-def raster_bwd(worker, workers, tile_order, offsets, slots, packed, width, height, alpha_max, background, transmittance,
+def raster_bwd(worker, workers, tile_order, offsets, slots, packed, width, height, alpha_max, background,
+               transmittance,
                last, v_image, v_alpha, grads):  # fmt: skip
     """Gradient slots of every (splat, tile) pair, back to front.
 
-    With d_i the colour of splat i times the pixel's gradient, w_i its weight, S_i the sum of w d over all behind it
-    plus the background's share: d loss / d alpha_i = T_i d_i - S_i / (1 - alpha_i).
+    With d_i the colour of splat i times the pixel's gradient, w_i its weight, S_i the sum of w d over all
+    behind it plus the background's share: d loss / d alpha_i = T_i d_i - S_i / (1 - alpha_i).
     """
     scr = np.empty(B_LANE + PIXELS, np.float32)
     acc = np.empty(u64(6) * LANES, np.float32)
@@ -635,7 +651,8 @@ def raster_bwd(worker, workers, tile_order, offsets, slots, packed, width, heigh
                 r, g, bl = v_image[y, x, 0], v_image[y, x, 1], v_image[y, x, 2]
                 T = transmittance[y, x]
                 scr[p] = T
-                scr[B_S + p] = T * (background[0] * r + background[1] * g + background[2] * bl - v_alpha[y, x])
+                scr[B_S + p] = T * (background[0] * r + background[1] * g + background[2] * bl
+                                    - v_alpha[y, x])
                 scr[B_R + p], scr[B_G + p], scr[B_B + p] = r, g, bl
                 scr[B_LAST + p] = last[y, x]
                 deepest = max(deepest, last[y, x])
@@ -733,8 +750,10 @@ def reduce_grads(lo, hi, order, pairs, grads, splats, v_means2d, v_conics, v_opa
 # Contributions
 
 @kernel
-def contributions(worker, workers, tile_order, offsets, slots, packed, width, height, alpha_max, t_stop, sums):
-    """sums[slot] = (sum of alpha * T, number of pixels, sum of T) of every (splat, tile) pair, as raster_fwd blends."""
+def contributions(worker, workers, tile_order, offsets, slots, packed, width, height, alpha_max, t_stop,
+                  sums):
+    """sums[slot] = (sum of alpha * T, number of pixels, sum of T) of every (splat, tile) pair, as raster_fwd
+    blends."""
     scr = np.empty(PIXELS + PIXELS, np.float32)
     acc = np.empty(u64(3) * LANES, np.float32)
     for p in range(PIXELS):

@@ -1,7 +1,7 @@
 """Threads for the kernels: they release the GIL, so a plain thread pool runs them side by side.
 
-numba's own `parallel=True` is not used: its OpenMP layer spins while it waits, which costs tens of milliseconds a call
-once another process wants the core, and its workqueue layer aborts on concurrent calls.
+numba's own `parallel=True` is not used: its OpenMP layer spins while it waits, which costs tens of
+milliseconds a call once another process wants the core, and its workqueue layer aborts on concurrent calls.
 """
 
 import os
@@ -39,7 +39,8 @@ def set_num_threads(n: int) -> None:
 
 
 def _submit(work: Callable[[], None], copies: int) -> list:
-    """Start copies of work on this process's pool; a fork inherits the object but not its threads, hence the id."""
+    """Start copies of work on this process's pool; a fork inherits the object but not its threads, hence the
+    id."""
     global _pool
     key = os.getpid(), max(copies, _threads - 1)
     with _lock:
@@ -66,8 +67,10 @@ def _run(kernel: Callable, spans: Iterable[tuple[int, int]], threads: int, args:
                 future.result()
 
 
-def run_ranges(kernel: Callable, n: int, *args: Any, grain: int = 2048, spread: int = CHUNKS_PER_THREAD) -> None:
-    """kernel(lo, hi, *args) over [0, n): one call, or `spread` calls per thread if each thread gets `grain` items."""
+def run_ranges(kernel: Callable, n: int, *args: Any, grain: int = 2048,
+               spread: int = CHUNKS_PER_THREAD) -> None:
+    """kernel(lo, hi, *args) over [0, n): one call, or `spread` calls per thread if each thread gets `grain`
+    items."""
     threads = max(1, min(_threads, n // grain))
     chunks = 1 if threads == 1 else threads * spread
     edges = [n * c // chunks for c in range(chunks + 1)]
@@ -75,7 +78,8 @@ def run_ranges(kernel: Callable, n: int, *args: Any, grain: int = 2048, spread: 
 
 
 def run_strides(kernel: Callable, n: int, *args: Any) -> None:
-    """kernel(worker, workers, *args): worker w does items w, w + workers, ... of n; 8 items at least for a thread."""
+    """kernel(worker, workers, *args): worker w does items w, w + workers, ... of n; 8 items at least for a
+    thread."""
     threads = max(1, min(_threads, n // 8))
     chunks = 1 if threads == 1 else threads * CHUNKS_PER_THREAD
     _run(kernel, [(c, chunks) for c in range(chunks)], threads, args)
