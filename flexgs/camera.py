@@ -88,12 +88,12 @@ def local_origin(places: np.ndarray, extent: float) -> Origin:
     return x, y, z
 
 
-def unit_of(extent: float) -> float:
-    """The power of two nearest to a fifth of a scene's extent: 1 in scenes as COLMAP leaves them.
+def unit_of(scene_scale: float) -> float:
+    """The power of two nearest to a fifth of a scene's scale: 1 in scenes as COLMAP leaves them.
 
     A length for what would otherwise be an absolute number of world units.
     """
-    return 2.0 ** round(math.log2(extent / 5)) if extent > 0 else 1.0
+    return 2.0 ** round(math.log2(scene_scale / 5)) if scene_scale > 0 else 1.0
 
 
 def look_at(eye: Tensor, target: Tensor, up: Tensor, width: int, height: int, fov: float = 60.0,

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from flexgs.commands.compare import Compare, Eval
 from flexgs.commands.data import Data
-from flexgs.commands.deploy import Cut, Info, Pack, Render, Serve, View
+from flexgs.commands.deploy import Cut, Info, Pack, Render, Serve, ViewCommand
 from flexgs.commands.guard import guard
 from flexgs.commands.machine import Bench, Doctor
 from flexgs.commands.train import Adapt, Train
@@ -16,7 +16,7 @@ from flexgs.errors import UserError
 from flexgs.options import parse
 
 COMMANDS: dict[str, type] = {"train": Train, "adapt": Adapt, "compare": Compare, "eval": Eval,
-                             "cut": Cut, "pack": Pack, "serve": Serve, "view": View, "render": Render,
+                             "cut": Cut, "pack": Pack, "serve": Serve, "view": ViewCommand, "render": Render,
                              "info": Info, "data": Data, "bench": Bench, "doctor": Doctor}
 
 

@@ -59,7 +59,7 @@ class Cell:
     def from_nothing(self) -> bool:
         """Whether the model is trained small from the capture's points: of stage 1 it takes the number of
         Gaussians only."""
-        return self.config.base.share == 1
+        return self.config.base.stage1_fraction == 1
 
 
 def method_config(method: str, common: Config) -> Config:
@@ -70,10 +70,10 @@ def method_config(method: str, common: Config) -> Config:
     preset, *flags = _words(method)
     config = Config.from_preset(preset)
     own = {name: getattr(config.base, name)
-           for name in ("share", "reset_every")} if config.base.share == 1 else {}
+           for name in ("stage1_fraction", "reset_every")} if config.base.stage1_fraction == 1 else {}
     config = dataclasses.replace(config, **{name: getattr(common, name) for name in COMMON})
     config.base = dataclasses.replace(common.base, **own)
-    config.rates = dataclasses.replace(config.rates, **common.stage1()["rates"])
+    config.lr = dataclasses.replace(config.lr, **common.stage1()["lr"])
     config = fill(Config, flags, f"--methods {preset}", start := config).check()
     if differing := [name for name in ("preset", *SAME) if getattr(config, name) != getattr(start, name)]:
         raise UserError(f"--methods {method!r}: found another {', '.join(differing)}, which all "
@@ -98,7 +98,7 @@ def cells(methods: Sequence[str], common: Config, folder: Path) -> list[Cell]:
         raise UserError(f"--methods: found none, expected some of {', '.join(PRESETS)}")
     for method in dict.fromkeys(methods):
         config = method_config(method, common)
-        if config.order.keep == 1 and config.base.share < 1:
+        if config.order.keep == 1 and config.base.stage1_fraction < 1:
             found.append(Cell(method, config, folder / _name(method)))
             continue
         for ratio in (r for r in config.evaluation.ratios if r < 1):
@@ -193,7 +193,7 @@ def legend(methods: Iterable[str]) -> str:
     return "\n".join(f"- {name}: {' '.join((PRESETS[name].__doc__ or '').split())}" for name in presets)
 
 
-def track(scene: str, rows: Rows, common: Config, folder: Path, tracking: Tracking) -> str:
+def log_to_mlflow(scene: str, rows: Rows, common: Config, folder: Path, tracking: Tracking) -> str:
     """Log the comparison to MLflow: a run per method below one for all; returns how to open it on PSNR over
     ratio.
 

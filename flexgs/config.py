@@ -19,7 +19,7 @@ from flexgs.inputs import Name, Range, read_json, typed
 
 Ratio = Annotated[float, Range(1e-6, 1)]
 """A share of the Gaussians: of the largest models that there are, a millionth is a handful."""
-Share = Annotated[float, Range(0, 1)]
+Fraction = Annotated[float, Range(0, 1)]
 Views = Annotated[int, Range(1, 10**9)]
 """A number of training views; a thousand million take years."""
 Weight = Annotated[float, Range(0, 1000)]
@@ -30,7 +30,7 @@ Rate = Annotated[float, Range(0, 0.1)]
 some hundred."""
 Factor = Annotated[float, Range(0, 100)]
 Size = Annotated[float, Range(0, 1e6)]
-"""A length in units of the scene's extent, or a gradient: at the upper end, no Gaussian is as large."""
+"""A length in units of the scene scale, or a gradient: at the upper end, no Gaussian is as large."""
 Cells = Annotated[int, Range(3, 4096)]
 """Of a grid along one axis; its smoothness is a second difference, which takes three."""
 Temperature = Annotated[float, Range(1e-3, 1000)]
@@ -42,11 +42,11 @@ MOST_CELLS = 2**26
 SCORES = Name("alpha_t", "opacity_t", "flexgs", "lightgaussian", "c3dgs", "eagles", "opacity", "volume",
               "footprint")
 Input = Literal["means", "quats", "scales", "opacities", "importance"]
-Head = Literal["means", "scales", "quats", "opacities", "sh0"]
+FieldHead = Literal["means", "scales", "quats", "opacities", "sh0"]
 
 
 @dataclass
-class Data:
+class DataConfig:
     """How the capture is read."""
 
     factor: Annotated[int, Range(1, 64)] = 4
@@ -67,32 +67,32 @@ class Data:
 
 
 @dataclass
-class Base:
+class BaseConfig:
     """Stage 1: the plain 3DGS model that stage 2 makes elastic."""
 
     ply: str | None = None
     """Make the Gaussians of this PLY elastic instead: there is no stage 1, and stage 2 leaves them as they
     are."""
-    share: Annotated[float, Range(0, 1, "(]")] = 0.5
+    stage1_fraction: Annotated[float, Range(0, 1, "(]")] = 0.5
     """Stage 1's share of all views."""
     sh_degree: Annotated[int, Range(0, 3)] = 3
     """Degree of the spherical harmonics; the active degree rises to it over the first fifth of stage 1."""
-    grow_from: Share = 0.03
+    refine_start: Fraction = 0.03
     """Densification starts after this share of stage 1 ..."""
-    grow_until: Share = 0.8
+    refine_stop: Fraction = 0.8
     """... and ends after this one."""
-    grow_every: Views = 100
+    refine_every: Views = 100
     """Views between two densifications."""
-    grow_gradient: Size = 2e-4
+    grow_grad2d: Size = 2e-4
     """Mean gradient of the screen position (normalised device units) above which a Gaussian is cloned or
     split."""
-    split_scale: Size = 0.01
-    """Larger than this share of the scene's extent: split; smaller: clone."""
+    grow_scale3d: Size = 0.01
+    """Larger than this share of the scene scale: split; smaller: clone."""
     max_splats: Annotated[int, Range(1, 10**8)] = 3_000_000
     """Densification stops at this many; the largest gradients go first."""
-    prune_opacity: Share = 0.005
-    prune_scale: Annotated[float, Range(0, 1e6, "(]")] = 0.1
-    """After the first opacity reset, Gaussians larger than this share of the extent are removed."""
+    prune_opa: Fraction = 0.005
+    prune_scale3d: Annotated[float, Range(0, 1e6, "(]")] = 0.1
+    """After the first opacity reset, Gaussians larger than this share of the scene_scale are removed."""
     l1: Weight = 0.8
     ssim: Weight = 0.2
     """Weights of L1 and of 1 - SSIM."""
@@ -101,8 +101,8 @@ class Base:
 
 
 @dataclass
-class Rates:
-    """Adam's learning rates; those marked (E) are multiplied by the scene's extent."""
+class LearningRatesConfig:
+    """Adam's learning rates; those marked (E) are multiplied by the scene scale."""
 
     means: Rate = 1.6e-4
     """(E) decays to a hundredth over each stage."""
@@ -115,7 +115,7 @@ class Rates:
     """Factor on the rate of shN in stage 2, where one set of coefficients serves all ratios."""
     delta_means: Factor = 3.0
     """Factor on the rate of means for the per-ratio deltas of the means; other deltas use the rates above."""
-    selector: Rate = 8e-4
+    gsnet: Rate = 8e-4
     """GsNet; decays to a tenth over stage 2."""
     field: Rate = 8e-4
     """Trunk and heads of the field; decays to a tenth over stage 2."""
@@ -126,7 +126,7 @@ class Rates:
 
 
 @dataclass
-class Loss:
+class LossConfig:
     """Weights of stage 2's photometric terms: L1 and 1 - SSIM of the full and the elastic renders."""
 
     full_l1: Weight = 0.8
@@ -139,7 +139,7 @@ class Loss:
 
 
 @dataclass
-class Ratios:
+class RatiosConfig:
     """Which ratios stage 2 trains at."""
 
     sampling: Literal["log_uniform", "uniform", "random", "round_robin"] = "log_uniform"
@@ -171,7 +171,7 @@ class Ratios:
 
 
 @dataclass
-class Order:
+class OrderConfig:
     """Which Gaussians stay: the first floor(e N) of one order, so cuts are nested."""
 
     kind: Annotated[str, Name("sampled", "importance", "opacity", "gsnet")] = "sampled"
@@ -192,7 +192,7 @@ class Order:
 
 
 @dataclass
-class GsNet:
+class GsNetConfig:
     """The adaptive selector of FlexGS."""
 
     shape: Literal["paper", "code"] = "paper"
@@ -224,14 +224,14 @@ class GsNet:
 
 
 @dataclass
-class Transform:
+class TransformConfig:
     """What changes in the Gaussians that stay; nothing at e = 1."""
 
     kind: Annotated[str, Name("deltas", "field", "none")] = "deltas"
 
 
 @dataclass
-class Deltas:
+class DeltasConfig:
     """Per-Gaussian changes at knots of log e, linear in between, none at e = 1."""
 
     knots: Annotated[tuple[Ratio, ...], Range(1, 64)] = (0.01, 0.032, 0.1, 0.32, 0.5)
@@ -239,13 +239,13 @@ class Deltas:
     """Knot j holds the first floor(rows_j N) Gaussians only; None: as many as a cut at the knot has. One knot
     with more rows than that, for instance knots 0.01 and rows 0.32, is rank 1: one change per Gaussian, times
     log e."""
-    merge: Share = 0.1
+    merge: Fraction = 0.1
     """Knots up to this ratio start from Gaussians merged with the dropped ones nearest to them; 0: from no
     change."""
 
 
 @dataclass
-class Field:
+class FieldConfig:
     """The spatial-ratio neural field of FlexGS: six feature planes per level and a multi-head predictor."""
 
     resolution: tuple[Cells, Cells, Cells, Cells] = (64, 64, 64, 100)
@@ -261,7 +261,7 @@ class Field:
     channels: Annotated[int, Range(1, 256)] = 16
     width: Annotated[int, Range(1, 1024)] = 64
     """Hidden features of the predictor."""
-    heads: Annotated[tuple[Head, ...], Range(1, 5)] = ("means", "scales", "quats")
+    heads: Annotated[tuple[FieldHead, ...], Range(1, 5)] = ("means", "scales", "quats")
     zero_init: bool = True
     """Start from a field that changes nothing; False: from random heads."""
     scale_change: Literal["log", "activated"] = "log"
@@ -283,7 +283,7 @@ class Field:
 
 
 @dataclass
-class Evaluation:
+class EvaluationConfig:
     """What is measured on the test views."""
 
     ratios: Annotated[tuple[Ratio, ...], Range(1, 1000)] = (0.01, 0.05, 0.10, 0.15, 0.5, 1.0)
@@ -307,7 +307,7 @@ class Evaluation:
 
 
 @dataclass
-class Distributed:
+class DistributedConfig:
     """How the workers of one scene add up their gradients; docs/distributed.md says what pays where."""
 
     rows: Literal["all", "seen"] = "all"
@@ -328,30 +328,30 @@ class Config:
     """Training views in all, stage 1 and stage 2; raising it continues a finished run."""
     batch: Annotated[int, Range(1, 1024)] | None = None
     """Views per optimizer step over all workers; None: one per worker."""
-    background: tuple[Share, Share, Share] = (0.0, 0.0, 0.0)
+    background: tuple[Fraction, Fraction, Fraction] = (0.0, 0.0, 0.0)
     report_every: Views = 200
     """Views between two progress lines."""
     checkpoint_every: Views = 2000
     """Views between two checkpoints."""
     check_every: Views = 500
     """Views between two comparisons of the workers' replicas."""
-    data: Data = dataclasses.field(default_factory=Data)
-    base: Base = dataclasses.field(default_factory=Base)
-    rates: Rates = dataclasses.field(default_factory=Rates)
-    loss: Loss = dataclasses.field(default_factory=Loss)
-    ratios: Ratios = dataclasses.field(default_factory=Ratios)
-    order: Order = dataclasses.field(default_factory=Order)
-    gsnet: GsNet = dataclasses.field(default_factory=GsNet)
-    transform: Transform = dataclasses.field(default_factory=Transform)
-    deltas: Deltas = dataclasses.field(default_factory=Deltas)
-    field: Field = dataclasses.field(default_factory=Field)
-    distributed: Distributed = dataclasses.field(default_factory=Distributed)
-    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    base: BaseConfig = dataclasses.field(default_factory=BaseConfig)
+    lr: LearningRatesConfig = dataclasses.field(default_factory=LearningRatesConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    ratios: RatiosConfig = dataclasses.field(default_factory=RatiosConfig)
+    order: OrderConfig = dataclasses.field(default_factory=OrderConfig)
+    gsnet: GsNetConfig = dataclasses.field(default_factory=GsNetConfig)
+    transform: TransformConfig = dataclasses.field(default_factory=TransformConfig)
+    deltas: DeltasConfig = dataclasses.field(default_factory=DeltasConfig)
+    field: FieldConfig = dataclasses.field(default_factory=FieldConfig)
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
     @property
     def base_steps(self) -> int:
         """Views of stage 1."""
-        return 0 if self.base.ply else round(self.steps * self.base.share)
+        return 0 if self.base.ply else round(self.steps * self.base.stage1_fraction)
 
     @staticmethod
     def from_preset(name: str, **settings: Any) -> "Config":
@@ -405,8 +405,8 @@ class Config:
         return {**{key: tree[key] for key in ("seed", "background", "base")},
                 # how images are held
                 "data": {key: value for key, value in tree["data"].items() if key != "cache_gb"},
-                "rates": {key: tree["rates"][key]
-                          for key in ("means", "quats", "scales", "opacities", "sh0", "shN")}}
+                "lr": {key: tree["lr"][key]
+                       for key in ("means", "quats", "scales", "opacities", "sh0", "shN")}}
 
     @staticmethod
     def from_dict(values: dict[str, Any], source: str = "config") -> "Config":
@@ -424,7 +424,7 @@ class Config:
 
 
 def settings(tree: Any, prefix: str = "--") -> Iterator[tuple[str, Any, Any]]:
-    """(flag, annotated type, value) of every setting of a tree of dataclasses: --rates.delta-means and so
+    """(flag, annotated type, value) of every setting of a tree of dataclasses: --lr.delta-means and so
     on."""
     kinds = get_type_hints(type(tree), include_extras=True)
     for f in dataclasses.fields(tree):
@@ -499,14 +499,14 @@ def _fast(config: Config) -> None:
 
 def _paper(config: Config) -> None:
     """FlexGS as its paper describes it, its unusable formulas replaced. Rows are those of docs/method.md."""
-    config.rates.shN_factor, config.ratios.half_above = 1.0, None
+    config.lr.shN_factor, config.ratios.half_above = 1.0, None
     config.steps = 35_000
-    config.base.share = 15 / 35                              # row 11: 15k + 20k
-    config.base.grow_until = 1.0
+    config.base.stage1_fraction = 15 / 35                              # row 11: 15k + 20k
+    config.base.refine_stop = 1.0
     config.base.reset_every = 0.2
-    config.loss = Loss(full_l1=0.5, full_ssim=0.2, elastic_l1=0.5, elastic_ssim=0.1)  # row 9
+    config.loss = LossConfig(full_l1=0.5, full_ssim=0.2, elastic_l1=0.5, elastic_ssim=0.1)  # row 9
     config.ratios.sampling = "random"                        # row 12
-    config.order = Order(kind="gsnet", score="alpha_t")      # row 6
+    config.order = OrderConfig(kind="gsnet", score="alpha_t")      # row 6
     config.transform.kind = "field"
     config.background = (1.0, 1.0, 1.0)
 
@@ -514,12 +514,12 @@ def _paper(config: Config) -> None:
 def _official(config: Config) -> None:
     """FlexGS as its released code does it: what differs from its paper. Rows are those of docs/method.md.
 
-    The code multiplies the learning rates of its networks by the scene's extent E; the fixed ones used here
+    The code multiplies the learning rates of its networks by the scene scale E; the fixed ones used here
     are those of E = 5.
     """
     _paper(config)
     config.steps = 45_000
-    config.base.share = 15 / 45                              # row 11: 15k + 30k
+    config.base.stage1_fraction = 15 / 45                              # row 11: 15k + 30k
     config.base.l1 = 1.0                                     # row 10
     config.ratios.sampling = "round_robin"                   # row 12
     config.ratios.values = (0.20, 0.15, 0.10, 0.05, 0.01)    # row 12
@@ -534,7 +534,7 @@ def _official(config: Config) -> None:
     config.field.scale_change = "activated"                  # row 17
     config.field.zero_init = False                           # row 19
     config.field.box = "points"                              # row 30
-    config.rates.restart = True                              # row 23
+    config.lr.restart = True                              # row 23
 
 
 def _mended(config: Config) -> None:
@@ -550,16 +550,16 @@ def _mended(config: Config) -> None:
     config.field.resolution = (64, 64, 64, 32)               # row 13
     config.field.gate = True                                 # step 5
     config.field.heads = ("means", "scales", "quats", "opacities", "sh0")  # step 6
-    config.rates.selector, config.rates.field, config.rates.planes = 4e-3, 4e-3, 4e-2  # step 7: five times
+    config.lr.gsnet, config.lr.field, config.lr.planes = 4e-3, 4e-3, 4e-2  # step 7: five times
 
 
 def _plain(config: Config) -> None:
     """Plain 3DGS of the same length: the yardstick at 100 %. Its cuts are pruned by LightGaussian's score and
     not fine-tuned, the paper's LightGS*.
     """
-    config.rates.shN_factor, config.ratios.half_above = 1.0, None
+    config.lr.shN_factor, config.ratios.half_above = 1.0, None
     config.ratios.bands = ()
-    config.order = Order(kind="importance", score="lightgaussian")
+    config.order = OrderConfig(kind="importance", score="lightgaussian")
     config.transform.kind = "none"
 
 
@@ -610,7 +610,7 @@ def _scratch(config: Config) -> None:
     again.
     """
     _plain(config)
-    config.base.share = 1.0  # compare makes a model for each ratio, from nothing
+    config.base.stage1_fraction = 1.0  # compare makes a model for each ratio, from nothing
     config.base.reset_every = 2.0
 
 
@@ -618,7 +618,7 @@ def _smoke(config: Config) -> None:
     """Seconds on any machine, for tests."""
     _default(config)
     config.steps, config.report_every, config.checkpoint_every, config.check_every = 200, 50, 100, 50
-    config.base.max_splats, config.base.grow_every, config.base.sh_degree = 4_000, 40, 1
+    config.base.max_splats, config.base.refine_every, config.base.sh_degree = 4_000, 40, 1
 
 
 PRESETS = {f.__name__[1:]: f for f in (_default, _fast, _paper, _official, _mended, _plain, _lightgs, _c3dgs,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexgs.config import Evaluation, ratio_name
+from flexgs.config import EvaluationConfig, ratio_name
 from flexgs.device import clock
 from flexgs.distributed import Group
 from flexgs.errors import UserError
@@ -39,7 +39,7 @@ def measure(splats: Splats, view: View, background: Tensor,
             **{f"lpips_{name}": network(image, target) for name, network in networks.items()}}
 
 
-def evaluate(model: ElasticModel, scene: Scene, options: Evaluation, background: Sequence[float],
+def evaluate(model: ElasticModel, scene: Scene, options: EvaluationConfig, background: Sequence[float],
              group: Group | None = None) -> dict[str, Any]:
     """Means over the test views at each ratio, the views split over the workers.
 
@@ -62,7 +62,7 @@ def evaluate(model: ElasticModel, scene: Scene, options: Evaluation, background:
         cut = model.cut(ratio)
         cut_seconds = clock(colour.device) - start
         cut, size, encode_seconds = as_stored(cut, options.format, scene.train)
-        mine = {i: measure(cut, test[i], colour, networks) for i in group.share(len(test))}
+        mine = {i: measure(cut, test[i], colour, networks) for i in group.my_indices(len(test))}
         views = {i: m for part in group.gather(mine) for i, m in part.items()}
         # in the order of views: sums do not depend on the number of workers
         rows = [views[i] for i in sorted(views)]

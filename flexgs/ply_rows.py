@@ -31,7 +31,7 @@ class Element:
 
 
 @dataclass(frozen=True)
-class Head:
+class PlyHead:
     order: Order
     """"<", ">", or empty for text."""
     elements: tuple[Element, ...]
@@ -42,7 +42,7 @@ class Head:
         return next((e for e in self.elements if e.name == name), None)
 
 
-def read_head(path: Path | str) -> Head:
+def read_head(path: Path | str) -> PlyHead:
     """The head of a PLY file. Comments may be of any encoding, lines may be blank or end in CR LF. UserError
     if it is none."""
     path = regular_file(path, "a PLY file")
@@ -74,7 +74,7 @@ def read_head(path: Path | str) -> Head:
     if order is None or len({e.name for e in elements}) < len(elements):
         raise UserError(f"{path}: not a readable PLY file (found no format line, or two elements of one "
                         "name); export it again")
-    return Head(order, tuple(elements), end.end())
+    return PlyHead(order, tuple(elements), end.end())
 
 
 def read_element(path: Path | str, name: str) -> np.ndarray:
@@ -106,7 +106,7 @@ def read_element(path: Path | str, name: str) -> np.ndarray:
         return np.fromfile(file, stored, wanted.count).astype(plain, copy=False)
 
 
-def _text(path: Path, head: Head, before: tuple[Element, ...], wanted: Element,
+def _text(path: Path, head: PlyHead, before: tuple[Element, ...], wanted: Element,
           plain: np.dtype) -> np.ndarray:
     """Rows of a text file: a line each, after those of the elements before."""
     with path.open("rb") as file:

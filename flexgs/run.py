@@ -307,7 +307,7 @@ def history(path: Path) -> list[dict[str, Any]]:
 def progress_line(scene: str, step: int, m: dict[str, Any]) -> str:
     """One line a person can follow."""
     eta = m["eta_seconds"]
-    return (f"{scene:14} stage {m['stage']}  {step:>6}/{m['steps']}  {m['views_per_second']:6.1f} it/s  "
+    return (f"{scene:14} stage {m['stage']}  {step:>6}/{m['steps']}  {m['views_per_second']:6.1f} views/s  "
             f"ETA {int(eta // 60):3}:{int(eta % 60):02}  {m['splats']:>9,} Gaussians  {m['psnr']:5.2f} dB "
             f"on a training view  {m['memory_mb'] / 1000:.1f} GB")
 

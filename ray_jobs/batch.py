@@ -23,7 +23,7 @@ from flexgs.report.table import mean_ratios, psnr_auc
 from flexgs.run import finished, git_sha, history, progress_line
 from flexgs.scene import Scene as Capture
 from flexgs.tracking import Run, Tracking, flatten, notes
-from ray_jobs.schedule import Place, Scene, plan, speedup
+from ray_jobs.schedule import Placement, SceneState, plan, speedup
 from ray_jobs.store import Store
 from ray_jobs.train_scene import RESULTS, STOP, SceneJob, train_scene
 
@@ -70,10 +70,10 @@ class Batch:
             return False
         print(f"{job.name}: already finished, {results['steps']} views", flush=True)
         self.results[job.name] = results
-        self._tell(job, self._run_of(job))
+        self._report(job, self._run_of(job))
         return True
 
-    def _tell(self, job: SceneJob, run: Run) -> None:
+    def _report(self, job: SceneJob, run: Run) -> None:
         """Send MLflow what it does not have of a finished scene."""
         with _storage_may_be_away():
             job.store.pull(*HISTORY, *RESULTS)
@@ -98,7 +98,7 @@ class Batch:
                     there = machines(sum(not watch.place for watch in watches.values()))
                     for watch in running.values():
                         if watch.place and watch.place.machine not in there:
-                            watch.leave(screen)
+                            watch.drain(screen)
                     for name, place in plan(there, [watch.scene() for watch in watches.values()],
                                             sizes).items():
                         watch = watches[name]
@@ -106,7 +106,7 @@ class Batch:
                             watch.move(place, screen)
                         else:
                             running[pool.submit(train_scene, watch.start(place, screen))] = watch
-                    screen.show({watch.job.name: watch.look(screen) for watch in running.values()},
+                    screen.show({watch.job.name: watch.poll(screen) for watch in running.values()},
                                 [name for name, watch in watches.items() if not watch.place])
                     if not watched:  # opens MLflow while Ray starts the workers
                         self.run.start()
@@ -115,7 +115,7 @@ class Batch:
                         self.run.watch_machine()
                         watched = True
                     for watch in running.values():
-                        watch.track()
+                        watch.send_history()
                     if not running:
                         time.sleep(1.0)  # no machine is left: one may come back
                     done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
@@ -125,7 +125,7 @@ class Batch:
                             if again := watch.stopped():
                                 running[pool.submit(train_scene, watch.start(again, screen))] = watch
                         else:
-                            screen.say(self._ended(watch, future))
+                            screen.log(self._ended(watch, future))
                             del watches[watch.job.name]
         except BaseException as e:
             if isinstance(e, KeyboardInterrupt):
@@ -164,7 +164,7 @@ class Batch:
             self.tracking.retry()
             untold, self._untold = self._untold, []
             for job in untold:
-                self._tell(job, self._run_of(job))
+                self._report(job, self._run_of(job))
         if self._untold:
             print(f"MLflow has not got {', '.join(job.name for job in self._untold)}; the "
                   "same command sends it", flush=True)
@@ -186,14 +186,14 @@ class Batch:
         error = future.exception()
         if error is None:
             results = self.results[job.name] = future.result()
-            self._tell(job, run)
+            self._report(job, run)
             figures = ", ".join(f"{row['psnr']:.2f} dB at {percent(r)}" for r,
                                 row in results["ratios"].items())
             return f"{job.name}: finished in {watch.seconds():.0f} s: {figures}"
         if not isinstance(error, Exception):
             raise error
         self.errors[job.name] = error
-        watch.track(now=True)
+        watch.send_history(now=True)
         run.finish("FAILED", str(error))
         return f"{job.name}: failed after {watch.seconds():.0f} s: {error}"
 
@@ -208,52 +208,52 @@ class Watch:
 
     def __init__(self, job: SceneJob, run: Run):
         self.job, self.run = job, run
-        self.place: Place | None = None
+        self.place: Placement | None = None
         """Where it trains."""
         self.started = 0.0
         """When it was started first; 0: not yet."""
-        self._going: Place | None = None
+        self._going: Placement | None = None
         self._rate: float | None = None
-        self._gave = self._leaving = False
+        self._gave = self._draining = False
         self._since, self._kept = 0.0, job.store.latest_step()
         self._history, self._failures = job.folder / "metrics.jsonl", job.folder / "failures.jsonl"
         self._failed = len(read_jsonl(self._failures))
         self._tracked = self._pulled = 0.0
 
-    def scene(self) -> Scene:
+    def scene(self) -> SceneState:
         """As the schedule sees it."""
         rows = self._rows() if self.place else []
         if rows and self.place:
             rate = harmonic_mean([row["views_per_second"] for row in rows[-STEADY:]])
             self._rate = rate / speedup(self.place.workers) or None
         views = self.job.config.steps - (rows[-1]["step"] if rows else self._kept)
-        return Scene(self.job.name, max(0, views), self._rate, self.place, self._going, bool(rows),
-                     self._gave)
+        return SceneState(self.job.name, max(0, views), self._rate, self.place, self._going, bool(rows),
+                          self._gave)
 
-    def start(self, place: Place, screen: "Screen") -> SceneJob:
+    def start(self, place: Placement, screen: "Screen") -> SceneJob:
         """Note that it starts there; what to train."""
-        self._leaving = False
+        self._draining = False
         self.place, self._since, self._kept = place, time.time(), self.job.store.latest_step()
         self.started = self.started or self._since
         if self._kept:
-            screen.say(f"{self.job.name}: continues from {self._kept} of "
+            screen.log(f"{self.job.name}: continues from {self._kept} of "
                        f"{self.job.config.steps}{_with(place)}")
         return replace(self.job, workers=place.workers, machine=place.machine or None)
 
-    def move(self, place: Place, screen: "Screen") -> None:
+    def move(self, place: Placement, screen: "Screen") -> None:
         """Ask the workers to stop at their next report, so that it can go on there."""
         assert self.place
         self._going, self._gave = place, self._gave or place.workers < self.place.workers
         self.stop()
-        screen.say(f"{self.job.name}: is going to continue{_with(place)}")
+        screen.log(f"{self.job.name}: is going to continue{_with(place)}")
 
-    def leave(self, screen: "Screen") -> None:
+    def drain(self, screen: "Screen") -> None:
         """Ask the workers to stop at their next report, once: their machine is being taken away, or has
         gone."""
-        if not self._leaving:
-            self._leaving = True
+        if not self._draining:
+            self._draining = True
             self.stop()
-            screen.say(f"{self.job.name}: its machine is going, it waits for another")
+            screen.log(f"{self.job.name}: its machine is going, it waits for another")
 
     def stop(self) -> None:
         """Ask the workers to stop at their next report."""
@@ -261,16 +261,16 @@ class Watch:
         with _storage_may_be_away():
             self.job.store.push(STOP)
 
-    def stopped(self) -> Place | None:
+    def stopped(self) -> Placement | None:
         """Note that it has stopped; where it was to go."""
         self.place, self._going, going = None, None, self._going
         return going
 
-    def look(self, screen: "Screen") -> str:
+    def poll(self, screen: "Screen") -> str:
         """The scene's line now; tells the screen about workers that were started again."""
         failures = read_jsonl(self._failures, "errors")
         for failure in failures[self._failed:]:
-            screen.say(f"{self.job.name}: workers started again: "
+            screen.log(f"{self.job.name}: workers started again: "
                        f"{'; '.join(sorted(set(failure['errors'].values())))}")
             self.run.log_metric("train/restarts", len(failures))
         self._failed = len(failures)
@@ -282,7 +282,7 @@ class Watch:
             return f"{name:14} evaluating at {row['step']} of {row['steps']}"
         return progress_line(name, row["step"], row)
 
-    def track(self, now: bool = False) -> None:
+    def send_history(self, now: bool = False) -> None:
         """Now and then, send MLflow the part of the history that it does not have."""
         if not self._tracked:
             self.run.start()
@@ -315,7 +315,7 @@ def _storage_may_be_away() -> Iterator[None]:
         log.warning("the storage does not answer: %s", str(e).splitlines()[0][:300])
 
 
-def _with(place: Place) -> str:
+def _with(place: Placement) -> str:
     return f" with {place.workers} worker{'s' * (place.workers > 1)}"
 
 
@@ -337,7 +337,7 @@ class Screen:
         if self.live:
             self.live.stop()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line that stays."""
         self.console.print(text, markup=False)
 
@@ -353,4 +353,4 @@ class Screen:
             at, last = self._shown.get(scene, (-PLAIN_SECONDS, ""))
             if line != last and now - at >= PLAIN_SECONDS:
                 self._shown[scene] = now, line
-                self.say(line)
+                self.log(line)

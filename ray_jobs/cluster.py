@@ -173,7 +173,7 @@ class Workers(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Share:
+class Allocation:
     """What a scene may get of the cluster."""
 
     sizes: tuple[int, ...]
@@ -203,8 +203,8 @@ class Share:
                 f"CPU{'s' * (self.cpus > 1)}{' and a GPU' if self.gpu else ''}")
 
 
-def share_out(nodes: Mapping[str, Node], scenes: int, workers: Workers | None = None,
-              batch: int | None = None) -> Share:
+def allocate(nodes: Mapping[str, Node], scenes: int, workers: Workers | None = None,
+             batch: int | None = None) -> Allocation:
     """What each of the scenes may get. A device is a GPU, or a CPU where the cluster has no GPU.
 
     By default a scene gets from one to MAX_WORKERS GPUs of one machine, each a worker; CPUs become threads of
@@ -226,12 +226,12 @@ def share_out(nodes: Mapping[str, Node], scenes: int, workers: Workers | None = 
     cpus = max(1, int(sum(node.get("CPU", 0) for name, node in nodes.items() if devices[name])) // wanted)
     spread = sizes[0] > largest
     while True:
-        share = Share(sizes, cpus, gpu, spread)
-        room = share.machines(nodes)
+        allocation = Allocation(sizes, cpus, gpu, spread)
+        room = allocation.machines(nodes)
         if cpus == 1 or (sum(room.values()) >= wanted and max(room.values()) >= sizes[0]):
             break
         cpus -= 1  # machines differ: fewer CPUs each, so that all fit
     if max(room.values()) < sizes[0]:
         raise UserError(f"found room for {sum(room.values())} workers of one CPU and one GPU, "
                         f"{max(room.values())} on the largest machine, expected {sizes[0]}")
-    return share
+    return allocation

@@ -38,7 +38,7 @@ from flexgs.scene.load import load_capture
 from flexgs.tracking import Tracking
 from ray_jobs import warm_up
 from ray_jobs.cluster import Cluster
-from ray_jobs.dataset import Dataset, exit_code, read_all
+from ray_jobs.dataset import DatasetOptions, exit_code, read_all
 from ray_jobs.store import is_remote
 from ray_jobs.train_scene import describe
 
@@ -48,7 +48,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @dataclass
-class CompareAll(Dataset):
+class CompareAll(DatasetOptions):
     """Compare methods on every capture of a dataset. The same command continues what is unfinished."""
 
     methods: tuple[str, ...] = METHODS
@@ -169,7 +169,7 @@ def report(options: CompareAll, configs: dict[str, Config], scenes: dict[str, Ro
             for sheet in compare.write(name, rows, published(name) if name in SCENES else None, configs[name],
                                        folder):
                 print_table(sheet.rich())
-            pages[name] = compare.track(name, rows, configs[name], folder, tracking)
+            pages[name] = compare.log_to_mlflow(name, rows, configs[name], folder, tracking)
     measured = [rows for rows in scenes.values() if rows]
     if len(measured) > 1:
         print(f"\nmean of {len(measured)} captures")

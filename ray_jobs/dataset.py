@@ -28,7 +28,7 @@ HOME = Path("~/flexgs-runs")
 
 
 @dataclass
-class Dataset:
+class DatasetOptions:
     """Captures in a folder, and the settings to train them with."""
 
     data_root: Path | None = None

@@ -24,7 +24,7 @@ ASSUMED_RATE = 20.0
 little."""
 
 
-class Place(NamedTuple):
+class Placement(NamedTuple):
     """So many workers on a machine."""
 
     machine: str
@@ -32,7 +32,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scene:
+class SceneState:
     """A scene that is not finished."""
 
     name: str
@@ -40,9 +40,9 @@ class Scene:
     """Left to train."""
     rate: float | None = None
     """Views per second of one worker; None: not measured, taken as the mean of those that are."""
-    place: Place | None = None
+    place: Placement | None = None
     """Where it trains; None: nowhere yet."""
-    going: Place | None = None
+    going: Placement | None = None
     """Where it is going to train, once it has stopped."""
     settled: bool = False
     """Whether it has been measured since it was started, so that it may be moved."""
@@ -56,7 +56,8 @@ def speedup(workers: int) -> float:
     return workers / (1 + SERIAL * (workers - 1))
 
 
-def plan(machines: Mapping[str, int], scenes: Sequence[Scene], sizes: Sequence[int]) -> dict[str, Place]:
+def plan(machines: Mapping[str, int], scenes: Sequence[SceneState],
+         sizes: Sequence[int]) -> dict[str, Placement]:
     """What to do now, by scene: to start there if it waits, to stop and start again there if it trains.
 
     machines: devices of each that is alive; sizes: the numbers of workers that a scene may have, rising.
@@ -84,7 +85,7 @@ def plan(machines: Mapping[str, int], scenes: Sequence[Scene], sizes: Sequence[i
             del running[name]
 
 
-def _free(machines: Mapping[str, int], scenes: Sequence[Scene]) -> dict[str, int]:
+def _free(machines: Mapping[str, int], scenes: Sequence[SceneState]) -> dict[str, int]:
     """Devices that no scene has or is going to have; one that moves keeps what it has until it has moved."""
     free = dict(machines)
     for scene in scenes:
@@ -97,8 +98,8 @@ def _free(machines: Mapping[str, int], scenes: Sequence[Scene]) -> dict[str, int
     return free
 
 
-def _starts(machines: Mapping[str, int], free: dict[str, int], scenes: Sequence[Scene],
-            waiting: Sequence[Scene], left: Mapping[str, float], workers: int) -> dict[str, Place]:
+def _starts(machines: Mapping[str, int], free: dict[str, int], scenes: Sequence[SceneState],
+            waiting: Sequence[SceneState], left: Mapping[str, float], workers: int) -> dict[str, Placement]:
     """Places for those of the waiting that find one; takes them from free."""
     load = {machine: sum(left[s.name] for s in scenes if (place := s.going or s.place)
                          and place.machine == machine)
@@ -109,19 +110,19 @@ def _starts(machines: Mapping[str, int], free: dict[str, int], scenes: Sequence[
         if not fitting:
             break
         machine = min(fitting, key=lambda m: load[m] / machines[m])
-        starts[scene.name] = Place(machine, workers)
+        starts[scene.name] = Placement(machine, workers)
         free[machine] -= workers
         load[machine] += left[scene.name]
     return starts
 
 
-def _give(machines: Mapping[str, int], running: Mapping[str, Place], givers: Sequence[str],
-          left: Mapping[str, float], sizes: Sequence[int]) -> dict[str, Place]:
+def _give(machines: Mapping[str, int], running: Mapping[str, Placement], givers: Sequence[str],
+          left: Mapping[str, float], sizes: Sequence[int]) -> dict[str, Placement]:
     """Who goes on with fewer workers, where dealing each machine's devices out anew ends the last scene a
     tenth sooner. Those who end soon give nothing: their devices are free then. Who is to have more gets it
     when they are."""
-    fewest = {**running, **{name: Place(running[name].machine, sizes[0]) for name in givers}}
-    free = _free(machines, [Scene(name, 0, place=place) for name, place in fewest.items()])
+    fewest = {**running, **{name: Placement(running[name].machine, sizes[0]) for name in givers}}
+    free = _free(machines, [SceneState(name, 0, place=place) for name, place in fewest.items()])
     best = fewest | _fill(free, fewest, left, sizes, stay=True)
     ends = {name: left[name] / speedup(place.workers) for name, place in running.items()}
     sooner = max(left[name] / speedup(place.workers) + RESTART_SECONDS * (place != running[name])
@@ -131,8 +132,8 @@ def _give(machines: Mapping[str, int], running: Mapping[str, Place], givers: Seq
     return given if worth else {}
 
 
-def _fill(free: Mapping[str, int], places: Mapping[str, Place], left: Mapping[str, float],
-          sizes: Sequence[int], stay: bool = False) -> dict[str, Place]:
+def _fill(free: Mapping[str, int], places: Mapping[str, Placement], left: Mapping[str, float],
+          sizes: Sequence[int], stay: bool = False) -> dict[str, Placement]:
     """Hand out what is free, size by size, to the scene that would end last, there or, unless all stay, on a
     machine with more room; the places that change."""
     free, now = dict(free), dict(places)
@@ -144,15 +145,15 @@ def _fill(free: Mapping[str, int], places: Mapping[str, Place], left: Mapping[st
         roomiest = place.machine if stay else max(free, key=lambda machine: free[machine], default="")
         if more and free.get(place.machine, 0) >= more - place.workers:
             free[place.machine] -= more - place.workers
-            now[last] = Place(place.machine, more)
+            now[last] = Placement(place.machine, more)
         elif more and free.get(roomiest, 0) >= more:  # its old place stays its own until it has moved
             free[roomiest] -= more
-            now[last] = Place(roomiest, more)
+            now[last] = Placement(roomiest, more)
         else:
             candidates.remove(last)
     return {name: place for name, place in now.items() if place != places[name]}
 
 
-def _pays(left: float, now: Place, then: Place) -> bool:
+def _pays(left: float, now: Placement, then: Placement) -> bool:
     """Whether more workers, after a restart, end the scene sooner by at least what the restart costs."""
     return left / speedup(now.workers) - left / speedup(then.workers) > 2 * RESTART_SECONDS

@@ -26,13 +26,13 @@ from flexgs.training.memory import expected_memory
 from flexgs.urls import public
 from ray_jobs import warm_up
 from ray_jobs.batch import Batch
-from ray_jobs.cluster import Cluster, Workers, share_out
-from ray_jobs.dataset import Dataset, exit_code, read_all
+from ray_jobs.cluster import Cluster, Workers, allocate
+from ray_jobs.dataset import DatasetOptions, exit_code, read_all
 from ray_jobs.train_scene import SceneJob
 
 
 @dataclass
-class TrainAll(Dataset):
+class TrainAll(DatasetOptions):
     """Train every scene of a dataset with Ray Train. The same command continues unfinished scenes and skips
     finished ones."""
 
@@ -68,20 +68,20 @@ def train_all(options: TrainAll, args: Sequence[str]) -> int:
             if jobs:
                 least = workers.least if workers else 1
                 cluster.wait_for_gpus(least, least * len(jobs))
-                share = share_out(cluster.nodes(least), len(jobs), workers, config.batch)
-                print(f"{len(jobs)} scene{'s' * (len(jobs) > 1)}, {share}; runs go to {store.place()}",
+                allocation = allocate(cluster.nodes(least), len(jobs), workers, config.batch)
+                print(f"{len(jobs)} scene{'s' * (len(jobs) > 1)}, {allocation}; runs go to {store.place()}",
                       flush=True)
                 for job in jobs:
                     print(f"{job.name}: {expected_memory(scenes[job.name], job.config)}", flush=True)
-                if not share.gpu:
+                if not allocation.gpu:
                     wait_for_kernels()
 
                 def machines(waiting: int) -> Mapping[str, int]:
-                    cluster.ask(share.bundles(waiting))
-                    return share.machines(cluster.nodes())
+                    cluster.ask(allocation.bundles(waiting))
+                    return allocation.machines(cluster.nodes())
 
-                batch.train([replace(job, cpus=share.cpus, gpu=share.gpu) for job in jobs], share.sizes,
-                            machines)
+                batch.train([replace(job, cpus=allocation.cpus, gpu=allocation.gpu) for job in jobs],
+                            allocation.sizes, machines)
             batch.finish()
     return report(batch, [capture.name for capture in captures], wrong | batch.errors, args)
 

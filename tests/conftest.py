@@ -69,7 +69,7 @@ def config() -> Config:
     """Both stages, a densification and an opacity reset in 120 views of a few hundred Gaussians."""
     config = Config.from_preset("smoke")
     config.steps, config.data.factor, config.base.max_splats = 120, 1, 1500
-    config.base.grow_every, config.base.grow_from = 20, 0.1
+    config.base.refine_every, config.base.refine_start = 20, 0.1
     config.report_every, config.checkpoint_every, config.check_every = 20, 40, 20
     return config
 

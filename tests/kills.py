@@ -28,9 +28,9 @@ from pathlib import Path
 from flexgs.files import read_jsonl
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.utime"}
-SETTINGS = ["--preset", "smoke", "--data.factor", "1", "--base.max-splats", "300", "--base.grow-every", "10",
-            "--checkpoint-every", "10", "--report-every", "10", "--evaluation.lpips", "--evaluation.ratios",
-            "0.1", "1", "--evaluation.views", "even"]
+SETTINGS = ["--preset", "smoke", "--data.factor", "1", "--base.max-splats", "300", "--base.refine-every",
+            "10", "--checkpoint-every", "10", "--report-every", "10", "--evaluation.lpips",
+            "--evaluation.ratios", "0.1", "1", "--evaluation.views", "even"]
 STEPS = (40, 80)
 
 

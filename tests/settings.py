@@ -33,7 +33,7 @@ from flexgs.scene.load import load_capture
 SECONDS, LONGEST, BYTES = 60, 600, 8 << 30
 """That a case may take: of the processor, and on the clock, which runs on while others have the machine;
 bytes of addresses."""
-FIXED = ["--steps", "20", "--data.factor", "1", "--base.max-splats", "300", "--base.grow-every", "5",
+FIXED = ["--steps", "20", "--data.factor", "1", "--base.max-splats", "300", "--base.refine-every", "5",
          "--evaluation.lpips"]
 LEFT_OUT = {"--preset", "--steps", "--base.ply", "--data.factor", "--data.cache-gb", "--base.max-splats",
             "--evaluation.lpips", "--evaluation.lpips-weights", "--evaluation.format"}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flexgs.errors import UserError
-from ray_jobs.cluster import Cluster, Workers, share_out
+from ray_jobs.cluster import Cluster, Workers, allocate
 from tests.cluster.machines import RAY, Network, unavailable, wait_for
 
 HEAD = "f" * 51 + "00000"
@@ -31,7 +31,7 @@ CONFIG = {
 }
 DRIVER = """
 import time
-from ray_jobs.cluster import Cluster, share_out
+from ray_jobs.cluster import Cluster, allocate
 
 def gpus():
     return int(sum(node.get("GPU", 0) for node in cluster.nodes().values()))
@@ -39,13 +39,13 @@ def gpus():
 with Cluster("10.77.0.1:6379", gpu=True) as cluster:
     print("gpu", cluster.has_gpu, gpus())
     cluster.wait_for_gpus(1)
-    share = share_out(cluster.nodes(), 2)
-    print("first", gpus(), share)
-    cluster.ask(share.bundles(2))
+    allocation = allocate(cluster.nodes(), 2)
+    print("first", gpus(), allocation)
+    cluster.ask(allocation.bundles(2))
     while gpus() < 2:
         time.sleep(0.2)
-    print("second", share.machines(cluster.nodes()) == {name: int("GPU" in node) for name, node in cluster.nodes().items()})
-    cluster.ask(share.bundles(0))
+    print("second", allocation.machines(cluster.nodes()) == {name: int("GPU" in node) for name, node in cluster.nodes().items()})
+    cluster.ask(allocation.bundles(0))
     while gpus():
         time.sleep(0.2)
     print("idle", len(cluster.nodes()))
@@ -78,9 +78,9 @@ def test_machines_come_when_scenes_wait_and_go_when_none_does(tmp_path, monkeypa
 
 
 def test_what_waits_is_asked_for():
-    share = share_out({"head": {}, "a": {"CPU": 16, "GPU": 4}}, 3, Workers(2, 4))
-    assert share.bundles(3) == [{"CPU": 4, "GPU": 1}] * 6 and share.bundles(0) == []
-    assert share_out({"a": {"CPU": 4}}, 2).bundles(1) == [{"CPU": 2}]
+    allocation = allocate({"head": {}, "a": {"CPU": 16, "GPU": 4}}, 3, Workers(2, 4))
+    assert allocation.bundles(3) == [{"CPU": 4, "GPU": 1}] * 6 and allocation.bundles(0) == []
+    assert allocate({"a": {"CPU": 4}}, 2).bundles(1) == [{"CPU": 2}]
 
 
 def test_gpus_that_can_never_come_are_not_waited_for(monkeypatch):
@@ -89,4 +89,4 @@ def test_gpus_that_can_never_come_are_not_waited_for(monkeypatch):
         Cluster("local", gpu=True)
     with pytest.raises(UserError, match=r"found 0 CPUs on 1 machine, .*; --gpu waits for those "
                                         r"that an autoscaler adds"):
-        share_out({"head": {"memory": 1.0}}, 1, Workers(1, 8))
+        allocate({"head": {"memory": 1.0}}, 1, Workers(1, 8))

@@ -225,26 +225,26 @@ def test_the_report_names_the_best_and_its_settings(tmp_path):
 
 def test_parameters_of_a_trial_keep_six_digits():
     start = Config()
-    params = {"loss.elastic_l1": 0.123456, "rates.delta_means": 1.23457, "deltas.merge": 0.032,
+    params = {"loss.elastic_l1": 0.123456, "lr.delta_means": 1.23457, "deltas.merge": 0.032,
               "ratios.bands": "0.01 0.1 0.1 0.7"}
     config = applied(params, start)
-    assert (config.loss.elastic_l1, config.rates.delta_means,
+    assert (config.loss.elastic_l1, config.lr.delta_means,
             config.deltas.merge) == (0.123456, 1.23457, 0.032)
     assert config.ratios.bands == ((0.01, 0.1), (0.1, 0.7))
-    assert flags({"rates.field": 0.000123456}) == ["--rates.field", "0.000123456"]
+    assert flags({"lr.field": 0.000123456}) == ["--lr.field", "0.000123456"]
 
 
 def test_trials_share_a_stage_1_only_if_it_is_the_same(tmp_path):
     search = Search(tmp_path, tmp_path, Config())
     usual = base_folder(search, Config())
     alike = Config(seed=5)  # seeds lie below
-    alike.loss.elastic_l1, alike.order.temperature, alike.field.gate, alike.rates.field = 0.9, 0.3, True, 1.0
+    alike.loss.elastic_l1, alike.order.temperature, alike.field.gate, alike.lr.field = 0.9, 0.3, True, 1.0
     assert base_folder(search, alike) == usual
     for change in (lambda c: setattr(c.base, "sh_degree", 1),
                    lambda c: setattr(c, "background", (1.0, 1.0, 1.0)),
                    lambda c: setattr(c.data, "factor", 2), lambda c: setattr(c, "steps", 7),
-                   lambda c: setattr(c, "batch", 2), lambda c: setattr(c.rates, "means", 1.0),
-                   lambda c: setattr(c.rates, "shN", 1.0)):
+                   lambda c: setattr(c, "batch", 2), lambda c: setattr(c.lr, "means", 1.0),
+                   lambda c: setattr(c.lr, "shN", 1.0)):
         other = Config()
         change(other)
         assert base_folder(search, other) != usual

@@ -71,8 +71,8 @@ def test_settings_are_flags(capture):
     (["trian", "x"], "trian: no such command, did you mean train?"),
     (["train", "x", "--stepz", "7"], "--stepz, 7; did you mean --steps?"),
     (["train", "x", "--preset", "papr"], "--preset papr: unknown; did you mean paper?"),
-    (["train", "x", "--device", "cpu", "--rates.means", "nan"],
-     "--rates.means: found nan, expected 0 to 0.1"),
+    (["train", "x", "--device", "cpu", "--lr.means", "nan"],
+     "--lr.means: found nan, expected 0 to 0.1"),
 ])
 def test_what_is_not_known_is_named_with_what_is_near(words, said, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["flexgs", *words])
@@ -392,8 +392,8 @@ def test_a_stack_trace_has_no_secret(capsys):
 def test_an_old_config_that_holds_what_cannot_be_is_named(trained, capture, tmp_path, capsys):
     values = json.loads((trained / "config.json").read_text())
     old = tmp_path / "old.json"
-    for part, key, value, said in (("rates", "means", 5,
-                                    "old.json: rates: means: found 5.0, expected 0 to 0.1"),
+    for part, key, value, said in (("lr", "means", 5,
+                                    "old.json: lr: means: found 5.0, expected 0 to 0.1"),
                                    ("ratios", "bands", [[0.5, 0.1]],
                                     "old.json: --ratios.bands: found 0.5 0.1")):
         old.write_text(json.dumps({**values, part: {**values[part], key: value}}))

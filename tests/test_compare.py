@@ -76,13 +76,13 @@ def test_costs_are_counted_for_all_that_a_method_trains(scene, config, tmp_path)
 def test_another_evaluation_of_the_same_training_is_only_measured(scene, config, tmp_path):
     config.evaluation.ratios, config.evaluation.lpips = (0.2,), ()
     rows = compared(scene, config,
-                    ("lightgs", "lightgs --evaluation.format vq", "lightgs --rates.shN-factor 4"), tmp_path)
+                    ("lightgs", "lightgs --evaluation.format vq", "lightgs --lr.shN-factor 4"), tmp_path)
     ply, vq, other = (row["ratios"]["0.2"] for (row,) in rows.values())
     assert vq["mb"] < ply["mb"] and vq["splats"] == ply["splats"] and other["psnr"] != ply["psnr"]
     folder = tmp_path / "seed_0"
     # nothing was trained
     assert not (folder / "lightgs-evaluation.format-vq-20pct" / "metrics.jsonl").exists()
-    assert (folder / "lightgs-rates.shN-factor-4-20pct" / "metrics.jsonl").exists()
+    assert (folder / "lightgs-lr.shN-factor-4-20pct" / "metrics.jsonl").exists()
     (first,), (again,) = rows["lightgs"], rows["lightgs --evaluation.format vq"]
     assert first["train_seconds"] == pytest.approx(again["train_seconds"], abs=1)
 
@@ -110,9 +110,9 @@ def test_pruned_model_is_the_best_by_its_score(scene, config, tmp_path):
     """With no step of fine-tuning, lightgs is the base cut by LightGaussian's score, in an order of its
     own."""
     config.evaluation.ratios, config.evaluation.lpips, config.steps = (0.2,), (), 61
-    config.base.share = 60 / 61
-    config.rates.means = config.rates.quats = config.rates.scales = config.rates.opacities = config.rates.sh0 = (0.0)
-    config.rates.shN = 0.0
+    config.base.stage1_fraction = 60 / 61
+    config.lr.means = config.lr.quats = config.lr.scales = config.lr.opacities = config.lr.sh0 = (0.0)
+    config.lr.shN = 0.0
     compared(scene, config, ("lightgs", "plain"), tmp_path)
     pruned = ElasticModel.load(tmp_path / "seed_0" / "lightgs-20pct")
     cut = ElasticModel.load(tmp_path / "seed_0" / "plain").cut(0.2)
@@ -121,10 +121,10 @@ def test_pruned_model_is_the_best_by_its_score(scene, config, tmp_path):
 
 def test_method_keeps_the_common_part_and_has_the_last_word():
     common = Config.from_preset("smoke", seed=3)
-    config = method_config("paper --rates.field 0.001", common)
+    config = method_config("paper --lr.field 0.001", common)
     assert (config.seed, config.steps, config.base,
             config.background) == (3, 200, common.base, common.background)
-    assert (config.order.kind, config.rates.field) == ("gsnet", 0.001)
+    assert (config.order.kind, config.lr.field) == ("gsnet", 0.001)
 
 
 @pytest.mark.parametrize("method",

@@ -34,8 +34,8 @@ def test_unknown_preset_and_setting_are_named():
         Config.from_preset("papr")
     with pytest.raises(UserError, match="stepz"):
         Config.from_dict({"stepz": 3})
-    with pytest.raises(UserError, match=r"base: share: found 'half'"):
-        Config.from_dict({"base": {"share": "half"}})
+    with pytest.raises(UserError, match=r"base: stage1_fraction: found 'half'"):
+        Config.from_dict({"base": {"stage1_fraction": "half"}})
 
 
 @pytest.mark.parametrize("values",
@@ -75,10 +75,10 @@ def test_every_number_has_a_range():
 
 
 @pytest.mark.parametrize(("part", "name", "value"), [
-    ("rates", "means", math.nan), ("rates", "delta_means", math.inf), ("field", "width", 0),
+    ("lr", "means", math.nan), ("lr", "delta_means", math.inf), ("field", "width", 0),
     ("field", "channels", -1), ("field", "resolution", (4000, 4000, 4000, 4000)), ("field", "levels", ()),
-    ("base", "prune_scale", math.nan), ("deltas", "knots", ()), ("base", "max_splats", 10**12),
-    ("gsnet", "temperature", 1e-300), ("base", "grow_every", 2.5),
+    ("base", "prune_scale3d", math.nan), ("deltas", "knots", ()), ("base", "max_splats", 10**12),
+    ("gsnet", "temperature", 1e-300), ("base", "refine_every", 2.5),
     ("evaluation", "ratios", (0.1, math.nan)), ("order", "score", "beauty"), ("ratios", "values", ())])
 def test_a_setting_outside_is_refused_by_its_flag(part, name, value):
     config = Config()
@@ -137,8 +137,9 @@ def test_mending_one_by_one_ends_at_the_preset():
     assert mended == Config.from_preset("mended")
     config = with_flags("official", [*repairs])
     paper = Config.from_preset("paper")
-    paper.preset, paper.steps, paper.base.share, paper.ratios = ("official", config.steps, config.base.share,
-                                                                 config.ratios)
+    paper.preset, paper.steps, paper.base.stage1_fraction, paper.ratios = ("official", config.steps,
+                                                                           config.base.stage1_fraction,
+                                                                           config.ratios)
     paper.order.score, paper.gsnet.shape, paper.field.resolution = "opacity_t", "code", (64, 64, 64, 150)
     paper.base.l1 = 1.0
     assert config == paper  # what is left is the code's choice, not its defect

@@ -55,7 +55,7 @@ def trained(capture: Path) -> tuple[ElasticModel, list[float]]:
     """(model, PSNR of the whole and of a cut over the views)."""
     scene = load_scene(capture, test_every=0)
     config = Config.from_preset("smoke", steps=120)
-    config.base.max_splats, config.base.grow_every = 1500, 20
+    config.base.max_splats, config.base.refine_every = 1500, 20
     trainer = Trainer(config, scene)
     trainer.fit(lambda step, metrics: None, lambda step, write: None)
     model = trainer.model()
@@ -76,7 +76,8 @@ def test_a_moved_or_scaled_capture_trains_to_the_same_quality(plain, tmp_path, s
 
 @pytest.mark.parametrize("scale_change", ["log", "activated"])
 def test_the_field_of_the_paper_follows_the_unit(scale_change):
-    options, unit = cfg.Field(resolution=(8, 8, 8, 8), zero_init=False, scale_change=scale_change), 2.0**20
+    options, unit = cfg.FieldConfig(resolution=(8, 8, 8, 8), zero_init=False,
+                                    scale_change=scale_change), 2.0**20
     splats = random_splats(60, sh_degree=0)
     scaled = replace(splats, means=splats.means * unit, scales=splats.scales + math.log(unit))
     one, two = Field(options, splats.means), Field(options, scaled.means, unit)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import begun, camera, tiny_config, tiny_scene, tiny_splats
 
-from flexgs.config import Base, Rates
+from flexgs.config import BaseConfig, LearningRatesConfig
 from flexgs.distributed import Group
 from flexgs.raster.contract import RenderOutput
 from flexgs.splats import Splats
@@ -23,12 +23,12 @@ def prepared(length: int = 1000, n: int = 8, **options) -> tuple[Densifier, Spla
     with torch.no_grad():
         splats.scales.fill_(math.log(0.01))
         splats.opacities.fill_(0.0)
-    optimizer = Optimizer(splat_groups(splats, Rates(), EXTENT), 1)
+    optimizer = Optimizer(splat_groups(splats, LearningRatesConfig(), EXTENT), 1)
     optimizer.step([torch.ones_like(p) for _, p in optimizer.parameters()], 0.0)
     with torch.no_grad():  # that step has moved them
         splats.scales.fill_(math.log(0.01))
         splats.opacities.fill_(0.0)
-    return Densifier(Base(**options), length, EXTENT, 0, n, torch.device("cpu")), splats, optimizer
+    return Densifier(BaseConfig(**options), length, EXTENT, 0, n, torch.device("cpu")), splats, optimizer
 
 
 def test_the_gradient_is_in_halves_of_the_image():
@@ -114,7 +114,7 @@ def test_when_it_grows_and_when_opacities_are_reset():
 
 
 def test_a_reset_leaves_a_hundredth_and_no_momentum():
-    densifier, splats, optimizer = prepared(grow_from=0.9)
+    densifier, splats, optimizer = prepared(refine_start=0.9)
     with torch.no_grad():
         splats.opacities[0] = -6.0
     densifier.refine(splats, optimizer, 399, 400, Group())
@@ -128,8 +128,8 @@ def test_a_reset_leaves_a_hundredth_and_no_momentum():
 
 def test_the_trainer_grows_in_stage_1_and_not_in_stage_2():
     config = tiny_config(steps=60)
-    config.base.grow_every, config.base.grow_from, config.base.grow_until, config.base.grow_gradient = (5, 0.1, 1.0, 1e-9)
-    config.base.max_splats, config.base.prune_opacity = 10_000, 0.0
+    config.base.refine_every, config.base.refine_start, config.base.refine_stop, config.base.grow_grad2d = (5, 0.1, 1.0, 1e-9)
+    config.base.max_splats, config.base.prune_opa = 10_000, 0.0
     trainer, counts = begun(Trainer(config, tiny_scene()), tiny_splats()), {}
     while trainer.step < 60:
         before = len(trainer.splats)

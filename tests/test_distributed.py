@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from flexgs.bench.ddp import Link, bench_ddp, predicted
-from flexgs.config import Config, Distributed
+from flexgs.config import Config, DistributedConfig
 from flexgs.distributed import Group, shared_memory
 from flexgs.distributed.gradients import summed_gradients
 from flexgs.errors import UserError
@@ -54,8 +54,8 @@ def _train(group: Group, capture, config: Config, out) -> None:
 @pytest.mark.parametrize(("preset", "rows"), [("default", "all"), ("default", "seen"), ("paper", "all")])
 def test_two_workers_equal_one_with_a_batch_of_two(capture, config, tmp_path, preset, rows):
     """40 views of stage 1 (20 steps, three densifications) and 24 of stage 2."""
-    config.steps, config.base.share, config.batch, config.distributed.rows = 64, 40 / 64, 2, rows
-    config.base.grow_every, config.base.grow_from = 10, 0.2
+    config.steps, config.base.stage1_fraction, config.batch, config.distributed.rows = 64, 40 / 64, 2, rows
+    config.base.refine_every, config.base.refine_start = 10, 0.2
     config.order, config.transform = Config.from_preset(preset).order, Config.from_preset(preset).transform
     config.ratios, config.field.resolution = Config.from_preset(preset).ratios, (8, 8, 8, 8)
     _train(Group(), capture, config, tmp_path / "one.pt")
@@ -73,7 +73,7 @@ def _collectives(group: Group) -> None:
     group.sum_([a, b, c])
     assert a.tolist() == [6.0] * 3 and b.tolist() == [[30.0] * 2] * 2 and c.tolist() == [3.0, 3.0]
     assert group.gather(group.rank * 2) == [0, 2, 4]
-    assert sorted(i for part in group.gather(list(group.share(8))) for i in part) == list(range(8))
+    assert sorted(i for part in group.gather(list(group.my_indices(8))) for i in part) == list(range(8))
     same = {"means": torch.arange(5.0), "scales": torch.ones(2)}
     group.check_equal(iter(same.items()), 7)
     same["scales"][1] += 1e-7 * (group.rank == 2)
@@ -112,7 +112,8 @@ def _fewer_bytes(group: Group) -> None:
     named |= {"loss": torch.tensor(1.0), "transform.means": torch.randn(700, 3, generator=draw)}
 
     def summed(**options):
-        return summed_gradients({name: t.clone() for name, t in named.items()}, group, Distributed(**options))
+        return summed_gradients({name: t.clone() for name, t in named.items()}, group,
+                                DistributedConfig(**options))
 
     whole, rows, rounded = summed(), summed(rows="seen"), summed(rows="seen", sh_rest="bfloat16")
     for name, t in whole.items():
@@ -152,7 +153,7 @@ def _poisoned(group: Group, capture, config: Config, folder) -> None:
 
 
 def test_a_nan_in_one_workers_gradient_ends_all_before_it_is_learned(capture, config, tmp_path):
-    config.batch, config.checkpoint_every, config.base.grow_from = 2, 20, 0.9
+    config.batch, config.checkpoint_every, config.base.refine_start = 2, 20, 0.9
     spawn(2, _poisoned, capture, config, tmp_path)
 
 
@@ -163,8 +164,8 @@ def _begin(group: Group, capture, config: Config, folder) -> None:
 
 
 def test_a_run_of_two_workers_goes_on_with_one(capture, config, tmp_path):
-    config.steps, config.base.share, config.batch, config.checkpoint_every = 64, 0.5, 2, 40
-    config.base.grow_every, config.base.grow_from = 10, 0.2
+    config.steps, config.base.stage1_fraction, config.batch, config.checkpoint_every = 64, 0.5, 2, 40
+    config.base.refine_every, config.base.refine_start = 10, 0.2
     spawn(2, _begin, capture, config, tmp_path)
     scene = load_scene(capture, factor=1)
     resumed, alone = Trainer(config, scene), Trainer(config, scene)

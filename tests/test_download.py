@@ -366,7 +366,7 @@ def test_the_catalogue_is_of_a_piece():
     # 360_v2, extra, tandt_db, and eight of Zip-NeRF
     assert len({archive.file for archive in archives}) == len(archives) == 11
     assert all(archive.url.startswith("https://") for archive in archives)
-    assert {name: (one.factor_of("paper"), one.factor_of("field")) for name, one in CATALOG.items()
+    assert {name: (one.factor_of("paper"), one.factor_of("standard")) for name, one in CATALOG.items()
             if name in ("garden", "bonsai", "truck")} == {"garden": (4, 4), "bonsai": (4, 2), "truck": (4, 1)}
     assert CATALOG["garden"].memory(4) == 3 * 185 * 1297 * 840 and CATALOG["berlin"].memory(4) is None
 

@@ -192,7 +192,8 @@ def test_equation_10_through_the_selector(name, detach):
     """
     splats, camera, photo = toy()
     torch.manual_seed(0)
-    net = GsNet(cfg.GsNet(detach=detach, gi_weight=0, sparsity_weight=0, temperature=TAU), splats).double()
+    net = GsNet(cfg.GsNetConfig(detach=detach, gi_weight=0, sparsity_weight=0, temperature=TAU),
+                splats).double()
     leaf, rank = splats.clone().requires_grad_(), torch.arange(6)
     chosen = net.select(leaf, 0.5, rank, 0.0, noise())
     index = chosen.index

@@ -11,7 +11,7 @@ from tiny import tiny_config, tiny_scene, tiny_splats
 
 from flexgs import evaluate as metrics
 from flexgs import formats
-from flexgs.config import Evaluation
+from flexgs.config import EvaluationConfig
 from flexgs.evaluate import evaluate
 from flexgs.image import lpips
 from flexgs.model.elastic import ElasticModel
@@ -58,7 +58,7 @@ def by_hand(splats, views, background) -> tuple[float, float, float]:
 @pytest.mark.parametrize("background", [WHITE, (0.1, 0.8, 0.3)])
 def test_a_masked_scene_on_a_background(background, tmp_path):
     scene, whole = tiny_scene(test=4), model()
-    measured = evaluate(whole, scene, Evaluation((0.26, 1.0), lpips=()), background)
+    measured = evaluate(whole, scene, EvaluationConfig((0.26, 1.0), lpips=()), background)
     assert measured["protocol"]["background"] == list(background)
     for name, kept in (("0.26", 10), ("1", 40)):
         row = measured["ratios"][name]
@@ -76,7 +76,7 @@ def test_a_masked_scene_on_a_background(background, tmp_path):
                          [("all", [0, 1, 2, 3, 4]), ("even", [0, 2, 4]), ("odd", [1, 3])])
 def test_which_test_views(which, chosen):
     scene, whole = tiny_scene(test=5), model()
-    measured = evaluate(whole, scene, Evaluation((1.0,), views=which, lpips=()), WHITE)
+    measured = evaluate(whole, scene, EvaluationConfig((1.0,), views=which, lpips=()), WHITE)
     assert (measured["protocol"]["test_views"] == len(chosen)
             and measured["protocol"]["of_the_test_views"] == which)
     assert measured["ratios"]["1"]["psnr"] == pytest.approx(
@@ -92,7 +92,7 @@ def test_encoders_see_training_views_only(monkeypatch):
 
     monkeypatch.setattr(metrics, "as_stored", watched)
     scene = tiny_scene()
-    evaluate(model(), scene, Evaluation((0.5,), lpips=()), WHITE)
+    evaluate(model(), scene, EvaluationConfig((0.5,), lpips=()), WHITE)
     assert given == [[view.name for view in scene.train]]
 
 
@@ -113,7 +113,7 @@ def test_the_range_that_lpips_is_given(inputs, expected):
 
 def test_images_that_are_too_small_have_no_lpips(monkeypatch):
     monkeypatch.setattr(lpips, "load", lambda *_: pytest.fail("its backbone takes no such images"))
-    measured = evaluate(model(), tiny_scene(), Evaluation((1.0,)), WHITE)
+    measured = evaluate(model(), tiny_scene(), EvaluationConfig((1.0,)), WHITE)
     assert "needs images of 32 pixels, found 12" in measured["protocol"]["lpips_vgg"]
 
 
@@ -126,5 +126,5 @@ def test_the_area_under_psnr_is_over_log_ratio():
 
 
 def test_results_are_json():
-    measured = evaluate(model(), tiny_scene(), Evaluation((0.5,), lpips=()), WHITE)
+    measured = evaluate(model(), tiny_scene(), EvaluationConfig((0.5,), lpips=()), WHITE)
     assert json.loads(json.dumps(measured)) == measured

@@ -9,7 +9,7 @@ import torch
 from conftest import random_splats
 
 from flexgs import config as cfg
-from flexgs.config import Config, Evaluation
+from flexgs.config import Config, EvaluationConfig
 from flexgs.errors import UserError
 from flexgs.evaluate import evaluate
 from flexgs.formats import FORMATS, as_stored, latents, vq
@@ -34,7 +34,7 @@ ENCODERS = {"vq": (write_vq, vq.read), "latents": (latents.write, latents.read)}
 
 
 def test_settings_and_formats_agree():
-    assert typing.get_args(typing.get_type_hints(Evaluation)["format"]) == tuple(FORMATS)
+    assert typing.get_args(typing.get_type_hints(EvaluationConfig)["format"]) == tuple(FORMATS)
     with pytest.raises(UserError, match=r"format zip: unknown; expected one of ply, .*latents"):
         as_stored(random_splats(3), "zip", [])
 
@@ -240,8 +240,8 @@ def test_a_small_file_of_many_zeros_is_refused(tmp_path, name):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_evaluate_measures_what_is_stored(scene, name):
-    model = ElasticModel(random_splats(200), Transform(), Config(transform=cfg.Transform("none")))
-    measured = evaluate(model, scene, Evaluation((0.5,), format=name, lpips=()), (0.0, 0.0, 0.0))
+    model = ElasticModel(random_splats(200), Transform(), Config(transform=cfg.TransformConfig("none")))
+    measured = evaluate(model, scene, EvaluationConfig((0.5,), format=name, lpips=()), (0.0, 0.0, 0.0))
     stored, row = as_stored(model.cut(0.5), name, scene.train), measured["ratios"]["0.5"]
     assert measured["protocol"]["mb"] == FORMATS[name].about
     assert (row["splats"], row["mb"]) == (100, round(stored.bytes / 1e6, 4)) and row["cut_seconds"] >= 0

@@ -28,9 +28,9 @@ from flexgs.model.elastic import ElasticModel
 from flexgs.model.transform import Transform
 from flexgs.run import read_results, recorded_capture
 from flexgs.scene import load_scene
+from flexgs.scene.camera_model import CameraModel
 from flexgs.scene.capture import Capture, Frame
 from flexgs.scene.identity import check_same_capture
-from flexgs.scene.lens import Lens
 from flexgs.scene.views import find_image
 from flexgs.splats import Splats
 from flexgs.view.camera_path import around
@@ -231,7 +231,7 @@ def test_a_capture_whose_name_is_too_long_is_not_there(tmp_path: Path):
 
 def test_a_folder_without_a_name_or_with_too_long_a_one(tmp_path: Path):
     """Photographs in the root of the disk, and behind a path that no disk takes."""
-    lens = Lens("PINHOLE", 8, 6, (5.0, 5.0, 4.0, 3.0))
+    lens = CameraModel("PINHOLE", 8, 6, (5.0, 5.0, 4.0, 3.0))
     assert Frame("a", Path("/"), "a.png", lens, np.eye(4)).reduced_folder(2) == Path("/_2")
     long = Frame("a", tmp_path.joinpath(*["d" * 200] * 30) / "images", "a.png", lens, np.eye(4))
     assert _factors(Capture("transforms", tmp_path, [long], None)) == [1]

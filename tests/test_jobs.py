@@ -23,7 +23,7 @@ from flexgs.errors import UserError
 from flexgs.files import read_jsonl
 from flexgs.options import flags_in, parse
 from flexgs.run import LocalSession, run
-from flexgs.scene.lens import Lens
+from flexgs.scene.camera_model import CameraModel
 from flexgs.scene.load import load_capture
 from flexgs.sizes import Size, fitting
 from flexgs.tracking import Tracking
@@ -32,8 +32,8 @@ from ray_jobs.cluster import this_python
 from ray_jobs.store import Store
 
 TINY = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "600",
-        "--base.grow-every", "20", "--report-every", "20", "--checkpoint-every", "40", "--evaluation.ratios",
-        "0.05", "1", "--evaluation.lpips"]
+        "--base.refine-every", "20", "--report-every", "20", "--checkpoint-every", "40",
+        "--evaluation.ratios", "0.05", "1", "--evaluation.lpips"]
 LONG = ["--steps", "1600", "--checkpoint-every", "800", "--workers", "1:2"]
 
 
@@ -55,16 +55,16 @@ LONG = ["--steps", "1600", "--checkpoint-every", "800", "--workers", "1:2"]
 ])
 def test_shares(nodes, scenes, workers, expected):
     nodes = {str(i): node for i, node in enumerate(nodes)}
-    share = cluster.share_out(nodes, scenes, workers and cluster.Workers.parse(workers, None))
-    sizes = ":".join(map(str, sorted({share.sizes[0], share.sizes[-1]})))
-    assert (sizes, share.cpus, list(share.machines(nodes).values())) == expected
-    assert share.gpu == any("GPU" in node for node in nodes.values())
+    allocation = cluster.allocate(nodes, scenes, workers and cluster.Workers.parse(workers, None))
+    sizes = ":".join(map(str, sorted({allocation.sizes[0], allocation.sizes[-1]})))
+    assert (sizes, allocation.cpus, list(allocation.machines(nodes).values())) == expected
+    assert allocation.gpu == any("GPU" in node for node in nodes.values())
 
 
 def test_workers_divide_the_batch():
     nodes = {"a": {"CPU": 32, "GPU": 8}}
-    assert cluster.share_out(nodes, 1, None, batch=6).sizes == (1, 2, 3, 6)
-    assert cluster.share_out(nodes, 1, cluster.Workers.parse("2:8", 9), batch=9).sizes == (3,)
+    assert cluster.allocate(nodes, 1, None, batch=6).sizes == (1, 2, 3, 6)
+    assert cluster.allocate(nodes, 1, cluster.Workers.parse("2:8", 9), batch=9).sizes == (3,)
     with pytest.raises(UserError, match="--workers 2:3: found --batch 7, which none of them divides"):
         cluster.Workers.parse("2:3", 7)
 
@@ -79,9 +79,9 @@ def test_workers_are_a_number_or_a_range(workers):
 def test_more_workers_than_devices_are_refused():
     nodes = {"a": {"CPU": 32, "GPU": 8}}
     with pytest.raises(UserError, match="--workers 9: found 8 GPUs on 1 machine, expected at most 8"):
-        cluster.share_out(nodes, 1, cluster.Workers(9, 9))
+        cluster.allocate(nodes, 1, cluster.Workers(9, 9))
     with pytest.raises(UserError, match=r"found room for 4 workers of one CPU and one GPU, .* expected 6"):
-        cluster.share_out({"a": {"CPU": 4, "GPU": 8}}, 1, cluster.Workers(6, 8))
+        cluster.allocate({"a": {"CPU": 4, "GPU": 8}}, 1, cluster.Workers(6, 8))
 
 
 def test_settings_come_from_flags_a_preset_or_a_file(tmp_path):
@@ -321,7 +321,7 @@ def test_runs_are_kept_in_an_object_store(two_scenes, s3, tmp_path, monkeypatch)
     second = tmp_path / "second" / first.relative_to(tmp_path / "first")
     assert [r["step"] for r in read_jsonl(second / "metrics.jsonl")] == [20, 40, 60, 80, 100, 120]
     assert json.loads((second / "results.json").read_text())["steps"] == 120
-    store = dataset.Dataset(data_root=root, storage=storage).store() / "good"
+    store = dataset.DatasetOptions(data_root=root, storage=storage).store() / "good"
     assert store.latest_step() == 120 and not store.exists(train_scene.STOP)
     client = Tracking(tracking[1], f"flexgs-{root.name}")
     assert client.available()
@@ -429,7 +429,7 @@ def test_the_factor_is_that_of_the_protocol_unless_the_user_says_one(tmp_path):
         options = parse(train_all.TrainAll, args, "")
         return options.of(tmp_path / name, options.config, args).data.factor
 
-    dataset, field = ("--dataset", "mipnerf360"), ("--protocol", "field")
+    dataset, field = ("--dataset", "mipnerf360"), ("--protocol", "standard")
     assert [factor("bonsai", *dataset), factor("bonsai", *dataset, *field),
             factor("garden", *dataset, *field)] == [4, 2, 4]
     assert factor("bonsai", *dataset, *field, "--data.factor",
@@ -458,7 +458,7 @@ def shared(tmp_path_factory) -> Path:
 def test_mip_nerf_360_as_released(ray_here, garden_and_bonsai, shared):
     """Each scene at its factor of the protocol; those that are not there are named with how to get them."""
     out = run_job(train_all, shared, "--dataset", "mipnerf360", "--data-root", str(garden_and_bonsai),
-                  "--protocol", "field")
+                  "--protocol", "standard")
     assert ("mipnerf360: without bicycle, counter, flowers, kitchen, room, stump, treehill, not under "
             f"{garden_and_bonsai}; `flexgs data get bicycle counter ") in out
     folder = shared / "flexgs-mipnerf360"
@@ -496,7 +496,7 @@ def test_zip_nerf_as_released(ray_here, shared, tmp_path, monkeypatch):
         return run(job.config, load_capture(job.capture, job.config), job.folder, Group(), session)
 
     monkeypatch.setattr(batch, "train_scene", train_here)
-    lens = Lens("OPENCV_FISHEYE", 64, 48, (40.0, 40.0, 32.0, 24.0, 0.02, -0.01, 0.0, 0.0))
+    lens = CameraModel("OPENCV_FISHEYE", 64, 48, (40.0, 40.0, 32.0, 24.0, 0.02, -0.01, 0.0, 0.0))
     released(write_synthetic("studio", tmp_path / "small", views=12, lens=lens), tmp_path / "berlin")
     run_job(train_all, shared, "--dataset", "zipnerf", "--data-root", str(tmp_path))
     factor, width, resize = measured(shared / "flexgs-zipnerf" / "berlin")
@@ -508,8 +508,8 @@ def test_zip_nerf_as_released(ray_here, shared, tmp_path, monkeypatch):
 @pytest.mark.ray
 def test_methods_are_compared_on_a_dataset(ray_here, garden_and_bonsai, shared):
     out = run_job(compare_all, shared / "compare", "--dataset", "mipnerf360", "--data-root",
-                  str(garden_and_bonsai), "--protocol", "field", "--scenes", "bonsai", "garden", "--methods",
-                  "plain")
+                  str(garden_and_bonsai), "--protocol", "standard", "--scenes", "bonsai", "garden",
+                  "--methods", "plain")
     assert "mean of 2 captures" in out and "without" not in out
     folders = {folder.parents[2].name: folder.parent for folder in
                (shared / "compare" / "flexgs-mipnerf360").glob("*/seed_0/plain/results.json")}

@@ -6,7 +6,7 @@ import torch
 from conftest import random_splats, shared
 
 from flexgs import config as cfg
-from flexgs.config import Config, Evaluation
+from flexgs.config import Config, EvaluationConfig
 from flexgs.errors import UserError
 from flexgs.evaluate import evaluate
 from flexgs.image import lpips
@@ -66,8 +66,8 @@ def test_torchvisions_own_file_is_read(tmp_path):
 def test_what_was_not_computed_says_why(scene, monkeypatch):
     """Never silently skipped: a None in the table has its reason in the protocol."""
     monkeypatch.delenv(lpips.WEIGHTS_VARIABLE, raising=False)
-    model = ElasticModel(random_splats(50), Transform(), Config(transform=cfg.Transform("none")))
-    measured = evaluate(model, scene, Evaluation((0.5,)), (0.0, 0.0, 0.0))
+    model = ElasticModel(random_splats(50), Transform(), Config(transform=cfg.TransformConfig("none")))
+    measured = evaluate(model, scene, EvaluationConfig((0.5,)), (0.0, 0.0, 0.0))
     for net in ("vgg", "alex"):
         said, value = measured["protocol"][f"lpips_{net}"], measured["ratios"]["0.5"][f"lpips_{net}"]
         assert said.startswith("not computed, because") if value is None else said == "inputs in [-1, 1]"

@@ -19,11 +19,11 @@ from flexgs.model.order import sampled_order
 from flexgs.seeds import generator
 from flexgs.splats import Splats, rotation_matrices
 
-SMALL_FIELD = cfg.Field(resolution=(8, 8, 8, 10), levels=(1, 2), channels=4, width=16)
+SMALL_FIELD = cfg.FieldConfig(resolution=(8, 8, 8, 10), levels=(1, 2), channels=4, width=16)
 
 
 def small(kind: str) -> Config:
-    return Config(transform=cfg.Transform(kind), field=SMALL_FIELD)
+    return Config(transform=cfg.TransformConfig(kind), field=SMALL_FIELD)
 
 
 def elastic(kind: str, n: int = 1000) -> ElasticModel:
@@ -86,7 +86,7 @@ def test_broken_model_is_a_user_error(name, tmp_path):
 
 
 def test_deltas_are_linear_in_log_ratio_between_knots():
-    deltas, splats = Deltas(cfg.Deltas(knots=(0.01, 0.1)), 1000), random_splats(1000)
+    deltas, splats = Deltas(cfg.DeltasConfig(knots=(0.01, 0.1)), 1000), random_splats(1000)
     with torch.no_grad():
         deltas.means[:10] = 1.0   # knot 1 %: the first 10
         deltas.means[10:] = 3.0   # knot 10 %: the first 100
@@ -107,7 +107,7 @@ def test_deltas_are_linear_in_log_ratio_between_knots():
 
 def test_one_knot_with_more_rows_is_rank_1():
     """A change per Gaussian times log e / log 0.01."""
-    deltas, splats = Deltas(cfg.Deltas(knots=(0.01,), rows=(0.32,)), 1000), random_splats(1000)
+    deltas, splats = Deltas(cfg.DeltasConfig(knots=(0.01,), rows=(0.32,)), 1000), random_splats(1000)
     with torch.no_grad():
         deltas.scales.copy_(torch.arange(320.0)[:, None].expand(-1, 3))
     for ratio in (0.01, 0.05, 0.3, 0.7):
@@ -120,7 +120,7 @@ def test_one_knot_with_more_rows_is_rank_1():
 
 def test_rank_1_starts_from_the_merged_gaussians_of_its_knot():
     splats, score = random_splats(1000), torch.ones(1000)
-    deltas = Deltas(cfg.Deltas(knots=(0.01,), rows=(0.32,), merge=0.1), 1000)
+    deltas = Deltas(cfg.DeltasConfig(knots=(0.01,), rows=(0.32,), merge=0.1), 1000)
     deltas.start(splats, score)
     assert torch.allclose(deltas(splats[:10], 0.01).means, merged(splats, score, 10).means, atol=1e-5)
     assert torch.equal(deltas(splats, 0.9)[10:].means, splats.means[10:])
@@ -215,7 +215,7 @@ def largest_change(field: Field, splats: Splats, ratio: float) -> float:
 @pytest.mark.parametrize("mode", FIELD_MODES)
 def test_untrained_field_changes_nothing_in_any_mode(mode):
     splats = random_splats(200)
-    config = Config(transform=cfg.Transform("field"), field=replace(SMALL_FIELD, **mode))
+    config = Config(transform=cfg.TransformConfig("field"), field=replace(SMALL_FIELD, **mode))
     model = ElasticModel(splats, make_transform(config, splats, splats.means * 3), config)
     for ratio in (0.001, 0.02, 0.7):
         cut = model.cut(ratio)
@@ -291,7 +291,7 @@ def test_unseen_gaussians_come_last():
 def test_gsnet_order_does_not_depend_on_the_ratio(shape):
     splats = random_splats(400)
     torch.manual_seed(0)
-    net = GsNet(cfg.GsNet(shape=shape), splats)
+    net = GsNet(cfg.GsNetConfig(shape=shape), splats)
     parameters = sum(p.numel() for p in net.parameters())
     assert parameters == {"paper": 9410, "code": 4962}[shape]  # 9410 and 4962: counted from the layers' sizes
     rank = torch.arange(400)
@@ -304,7 +304,7 @@ def test_gsnet_order_does_not_depend_on_the_ratio(shape):
 def test_gsnet_learns_the_teacher_from_its_losses_alone():
     splats = random_splats(300)
     torch.manual_seed(0)
-    net = GsNet(cfg.GsNet(), splats)
+    net = GsNet(cfg.GsNetConfig(), splats)
     rank = torch.argsort(torch.argsort(splats.scales.sum(dim=1), descending=True))
     adam = torch.optim.Adam(net.parameters(), lr=3e-3)
     for step in range(300):
@@ -318,7 +318,7 @@ def test_gsnet_learns_the_teacher_from_its_losses_alone():
 
 def test_selected_mask_carries_the_gradient_and_the_value_one():
     splats: Splats = random_splats(300)
-    net = GsNet(cfg.GsNet(gi_weight=0, sparsity_weight=0), splats)
+    net = GsNet(cfg.GsNetConfig(gi_weight=0, sparsity_weight=0), splats)
     selection = net.select(splats, 0.2, torch.arange(300), 0.0, generator(0, 1))
     assert torch.allclose(selection.mask, torch.ones_like(selection.mask))
     selection.mask.sum().backward()
@@ -330,7 +330,7 @@ def test_selection_without_noise_is_exact_nested_and_teaches():
     """floor(e N) of value one; the gradient is that of sigmoid((margin - the smallest kept) / tau)."""
     splats, rank = random_splats(300), torch.arange(300)
     torch.manual_seed(0)
-    net = GsNet(cfg.GsNet(noise=False), splats)
+    net = GsNet(cfg.GsNetConfig(noise=False), splats)
     order, before = net.order(splats, rank, 0), set()
     for ratio in (0.001, 0.037, 0.2, 0.8, 1.0):
         selection = net.select(splats, ratio, rank, 0.0, generator(0, 1))
@@ -351,7 +351,7 @@ def test_importance_as_an_input_gives_the_order_by_importance():
     splats = random_splats(400)
     rank = torch.randperm(400, generator=generator(0, "test"))
     torch.manual_seed(0)
-    net = GsNet(cfg.GsNet(inputs=("importance", "opacities"), noise=False), splats)
+    net = GsNet(cfg.GsNetConfig(inputs=("importance", "opacities"), noise=False), splats)
     adam = torch.optim.Adam(net.parameters(), lr=3e-3)
     for step in range(150):
         adam.zero_grad()
@@ -365,7 +365,7 @@ def test_importance_as_an_input_gives_the_order_by_importance():
 @pytest.mark.parametrize("detach", [True, False])
 def test_selector_gradients_reach_the_gaussians_only_if_asked(detach):
     splats = random_splats(200).requires_grad_()
-    net = GsNet(cfg.GsNet(shape="code", normalise=False, detach=detach), splats)
+    net = GsNet(cfg.GsNetConfig(shape="code", normalise=False, detach=detach), splats)
     sum(net.select(splats, 0.2, torch.arange(200), 0.0, generator(0, 1)).losses.values()).backward()
     reached = [name for name, t in splats.items() if t.grad is not None and float(t.grad.abs().sum()) > 0]
     assert reached == ([] if detach else ["means", "quats", "scales"])
@@ -373,7 +373,7 @@ def test_selector_gradients_reach_the_gaussians_only_if_asked(detach):
 
 def test_noise_of_the_official_order_is_drawn_once():
     splats, rank = random_splats(400), torch.arange(400)
-    net = GsNet(cfg.GsNet(order_noise=True), splats)
+    net = GsNet(cfg.GsNetConfig(order_noise=True), splats)
     assert torch.equal(net.order(splats, rank, 0), net.order(splats, rank, 0))
     assert not torch.equal(net.order(splats, rank, 0), net.order(splats, rank, 1))
     keep = torch.ones(400).index_fill(0, rank[200:], -1.0)

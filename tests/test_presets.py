@@ -11,7 +11,7 @@ import pytest
 from flexgs.config import PRESETS, Config
 
 TEXT = (Path(__file__).parents[1] / "docs" / "method.md").read_text()
-PARTS = ("base", "rates", "loss", "ratios", "order", "gsnet", "transform", "deltas", "field")
+PARTS = ("base", "lr", "loss", "ratios", "order", "gsnet", "transform", "deltas", "field")
 
 
 def rows(section: str, columns: int) -> list[list[str]]:
@@ -29,7 +29,7 @@ def value(text: str) -> Any:
 
 
 def settings(cell: str) -> dict[str, Any]:
-    """Of words such as `base.share=15/35`."""
+    """Of words such as `base.stage1_fraction=15/35`."""
     return {name: value(text) for name, text in re.findall(r"`([\w.]+)=([^`]*)`", cell)}
 
 
@@ -94,7 +94,7 @@ def test_the_table_of_disagreements_says_the_same_in_words():
                                      config.field.space_smoothness]
         assert config.field.smooth_both == ("both" in cells[16])
         assert config.field.zero_init == (cells[19] == "no change")
-        assert config.rates.restart == (cells[23] == "forgotten")
+        assert config.lr.restart == (cells[23] == "forgotten")
         assert config.gsnet.detach == ("detached" in cells[31]) == config.gsnet.normalise
     assert (numbers(table[12][1]) == [*paper.ratios.values]
             and numbers(table[12][2]) == [*official.ratios.values])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import EXTENT, UNIT, begun, tiny_config, tiny_scene, tiny_splats
 
-from flexgs.config import PRESETS, Rates
+from flexgs.config import PRESETS, LearningRatesConfig
 from flexgs.raster import render
 from flexgs.training import trainer as module
 from flexgs.training.optim import Optimizer, splat_groups
@@ -66,7 +66,7 @@ def test_every_group_at_the_start_the_middle_and_the_end(preset):
 def test_a_step_knows_how_far_its_stage_is(monkeypatch):
     """Each stage counts from its own beginning; the decaying rates and the temperature follow."""
     config = tiny_config("plain", steps=40)
-    config.base.share, config.batch = 0.25, 2
+    config.base.stage1_fraction, config.batch = 0.25, 2
     trainer, seen = begun(Trainer(config, tiny_scene()), tiny_splats()), []
 
     class Watched(Optimizer):
@@ -86,7 +86,7 @@ def test_adam_of_a_batch(batch):
     """Two steps by the formulas of Kingma and Ba 2015, with the constants for batches; also where epsilon
     decides."""
     splats = tiny_splats(20, 1).map(torch.zeros_like).requires_grad_()
-    optimizer = Optimizer(splat_groups(splats, Rates(), 2.0), batch)
+    optimizer = Optimizer(splat_groups(splats, LearningRatesConfig(), 2.0), batch)
     b1, b2, eps, m, v, x = 0.9**batch, 0.999**batch, 1e-15 / math.sqrt(batch), 0.0, 0.0, 0.0
     for t, g in enumerate((3e-15, -1e-15, 2e-15), 1):
         optimizer.step([torch.full_like(p, g) for _, p in optimizer.parameters()], 0.25)
@@ -103,7 +103,7 @@ def test_the_unit_of_a_scene_changes_no_step():
     moved = []
     for unit in (1.0, 8.0):
         splats = tiny_splats(20, 1).map(torch.zeros_like).requires_grad_()
-        optimizer = Optimizer(splat_groups(splats, Rates(), 2.0, unit=unit), 1)
+        optimizer = Optimizer(splat_groups(splats, LearningRatesConfig(), 2.0, unit=unit), 1)
         optimizer.step([torch.full_like(p, 2e-15 / (unit if name == "splats.means" else 1.0))
                         for name, p in optimizer.parameters()], 0.0)
         moved.append(splats.means.detach())
@@ -112,7 +112,7 @@ def test_the_unit_of_a_scene_changes_no_step():
 
 def test_harmonics_join_one_by_one_in_the_first_fifth_of_stage_1(monkeypatch):
     config = tiny_config(steps=600)
-    config.base.sh_degree, config.base.grow_from = 3, 2.0
+    config.base.sh_degree, config.base.refine_start = 3, 2.0
     trainer, degrees = Trainer(config, tiny_scene()), {}
 
     def watched(*args, **options):

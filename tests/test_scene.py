@@ -26,7 +26,7 @@ from flexgs.demo.tracer import Tracer
 from flexgs.errors import UserError
 from flexgs.ply import read_points
 from flexgs.scene import Points, ViewSampler, initial_splats, load_scene
-from flexgs.scene.lens import LENSES, Lens
+from flexgs.scene.camera_model import LENSES, CameraModel
 from flexgs.scene.polynomial import POLYNOMIAL
 from flexgs.scene.undistort import MAX_FOV, _sources, remap
 from flexgs.scene.views import ImageCache
@@ -102,7 +102,7 @@ def test_colmap(capture):
         assert np.array_equal(image.numpy(), np.asarray(Image.open(capture / "images" / view.name)))
     assert scene.points.xyz.dtype == torch.float32 and scene.points.rgb.dtype == torch.uint8
     centres = torch.stack([v.camera.center for v in scene.train])
-    assert scene.extent == pytest.approx(1.1 * float((centres - centres.mean(0)).norm(dim=1).max()))
+    assert scene.scene_scale == pytest.approx(1.1 * float((centres - centres.mean(0)).norm(dim=1).max()))
     assert scene.name == "other" and scene.root == capture
     assert json.loads(json.dumps(scene.protocol)) == scene.protocol
     assert (scene.protocol["width"] == 64 and scene.protocol["train_views"] == 15
@@ -223,24 +223,26 @@ FOCAL = 130.0
 
 
 @pytest.mark.parametrize("lens", [
-    Lens("SIMPLE_PINHOLE", 160, 120, (FOCAL, 71.0, 66.0)),
-    Lens("SIMPLE_RADIAL", 160, 120, (FOCAL, 80.0, 60.0, 0.15)),
-    Lens("RADIAL", 160, 120, (FOCAL, 71.0, 66.0, -0.25, 0.05)),
-    Lens("OPENCV", 160, 120, (FOCAL, 1.05 * FOCAL, 84.0, 55.0, -0.2, 0.1, 0.01, -0.008)),
-    Lens("FULL_OPENCV", 160, 120, (FOCAL, FOCAL, 71.0, 66.0, 0.1, 0.02, 0.003, 0.002, 0.01, 0.05, 0.0, 0.0)),
-    Lens("SIMPLE_DIVISION", 160, 120, (FOCAL, 80.0, 60.0, -0.1)),
-    Lens("DIVISION", 160, 120, (FOCAL, FOCAL, 71.0, 66.0, -0.15)),
-    Lens("OPENCV_FISHEYE", 160, 120, (70.0, 72.0, 77.0, 63.0, 0.03, -0.01, 0.002, 0.0)),
-    Lens("SIMPLE_RADIAL_FISHEYE", 160, 120, (70.0, 80.0, 60.0, 0.03)),
-    Lens("RADIAL_FISHEYE", 160, 120, (70.0, 80.0, 60.0, 0.03, -0.01)),
-    Lens("SIMPLE_FISHEYE", 160, 120, (70.0, 80.0, 60.0)),
-    Lens("FISHEYE", 160, 120, (70.0, 70.0, 80.0, 60.0)),
-    Lens("THIN_PRISM_FISHEYE", 160, 120,
-         (70.0, 70.0, 80.0, 60.0, 0.02, -0.005, 0.001, 0.001, 0.0, 0.0, 0.001, 0.001)),
-    Lens("RAD_TAN_THIN_PRISM_FISHEYE", 160, 120,
-         (70.0, 70.0, 80.0, 60.0, 0.02, -0.005, 0.001, 0.0, 0.0, 0.0, 0.001, 0.001, 0.001, 0.0, 0.001, 0.0)),
-    Lens("FOV", 160, 120, (70.0, 70.0, 80.0, 60.0, 0.9)),
-    Lens("EUCM", 160, 120, (75.0, 75.0, 80.0, 60.0, 0.6, 1.1)),
+    CameraModel("SIMPLE_PINHOLE", 160, 120, (FOCAL, 71.0, 66.0)),
+    CameraModel("SIMPLE_RADIAL", 160, 120, (FOCAL, 80.0, 60.0, 0.15)),
+    CameraModel("RADIAL", 160, 120, (FOCAL, 71.0, 66.0, -0.25, 0.05)),
+    CameraModel("OPENCV", 160, 120, (FOCAL, 1.05 * FOCAL, 84.0, 55.0, -0.2, 0.1, 0.01, -0.008)),
+    CameraModel("FULL_OPENCV", 160, 120,
+                (FOCAL, FOCAL, 71.0, 66.0, 0.1, 0.02, 0.003, 0.002, 0.01, 0.05, 0.0, 0.0)),
+    CameraModel("SIMPLE_DIVISION", 160, 120, (FOCAL, 80.0, 60.0, -0.1)),
+    CameraModel("DIVISION", 160, 120, (FOCAL, FOCAL, 71.0, 66.0, -0.15)),
+    CameraModel("OPENCV_FISHEYE", 160, 120, (70.0, 72.0, 77.0, 63.0, 0.03, -0.01, 0.002, 0.0)),
+    CameraModel("SIMPLE_RADIAL_FISHEYE", 160, 120, (70.0, 80.0, 60.0, 0.03)),
+    CameraModel("RADIAL_FISHEYE", 160, 120, (70.0, 80.0, 60.0, 0.03, -0.01)),
+    CameraModel("SIMPLE_FISHEYE", 160, 120, (70.0, 80.0, 60.0)),
+    CameraModel("FISHEYE", 160, 120, (70.0, 70.0, 80.0, 60.0)),
+    CameraModel("THIN_PRISM_FISHEYE", 160, 120,
+                (70.0, 70.0, 80.0, 60.0, 0.02, -0.005, 0.001, 0.001, 0.0, 0.0, 0.001, 0.001)),
+    CameraModel("RAD_TAN_THIN_PRISM_FISHEYE", 160, 120,
+                (70.0, 70.0, 80.0, 60.0, 0.02, -0.005, 0.001, 0.0, 0.0, 0.0, 0.001, 0.001, 0.001, 0.0, 0.001,
+                 0.0)),
+    CameraModel("FOV", 160, 120, (70.0, 70.0, 80.0, 60.0, 0.9)),
+    CameraModel("EUCM", 160, 120, (75.0, 75.0, 80.0, 60.0, 0.6, 1.1)),
 ], ids=lambda lens: lens.model)
 def test_a_bent_photograph_becomes_what_a_pinhole_camera_sees(lens, tmp_path):
     """The scene photographed through the lens and undistorted, against the scene photographed by the pinhole
@@ -250,8 +252,8 @@ def test_a_bent_photograph_becomes_what_a_pinhole_camera_sees(lens, tmp_path):
     scene = load_scene(folder, test_every=0)
     view = scene.train[2]
     K = view.camera.K.double()
-    pinhole = Lens("PINHOLE", view.camera.width, view.camera.height,
-                   (float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])))
+    pinhole = CameraModel("PINHOLE", view.camera.width, view.camera.height,
+                          (float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])))
     tracer = Tracer(STAGES["studio"](np.random.default_rng((0, 1))))
     truth = torch.from_numpy(photograph(tracer, pinhole, view.camera.viewmat.double().numpy()))
     image = view.image()
@@ -287,7 +289,7 @@ def test_every_lens_of_pycolmap_is_known_or_refused():
 def test_a_point_is_in_the_undistorted_photograph_where_the_pinhole_sees_it(model):
     """A smooth ramp says in each pixel where in the photograph it came from; points in space say where it
     should."""
-    lens = Lens(model, 1600, 1200, tuple(map(float, WIDE[model])))
+    lens = CameraModel(model, 1600, 1200, tuple(map(float, WIDE[model])))
     pinhole = lens.pinhole()
     fov = [2 * np.degrees(np.arctan(side / 2 / f)) for side,
            f in zip((pinhole.width, pinhole.height), pinhole.params[:2],
@@ -307,7 +309,7 @@ def test_a_point_is_in_the_undistorted_photograph_where_the_pinhole_sees_it(mode
 
 
 def test_distorted_masks_follow_the_image(tmp_path):
-    lens = Lens("SIMPLE_RADIAL", 64, 48, (50.0, 32.0, 24.0, -0.2))
+    lens = CameraModel("SIMPLE_RADIAL", 64, 48, (50.0, 32.0, 24.0, -0.2))
     folder = write_synthetic("studio", tmp_path / "bent", views=4, lens=lens)
     (folder / "masks").mkdir()
     for file in (folder / "images").iterdir():

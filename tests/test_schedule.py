@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pytest
 
-from ray_jobs.schedule import RESTART_SECONDS, Place, Scene, plan, speedup
+from ray_jobs.schedule import RESTART_SECONDS, Placement, SceneState, plan, speedup
 
 VIEWS = 30_000
 REPORT_EVERY = 200
@@ -19,7 +19,7 @@ CLUSTERS = {"4": {"a": 4}, "16": {"a": 16}, "2 x 8": {"a": 8, "b": 8}}
 class Played:
     """A scene in the simulation; seconds are those of one worker."""
 
-    scene: Scene
+    scene: SceneState
     seconds: float
     ready: float = 0.0
     """When its workers have started."""
@@ -51,7 +51,7 @@ def simulate(machines: Mapping[str, int], seconds: Mapping[str, float], sizes: S
     policy is asked.
     """
     fails, now, rng = fails or {}, 0.0, random.Random(0)
-    played = {name: Played(Scene(name, VIEWS, VIEWS / s if known else None), s) for name,
+    played = {name: Played(SceneState(name, VIEWS, VIEWS / s if known else None), s) for name,
               s in seconds.items()}
     every, ended = dict(played), {}
     while played:
@@ -93,13 +93,13 @@ def simulate(machines: Mapping[str, int], seconds: Mapping[str, float], sizes: S
     return Outcome(now, every, ended)
 
 
-def start(p: Played, place: Place, now: float) -> None:
+def start(p: Played, place: Placement, now: float) -> None:
     p.scene = replace(p.scene, place=place, going=None, settled=False)
     p.ready, p.stops = now + RESTART_SECONDS, float("inf")
     p.started = now if p.started is None else p.started
 
 
-def check_room(machines: Mapping[str, int], scenes: Sequence[Scene]) -> None:
+def check_room(machines: Mapping[str, int], scenes: Sequence[SceneState]) -> None:
     """No machine has more workers than devices, those that are still to move counted at both of their
     places."""
     for machine, devices in machines.items():
@@ -188,23 +188,24 @@ def test_a_failing_scene_leaves_its_devices_to_the_others():
 
 
 def test_a_scene_is_not_restarted_for_less_than_the_restart_costs():
-    def moves(views: float) -> dict[str, Place]:
-        return plan({"a": 8}, [Scene("x", views, 10.0, Place("a", 1), settled=True)], SIZES)
+    def moves(views: float) -> dict[str, Placement]:
+        return plan({"a": 8}, [SceneState("x", views, 10.0, Placement("a", 1), settled=True)], SIZES)
 
     assert moves(20 * RESTART_SECONDS) == {}  # 40 seconds left
-    assert moves(10_000) == {"x": Place("a", 8)}
+    assert moves(10_000) == {"x": Placement("a", 8)}
     # not measured since it started
-    assert plan({"a": 8}, [Scene("x", 10_000, 10.0, Place("a", 1))], SIZES) == {}
+    assert plan({"a": 8}, [SceneState("x", 10_000, 10.0, Placement("a", 1))], SIZES) == {}
 
 
 def test_nobody_grows_while_a_scene_waits():
-    running = Scene("x", 10_000, 10.0, Place("a", 4), settled=True)
-    assert plan({"a": 6}, [running, Scene("y", 10_000)], (4, 6)) == {}
-    assert plan({"a": 8}, [running, Scene("y", 10_000)], (4, 8)) == {"y": Place("a", 4)}
+    running = SceneState("x", 10_000, 10.0, Placement("a", 4), settled=True)
+    assert plan({"a": 6}, [running, SceneState("y", 10_000)], (4, 6)) == {}
+    assert plan({"a": 8}, [running, SceneState("y", 10_000)], (4, 8)) == {"y": Placement("a", 4)}
 
 
 def test_the_longest_starts_first_and_scenes_are_dealt_over_the_machines():
-    scenes = [Scene(name, views, 10.0) for name, views in (("a", 900), ("b", 1000), ("c", 3000), ("d", 1800))]
+    scenes = [SceneState(name, views, 10.0) for name,
+              views in (("a", 900), ("b", 1000), ("c", 3000), ("d", 1800))]
     places = plan({"m": 1, "n": 1}, scenes, (1,))
     assert set(places) == {"c", "d"} and {p.machine for p in places.values()} == {"m", "n"}
     assert (plan({"m": 2, "n": 2}, scenes, (1,))["c"].machine
@@ -212,17 +213,17 @@ def test_the_longest_starts_first_and_scenes_are_dealt_over_the_machines():
 
 
 def test_a_scene_that_would_end_early_gives_its_devices_to_a_late_one():
-    late = Scene("late", 60_000, 10.0, Place("a", 1), settled=True)
-    early = Scene("early", 20_000, 10.0, Place("a", 3), settled=True)
-    assert plan({"a": 4}, [late, early], SIZES) == {"early": Place("a", 1)}
-    moving = replace(early, going=Place("a", 1))
+    late = SceneState("late", 60_000, 10.0, Placement("a", 1), settled=True)
+    early = SceneState("early", 20_000, 10.0, Placement("a", 3), settled=True)
+    assert plan({"a": 4}, [late, early], SIZES) == {"early": Placement("a", 1)}
+    moving = replace(early, going=Placement("a", 1))
     assert plan({"a": 4}, [late, moving], SIZES) == {}  # the devices are not free yet
-    moved = replace(early, place=Place("a", 1), settled=False)
-    assert plan({"a": 4}, [late, moved], SIZES) == {"late": Place("a", 3)}
+    moved = replace(early, place=Placement("a", 1), settled=False)
+    assert plan({"a": 4}, [late, moved], SIZES) == {"late": Placement("a", 3)}
     assert plan({"a": 4}, [late, replace(early, gave=True)], SIZES) == {}
 
 
 def test_a_machine_that_has_gone_holds_nothing():
-    scenes = [Scene("x", 9000, 10.0, Place("gone", 2), settled=True), Scene("y", 9000)]
+    scenes = [SceneState("x", 9000, 10.0, Placement("gone", 2), settled=True), SceneState("y", 9000)]
     assert plan({}, scenes, (1,)) == plan({}, scenes[:1], (1, 2)) == {}
-    assert plan({"a": 2}, [scenes[1]], (1, 2)) == {"y": Place("a", 2)}
+    assert plan({"a": 2}, [scenes[1]], (1, 2)) == {"y": Placement("a", 2)}

@@ -29,8 +29,8 @@ from tuning.trial import NUMBER, Record, Search, begun, run_trial
 ELASTIC = [name for name, preset in PRESETS.items()
            if name not in ("plain", "lightgs", "c3dgs", "eagles", "scratch")]
 TINY = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "400",
-        "--base.grow-every", "20", "--evaluation.ratios", "0.05", "1", "--evaluation.lpips", "--ray-address",
-        "local"]
+        "--base.refine-every", "20", "--evaluation.ratios", "0.05", "1", "--evaluation.lpips",
+        "--ray-address", "local"]
 
 
 @pytest.mark.parametrize("size", [False, True])
@@ -181,15 +181,15 @@ def test_a_trial_is_measured_on_the_way_and_continues_where_it_was_interrupted(c
 
 
 def test_why_a_trial_fails_is_written_down(capture, config, tmp_path):
-    config.rates = replace(config.rates, sh0=float("nan"))
+    config.lr = replace(config.lr, sh0=float("nan"))
     search = Search(capture, tmp_path, config)
     own = Own(config)
     space(own, config)
-    with pytest.raises(UserError, match=r"rates\.sh0: found nan"):
+    with pytest.raises(UserError, match=r"lr\.sh0: found nan"):
         _direct({**own.params, NUMBER: 3}, search, Room(0.0))
     (failed,) = search.records()
-    assert failed.status == "failed" and "rates.sh0: found nan" in str(failed.error) and failed.number == 3
-    with pytest.raises(UserError, match=r"rates\.sh0: found nan"), _noted(search, own.params, 9):
+    assert failed.status == "failed" and "lr.sh0: found nan" in str(failed.error) and failed.number == 3
+    with pytest.raises(UserError, match=r"lr\.sh0: found nan"), _noted(search, own.params, 9):
         raise AssertionError("it is not tried again")
 
 

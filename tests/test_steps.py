@@ -289,7 +289,7 @@ class Hand:
 def lrs(config: Config, progress: float) -> dict[str, float]:
     """By the first words of a parameter's name, for a step of BATCH views; after docs/method.md, "Learning
     rates"."""
-    r, decayed, networks = config.rates, 0.01**progress, 0.1**progress
+    r, decayed, networks = config.lr, 0.01**progress, 0.1**progress
     plain = {"quats": r.quats, "scales": r.scales, "opacities": r.opacities, "sh0": r.sh0}
     rates = {"splats.means": r.means * EXTENT * decayed, **{f"splats.{name}": lr for name,
                                                             lr in plain.items()},
@@ -310,8 +310,8 @@ def check(trainer: Trainer) -> Hand:
     trainer.metrics()  # its loss is the mean since it was last asked
     trainer.train_step()
     rates = lrs(trainer.config, progress_of(trainer, position))
-    rates["splats.shN"] = trainer.config.rates.shN * BATCH**0.5 * (trainer.config.rates.shN_factor if stage_2
-                                                                   else 1.0)
+    rates["splats.shN"] = trainer.config.lr.shN * BATCH**0.5 * (trainer.config.lr.shN_factor if stage_2
+                                                                else 1.0)
     b1, b2, eps = 0.9**BATCH, 0.999**BATCH, 1e-15 / BATCH**0.5
     assert trainer.metrics()["loss"] == pytest.approx(float(hand.loss), abs=2e-5)
     after, now = dict(trainer.optimizer.parameters()), trainer.optimizer.moments()
@@ -335,7 +335,7 @@ def check(trainer: Trainer) -> Hand:
 def trainer_of(config: Config, position: int, base: Splats | None = None) -> Trainer:
     """Before the step at this position, in the middle of its stage, with moments of a step before; nothing is
     as it began."""
-    config.batch, config.steps, config.base.share = BATCH, STEPS, BASE / STEPS
+    config.batch, config.steps, config.base.stage1_fraction = BATCH, STEPS, BASE / STEPS
     trainer = Trainer(config, tiny_scene(N), base=base)
     if base is None:
         begun(trainer, tiny_splats(N))
@@ -387,7 +387,7 @@ def in_turn(config: Config) -> None:
     ("paper", losses), ("official", losses), ("mended", losses)])
 def test_stage_2(preset: str, change: Callable[[Config], None]):
     config = tiny_config(preset)
-    config.rates.shN_factor, config.background = 3.0, (1.0, 1.0, 1.0)
+    config.lr.shN_factor, config.background = 3.0, (1.0, 1.0, 1.0)
     change(config)
     check(trainer_of(config, BASE + 86))
 

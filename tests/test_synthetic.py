@@ -25,7 +25,7 @@ def test_it_is_an_ordinary_capture(name, tmp_path):
     scene = load_scene(write_synthetic(name, tmp_path / name, **SMALL))
     assert (scene.name, len(scene.train), len(scene.test)) == (name, 8, 2)
     assert scene.train[0].image().shape == (36, 48, 3)
-    assert 3000 < len(scene.points) <= 4010 and scene.extent > 2
+    assert 3000 < len(scene.points) <= 4010 and scene.scene_scale > 2
     assert scene.train[0].image().float().std() > 20  # something to see
 
 

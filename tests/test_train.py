@@ -10,7 +10,7 @@ from conftest import random_splats
 from safetensors.torch import load_file
 
 from flexgs import stored
-from flexgs.config import Config, Evaluation, count_at
+from flexgs.config import Config, EvaluationConfig, count_at
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.evaluate import evaluate
@@ -45,7 +45,7 @@ def train(config, scene):
 
 def method_of(preset, config):
     """config with the method of a preset, and a field that is as small as the capture."""
-    for part in ("order", "transform", "gsnet", "field", "ratios", "rates", "loss", "background"):
+    for part in ("order", "transform", "gsnet", "field", "ratios", "lr", "loss", "background"):
         setattr(config, part, getattr(Config.from_preset(preset), part))
     config.field.resolution, config.field.channels, config.gsnet.refresh = (8, 8, 8, 8), 4, 25
     return config
@@ -98,7 +98,7 @@ def test_elastic_training_beats_pruning(scene, config):
         getattr(Config.from_preset("plain"), name) for name in ("loss", "ratios", "order", "transform"))
     plain = train(config, scene)
     assert len(elastic.splats) == len(plain.splats)
-    ours, theirs = (evaluate(m, scene, Evaluation((0.05, 0.2, 1.0)), config.background)["ratios"]
+    ours, theirs = (evaluate(m, scene, EvaluationConfig((0.05, 0.2, 1.0)), config.background)["ratios"]
                     for m in (elastic, plain))
     assert ours["0.05"]["psnr"] > theirs["0.05"]["psnr"] + 1
     assert ours["0.2"]["psnr"] > theirs["0.2"]["psnr"] + 1
@@ -130,14 +130,14 @@ def test_a_ratio_between_two_trained_ones_is_not_worse_than_the_lower(scene, con
     config.steps, config.base.reset_every = 300, 2.0  # too short to recover from an opacity reset
     config.ratios.sampling, config.ratios.values = "round_robin", (0.1, 0.4)
     seen = dataclasses.replace(scene, test=scene.train)
-    rows = evaluate(train(config, seen), seen, Evaluation((0.1, 0.2, 0.4), lpips=()), config.background)
+    rows = evaluate(train(config, seen), seen, EvaluationConfig((0.1, 0.2, 0.4), lpips=()), config.background)
     low, between, high = (row["psnr"] for row in rows["ratios"].values())
     assert low < between < high
 
 
 def test_moments_are_forgotten_only_if_asked(scene, config):
     for restart in (False, True):
-        config.rates.restart = restart
+        config.lr.restart = restart
         trainer = Trainer(config, scene)
         trainer.train_step()
         assert trainer.optimizer.moments()
@@ -218,12 +218,12 @@ def test_another_method_does_not_continue_a_checkpoint(scene, config, tmp_path):
     trainer.train_step()
     trainer.save(tmp_path)
     # stage 2: many runs share one stage 1
-    config.rates.restart, config.loss.full_l1, config.field.gate = True, 0.7, True
+    config.lr.restart, config.loss.full_l1, config.field.gate = True, 0.7, True
     Trainer(config, scene).load(tmp_path)
-    config.rates.means *= 2
-    with pytest.raises(UserError, match="another rates"):
+    config.lr.means *= 2
+    with pytest.raises(UserError, match="another lr"):
         Trainer(config, scene).load(tmp_path)
-    config.rates.means /= 2
+    config.lr.means /= 2
     config.base.l1 = 1.0
     with pytest.raises(UserError, match="another base"):
         Trainer(config, scene).load(tmp_path)
@@ -358,7 +358,7 @@ def test_optimizer_is_adam_when_rows_come_and_go(config):
     """Rows that stay go on exactly as in an optimizer that never saw the others."""
     splats = random_splats(30).requires_grad_()
     alone = splats[10:].clone().requires_grad_()
-    ours, theirs = (Optimizer(splat_groups(s, config.rates, 2.0), 1) for s in (splats, alone))
+    ours, theirs = (Optimizer(splat_groups(s, config.lr, 2.0), 1) for s in (splats, alone))
 
     def step(s, optimizer):
         optimizer.step([torch.sin(p.detach() * 3 + i) for i, (_, p) in enumerate(s.items())], 0.3)
@@ -398,9 +398,9 @@ def test_densifier_obeys_cap_and_thresholds(config):
         splats.opacities[90:] = -8.0  # transparent: pruned
         splats.scales[:50] = -9.0     # small: cloned; the others are split
         splats.scales[50:] = 0.0
-    optimizer = Optimizer(splat_groups(splats, config.rates, 1.0), 1)
+    optimizer = Optimizer(splat_groups(splats, config.lr, 1.0), 1)
     base = config.base
-    base.max_splats, base.grow_every, base.grow_from = 130, 10, 0.0
+    base.max_splats, base.refine_every, base.refine_start = 130, 10, 0.0
     densifier = Densifier(base, 100, 1.0, 0, 100, torch.device("cpu"))
     densifier.gradient[:] = torch.linspace(2e-3, 4e-3, 100)  # over two views: all above the threshold
     densifier.seen[:] = 2
@@ -419,7 +419,7 @@ def test_crosses():
 def test_adapt_makes_a_ply_elastic_and_leaves_it_as_it_is(scene, config, tmp_path):
     """The whole model is the PLY's, bit for bit, and the cuts are better than the same Gaussians without
     training."""
-    config.steps, config.base.share = 300, 1.0
+    config.steps, config.base.stage1_fraction = 300, 1.0
     write_ply(train(config, scene).splats, tmp_path / "plain.ply")
     given = read_ply(tmp_path / "plain.ply")
 
@@ -431,9 +431,10 @@ def test_adapt_makes_a_ply_elastic_and_leaves_it_as_it_is(scene, config, tmp_pat
     assert len(set(order.tolist())) == len(given)
     assert equal(model.splats, given[order])
     untrained = ElasticModel(model.splats, Transform(), config)
-    before = evaluate(untrained, scene, Evaluation((0.05, 0.2), lpips=()), config.background)["ratios"]
+    before = evaluate(untrained, scene, EvaluationConfig((0.05, 0.2), lpips=()), config.background)["ratios"]
     for ratio in ("0.05", "0.2"):
-        at = evaluate(model, scene, Evaluation((float(ratio),), lpips=()), config.background)["ratios"][ratio]
+        at = evaluate(model, scene, EvaluationConfig((float(ratio),), lpips=()),
+                      config.background)["ratios"][ratio]
         assert at["psnr"] > before[ratio]["psnr"] + 1
     assert results["ratios"]["1"]["splats"] == len(given)
 

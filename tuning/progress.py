@@ -40,7 +40,7 @@ class Progress(tune.Callback):
     def on_trial_result(self, iteration: int, trials: Sequence[Any], trial: Any,
                         result: dict[str, Any], **info: Any) -> None:
         quarters = {1: "a quarter", 2: "half", RUNGS: "all"}[result["rung"]]
-        self._say(trial, f"{self.shown} {result[self.shown]:.3f} after {quarters} of stage 2")
+        self._log(trial, f"{self.shown} {result[self.shown]:.3f} after {quarters} of stage 2")
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         self.ended += 1
@@ -50,11 +50,11 @@ class Progress(tune.Callback):
         if record.status == "interrupted":
             record = replace(record, stopped=True)
             record.save(self.search.trial_folder(record.params))
-            self._say(trial, "stopped: others were better")
+            self._log(trial, "stopped: others were better")
         if record.number:  # trial 0 may have to go on
             shutil.rmtree(self.search.trial_folder(record.params) / "checkpoints", ignore_errors=True)
         self._drop_models()
-        self.track(record)
+        self.send(record)
 
     def _drop_models(self) -> None:
         """Of the trials that others have beaten: a model may be large, and its trial says how to make it
@@ -74,10 +74,10 @@ class Progress(tune.Callback):
             reason = describe(trial.get_pickled_error() or RuntimeError("its process died"))
             record = replace(record, error=reason)
             record.save(self.search.trial_folder(record.params))
-        self._say(trial, f"failed: {record.error}")
-        self.track(record)
+        self._log(trial, f"failed: {record.error}")
+        self.send(record)
 
-    def track(self, record: Record) -> Run:
+    def send(self, record: Record) -> Run:
         """The trial's run in MLflow, with what its record says."""
         params = {"number": record.number, **record.params}
         run = self.tracking.run(self.search.trial_folder(record.params), f"trial {record.number}",
@@ -117,7 +117,7 @@ class Progress(tune.Callback):
         params = {name: value for name, value in trial.config.items() if name != NUMBER}
         return begun(self.search, params, trial.config[NUMBER])
 
-    def _say(self, trial: Any, text: str) -> None:
+    def _log(self, trial: Any, text: str) -> None:
         print(f"{time.monotonic() - self._start:6.0f} s  trial {self._record(trial).number}: {text}",
               flush=True)
 

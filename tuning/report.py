@@ -13,7 +13,7 @@ from flexgs.config import Config
 from flexgs.files import atomic_file, write_json
 from flexgs.model.elastic import ElasticModel
 from flexgs.report.pictures import pyplot, save, write_curve
-from flexgs.report.sheet import Cell, Sheet
+from flexgs.report.sheet import Sheet, TableCell
 from flexgs.scene import Scene
 from tuning.space import Params, applied, flags
 from tuning.study import PARETO, directions, front, frozen, quality
@@ -89,14 +89,15 @@ def table(records: Sequence[Record], objective: str) -> Sheet:
                                and zero.get(k) != v}))
 
     return Sheet.of("trials", [
-        (("", "trial"), [Cell(str(r.number)) for r in shown]),
+        (("", "trial"), [TableCell(str(r.number)) for r in shown]),
         (("", "how it ended"),
-         [Cell(f"failed: {r.error}" if r.error else r.status + " (front)" * (r.number in on_front))
+         [TableCell(f"failed: {r.error}" if r.error else r.status + " (front)" * (r.number in on_front))
           for r in shown]),
-        *((("", name), [Cell(f"{r.figures[name]:.3f}" if r.rungs else "", r.number == best) for r in shown])
+        *((("", name), [TableCell(f"{r.figures[name]:.3f}" if r.rungs else "", r.number == best)
+                        for r in shown])
           for name in names),
-        (("", "seconds"), [Cell(f"{r.seconds:.0f}") for r in shown]),
-        (("", "differs from trial 0 in"), [Cell(changes(r)) for r in shown])])
+        (("", "seconds"), [TableCell(f"{r.seconds:.0f}") for r in shown]),
+        (("", "differs from trial 0 in"), [TableCell(changes(r)) for r in shown])])
 
 
 def agreement(records: Sequence[Record], objective: str) -> str:

@@ -54,7 +54,7 @@ from flexgs.tracking import metric_name
 from flexgs.urls import public
 from ray_jobs import warm_up
 from ray_jobs.cluster import Cluster
-from ray_jobs.dataset import Dataset
+from ray_jobs.dataset import DatasetOptions
 from ray_jobs.store import is_remote
 from tuning import report
 from tuning.progress import Progress
@@ -70,7 +70,7 @@ for module in (ray_jobs.cluster, ray_jobs.store, ray_jobs.train_scene, tuning.ru
 
 
 @dataclass
-class SearchScene(Dataset):
+class SearchScene(DatasetOptions):
     """Search the settings of a scene, around those of a preset. The same command continues."""
 
     scenes: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
@@ -151,7 +151,7 @@ def search_scene(options: SearchScene, args: Sequence[str]) -> int:
             winner, verdict = _confirmed(search, options, winner, scene, room)
         command = public(shlex.join(["python", "tuning/search.py", *args]))
         sheet = report.write(search, options.objective, winner, verdict, command)
-        _tell(search, progress, winner, verdict, sheet)
+        _send(search, progress, winner, verdict, sheet)
     return 0 if ended else 130
 
 
@@ -213,9 +213,9 @@ def _confirmed(search: Search, options: SearchScene, first: Record, scene: Scene
     return search.records()[0], f"trial {first.number} was ahead at the first seed, but gains {gained}"
 
 
-def _tell(search: Search, progress: Progress, winner: Record, verdict: str, sheet: Sheet) -> None:
+def _send(search: Search, progress: Progress, winner: Record, verdict: str, sheet: Sheet) -> None:
     """In the terminal and in MLflow, how the search ended."""
-    runs = [progress.track(record) for record in search.records()]
+    runs = [progress.send(record) for record in search.records()]
     progress.finish(winner, [search.folder / name for name in ("best.json", "report.md")]
                     + sorted(search.folder.glob("*.png")))
     print_table(replace(sheet, headings=sheet.headings[:-1],
@@ -242,7 +242,7 @@ def _checked(options: SearchScene) -> float | None:
     if options.config.base.ply:
         raise UserError(f"--base.ply {options.config.base.ply}: expected none, a search trains "
                         "a stage 1 of its own")
-    if options.config.base.share >= 1 or options.config.order.keep < 1:
+    if options.config.base.stage1_fraction >= 1 or options.config.order.keep < 1:
         raise UserError(f"--preset {options.config.preset}: makes a model for each ratio; "
                         "expected one that is elastic")
     if options.time_budget is None:
@@ -280,7 +280,7 @@ def _same_as_before(search: Search, objective: str, scene: Scene) -> None:
 
 
 def _smaller(config: Config) -> Config:
-    return replace(config, steps=80, base=replace(config.base, max_splats=600, grow_every=20))
+    return replace(config, steps=80, base=replace(config.base, max_splats=600, refine_every=20))
 
 
 if __name__ == "__main__":

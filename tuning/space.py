@@ -86,7 +86,7 @@ def space(trial: Trial, start: Config, size: bool = False) -> None:
     between("loss.elastic_fade", 0.0, 1.0, log=False)
     if start.ratios.sampling == "log_uniform":
         one_of("ratios.bands", *BANDS)             # how much of each view's work goes to which ratios
-    between("rates.shN_factor", 1.0, 8.0)          # one set of harmonics serves all ratios, and learns slowly
+    between("lr.shN_factor", 1.0, 8.0)          # one set of harmonics serves all ratios, and learns slowly
 
     # Which Gaussians stay.
     if order == "sampled":
@@ -97,11 +97,11 @@ def space(trial: Trial, start: Config, size: bool = False) -> None:
         between("gsnet.temperature_end", 0.1, 3.0)  # its decay
         between("gsnet.gi_weight", 0.03, 10.0)     # towards global importance
         between("gsnet.sparsity_weight", 1e-3, 1.0)  # towards the right number
-        between("rates.selector", 2e-4, 8e-3)      # five times the paper's was better (docs/ablations.md)
+        between("lr.gsnet", 2e-4, 8e-3)      # five times the paper's was better (docs/ablations.md)
 
     # How those that stay change.
     if transform == "deltas":
-        between("rates.delta_means", 0.5, 10.0)    # changes of a cut may be larger than those of training
+        between("lr.delta_means", 0.5, 10.0)    # changes of a cut may be larger than those of training
         # up to which ratio Gaussians begin merged with the dropped ones
         one_of("deltas.merge", 0.0, 0.032, 0.1, 0.32)
         if size:
@@ -116,8 +116,8 @@ def space(trial: Trial, start: Config, size: bool = False) -> None:
         one_of("field.levels", "1", "1 2", "1 2 4")
         # linear gives the ratios below 15 % a tenth of the columns
         one_of("field.ratio_axis", "linear", "log")
-        between("rates.field", 2e-4, 8e-3)
-        between("rates.planes", 2e-3, 8e-2)
+        between("lr.field", 2e-4, 8e-3)
+        between("lr.planes", 2e-3, 8e-2)
         between("field.ratio_smoothness", 1e-5, 1e-1)
         between("field.ratio_l1", 1e-6, 1e-2)
         between("field.space_smoothness", 1e-6, 1e-2)

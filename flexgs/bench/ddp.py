@@ -19,13 +19,13 @@ from torch import Tensor
 
 from flexgs.bench.scenes import front_camera, random_splats
 from flexgs.camera import Camera
-from flexgs.config import Config, Distributed
+from flexgs.config import Config, DistributedConfig
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.raster import render
 from flexgs.raster.cpu import pool
 from flexgs.scene import Points, Scene
-from flexgs.scene.lens import Lens
+from flexgs.scene.camera_model import CameraModel
 from flexgs.scene.views import ImageCache, View
 from flexgs.splats import Splats
 from flexgs.training.trainer import Trainer
@@ -65,7 +65,7 @@ def predicted(step: float, size: float, world: int, link: Link) -> float:
 def bench_scene(count: int, width: int, height: int) -> Scene:
     """VIEWS cameras near the origin that look along z, and images of `count` random Gaussians."""
     truth, cache, views = random_splats(count, seed=1), ImageCache(1 << 30), []
-    lens = Lens("PINHOLE", width, height, (1.0, 1.0, width / 2, height / 2))
+    lens = CameraModel("PINHOLE", width, height, (1.0, 1.0, width / 2, height / 2))
     draw = np.random.default_rng(0)
     for i in range(VIEWS):
         viewmat = torch.eye(4)
@@ -99,7 +99,8 @@ class _Timed(Group):
         return totals
 
 
-def _worker(rank: int, world: int, store: str, count: int, width: int, height: int, options: Distributed,
+def _worker(rank: int, world: int, store: str, count: int, width: int, height: int,
+            options: DistributedConfig,
             line: Connection) -> None:  # fmt: skip
     """Serves (stage, steps) with the seconds of each step, and of a step: of CPU, in communication, and the
     bytes summed."""
@@ -111,7 +112,7 @@ def _worker(rank: int, world: int, store: str, count: int, width: int, height: i
     group, scene, trainers = _Timed(rank, world), bench_scene(count, width, height), {}
     for stage in (1, 2):
         config = Config(distributed=options)
-        config.base.max_splats, config.base.grow_from = count, 1.0  # the number of Gaussians stays
+        config.base.max_splats, config.base.refine_start = count, 1.0  # the number of Gaussians stays
         trainers[stage] = trainer = _Trainer(config, scene, group)
         trainer.step = trainer.base_steps // 2 if stage == 1 else trainer.base_steps
         trainer.train_step()
@@ -168,7 +169,7 @@ class _Workers:
 
 
 def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width: int = 320, height: int = 240,
-              rounds: int = 15, steps: int = 16, options: Distributed | None = None,
+              rounds: int = 15, steps: int = 16, options: DistributedConfig | None = None,
               step_ms: float | None = None,
               gpu_count: int = 3_000_000) -> list[dict[str, float]]:  # fmt: skip
     """Time the default's steps of both stages with W worker processes of one thread each, print tables,
@@ -193,7 +194,7 @@ def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width:
     warmup()
     worlds, rows = sorted({1, *workers}), []
     with tempfile.TemporaryDirectory() as folder:
-        args = Path(folder), count, width, height, options or Distributed()
+        args = Path(folder), count, width, height, options or DistributedConfig()
         crews = {world: _Workers(world, *args) for world in worlds}
         for crew in crews.values():
             crew.answers()

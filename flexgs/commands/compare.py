@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from flexgs.config import METHODS, Config, Evaluation
+from flexgs.config import METHODS, Config, EvaluationConfig
 from flexgs.errors import UserError, pasted
 from flexgs.files import make_folder, only_one
 from flexgs.options import AnyConfig, ConfigFile, Typed
@@ -83,7 +83,7 @@ class Compare:
         uri = (self.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
                or sqlite_uri(self.output / "mlflow.db"))
         tracking = Tracking(uri, "flexgs-compare", self.output / "mlartifacts")
-        page = compare.track(scene.name, rows, self.config, folder, tracking)
+        page = compare.log_to_mlflow(scene.name, rows, self.config, folder, tracking)
         print(f"tables and figure: {pasted(folder)}\nMLflow: {page}")
 
 
@@ -95,7 +95,7 @@ class Eval:
     """Run folder, or its model folder."""
     scene: Path | None = None
     """Folder of the capture. Default: where the run found it."""
-    evaluation: Annotated[Evaluation, tyro.conf.arg(name="")] = field(default_factory=Evaluation)
+    evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluationConfig)
     device: str = "auto"
     json: bool = False
     """Print JSON instead of a table."""

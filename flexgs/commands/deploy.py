@@ -187,7 +187,7 @@ class Serve:
 
 
 @dataclass
-class View:
+class ViewCommand:
     """Look at a model in the browser: a slider for the ratio, PSNR at the nearest test view, the photograph
     beside it."""
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from flexgs.commands.deploy import FrameSize
-from flexgs.config import Distributed
+from flexgs.config import DistributedConfig
 from flexgs.errors import UserError
 from flexgs.inputs import Range
 
@@ -43,7 +43,7 @@ class Bench:
     here."""
     gpu_splats: Annotated[int, Range(1, 10**9)] = 3_000_000
     """ddp: the Gaussians that --step-ms is for."""
-    distributed: Distributed = field(default_factory=Distributed)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def __call__(self) -> None:
         from flexgs.bench.ddp import bench_ddp

@@ -55,7 +55,7 @@ class Known:
 
     def factor_of(self, protocol: str) -> int:
         """The factor under one of PROTOCOLS."""
-        return self.factor if protocol == "field" else 4
+        return self.factor if protocol == "standard" else 4
 
     def memory(self, factor: int) -> int | None:
         """Bytes that its decoded images take at a factor, about; what the cache of a scene wants at most."""
@@ -69,8 +69,8 @@ class Known:
         return next((place for place in places if is_capture(place)), None)
 
 
-PROTOCOLS = ("paper", "field")
-"""paper: every capture at 1/4, as FlexGS's README has it (`--resolution 4`); field: as each dataset is
+PROTOCOLS = ("paper", "standard")
+"""paper: every capture at 1/4, as FlexGS's README has it (`--resolution 4`); standard: as each dataset is
 usually measured."""
 
 DATASETS = {

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from flexgs.errors import UserError
-from flexgs.scene.lens import Lens
+from flexgs.scene.camera_model import CameraModel
 from flexgs.scene.pycolmap_library import library
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _poses(views: int, rng: np.random.Generator) -> list[Array]:
     return poses
 
 
-def photograph(tracer: "Tracer", lens: Lens, viewmat: Array) -> Array:
+def photograph(tracer: "Tracer", lens: CameraModel, viewmat: Array) -> Array:
     """uint8 [H, W, 3] sRGB: what a camera of any COLMAP lens sees from the pose viewmat ([4, 4], world to
     camera)."""
     from flexgs.demo.tracer import develop
@@ -65,7 +65,7 @@ def photograph(tracer: "Tracer", lens: Lens, viewmat: Array) -> Array:
     return develop(light)
 
 
-def _rays(lens: Lens, viewmat: Array, pixels: Array) -> tuple[Array, Array]:
+def _rays(lens: CameraModel, viewmat: Array, pixels: Array) -> tuple[Array, Array]:
     """(camera centre [3], unit directions [n, 3]) in the world through image positions [n, 2]."""
     R = viewmat[:3, :3]
     camera: Any = lens.colmap()
@@ -74,7 +74,7 @@ def _rays(lens: Lens, viewmat: Array, pixels: Array) -> tuple[Array, Array]:
 
 
 def write_synthetic(name: str, folder: str | Path, *, views: int = 48, width: int = 208, height: int = 156,
-                    seed: int = 0, lens: Lens | None = None) -> Path:
+                    seed: int = 0, lens: CameraModel | None = None) -> Path:
     """Photograph the built-in scene name (one of SYNTHETIC) and write it to folder as a COLMAP capture;
     returns folder.
 
@@ -94,7 +94,7 @@ def write_synthetic(name: str, folder: str | Path, *, views: int = 48, width: in
         raise UserError(f"{folder}: exists and is not a synthetic capture; it would be "
                         "replaced: name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lens = lens or Lens("PINHOLE", width, height, (0.9 * width, 0.9 * width, width / 2, height / 2))
+    lens = lens or CameraModel("PINHOLE", width, height, (0.9 * width, 0.9 * width, width / 2, height / 2))
     tracer = Tracer(STAGES[name](np.random.default_rng((seed, 1))))
     poses = _poses(views, np.random.default_rng((seed, 2)))
     library()  # here, since only the main thread may undo what its import does to signals
@@ -126,7 +126,8 @@ def _file(i: int) -> str:
     return f"{i:03d}.png"
 
 
-def _seen(tracer: "Tracer", lens: Lens, viewmat: Array, image: Array, count: int, rng: np.random.Generator
+def _seen(tracer: "Tracer", lens: CameraModel, viewmat: Array, image: Array, count: int,
+          rng: np.random.Generator
           ) -> tuple[Array, Array]:
     """(positions [n, 3], a little off, and colours [n, 3] uint8) of surfaces behind count pixels, less those
     of sky."""
@@ -139,7 +140,8 @@ def _seen(tracer: "Tracer", lens: Lens, viewmat: Array, image: Array, count: int
     return xyz[t < FAR], image[y, x][t < FAR]
 
 
-def _write_model(model: Path, lens: Lens, poses: list[Array], points: list[tuple[Array, Array]]) -> None:
+def _write_model(model: Path, lens: CameraModel, poses: list[Array],
+                 points: list[tuple[Array, Array]]) -> None:
     pycolmap = library()
     found = pycolmap.Reconstruction()
     camera: Any = lens.colmap()

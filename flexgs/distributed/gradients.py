@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from flexgs.config import Distributed
+from flexgs.config import DistributedConfig
 from flexgs.distributed.group import Group
 
 
-def summed_gradients(named: dict[str, Tensor], group: Group, options: Distributed) -> dict[str, Tensor]:
+def summed_gradients(named: dict[str, Tensor], group: Group, options: DistributedConfig) -> dict[str, Tensor]:
     """Each gradient summed over the workers, by the name of its parameter.
 
     rows = seen: where all of a Gaussian's gradients are 0 on every worker, so are the sums, and its row stays

@@ -33,7 +33,7 @@ class Group:
         """The group that torch.distributed was initialised with, or a world of one."""
         return Group(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Group()
 
-    def share(self, n: int) -> range:
+    def my_indices(self, n: int) -> range:
         """The indices out of range(n) that this worker takes: every world-th."""
         return range(self.rank, n, self.world)
 

@@ -71,7 +71,7 @@ class Format:
         return stored.to(splats.means.device)
 
 
-class Stored(NamedTuple):
+class StoredCut(NamedTuple):
     splats: Splats
     """What a reader of the file gets, on the device of the original."""
     bytes: int
@@ -185,7 +185,7 @@ def localised(splats: Splats, views: Sequence[View]) -> tuple[Splats, list[View]
                            for view in views]
 
 
-def as_stored(splats: Splats, name: str, views: Sequence[View]) -> Stored:
+def as_stored(splats: Splats, name: str, views: Sequence[View]) -> StoredCut:
     """The splats after writing them to a file of this format, a name in FORMATS, and reading it back.
 
     Each of several workers does it for itself: the encoders are deterministic. A PLY loses nothing and is not
@@ -194,11 +194,11 @@ def as_stored(splats: Splats, name: str, views: Sequence[View]) -> Stored:
     if name not in FORMATS:
         raise UserError(f"--evaluation.format {name}: unknown; expected one of {', '.join(FORMATS)}")
     if name == "ply":
-        return Stored(splats, ply_bytes(len(splats), splats.sh_degree, is_wide(splats)), 0.0)
+        return StoredCut(splats, ply_bytes(len(splats), splats.sh_degree, is_wide(splats)), 0.0)
     own, near = localised(splats, views)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"cut{FORMATS[name].suffix}"
         start = time.perf_counter()
         stored = FORMATS[name].write(own, path, near)
         seconds = time.perf_counter() - start
-        return Stored(replace(stored, origin=splats.origin), path.stat().st_size, seconds)
+        return StoredCut(replace(stored, origin=splats.origin), path.stat().st_size, seconds)

@@ -27,7 +27,7 @@ class Bounds(NamedTuple):
 
 
 BITS = Bounds()
-SHARE = 0.01
+OUTLIERS = 0.01
 """Of the Gaussians, those that may be beyond a bound."""
 GROSS = 10.0
 """Times a bound, a position or a shape that no Gaussian may have: one in a million covers the whole
@@ -44,7 +44,7 @@ def damage(given: Splats, stored: Splats, bounds: Bounds) -> str | None:
         bound = getattr(bounds, name)
         beyond = ~(error <= bound)  # NaN is beyond
         gross = ~(error <= GROSS * bound) if name in ("positions", "shapes") else torch.zeros_like(beyond)
-        if int(beyond.sum()) > SHARE * len(given) or bool(gross.any()):
+        if int(beyond.sum()) > OUTLIERS * len(given) or bool(gross.any()):
             return (f"{name} of {int(beyond.sum()):,} of {len(given):,} Gaussians come back changed by "
                     f"over {percent(bound)}")
     return None
@@ -61,7 +61,7 @@ def errors(given: Splats, stored: Splats) -> dict[str, Tensor]:
     def moved(other: Splats) -> Tensor:
         return (other.means.double() - means).norm(dim=1) / tolerated.clamp(min=1e-30)
 
-    if bool((moved(stored) > BITS.positions).double().mean() > SHARE):
+    if bool((moved(stored) > BITS.positions).double().mean() > OUTLIERS):
         stored = stored[_match(given, stored)]  # SOG sorts
     mine, its = _halves(given), _halves(stored)
     seen = (mine.flatten(1).norm(dim=1) + 4e-4 * extent).clamp(min=1e-30)
@@ -94,8 +94,8 @@ def _match(given: Splats, stored: Splats) -> Tensor:
     tree, nearest = cKDTree(stored.means.double().numpy()), list(range(1, min(8, len(stored)) + 1))
     near = torch.from_numpy(tree.query(given.means.double().numpy(), k=nearest)[1])
 
-    def look(s: Splats) -> Tensor:
+    def appearance(s: Splats) -> Tensor:
         return torch.cat([torch.sigmoid(s.opacities)[:, None], SH_C0 * s.sh0, s.scales], dim=1)
 
-    unlike = (look(stored)[near] - look(given)[:, None]).abs().sum(2)
+    unlike = (appearance(stored)[near] - appearance(given)[:, None]).abs().sum(2)
     return near.gather(1, unlike.argmin(1, keepdim=True))[:, 0]

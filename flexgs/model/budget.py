@@ -23,7 +23,7 @@ class Budget(NamedTuple):
     """ms is per frame."""
 
 
-class Share(NamedTuple):
+class Kept(NamedTuple):
     gaussians: int
     """Of Gaussians that stay."""
     ratio: float
@@ -57,12 +57,12 @@ def parse(budget: str | float) -> Budget:
     return Budget(amount, "ms" if unit == "ms" else "bytes" if unit.endswith("b") else "count")
 
 
-def resolve(budget: str | float, n: int, sh_degree: int, wide: bool = False) -> Share:
+def resolve(budget: str | float, n: int, sh_degree: int, wide: bool = False) -> Kept:
     """What a budget leaves of n Gaussians, where no measurement is needed; bytes are those of a PLY, of one
     with positions in float64 where wide. More than n is n."""
     amount, unit = parse(budget)
     if unit == "ratio":
-        return Share(count_at(amount, n), amount)
+        return Kept(count_at(amount, n), amount)
     if unit == "ms":
         raise UserError(f"budget {budget!r}: a frame time has to be measured; `flexgs cut` does it")
     if unit == "bytes":
@@ -71,7 +71,7 @@ def resolve(budget: str | float, n: int, sh_degree: int, wide: bool = False) -> 
     if amount < 1:
         raise UserError(f"budget {budget!r}: not enough for one Gaussian")
     count = min(n, int(amount))
-    return Share(count, count / n)
+    return Kept(count, count / n)
 
 
 def fitting(budget: str | float, n: int, sh_degree: int, cut: Callable[[int, float], Splats]) -> Splats:

@@ -36,7 +36,7 @@ class Deltas(Transform):
     constant; from the last knot to e = 1 the change fades to zero. Trained in float32, stored in float16.
     """
 
-    def __init__(self, options: cfg.Deltas, n: int, unit: float = 1.0):
+    def __init__(self, options: cfg.DeltasConfig, n: int, unit: float = 1.0):
         super().__init__(unit)
         self.options, self.knots = options, options.knots
         self.counts = [count_at(share, n) for share in options.rows or options.knots]
@@ -95,9 +95,9 @@ class Deltas(Transform):
     def stored(self) -> "Deltas":
         return copy.deepcopy(self).half()
 
-    def groups(self, config: Config, extent: float) -> list[dict[str, Any]]:
-        rates = config.rates
-        lrs = {"means": rates.means * extent * rates.delta_means / self.unit, "quats": rates.quats,
+    def groups(self, config: Config, scene_scale: float) -> list[dict[str, Any]]:
+        rates = config.lr
+        lrs = {"means": rates.means * scene_scale * rates.delta_means / self.unit, "quats": rates.quats,
                "scales": rates.scales, "opacities": rates.opacities, "sh0": rates.sh0}
         return [{"name": f"transform.{name}", "params": [getattr(self, name)], "lr": lr,
                  "decay": 0.01 if name == "means" else 1.0} for name, lr in lrs.items()]

@@ -36,7 +36,7 @@ class Field(Transform):
 
     box: Tensor
 
-    def __init__(self, options: cfg.Field, points: Tensor, unit: float = 1.0):
+    def __init__(self, options: cfg.FieldConfig, points: Tensor, unit: float = 1.0):
         """points [M, 3]: the means, or the points of the capture, whichever options.box names."""
         super().__init__(unit)
         self.options = options
@@ -107,8 +107,8 @@ class Field(Transform):
                                                     + (_Bend.apply(plane, 3) if o.smooth_both else 0.0))
         return loss
 
-    def groups(self, config: cfg.Config, extent: float) -> list[dict[str, Any]]:
-        rates = config.rates
+    def groups(self, config: cfg.Config, scene_scale: float) -> list[dict[str, Any]]:
+        rates = config.lr
         network = [*self.trunk.parameters(), *self.heads.parameters()]
         return [{"name": "transform.network", "params": network, "lr": rates.field, "decay": 0.1},
                 {"name": "transform.planes", "params": list(self.planes), "lr": rates.planes, "decay": 0.1}]

@@ -29,7 +29,7 @@ class GsNet(nn.Module):
     spread: Tensor
     scale: Tensor
 
-    def __init__(self, options: cfg.GsNet, splats: Splats, unit: float = 1.0):
+    def __init__(self, options: cfg.GsNetConfig, splats: Splats, unit: float = 1.0):
         """unit: the length in world units that raw inputs are counted in."""
         super().__init__()
         self.options, self.unit = options, unit
@@ -90,7 +90,7 @@ class GsNet(nn.Module):
         return Selection(index, m[index], losses)
 
     def groups(self, config: cfg.Config) -> list[dict[str, Any]]:
-        return [{"name": "selector", "params": list(self.parameters()), "lr": config.rates.selector,
+        return [{"name": "selector", "params": list(self.parameters()), "lr": config.lr.gsnet,
                  "decay": 0.1}]
 
     def _input(self, name: str, splats: Splats, rank: Tensor) -> Tensor:

@@ -129,7 +129,7 @@ def _sum_over_views(of: Callable[[Camera], Tensor], shape: tuple[int, ...], spla
     device = splats.means.device
     # float64: the sum over ranks is then exact enough
     total = torch.zeros(shape, dtype=torch.float64, device=device)
-    for i in group.share(len(views)):
+    for i in group.my_indices(len(views)):
         total += of(views[i].camera.to(device))
     group.sum_([total])
     return total

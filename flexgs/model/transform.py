@@ -37,7 +37,7 @@ class Transform(nn.Module):
     def start(self, splats: Splats, score: Tensor) -> None:
         """Take the values to begin stage 2 with, given the ordered Gaussians and their importance [N]."""
 
-    def groups(self, config: Config, extent: float) -> list[dict[str, Any]]:
+    def groups(self, config: Config, scene_scale: float) -> list[dict[str, Any]]:
         """Parameter groups for Adam: name, params, lr at the start and decay (lr at the end / at the
         start)."""
         return []

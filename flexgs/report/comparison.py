@@ -11,7 +11,7 @@ from typing import Any
 from flexgs.config import percent
 from flexgs.files import atomic_file
 from flexgs.report.published import PUBLISHED_AS
-from flexgs.report.sheet import Cell, Sheet
+from flexgs.report.sheet import Sheet, TableCell
 from flexgs.report.table import mean_ratios
 
 Entry = Mapping[str, Any]
@@ -48,7 +48,7 @@ def quality_sheet(rows: Rows, title: str = "Quality", more_digits: int = 0) -> S
     Figures are means over the seeds; where there are several, ± the sample standard deviation follows PSNR.
     They have 2, 3 and 3 decimals, or more_digits more, as the paper has.
     """
-    columns = [(("", "method"), [Cell(method) for method in rows])]
+    columns = [(("", "method"), [TableCell(method) for method in rows])]
     for ratio, (key, heading, decimals, better) in itertools.product(_ratios(*rows.values()),
                                                                      quality_figures(rows)):
         form = f".{decimals + more_digits}f"
@@ -57,7 +57,7 @@ def quality_sheet(rows: Rows, title: str = "Quality", more_digits: int = 0) -> S
         best = better((float(mean) for mean in means if mean), default=None)
         spreads = [f" ± {statistics.stdev(v):{form}}" if key == "psnr" and len(v) > 1 else "" for v in values]
         columns.append(((percent(ratio), heading),
-                        [Cell(mean + spread, best=bool(mean) and float(mean) == best)
+                        [TableCell(mean + spread, best=bool(mean) and float(mean) == best)
                           for mean, spread in zip(means, spreads, strict=True)]))
     several = any(len(entries) > 1 for entries in rows.values())
     return Sheet.of(f"{title}, mean ± standard deviation over the seeds" if several else title, columns)
@@ -76,18 +76,19 @@ def cost_sheet(rows: Rows) -> Sheet:
     lines = [(method, ratio) for method, entries in rows.items() for ratio in _ratios(entries) or [""]]
     first = [i == 0 or lines[i - 1][0] != method for i, (method, _) in enumerate(lines)]
     columns = [(("", "method"),
-                [Cell(method if f else "") for (method, _), f in zip(lines, first, strict=True)]),
-               (("", "kept"), [Cell(ratio and percent(ratio)) for _, ratio in lines])]
+                [TableCell(method if f else "") for (method, _), f in zip(lines, first, strict=True)]),
+               (("", "kept"), [TableCell(ratio and percent(ratio)) for _, ratio in lines])]
     for key, heading, form in (("splats", "Gaussians", ",.0f"), ("mb", "MB", ",.2f"),
                                ("cut_seconds", "s to cut", ".3g")):
         columns.append((("", heading),
-                        [Cell(_mean(_values(rows[method], ratio, key), form)) for method, ratio in lines]))
+                        [TableCell(_mean(_values(rows[method], ratio, key), form)) for method,
+                         ratio in lines]))
     for key, heading, form in (("train_seconds", "s to train", ",.0f"), ("stored_mb", "MB stored", ",.2f")):
-        columns.append((("", heading), [Cell(_mean(_known(rows[method], key), form) if f else "")
+        columns.append((("", heading), [TableCell(_mean(_known(rows[method], key), form) if f else "")
                                         for (method, _), f in zip(lines, first, strict=True)]))
     seeds = [len(_known(rows[method], "seed")) for method, _ in lines]
     columns.append((("", "seeds"),
-                    [Cell(str(n) if n and f else "") for n, f in zip(seeds, first, strict=True)]))
+                    [TableCell(str(n) if n and f else "") for n, f in zip(seeds, first, strict=True)]))
     return Sheet.of("Cost (seconds are of this machine, with whatever else it did meanwhile)", columns)
 
 
@@ -103,8 +104,8 @@ def published_sheet(rows: Rows, published: Rows) -> Sheet:
              and set(_ratios(entries)) & set(_ratios(published.get(name, ())))}
     words = [(text, kind) for method, name in pairs.items()
              for text, kind in ((method, "reproduced"), ("", f"published ({name})"), ("", "difference"))]
-    columns = [(("", "method"), [Cell(text) for text, _ in words]),
-               (("", ""), [Cell(kind) for _, kind in words])]
+    columns = [(("", "method"), [TableCell(text) for text, _ in words]),
+               (("", ""), [TableCell(kind) for _, kind in words])]
     ratios = _ratios(*(rows[method] for method in pairs))
     for ratio, (key, heading, decimals, _) in itertools.product(ratios, (_PSNR, _SSIM, _VGG)):
         form = f".{decimals}f"
@@ -113,7 +114,7 @@ def published_sheet(rows: Rows, published: Rows) -> Sheet:
             ours, theirs = _values(rows[method], ratio, key), _values(published[name], ratio, key)
             difference = (f"{statistics.fmean(ours) - statistics.fmean(theirs):+z{form}}" if ours and theirs
                           else "")
-            cells += [Cell(text if difference else "")
+            cells += [TableCell(text if difference else "")
                       for text in (_mean(ours, form), _mean(theirs, form), difference)]
         columns.append(((percent(ratio), heading), cells))
     return Sheet.of("Reproduced and published", columns)

@@ -5,8 +5,8 @@
 
 Methods are named as there, except for "Ours", which is FlexGS. The tables do not name LPIPS' network; its
 values fit VGG. The released code gives it inputs in [0, 1] instead of [-1, 1]
-(config.Evaluation.lpips_range). Some cells look wrong. They are kept as printed, and here is why to doubt
-them:
+(config.EvaluationConfig.lpips_range). Some cells look wrong. They are kept as printed, and here is why to
+doubt them:
 
 - bicycle, EAGLES, 15 %: PSNR 23.530 is below the 23.690 at 10 %, SSIM 0.6300 equals it, and LPIPS improves;
   the one place where more Gaussians are worse.

@@ -19,7 +19,7 @@ _LATEX = str.maketrans({
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     text: str = ""
     best: bool = False
     """The best of its column: bold."""
@@ -33,11 +33,11 @@ class Sheet:
     headings: tuple[tuple[str, str], ...]
     """(group, heading) of every column, "" for none; neighbours of one group share its heading. The first
     column and those without a heading hold words, the others figures."""
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[TableCell, ...], ...]
     """A row whose first cell is empty belongs to the one above."""
 
     @staticmethod
-    def of(title: str, columns: Iterable[tuple[tuple[str, str], Sequence[Cell]]]) -> "Sheet":
+    def of(title: str, columns: Iterable[tuple[tuple[str, str], Sequence[TableCell]]]) -> "Sheet":
         """From ((group, heading), cells) of every column; columns without any text are left out."""
         kept = [(heading, cells) for heading, cells in columns if any(cell.text for cell in cells)]
         return Sheet(title, tuple(heading for heading, _ in kept),
@@ -98,7 +98,7 @@ class Sheet:
     def _words(self, i: int) -> bool:
         return i == 0 or not self.headings[i][1]
 
-    def _blocks(self) -> Iterator[list[tuple[Cell, ...]]]:
+    def _blocks(self) -> Iterator[list[tuple[TableCell, ...]]]:
         """The rows of one name after those of the other."""
         starts = [i for i, row in enumerate(self.rows) if i == 0 or row[0].text]
         return (list(self.rows[a:b]) for a, b in itertools.pairwise([*starts, len(self.rows)]))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from flexgs.scene.lens import Lens
+from flexgs.scene.camera_model import CameraModel
 
 
 @dataclass(eq=False)
@@ -34,7 +34,7 @@ class Frame:
     """The images folder, at factor 1."""
     file: str
     """The photograph, relative to folder; it need not exist."""
-    lens: Lens
+    lens: CameraModel
     viewmat: np.ndarray
     """[4, 4] float64, world to camera, OpenCV axes."""
     split: str | None = None

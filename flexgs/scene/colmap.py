@@ -19,8 +19,8 @@ import torch
 
 from flexgs.errors import UserError
 from flexgs.inputs import regular_file, shown
+from flexgs.scene.camera_model import CameraModel
 from flexgs.scene.capture import Capture, Frame, Points
-from flexgs.scene.lens import Lens
 from flexgs.scene.pycolmap_library import library
 from flexgs.scene.views import find_image
 
@@ -138,7 +138,7 @@ class _Image(NamedTuple):
 
 @dataclass
 class _Model:
-    cameras: dict[int, Lens]
+    cameras: dict[int, CameraModel]
     images: list[_Image]
     ids: Array
     """[M] int64, ascending."""
@@ -184,7 +184,7 @@ class _Reader:
             found.sensors, found.frames = self.rigs(), self.frames()
         return found
 
-    def cameras(self, doubts: list[str]) -> dict[int, Lens]:
+    def cameras(self, doubts: list[str]) -> dict[int, CameraModel]:
         raise NotImplementedError
 
     def images(self, doubts: list[str]) -> list[_Image]:
@@ -392,7 +392,7 @@ _OBSERVATION = np.dtype([("xy", "<f8", 2), ("point", "<i8")])
 class _Binary(_Reader):
     suffix = ".bin"
 
-    def cameras(self, doubts: list[str]) -> dict[int, Lens]:
+    def cameras(self, doubts: list[str]) -> dict[int, CameraModel]:
         data, found = _Bytes(self.file("cameras")), {}
         for _ in data.records(_CAMERA.size):
             number, model, width, height = data.take(_CAMERA)
@@ -401,7 +401,7 @@ class _Binary(_Reader):
                                 "define: the file is damaged, copy or export it again")
             params = data.rows(np.dtype("<f8"), known[1])
             _once(number in found, str(data.file), f"camera {number}")
-            found[number] = Lens(known[0], width, height, tuple(map(float, params)))
+            found[number] = CameraModel(known[0], width, height, tuple(map(float, params)))
         return found
 
     def images(self, doubts: list[str]) -> list[_Image]:
@@ -470,8 +470,8 @@ class _Text(_Reader):
 
     suffix = ".txt"
 
-    def cameras(self, doubts: list[str]) -> dict[int, Lens]:
-        found: dict[int, Lens] = {}
+    def cameras(self, doubts: list[str]) -> dict[int, CameraModel]:
+        found: dict[int, CameraModel] = {}
         for where, line in self._lines("cameras", doubts, lambda: len(found)):
             with _Fields(where, "CAMERA_ID MODEL WIDTH HEIGHT PARAMS..."):
                 number, model, width, height, *params = line.split()
@@ -482,7 +482,7 @@ class _Text(_Reader):
                     raise UserError(f"{where}: found {len(params)} parameters, expected the "
                                     f"{known[1]} of a {model} camera")
                 _once(int(number) in found, where, f"camera {int(number)}")
-                found[int(number)] = Lens(model, int(width), int(height), tuple(map(float, params)))
+                found[int(number)] = CameraModel(model, int(width), int(height), tuple(map(float, params)))
         return found
 
     def images(self, doubts: list[str]) -> list[_Image]:

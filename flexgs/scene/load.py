@@ -20,8 +20,8 @@ from flexgs.scene.masks import Masks
 from flexgs.scene.transforms import find_transforms, read_transforms
 from flexgs.scene.undistort import MAX_FOV
 from flexgs.scene.views import (
-    Head,
     ImageCache,
+    ImageHead,
     View,
     default_cache,
     find_image,
@@ -34,7 +34,7 @@ from flexgs.seeds import generator
 
 RANDOM_POINTS = 10_000
 NEAR = 0.01
-"""Units of the scene that nothing nearer than is drawn; a unit is about a fifth of the extent."""
+"""Units of the scene that nothing nearer than is drawn; a unit is about a fifth of the scene scale."""
 
 
 @dataclass(eq=False)
@@ -46,7 +46,7 @@ class Scene:
     train: list[View]
     test: list[View]
     points: Points
-    extent: float
+    scene_scale: float
     """1.1 x the largest distance of a training camera from their mean, in world units."""
     protocol: dict = field(default_factory=dict)
     """JSON values: how the images and the split were made, for whoever compares figures."""
@@ -68,7 +68,8 @@ class Scene:
                 f"{p['train_views']} to train on, {p['test_views']} to test on ({split}){left}, {p['masks']} "
                 f"masks; {' '.join(p['lenses'])}, {p['images']}/ at factor {p['factor']}, {size}; "
                 f"{p['format']}{model}, {p['points']:,} "
-                f"points{' at random' if p['points_from'] == 'random' else ''}, extent {self.extent:.4g}")
+                f"points{' at random' if p['points_from'] == 'random' else ''}, scene scale "
+                f"{self.scene_scale:.4g}")
 
     @property
     def digest(self) -> str | None:
@@ -78,7 +79,7 @@ class Scene:
     @property
     def unit(self) -> float:
         """A length of this scene, in world units; see unit_of in camera.py."""
-        return unit_of(self.extent)
+        return unit_of(self.scene_scale)
 
 
 def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: str | None = None,
@@ -149,13 +150,13 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         points = Points((points.xyz.double() - torch.tensor(origin, dtype=torch.float64)).float(), points.rgb)
 
     centres = torch.stack([view.camera.center for view in train])
-    extent = 1.1 * float((centres - centres.mean(0)).norm(dim=1).max())
-    if extent == 0:
+    scene_scale = 1.1 * float((centres - centres.mean(0)).norm(dim=1).max())
+    if scene_scale == 0:
         raise UserError(f"{capture.file}: all cameras are at the same place; expected a "
                         "capture from several places")
     doubts += _blind(capture.file, views, points) if capture.points is not None else []
     for view in views:
-        view.camera = replace(view.camera, near=NEAR * unit_of(extent))
+        view.camera = replace(view.camera, near=NEAR * unit_of(scene_scale))
     (width, height), _ = Counter((view.camera.width, view.camera.height) for view in views).most_common(1)[0]
     folder = frames[0].folder.name
     protocol = {
@@ -176,7 +177,7 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
     doubts = [one_line(doubt) for doubt in doubts]
     for doubt in doubts:
         warnings.warn(doubt, stacklevel=2)
-    return Scene(name or Path(os.path.abspath(root)).name, root, train, test, points, extent, protocol,
+    return Scene(name or Path(os.path.abspath(root)).name, root, train, test, points, scene_scale, protocol,
                  origin, doubts)
 
 
@@ -308,7 +309,7 @@ def _count(capture: Capture, frames: list[Frame], files: list[Path], doubts: lis
     return total
 
 
-def _checked_head(file: Path, frame: Frame, source: Path) -> Head:
+def _checked_head(file: Path, frame: Frame, source: Path) -> ImageHead:
     """The head of the image file, whose size must be as the camera says, up to one scale and rounding."""
     head = read_head(file)
     width, height = head[:2]
@@ -323,7 +324,7 @@ def _checked_head(file: Path, frame: Frame, source: Path) -> Head:
     return head
 
 
-def _doubts_of_heads(files: list[Path], heads: list[Head]) -> list[str]:
+def _doubts_of_heads(files: list[Path], heads: list[ImageHead]) -> list[str]:
     kinds = {"deep": "have more than 8 bits per channel, of which the upper 8 are used",
              "cmyk": "are CMYK and are converted without a colour profile",
              "turned": "have an EXIF orientation, which is not applied: cameras are of the "

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flexgs.errors import UserError
 from flexgs.scene.capture import Frame
-from flexgs.scene.views import Head, find_image, image_size, is_photograph, plain, stem
+from flexgs.scene.views import ImageHead, find_image, image_size, is_photograph, plain, stem
 
 
 class Masks:
@@ -26,7 +26,7 @@ class Masks:
             folder = _folder(parent, factor)
             self.folders[parent] = (folder, _index(folder)) if folder else None
 
-    def find(self, frame: Frame, head: Head) -> Path | None:
+    def find(self, frame: Frame, head: ImageHead) -> Path | None:
         """The mask of a photograph, or None; UserError if its size does not fit."""
         if frame.mask is not None:
             if (mask := find_image(frame.mask)) is None:

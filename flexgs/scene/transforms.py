@@ -14,8 +14,8 @@ import torch
 from flexgs.errors import UserError
 from flexgs.inputs import read_json, shown
 from flexgs.ply import read_points
+from flexgs.scene.camera_model import LENSES, CameraModel
 from flexgs.scene.capture import Capture, Frame, Points
-from flexgs.scene.lens import LENSES, Lens
 from flexgs.scene.polynomial import POLYNOMIAL
 from flexgs.scene.views import find_image, image_size, plain, stem
 
@@ -224,7 +224,7 @@ class _Notes:
         return [f"{file}: {what} ({len(where)} frames)" for what, where in self.found.items()]
 
 
-def _lens(values: dict, sizes: dict[str, tuple[int, int]] | None, where: str, notes: _Notes) -> Lens:
+def _lens(values: dict, sizes: dict[str, tuple[int, int]] | None, where: str, notes: _Notes) -> CameraModel:
     """The lens of a frame from its own values over those of the file."""
     def number(*keys: str) -> float | None:
         for key in keys:
@@ -275,10 +275,10 @@ def _lens(values: dict, sizes: dict[str, tuple[int, int]] | None, where: str, no
         notes.add("cx and cy are at the border of the image or beyond; they count in pixels from "
                   "its upper left corner", where)
     if named == "OPENCV_FISHEYE":  # nerfstudio's k1 to k4 are the coefficients of OpenCV, as COLMAP's
-        return Lens(named, int(w), int(h), (*pinhole, k1, k2, k3, k4))
+        return CameraModel(named, int(w), int(h), (*pinhole, k1, k2, k3, k4))
     if named not in PERSPECTIVE:
         named = f"{named} of transforms.json" if named in LENSES else named
-        return Lens(named, int(w), int(h), pinhole)  # refused by Lens.check, by its name
+        return CameraModel(named, int(w), int(h), pinhole)  # refused by CameraModel.check, by its name
     if named.endswith("PINHOLE") and any((k1, k2, p1, p2, k3, k4, k5, k6)):
         notes.add(f"the camera model is {named}, but there are distortion coefficients, which are used",
                   where)
@@ -287,7 +287,7 @@ def _lens(values: dict, sizes: dict[str, tuple[int, int]] | None, where: str, no
             notes.add("k5 and k6 are of OpenCV's rational model, so k4 is taken as its first denominator",
                       where)
         if any((k3, k4, k5, k6)):
-            return Lens("FULL_OPENCV", int(w), int(h), (*pinhole, k1, k2, p1, p2, k3, k4, k5, k6))
+            return CameraModel("FULL_OPENCV", int(w), int(h), (*pinhole, k1, k2, p1, p2, k3, k4, k5, k6))
     elif k4:
         notes.add("k3 and k4 are taken as the factors of r^6 and r^8 of a polynomial, as nerfstudio and "
                   "Metashape use them; OpenCV's rational model is camera_model FULL_OPENCV", where)
@@ -295,12 +295,12 @@ def _lens(values: dict, sizes: dict[str, tuple[int, int]] | None, where: str, no
         notes.add("p1 and p2 are taken in OpenCV's order; Metashape's are exchanged: swap them if "
                   "they come from there", where)
     if k4:
-        return Lens(POLYNOMIAL, int(w), int(h), (*pinhole, k1, k2, p1, p2, k3, k4))
+        return CameraModel(POLYNOMIAL, int(w), int(h), (*pinhole, k1, k2, p1, p2, k3, k4))
     if k3:  # the rational model without a denominator
-        return Lens("FULL_OPENCV", int(w), int(h), (*pinhole, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0))
+        return CameraModel("FULL_OPENCV", int(w), int(h), (*pinhole, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0))
     if any((k1, k2, p1, p2)):
-        return Lens("OPENCV", int(w), int(h), (*pinhole, k1, k2, p1, p2))
-    return Lens("PINHOLE", int(w), int(h), pinhole)
+        return CameraModel("OPENCV", int(w), int(h), (*pinhole, k1, k2, p1, p2))
+    return CameraModel("PINHOLE", int(w), int(h), pinhole)
 
 
 def _viewmat(entry: dict, where: str) -> np.ndarray:

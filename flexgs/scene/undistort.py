@@ -13,7 +13,7 @@ from flexgs.scene.pycolmap_library import library
 if TYPE_CHECKING:
     import pycolmap
 
-    from flexgs.scene.lens import Lens
+    from flexgs.scene.camera_model import CameraModel
     from flexgs.scene.polynomial import Polynomial
 
 MAX_FOV = 110
@@ -71,7 +71,7 @@ def _sees(camera: "pycolmap.Camera | Polynomial", x: float, y: float) -> bool:
         return bool(inside and (across[..., 0] * down[..., 1] - across[..., 1] * down[..., 0] > 0).all())
 
 
-def straightened(pixels: Array, lens: "Lens") -> Array:
+def straightened(pixels: Array, lens: "CameraModel") -> Array:
     """uint8 [h, w, 3] as a narrow lens took it -> uint8 [H, W, 3] of lens.pinhole(), by COLMAP's
     image_undistorter."""
     pycolmap = library()
@@ -80,7 +80,7 @@ def straightened(pixels: Array, lens: "Lens") -> Array:
     return bitmap.to_array()
 
 
-def remap(pixels: Array, lens: "Lens", mode: str) -> Array:
+def remap(pixels: Array, lens: "CameraModel", mode: str) -> Array:
     """uint8 [h, w, c] as lens took it -> uint8 [H, W, c] of lens.pinhole(). mode: "bilinear", or "nearest"
     for masks."""
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
@@ -89,7 +89,7 @@ def remap(pixels: Array, lens: "Lens", mode: str) -> Array:
 
 
 @lru_cache(4)  # 8 bytes per pixel each; captures have one camera, or few
-def _sources(lens: "Lens") -> Tensor:
+def _sources(lens: "CameraModel") -> Tensor:
     """[1, H, W, 2] where the centre of each pinhole pixel is in the photograph, whose sides are at -1 and
     1."""
     pinhole, camera = lens.pinhole(), lens.colmap()

@@ -22,7 +22,7 @@ from torch import Tensor
 from flexgs.camera import Camera
 from flexgs.errors import UserError
 from flexgs.inputs import regular_file
-from flexgs.scene.lens import Lens
+from flexgs.scene.camera_model import CameraModel
 from flexgs.scene.undistort import remap, straightened
 from flexgs.seeds import generator
 
@@ -98,7 +98,7 @@ class View:
     camera: Camera
     path: Path
     mask_path: Path | None
-    lens: Lens = field(repr=False)
+    lens: CameraModel = field(repr=False)
     """The lens of the file at path, at the size of that file."""
     cache: ImageCache = field(repr=False)
 
@@ -196,7 +196,7 @@ def is_photograph(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in KINDS and not name.startswith(".")
 
 
-class Head(NamedTuple):
+class ImageHead(NamedTuple):
     """What the head of an image file says; nothing is decoded for it."""
 
     width: int
@@ -208,7 +208,7 @@ class Head(NamedTuple):
     """It has an EXIF orientation, which does not count, as in COLMAP."""
 
 
-def read_head(path: Path) -> Head:
+def read_head(path: Path) -> ImageHead:
     """UserError if the file is no image, of a kind that cannot be trained on, or ends before its end."""
     with _open(path) as image:
         deep = "16" in image.mode or any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
@@ -218,7 +218,7 @@ def read_head(path: Path) -> Head:
         turned = ("exif" in image.info or image.format == "TIFF") and image.getexif().get(ORIENTATION, 1) != 1
         if (end := ENDS.get(image.format or "")) and end not in _tail(path):
             _load(image, path)  # it ends otherwise than most: truncated, or with something behind it
-        return Head(*image.size, deep, image.mode in ("CMYK", "YCCK"), turned)
+        return ImageHead(*image.size, deep, image.mode in ("CMYK", "YCCK"), turned)
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlencode
 
 from flexgs import telemetry
-from flexgs.config import Evaluation
+from flexgs.config import EvaluationConfig
 from flexgs.tracking import notes
 from flexgs.tracking.run import CURVE, Run, metric_name
 from flexgs.urls import first_line, public
@@ -136,7 +136,7 @@ def _open(uri: str, name: str, artifacts: Path | None) -> tuple[Any, str]:
 
 def _page() -> dict[str, str]:
     """The tags of an experiment that say how MLflow shows it."""
-    ratios = [metric_name(ratio) for ratio in Evaluation().ratios]
+    ratios = [metric_name(ratio) for ratio in EvaluationConfig().ratios]
     columns = ["metrics.`psnr_auc`", *(f"metrics.`psnr/{ratio}`" for ratio in ratios),
                "metrics.`splats/ratio_1.00`", "metrics.`train_seconds`", "attributes.`Dataset`",
                "attributes.`Models`"]

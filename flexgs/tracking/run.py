@@ -263,7 +263,7 @@ def metric_name(ratio: float) -> str:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"base": {"share": 0.5}} -> {"base.share": 0.5}."""
+    """{"base": {"stage1_fraction": 0.5}} -> {"base.stage1_fraction": 0.5}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}

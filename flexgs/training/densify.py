@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flexgs.camera import Camera
-from flexgs.config import Base
+from flexgs.config import BaseConfig
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.raster.contract import RenderOutput
@@ -23,8 +23,9 @@ from flexgs.training.optim import Optimizer
 class Densifier:
     """Watches the renders of stage 1 and changes the number of Gaussians."""
 
-    def __init__(self, options: Base, length: int, extent: float, seed: int, n: int, device: torch.device):
-        self.options, self.length, self.extent, self.seed = options, length, extent, seed
+    def __init__(self, options: BaseConfig, length: int, scene_scale: float, seed: int, n: int,
+                 device: torch.device):
+        self.options, self.length, self.scene_scale, self.seed = options, length, scene_scale, seed
         self.gradient = torch.zeros(n, dtype=torch.float64, device=device)
         """Sum over views of the norm of the gradient of the screen position, in normalised device units;
         float64, so that the order of the views, and with it the number of workers, does not decide who
@@ -46,13 +47,13 @@ class Densifier:
         """Whatever is due between the views before and step; returns the splats to go on with."""
         o = self.options
         reset_every = max(1, round(o.reset_every * self.length))
-        if (o.grow_from * self.length < step <= o.grow_until * self.length
-            and crosses(before, step, o.grow_every)):
+        if (o.refine_start * self.length < step <= o.refine_stop * self.length
+            and crosses(before, step, o.refine_every)):
             group.sum_([self.gradient, self.seen])
             splats = self._grow_and_prune(splats, optimizer, step, prune_large=step > reset_every)
             self.gradient = self.gradient.new_zeros(len(splats))
             self.seen = self.seen.new_zeros(len(splats))
-        if crosses(before, step, reset_every) and step < o.grow_until * self.length:
+        if crosses(before, step, reset_every) and step < o.refine_stop * self.length:
             self._reset_opacities(splats, optimizer)
         return splats
 
@@ -60,20 +61,20 @@ class Densifier:
     def _grow_and_prune(self, splats: Splats, optimizer: Optimizer, step: int, prune_large: bool) -> Splats:
         o = self.options
         mean = self.gradient / self.seen.clamp(min=1)
-        grow = mean > o.grow_gradient
+        grow = mean > o.grow_grad2d
         room = max(0, o.max_splats - len(splats))
         if int(grow.sum()) > room:
             best = torch.argsort(mean, descending=True, stable=True)[:room]
             grow = torch.zeros_like(grow).index_fill_(0, best, True)
         size = splats.scales.exp().max(dim=1).values
-        large = size > o.split_scale * self.extent
+        large = size > o.grow_scale3d * self.scene_scale
         clone, split = grow & ~large, grow & large
-        remove = split | (torch.sigmoid(splats.opacities) < o.prune_opacity)
+        remove = split | (torch.sigmoid(splats.opacities) < o.prune_opa)
         if prune_large:
-            remove |= size > o.prune_scale * self.extent
+            remove |= size > o.prune_scale3d * self.scene_scale
         if bool((remove & ~split).all()):
-            raise UserError(f"view {step}: every Gaussian is fainter than --base.prune-opacity "
-                            f"{o.prune_opacity:g} or larger than --base.prune-scale {o.prune_scale:g}, and "
+            raise UserError(f"view {step}: every Gaussian is fainter than --base.prune-opa "
+                            f"{o.prune_opa:g} or larger than --base.prune-scale3d {o.prune_scale3d:g}, and "
                             "none is left; lower the first or raise the second")
         new = cat([splats.detach()[clone & ~remove],
                    halves(splats.detach()[split], generator(self.seed, "split", step))])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from flexgs.config import Rates
+from flexgs.config import LearningRatesConfig
 from flexgs.splats import Splats
 
 
@@ -88,11 +88,11 @@ class Optimizer:
         return p
 
 
-def splat_groups(splats: Splats, rates: Rates, extent: float, shN_factor: float = 1.0,
+def splat_groups(splats: Splats, rates: LearningRatesConfig, scene_scale: float, shN_factor: float = 1.0,
                  unit: float = 1.0) -> list[dict[str, Any]]:
     """The groups of the Gaussians themselves: one per attribute, "splats.means" and so on; unit is a length
     of the scene."""
-    lrs = {"means": rates.means * extent, "quats": rates.quats, "scales": rates.scales,
+    lrs = {"means": rates.means * scene_scale, "quats": rates.quats, "scales": rates.scales,
            "opacities": rates.opacities, "sh0": rates.sh0, "shN": rates.shN * shN_factor}
     return [{"name": f"splats.{name}", "params": [p], "lr": lrs[name],
              "decay": 0.01 if name == "means" else 1.0,

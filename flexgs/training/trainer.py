@@ -64,10 +64,10 @@ class Trainer:
         self.frozen = base is not None
         first = base.at(scene.origin) if base else self._initial_splats()
         self.splats = first.to(self.device).requires_grad_(not self.frozen)
-        self.optimizer = Optimizer(splat_groups(self.splats, config.rates, scene.extent, unit=self.unit),
+        self.optimizer = Optimizer(splat_groups(self.splats, config.lr, scene.scene_scale, unit=self.unit),
                                    self.batch)
-        self.densifier = Densifier(config.base, self.base_steps, scene.extent, config.seed, len(self.splats),
-                                   self.device)
+        self.densifier = Densifier(config.base, self.base_steps, scene.scene_scale, config.seed,
+                                   len(self.splats), self.device)
         scorer(config.order.score), transform_kind(config)  # better refused now than when stage 2 begins
         self.order = make_order(config)
         self.transform: Transform = Transform()
@@ -84,7 +84,7 @@ class Trainer:
         if len(points.xyz) > most:
             chosen = torch.randperm(len(points.xyz), generator=generator(self.config.seed, "points"))[:most]
             points = Points(points.xyz[chosen], points.rgb[chosen])
-        return initial_splats(points, self.config.base.sh_degree, alone=self.scene.extent / 5,
+        return initial_splats(points, self.config.base.sh_degree, alone=self.scene.scene_scale / 5,
                               origin=self.scene.origin)
 
     @property
@@ -130,7 +130,7 @@ class Trainer:
                                                                    self.order.refresh_every):
             self.order.refresh(self._scores())
         total: list[Tensor] = []
-        for slot in self.group.share(self.batch):
+        for slot in self.group.my_indices(self.batch):
             loss = self._view_loss(before + slot)
             view = [loss, *self.optimizer.take_gradients()]
             # A view's gradient is complete before it is added, so that one worker with two views rounds as
@@ -144,7 +144,7 @@ class Trainer:
         if bad := next((name for name, value in read.items() if not math.isfinite(value)), None):
             what = f"the loss is {read['loss']}" if bad == "loss" else f"the gradient of {bad} is not finite"
             raise NonFiniteLossError(f"scene {self.scene.name}, step {before}: {what}; the last "
-                                     "checkpoint is kept; lower the learning rates (--rates) and run again")
+                                     "checkpoint is kept; lower the learning rates (--lr) and run again")
         self._meter.add(read["loss"], self.batch)
         del sums["loss"]
         self.optimizer.step(list(sums.values()), self._progress(before))
@@ -189,7 +189,7 @@ class Trainer:
         return total
 
     def _elastic_loss(self, position: int, i: int, camera: Camera, target: Tensor, mask: Tensor | None,
-                      share: float) -> Tensor:
+                      weight: float) -> Tensor:
         """The i-th elastic render of a view: only the Gaussians that stay are rasterized."""
         ratio = self._ratio(position, i)
         sparse = self.config.ratios.half_above
@@ -204,13 +204,13 @@ class Trainer:
                      mask=selection.mask)
         loss = photometric(out.image, target, l1=self.config.loss.elastic_l1,
                            ssim=self.config.loss.elastic_ssim, mask=mask)
-        loss = share * (loss + self.transform.regulariser() + sum(selection.losses.values()))
+        loss = weight * (loss + self.transform.regulariser() + sum(selection.losses.values()))
         loss.backward()
         if not self.frozen:
-            self._share_gradient(selection.index, leaf, ratio**self.config.loss.elastic_fade)
+            self._add_gradient(selection.index, leaf, ratio**self.config.loss.elastic_fade)
         return loss.detach()
 
-    def _share_gradient(self, index: slice | Tensor, leaf: Splats, factor: float) -> None:
+    def _add_gradient(self, index: slice | Tensor, leaf: Splats, factor: float) -> None:
         """Add the gradient of some rows to the whole."""
         for (_, whole), (_, part) in zip(self.splats.items(), leaf.items(), strict=True):
             if part.grad is None:
@@ -268,12 +268,12 @@ class Trainer:
             self.order.build(self.splats, self.unit)
             self.order.to(self.device)
         moments = self.optimizer.moments()
-        groups = splat_groups(self.splats, self.config.rates, self.scene.extent, self.config.rates.shN_factor,
+        groups = splat_groups(self.splats, self.config.lr, self.scene.scene_scale, self.config.lr.shN_factor,
                               self.unit)
-        groups += self.transform.groups(self.config, self.scene.extent)
+        groups += self.transform.groups(self.config, self.scene.scene_scale)
         groups += self.order.groups(self.config)
         self.optimizer = Optimizer(groups, self.batch)
-        if not self.config.rates.restart:
+        if not self.config.lr.restart:
             self.optimizer.load_moments(moments)
         self.elastic = True
 
@@ -356,7 +356,7 @@ class Trainer:
         self.unit = place.unit
         splats = Splats(**stored.part(tensors, "splats."), origin=place.origin)
         self.splats = splats.at(self.scene.origin).requires_grad_(not self.frozen)
-        self.optimizer = Optimizer(splat_groups(self.splats, self.config.rates, self.scene.extent,
+        self.optimizer = Optimizer(splat_groups(self.splats, self.config.lr, self.scene.scene_scale,
                                                 unit=self.unit), self.batch)
         if about["elastic"]:
             self._make_stage_2()
@@ -373,7 +373,7 @@ class Trainer:
         heads = checkpoint.heads
         numbers = {} if self.frozen else {"harmonics": (self.config.base.sh_degree + 1) ** 2 - 1}
         splats, layout = splats_of(heads, str(checkpoint.file), **numbers), dict(SPLATS)
-        groups = [] if self.frozen else splat_groups(splats.requires_grad_(), self.config.rates, 1.0)
+        groups = [] if self.frozen else splat_groups(splats.requires_grad_(), self.config.lr, 1.0)
         if checkpoint.about["elastic"]:
             with torch.device("meta"):
                 transform = make_transform(self.config, splats.detach())

@@ -70,7 +70,7 @@ class Viewer:
         initial, (position, target, up) = self.server.initial_camera, start(cameras)
         initial.position, initial.look_at, initial.up = position / self.unit, target / self.unit, up
         self.server.scene.set_up_direction(up)
-        self.server.on_client_connect(lambda client: Session(self, client).start())
+        self.server.on_client_connect(lambda client: Visit(self, client).start())
 
     def stop(self) -> None:
         self.server.stop()
@@ -104,14 +104,14 @@ class Viewer:
         return min(self.test, key=distance)
 
 
-class Session:
+class Visit:
     """One browser: its panel, and a thread that draws for it."""
 
     def __init__(self, viewer: Viewer, client: Any):
         self.viewer, self.client = viewer, client
         self.changed, self.gone = threading.Event(), False
         # of the window's size, and of what is kept, in images while somebody moves
-        self.scale, self.share = 0.5, 1.0
+        self.scale, self.coarse = 0.5, 1.0
         gui, names = client.gui, list(viewer.models)
         self.kept = gui.add_slider("% kept", min=LEAST, max=100.0, step=0.1, initial_value=100.0)
         steps = gui.add_button_group("", [f"{step} %" for step in STEPS])
@@ -140,11 +140,11 @@ class Session:
         while self.changed.wait() and not self.gone:
             self.changed.clear()
             try:
-                self._draw(self.scale, self.percent * self.share)
+                self._draw(self.scale, self.percent * self.coarse)
                 self._keep_up()
                 if not self.changed.wait(0.2):
                     self._draw(1.0, self.percent)
-                    self._say(self._quality())
+                    self._show_text(self._quality())
             except UserError as e:
                 self.text.content = f"**{e}**"
 
@@ -176,9 +176,9 @@ class Session:
         coarser too."""
         hurry = DRAFT_MS / max(self.ms, 1.0)
         if hurry < 1 and self.scale <= SMALLEST:
-            self.share = max(self.share * max(hurry, 0.25), 0.01)
-        elif hurry > 2 and self.share < 1:
-            self.share = min(1.0, 1.5 * self.share)
+            self.coarse = max(self.coarse * max(hurry, 0.25), 0.01)
+        elif hurry > 2 and self.coarse < 1:
+            self.coarse = min(1.0, 1.5 * self.coarse)
         else:
             self.scale = float(np.clip(self.scale * hurry**0.5, SMALLEST, 0.9))
 
@@ -202,7 +202,7 @@ class Session:
             image[:, middle:] = target[:, middle:]
             image[:, middle] = 1
         self._show((255 * image).byte().numpy(), self.client.camera.aspect or 4 / 3)
-        self._say("")
+        self._show_text("")
 
     def _show(self, pixels: np.ndarray, aspect: float) -> None:
         """The browser stretches an image to its window: add black edges to one of another shape."""
@@ -223,7 +223,7 @@ class Session:
                       for name in self.viewer.models]
         return f"\n\nPSNR {' and '.join(values)} at {nearest.name}, the nearest test view"
 
-    def _say(self, more: str) -> None:
+    def _show_text(self, more: str) -> None:
         lines = []
         for model in self.viewer.models.values():
             count = count_at(min(1.0, max(self.percent / 100, 1 / len(model))), len(model))

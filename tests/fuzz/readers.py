@@ -40,8 +40,8 @@ from flexgs.ply import checked, read_points, write_ply
 from flexgs.report.table import psnr_auc, results_table
 from flexgs.run import history, read_results, recorded_capture
 from flexgs.scene import Points, Scene, load_scene
+from flexgs.scene.camera_model import CameraModel
 from flexgs.scene.identity import check_same_capture
-from flexgs.scene.lens import Lens
 from flexgs.scene.pycolmap_library import library
 from flexgs.splats import Splats
 from flexgs.view.camera_path import PATHS, around
@@ -263,12 +263,13 @@ def _photographs(folder: Path, suffixes: tuple[str, ...] = (".png",), masks: boo
     return names
 
 
-LENSES = {"pinhole": Lens("PINHOLE", WIDTH, HEIGHT, (28.0, 28.0, 16.0, 12.0)),
-          "opencv": Lens("OPENCV", WIDTH, HEIGHT, (28.0, 28.0, 16.0, 12.0, 0.05, -0.01, 0.001, 0.001)),
-          "fisheye": Lens("OPENCV_FISHEYE", WIDTH, HEIGHT, (20.0, 20.0, 16.0, 12.0, 0.01, 0.0, 0.0, 0.0))}
+LENSES = {"pinhole": CameraModel("PINHOLE", WIDTH, HEIGHT, (28.0, 28.0, 16.0, 12.0)),
+          "opencv": CameraModel("OPENCV", WIDTH, HEIGHT, (28.0, 28.0, 16.0, 12.0, 0.05, -0.01, 0.001, 0.001)),
+          "fisheye": CameraModel("OPENCV_FISHEYE", WIDTH, HEIGHT,
+                                 (20.0, 20.0, 16.0, 12.0, 0.01, 0.0, 0.0, 0.0))}
 
 
-def _reconstruction(folder: Path, lens: Lens, text: bool = False, **photographs: Any) -> None:
+def _reconstruction(folder: Path, lens: CameraModel, text: bool = False, **photographs: Any) -> None:
     """A capture with points, what the images see of them, rigs and frames."""
     pycolmap, names = library(), _photographs(folder, **photographs)
     found, camera = pycolmap.Reconstruction(), lens.colmap()
@@ -358,7 +359,7 @@ def _scene(path: Path) -> Any:
     if sizes != {True}:
         raise AssertionError("a picture is not as large as its camera says")
     _lines([*scene.doubts, scene.summary()])
-    return [v.camera for v in views], scene.points, scene.extent, scene.origin, scene.protocol
+    return [v.camera for v in views], scene.points, scene.scene_scale, scene.origin, scene.protocol
 
 
 def _checked_capture(path: Path) -> Any:
@@ -427,7 +428,7 @@ def _config_seeds(folder: Path) -> None:
 
 def _words_seeds(folder: Path) -> None:
     """Command lines, a word on each line."""
-    lines = {"train": "train CAPTURE --preset smoke --steps 20 --rates.delta-means 1e-3 --deltas.knots "
+    lines = {"train": "train CAPTURE --preset smoke --steps 20 --lr.delta-means 1e-3 --deltas.knots "
                       "0.01 0.1 --data.masks",
              "field": "train CAPTURE --field.resolution 4 4 4 4 --field.levels 1 2 --ratios.bands 0.1 "
                       "0.5 --data.model None",
@@ -586,7 +587,7 @@ def _trial_seeds(folder: Path) -> None:
     for name, rungs in {"new": {}, "begun": {"1": figures},
                         "finished": {"1": figures, "2": figures, "4": figures}}.items():
         (folder / name).mkdir()
-        Record({"rates.sh0": 1e-3, "structure": "sampled deltas"}, 1, rungs, 3.5).save(folder / name)
+        Record({"lr.sh0": 1e-3, "structure": "sampled deltas"}, 1, rungs, 3.5).save(folder / name)
 
 
 def _trial(path: Path) -> Any:

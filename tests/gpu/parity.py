@@ -70,8 +70,8 @@ class Parity(OfCaptures):
     def of_capture(self, path: Path) -> Iterator[Row]:
         """A row for each of three cameras."""
         config = Config.from_preset("plain", steps=self.steps)
-        config.base.share, config.base.reset_every, config.base.max_splats = 1.0, 2.0, self.splats
-        config.base.grow_every = 50
+        config.base.stage1_fraction, config.base.reset_every, config.base.max_splats = 1.0, 2.0, self.splats
+        config.base.refine_every = 50
         config.data.factor = self.factor if self.scenes else 1
         scene = load_capture(path, config)
         trainer = Trainer(config, scene)

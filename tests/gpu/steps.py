@@ -8,7 +8,7 @@ import torch
 
 from flexgs.bench.ddp import bench_scene
 from flexgs.bench.scenes import random_splats
-from flexgs.config import Config, Rates
+from flexgs.config import Config, LearningRatesConfig
 from flexgs.image.losses import as_float, photometric
 from flexgs.scene import Scene, ViewSampler
 from flexgs.splats import Splats
@@ -40,7 +40,7 @@ class GsplatSteps:
         self.sampler = ViewSampler(len(scene.train), 0)
         self.splats = splats.clone().to(device).requires_grad_()
         self.adams = [torch.optim.Adam(g["params"], lr=g["lr"], eps=1e-15, fused=True)
-                      for g in splat_groups(self.splats, Rates(), scene.extent)]
+                      for g in splat_groups(self.splats, LearningRatesConfig(), scene.scene_scale)]
 
     def train_step(self) -> None:
         view, s = self.scene.train[self.sampler[self.position]], self.splats
@@ -71,7 +71,7 @@ def trainer(preset: str, scene: Scene, splats: Splats, device: str) -> Trainer:
     """In the middle of stage 1 for plain, at the beginning of stage 2 for the others; the number of Gaussians
     stays."""
     config = Config.from_preset(preset)
-    config.base.max_splats, config.base.grow_from = len(splats), 1.0
+    config.base.max_splats, config.base.refine_start = len(splats), 1.0
     ours = _From(splats, config, scene, device)
     ours.step = ours.base_steps // 2 if preset == "plain" else ours.base_steps
     return ours

@@ -73,7 +73,7 @@ def test_the_loss_falls(device, scene, config):
 def test_resumed_equals_uninterrupted(device, capture, scene, config, tmp_path, preset, until):
     """In stage 1 and in stage 2."""
     method_of(preset, config)
-    config.base.grow_from, config.base.reset_every = 1.0, 2.0
+    config.base.refine_start, config.base.reset_every = 1.0, 2.0
     trainer = Trainer(config, scene, device=device)
     trainer.fit(QUIET, LocalSession(tmp_path, Group(), QUIET).checkpoint, until=until)
     uninterrupted = changed(trainer, 10)
@@ -92,7 +92,7 @@ def test_close_means_something(device, capture, scene, config, tmp_path):
 def test_two_processes_on_one_gpu_equal_one_with_a_batch_of_two(device, capture, scene, config, tmp_path,
                                                                 until):
     """Over gloo, which takes tensors of the GPU; every second step the replicas are compared, bit for bit."""
-    config.batch, config.base.grow_from, config.base.reset_every, config.check_every = 2, 1.0, 2.0, 4
+    config.batch, config.base.refine_start, config.base.reset_every, config.check_every = 2, 1.0, 2.0, 4
     checkpoint = begun(config, scene, device, until, tmp_path)
     one = go_on(Group(), config, capture, device, checkpoint, 20)
     spawn(2, go_on, config, capture, device, checkpoint, 20, tmp_path / "two.pt")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flexgs.raster.contract import Contributions, RasterConfig
 
 
-class View(NamedTuple):
+class CameraRecord(NamedTuple):
     """What the kernels need to know of a camera."""
 
     record: np.ndarray
@@ -29,7 +29,7 @@ class View(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)
-def view_of(camera: Camera) -> View:
+def view_of(camera: Camera) -> CameraRecord:
     """The limits are gsplat's: x/z and y/z of the Jacobian stay within 0.15 image sizes around the image."""
     viewmat, K = camera.viewmat.detach().double().numpy(), camera.K.detach().double().numpy()
     W, H = camera.width, camera.height
@@ -38,7 +38,7 @@ def view_of(camera: Camera) -> View:
     mx, my = 0.15 * W / fx, 0.15 * H / fy
     limits = [cx / fx + mx, (W - cx) / fx + mx, cy / fy + my, (H - cy) / fy + my]
     record = np.concatenate([R.ravel(), t, [fx, fy, cx, cy], -R.T @ t, limits]).astype(np.float32)
-    return View(record, W, H, camera.near)
+    return CameraRecord(record, W, H, camera.near)
 
 
 def _np(t: Tensor) -> np.ndarray:
@@ -52,7 +52,7 @@ class Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, means: Tensor, quats: Tensor, log_scales: Tensor, logits: Tensor,
                 mask: Tensor | None,
-                view: View, cfg: "RasterConfig") -> tuple[Tensor, ...]:  # fmt: skip
+                view: CameraRecord, cfg: "RasterConfig") -> tuple[Tensor, ...]:  # fmt: skip
         n = means.shape[0]
         m, q = _np(means), _np(quats)
         with np.errstate(over="ignore"):  # numpy's exp is vectorised and does not spin up torch's threads
@@ -93,7 +93,7 @@ class SphericalHarmonics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, means: Tensor, sh0: Tensor, shN: Tensor, degree: int, radii: Tensor,
-                view: View) -> Tensor:
+                view: CameraRecord) -> Tensor:
         colors = np.empty((len(means), 3), np.float32)
         rest = (degree + 1) ** 2 - 1, view.record, _np(radii)
         run_ranges(k.sh_fwd, len(means), _np(means), _np(sh0), _np(shN), *rest, colors)
@@ -131,7 +131,7 @@ class Bins(NamedTuple):
 
 def bin_splats(means2d: np.ndarray, conics: np.ndarray, opac: np.ndarray, colors: np.ndarray,
                depths: np.ndarray,
-               radii: np.ndarray, view: View, cfg: "RasterConfig") -> Bins:  # fmt: skip
+               radii: np.ndarray, view: CameraRecord, cfg: "RasterConfig") -> Bins:  # fmt: skip
     """Sort by depth, find each ellipse's tiles exactly, list the splats of each tile."""
     W, H = view.width, view.height
     tiles_x, tiles_y = -(-W // k.TILE), -(-H // k.TILE)
@@ -157,7 +157,7 @@ class Rasterize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, means2d: Tensor, conics: Tensor, opac: Tensor, colors: Tensor, background: Tensor,
-                depths: Tensor, radii: Tensor, view: View, cfg: "RasterConfig",
+                depths: Tensor, radii: Tensor, view: CameraRecord, cfg: "RasterConfig",
                 want_contributions: bool) -> tuple[Tensor, ...]:  # fmt: skip
         W, H = view.width, view.height
         bins = bin_splats(_np(means2d), _np(conics), _np(opac), _np(colors), _np(depths), _np(radii), view,

@@ -35,7 +35,7 @@ NARROWEST = 0.04
 
 
 @dataclass(frozen=True)
-class Lens:
+class CameraModel:
     """Intrinsics of one camera as a COLMAP model or POLYNOMIAL: hashable, picklable, in pixels of a width x
     height image."""
 
@@ -50,7 +50,7 @@ class Lens:
             return Polynomial(self.width, self.height, self.params)
         return library().Camera(model=self.model, width=self.width, height=self.height, params=self.params)
 
-    def scaled(self, width: int, height: int) -> "Lens":
+    def scaled(self, width: int, height: int) -> "CameraModel":
         """The same lens for images of another size."""
         if (width, height) == (self.width, self.height):
             return self
@@ -68,7 +68,7 @@ class Lens:
         """Whether undistortion cuts the field of view."""
         return LENSES[self.model] == "flexgs"
 
-    def pinhole(self) -> "Lens":
+    def pinhole(self) -> "CameraModel":
         """The PINHOLE lens that an image has after undistortion: as large as shows no blank pixel, and no
         wider than undistort.MAX_FOV for a wide lens."""
         return _pinhole(self)
@@ -102,16 +102,16 @@ class Lens:
                             "the optical axis; expected a calibrated lens: compute it again")
 
 
-def from_colmap(camera: "pycolmap.Camera | Polynomial") -> Lens:
+def from_colmap(camera: "pycolmap.Camera | Polynomial") -> CameraModel:
     """The lens of a COLMAP camera of any model."""
-    return Lens(camera.model_name, camera.width, camera.height, tuple(float(p) for p in camera.params))
+    return CameraModel(camera.model_name, camera.width, camera.height, tuple(float(p) for p in camera.params))
 
 
 @cache
-def _pinhole(lens: Lens) -> Lens:
+def _pinhole(lens: CameraModel) -> CameraModel:
     if not lens.distorted:
         (fx, _, cx), (_, fy, cy), _ = lens.colmap().calibration_matrix().tolist()
-        return Lens("PINHOLE", lens.width, lens.height, (fx, fy, cx, cy))
+        return CameraModel("PINHOLE", lens.width, lens.height, (fx, fy, cx, cy))
     if lens.wide:
-        return Lens("PINHOLE", *widest_pinhole(lens.colmap()))
+        return CameraModel("PINHOLE", *widest_pinhole(lens.colmap()))
     return from_colmap(library().undistort_camera(library().UndistortCameraOptions(), lens.colmap()))
