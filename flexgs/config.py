@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+from flexgs import old_names
 from flexgs.errors import UserError
 from flexgs.inputs import Name, Range, read_json, typed
 
@@ -412,7 +413,7 @@ class Config:
     def from_dict(values: dict[str, Any], source: str = "config") -> "Config":
         """The reverse of to_dict; UserError names the source and a key that is unknown, or a value that
         cannot be."""
-        config: Config = typed(Config, values, source)
+        config: Config = typed(Config, old_names.config(values), source)
         try:
             return config.check()
         except UserError as e:

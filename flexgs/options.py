@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
+from flexgs import old_names
 from flexgs.config import PRESETS, Config
 from flexgs.errors import UserError
 from flexgs.inputs import limits, typed
@@ -61,7 +62,7 @@ def fill(kind: type[T], args: Sequence[str], prog: str, start: Any = tyro.MISSIN
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint), READABLE:
-            filled = tyro.cli(kind, args=list(args), prog=prog, description=description or kind.__doc__,
+            filled = tyro.cli(kind, args=old_names.flags(args), prog=prog, description=description or kind.__doc__,
                               default=start)
     except SystemExit as e:
         if not e.code:

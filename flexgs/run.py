@@ -131,6 +131,8 @@ def check_figures(ratios: Any, names: Sequence[str], where: str) -> None:
                     typed(float, row.get(name), f"{where}: {name} at ratio {ratio}")
                 continue
         raise UserError(f"{where}: found the ratio {shown(ratio)}, expected one above 0 and at most 1")
+    if len({float(ratio) for ratio in rows}) < len(rows):
+        raise UserError(f"{where}: found one ratio under two names, expected each once")
 
 
 def recorded_capture(folder: Path) -> Path:

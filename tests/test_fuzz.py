@@ -130,6 +130,7 @@ RESULTS = {"scene": "a", "preset": "smoke", "steps": 3, "train_seconds": 1.0, "p
 @pytest.mark.parametrize("change", [
     {"ratios": {}}, {"ratios": {"x": RESULTS["ratios"]["0.5"]}}, {"ratios": {"2": RESULTS["ratios"]["0.5"]}},
     {"ratios": {"0.5": {"psnr": 20.0}}}, {"ratios": {"0.5": {**RESULTS["ratios"]["0.5"], "psnr": None}}},
+    {"ratios": {"0.5": RESULTS["ratios"]["0.5"], "0.50": RESULTS["ratios"]["0.5"]}},
     {"preset": 3}, {"protocol": {"digest": "4-a-b-c"}}])
 def test_results_have_what_their_readers_take(tmp_path: Path, change: dict):
     (tmp_path / "results.json").write_text(json.dumps(RESULTS))

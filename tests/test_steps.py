@@ -296,7 +296,7 @@ def lrs(config: Config, progress: float) -> dict[str, float]:
              "transform.means": r.means * EXTENT * r.delta_means * decayed / UNIT,
              **{f"transform.{name}": lr for name, lr in plain.items()},
              "transform.network": r.field * networks,
-             "transform.planes": r.planes * networks, "selector": r.selector * networks}
+             "transform.planes": r.planes * networks, "selector": r.gsnet * networks}
     return {name: lr * BATCH**0.5 for name, lr in rates.items()}
 
 

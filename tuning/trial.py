@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from flexgs import old_names
 from flexgs.compare import train_stage1
 from flexgs.config import Config
 from flexgs.distributed import Group
@@ -83,6 +84,7 @@ class Record:
             for name in ("psnr_auc", "mb"):
                 typed(float, measured.get(name), f"{path}: {name} after {quarters} quarters")
             check_figures(measured.get("ratios"), ("psnr", "ssim"), str(path))
+        record.params = {old_names.setting(name): value for name, value in record.params.items()}
         return record
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flexgs import stored
-from flexgs.camera import WORLD, Camera, Origin, check_cameras
+from flexgs.camera import WORLD, Camera, check_cameras
 from flexgs.config import Config
 from flexgs.errors import UserError
 from flexgs.extensions import named
@@ -29,6 +29,8 @@ CAMERAS: Layout = {"cameras.viewmat": ("float32", ("cameras", 4, 4)),
                    "cameras.size": ("int64", ("cameras", 2))}
 
 Length = Annotated[float, Range(1e-30, 1e30)]
+Coordinate = Annotated[float, Range(-1e30, 1e30)]
+"""What float32 still holds, and so do its differences."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Place:
     """Where a model is, and how large, as its files say beside their tensors; those of older versions do
     not."""
 
-    origin: Origin = WORLD
+    origin: tuple[Coordinate, Coordinate, Coordinate] = WORLD
     """Where (0, 0, 0) of positions and cameras is in the capture's own coordinates."""
     unit: Length = 1.0
     """The length that the transform counts in."""

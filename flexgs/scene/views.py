@@ -25,6 +25,7 @@ from flexgs.inputs import regular_file
 from flexgs.scene.camera_model import CameraModel
 from flexgs.scene.undistort import remap, straightened
 from flexgs.seeds import generator
+from flexgs.urls import first_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 KINDS = {*map(str.lower, SUFFIXES), ".webp", ".tif", ".tiff", ".bmp"}
@@ -237,15 +238,15 @@ def _open(path: Path) -> Image.Image:
     regular_file(path, "an image")
     try:
         return Image.open(path)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise UserError(f"{path}: cannot be read as an image ({e}): copy it again") from e
+    except Exception as e:  # decoders raise many kinds for damaged files
+        raise UserError(f"{path}: cannot be read as an image ({first_line(e)}): copy it again") from e
 
 
 def _load(image: Image.Image, path: Path) -> None:
     try:
         image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise UserError(f"{path}: cannot be decoded ({e}): the file is damaged, copy it again") from e
+    except Exception as e:
+        raise UserError(f"{path}: cannot be decoded ({first_line(e)}): the file is damaged, copy it again") from e
 
 
 def _decode(path: Path) -> Image.Image:

@@ -27,7 +27,7 @@ def main() -> int:
     mutants = chosen(ROOT, options.blind) if options.blind else MUTANTS
     mutants = [m for m in mutants if options.only in m.name or options.only in m.file]
     for m in mutants:
-        if (times := (ROOT / m.file).read_text().count(m.old)) != 1:
+        if (times := m.change((ROOT / m.file).read_text())[1]) != 1:
             print(f"{m.name}: found its text {times} times in {m.file}, expected it once: "
                   "change tests/mutation",
                   file=sys.stderr)
@@ -48,7 +48,7 @@ def main() -> int:
 def _noticed(copy: Path, mutant: Mutant) -> bool:
     path, start = copy / mutant.file, time.monotonic()
     before = path.read_text()
-    path.write_text(before.replace(mutant.old, mutant.new))
+    path.write_text(mutant.change(before)[0])
     try:
         noticed = _failing(copy, mutant.tests)
     finally:

@@ -1,5 +1,6 @@
 """The mutants: a file, a text that it has exactly once, what takes its place, and the tests that should notice."""
 
+import re
 from typing import NamedTuple
 
 
@@ -7,8 +8,14 @@ class Mutant(NamedTuple):
     name: str
     file: str
     old: str
+    """A text of the file; white space in it stands for any white space, so that lines may be wrapped anew."""
     new: str
     tests: tuple[str, ...]
+
+    def change(self, text: str) -> tuple[str, int]:
+        """The text of the file with new in place of old, and how often old was found."""
+        pattern = r"\s+".join(re.escape(word) for word in re.split(r"\s+", self.old))
+        return re.subn(pattern, lambda _: self.new, text)
 
 
 def _of(file: str, tests: str, *changes: tuple[str, str, str]) -> list[Mutant]:
