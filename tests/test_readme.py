@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from runpy import run_path
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -27,6 +28,13 @@ def test_the_files_that_it_names_exist():
     assert named <= there
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert (ROOT / picture).is_file()
+
+
+def test_the_reference_of_settings_is_of_today():
+    """`python docs/configuration.py` writes it; every setting says what it is."""
+    found = run_path(str(ROOT / "docs" / "configuration.py"))["page"]()
+    assert (ROOT / "docs" / "configuration.md").read_text() == found
+    assert not re.findall(r"^\| `--([^`]*)` .*\|  \|$", found, re.M)
 
 
 def test_links_lead_somewhere():
