@@ -15,8 +15,7 @@ from flexgs.config import Config
 from flexgs.errors import UserError
 
 if TYPE_CHECKING:
-    from flexgs.deploy.progressive import Progressive
-    from flexgs.model.elastic import ElasticModel
+    from flexgs.model.elastic import Cuttable, ElasticModel
     from flexgs.scene import Scene
 
 __all__ = ["Config", "UserError", "load", "load_scene", "render", "save", "train"]
@@ -42,7 +41,7 @@ def train(scene: "Scene", config: Config, device: str = "auto",
     return trainer.model()
 
 
-def load(source: str | Path) -> "ElasticModel | Progressive":
+def load(source: str | Path) -> "Cuttable":
     """What can be cut: the elastic model of a run folder, a packed file (.fgs) or its URL, or a file of
     splats."""
     from flexgs.deploy.source import open_model

@@ -191,22 +191,25 @@ def test_an_opacity_of_one_stays_finite(tmp_path):
 
 
 def test_a_strangers_file_is_cut_by_what_is_seen(trained, capture, scene, tmp_path, capsys):
-    """Not elastic, without training: in the order of opacity and size, or for the views of its capture."""
+    """Not elastic, without training: merged, or in the order of opacity and size, or for the views of its
+    capture."""
     whole = ElasticModel.load(trained).cut(1.0)
     generator = torch.Generator().manual_seed(0)
     shuffled = whole[torch.randperm(len(whole), generator=generator)]
     write_ply(shuffled, tmp_path / "a.ply")
     quality = {}
-    for name, scored in {"alone": open_model(tmp_path / "a.ply"),
-                         "seen": open_model(tmp_path / "a.ply", scene)}.items():
+    for name, scored in {"merged": open_model(tmp_path / "a.ply"),
+                         "alone": open_model(tmp_path / "a.ply", by="prune"),
+                         "seen": open_model(tmp_path / "a.ply", scene, "prune")}.items():
         cut = scored.cut(0.5)
         assert len(cut) == len(whole) // 2
         quality[name] = sum(psnr(render(cut, v.camera).image.clamp(0, 1), v.image() / 255)
                             for v in scene.test)
     quality["any"] = sum(psnr(render(shuffled[:len(whole) // 2], v.camera).image.clamp(0, 1), v.image() / 255)
                          for v in scene.test)
+    assert quality["merged"] > max(quality["alone"], quality["seen"])
     assert min(quality["alone"], quality["seen"]) > quality["any"]
-    for more in ([], ["--scene", capture]):
+    for more in (["--by", "prune"], ["--scene", capture, "--seconds", "0.5"]):
         assert flexgs("cut", tmp_path / "a.ply", "--budget", "100", "-o", tmp_path / "b.spz", *more) == 0
     said = capsys.readouterr().out
     assert "b.spz: 100 of 800 Gaussians" in said and "on the test views" in said

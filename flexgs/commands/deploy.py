@@ -13,8 +13,7 @@ from flexgs.errors import UserError, pasted
 from flexgs.inputs import Range
 
 if TYPE_CHECKING:
-    from flexgs.deploy.progressive import Progressive
-    from flexgs.model.elastic import ElasticModel
+    from flexgs.model.elastic import Cuttable
     from flexgs.scene import Scene
     from flexgs.splats import Splats
 
@@ -47,9 +46,17 @@ class Cut:
     Node.js)."""
     html: Path | None = None
     """PAGE.html: a page that opens without a network, the coarse model first (needs Node.js to make it)."""
+    by: Literal["merge", "prune"] = "merge"
+    """How a file of splats is cut. merge: neighbours become one Gaussian; prune: the most important ones stay,
+    for the views of --scene if it is given."""
     scene: Path | None = None
-    """The capture: a file of splats is cut by importance for its views; what a format loses is measured on
-    its test views."""
+    """The capture of a file of splats: merged Gaussians are trained at its cameras, as --seconds says; what a
+    format loses is measured on its test views."""
+    cameras: Path | None = None
+    """In place of --scene, a run or a capture whose photographs need not be there."""
+    seconds: Annotated[float, Range(0, 10**6)] | None = None
+    """Train merged Gaussians for so long on renders of the whole model: at the cameras of --scene or
+    --cameras, or else at some that are searched for. Default: 5 with these cameras, 0 without."""
     profile: Path | None = None
     """Of the machine that a budget in ms is for: what `flexgs bench frame` writes. Default: this machine,
     measured now."""
@@ -61,7 +68,7 @@ class Cut:
 
     def __call__(self) -> None:
         from flexgs.deploy.lod import write_lod
-        from flexgs.deploy.source import open_model
+        from flexgs.deploy.source import MergedModel, cameras_of, open_model
         from flexgs.ply import local
         from flexgs.view.page import write_page
 
@@ -71,8 +78,15 @@ class Cut:
             raise UserError("cut: expected either --budget or --lod with --output")
         if not self.output and (self.lod or self.budget):
             raise UserError("cut: found --budget or --lod without --output; --html has stages of its own")
+        if self.scene and self.cameras:
+            raise UserError("cut: found --scene and --cameras, expected one of them")
         scene = _capture(self.scene, self.source)
-        model = open_model(self.source, scene)
+        model = open_model(self.source, scene, self.by)
+        if self.cameras and isinstance(model, MergedModel):
+            model.cameras = cameras_of(self.cameras)
+        if (self.cameras or self.seconds) and not (isinstance(model, MergedModel) and self.budget):
+            raise UserError(f"cut: found --{'cameras' if self.cameras else 'seconds'}, expected it with "
+                            "--budget for a file of splats by --by merge: a run is trained already")
         if self.html:
             print(write_page(model, self.html, Path(urlsplit(self.source).path.rstrip("/")).stem))
         if self.output and self.lod:
@@ -82,7 +96,7 @@ class Cut:
             assert self.budget
             self._write(model, self.budget, self.output, scene)
 
-    def _write(self, model: "ElasticModel | Progressive", budget: str, output: Path,
+    def _write(self, model: "Cuttable", budget: str, output: Path,
                scene: "Scene | None") -> None:
         from flexgs.deploy.progressive import Progressive
         from flexgs.formats import FORMATS, format_of, localised
@@ -97,21 +111,26 @@ class Cut:
             cut, near = localised(cut, views) if self.local else (cut, views)
             return chosen.write(cut, path, near)
 
+        def made(budget: str) -> "Splats":
+            return self._trained(model, model.cut(budget))
+
         if unit == "ms":
-            budget = f"{self._profile(model).most(amount)} Gaussians"
+            cut = made(f"{self._profile(model).most(amount)} Gaussians")
         elif unit == "bytes" and (name != "ply" or self.local):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / output.name
 
-                def size(count: int) -> int:
-                    write(model.cut(f"{count} Gaussians"), path)
+                def size(cut: "Splats") -> int:
+                    write(cut, path)
                     return path.stat().st_size
 
-                count = largest(n, amount, size)
+                count = largest(n, amount, lambda count: size(model.cut(f"{count} Gaussians")))
+                while count and size(cut := made(f"{count} Gaussians")) > amount:
+                    count = int(0.98 * count)  # trained Gaussians may take more bytes
             if not count:
                 raise UserError(f"budget {budget!r}: not enough for one Gaussian as {name}")
-            budget = f"{count} Gaussians"
-        cut = model.cut(budget)
+        else:
+            cut = made(budget)
         stored = write(cut, output)
         line = f"{pasted(output)}: {len(cut):,} of {n:,} Gaussians, {output.stat().st_size / 1e6:.2f} MB"
         if isinstance(model, Progressive):
@@ -126,7 +145,22 @@ class Cut:
             stored = replace(stored, origin=cut.origin) if self.local else stored.at(cut.origin)
             print(f"{chosen.about} loses {chosen.loses}: {_loss(cut, stored, model, scene)}")
 
-    def _profile(self, model: "ElasticModel | Progressive"):
+    def _trained(self, model: "Cuttable", cut: "Splats") -> "Splats":
+        """The cut; of merged Gaussians, after so many seconds of training on renders of the whole model."""
+        from rich.progress import Progress
+
+        from flexgs.deploy.source import MergedModel
+        from flexgs.training.distill import distill
+
+        seconds = self.seconds if self.seconds is not None else 5.0 if self.scene or self.cameras else 0.0
+        if not isinstance(model, MergedModel) or not seconds or len(cut) == len(model):
+            return cut
+        with Progress(transient=True) as bar:
+            task = bar.add_task(f"training {len(cut):,} Gaussians on renders of the whole", total=1)
+            return distill(cut, model.splats, model.viewpoints, seconds,
+                           progress=lambda done: bar.update(task, completed=done))
+
+    def _profile(self, model: "Cuttable"):
         from flexgs.deploy.frame_time import Profile, measure_frames
         from flexgs.device import pick_device
 
@@ -285,7 +319,7 @@ class Info:
             print_results([results])
 
 
-def _cameras(model: "ElasticModel | Progressive"):
+def _cameras(model: "Cuttable"):
     """Those of the model, or some around it."""
     from flexgs.view.camera_path import around
 
@@ -310,7 +344,7 @@ def _recorded_capture(source: str) -> Path | None:
         return None
 
 
-def _loss(cut: "Splats", stored: "Splats", model: "ElasticModel | Progressive", scene: "Scene | None") -> str:
+def _loss(cut: "Splats", stored: "Splats", model: "Cuttable", scene: "Scene | None") -> str:
     """What a format has cost, in words: on the test views, or against the renders of the float model."""
     import statistics
 

@@ -10,12 +10,12 @@ from flexgs.config import percent
 from flexgs.deploy.progressive import Progressive
 from flexgs.errors import one_line
 from flexgs.formats import FORMATS, format_at
-from flexgs.model.elastic import ElasticModel
+from flexgs.model.elastic import Cuttable
 from flexgs.ply import is_wide, place
 from flexgs.splats import quantile
 
 
-def describe(model: ElasticModel | Progressive, source: str) -> Mapping[str, str]:
+def describe(model: Cuttable, source: str) -> Mapping[str, str]:
     """Lines of a name and a value about what open_model(source) has returned."""
     whole = model.cut(1.0)
     low, high = (quantile(whole.means, q).tolist() for q in (0.01, 0.99))
@@ -27,7 +27,7 @@ def describe(model: ElasticModel | Progressive, source: str) -> Mapping[str, str
     elif path.is_dir():
         kind = f"elastic model, preset {config.preset}"
     else:
-        kind = (f"{FORMATS[format_at(path)].about}; not elastic: cut by opacity and size, or make it "
+        kind = (f"{FORMATS[format_at(path)].about}; not elastic: cut by merging, or make it "
                 "so with `flexgs adapt`")
     lines = {
         "what": kind,

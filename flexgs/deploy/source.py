@@ -1,26 +1,41 @@
 """What can be cut: a run, a packed file or its URL, and any file of splats that somebody else made."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
+from flexgs.camera import Camera
 from flexgs.config import Config
 from flexgs.deploy.progressive import MAGIC, Progressive
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.formats import read
 from flexgs.inputs import regular_file
-from flexgs.model.elastic import ElasticModel
+from flexgs.model.budget import fitting
+from flexgs.model.elastic import Cuttable, ElasticModel
 from flexgs.model.importance import score
+from flexgs.model.merge_tree import MergeTree
 from flexgs.model.transform import Transform
+from flexgs.model.viewpoints import viewpoints
 from flexgs.scene import Scene
+from flexgs.scene.load import load_cameras
+from flexgs.splats import Splats
 from flexgs.urls import is_url
 
+SEARCHED = 20_000
+"""Gaussians that viewpoints are searched with."""
+By = Literal["merge", "prune"]
 
-def open_model(source: str | Path, scene: Scene | None = None) -> ElasticModel | Progressive:
+
+def open_model(source: str | Path, scene: Scene | None = None, by: By = "merge") -> Cuttable:
     """The model of a run folder or a model folder; of a .fgs file or an http(s) URL, of which cut() reads
-    what it needs; or of a file of splats, in the order of their importance: for the training views of scene,
-    else by their opacity and size alone.
+    what it needs; or of a file of splats.
 
-    UserError if it is none of these, or broken.
+    A file of splats is not elastic. By "merge", a cut of it has merged Gaussians; by "prune", those that are
+    most important for the training views of scene, or else by their opacity and size alone.
+    UserError if source is none of these, or broken.
     """
     where = str(source)
     if is_url(where) or where.lower().endswith(".fgs"):
@@ -36,9 +51,50 @@ def open_model(source: str | Path, scene: Scene | None = None) -> ElasticModel |
             return Progressive.open(source)
     splats = read(path)
     splats = splats.at(scene.origin) if scene else splats
-    by = score("lightgaussian", splats, scene.train,
-               Group()) if scene else score("footprint", splats, [], Group())
     config = Config.from_preset("plain")
-    config.transform.kind = "none"
-    ordered = splats[by.argsort(descending=True, stable=True)]
-    return ElasticModel(ordered, Transform(), config, [view.camera for view in scene.train] if scene else ())
+    cameras = [view.camera for view in scene.train] if scene else ()
+    if by == "merge":
+        return MergedModel(splats, config, cameras)
+    by_score = score("lightgaussian" if scene else "footprint", splats, scene.train if scene else [], Group())
+    return ElasticModel(splats[by_score.argsort(descending=True, stable=True)], Transform(), config, cameras)
+
+
+def cameras_of(source: Path) -> list[Camera]:
+    """The training cameras of a run, or all of a capture, whose photographs need not be there."""
+    if not (Path(source) / "config.json").exists() and not (Path(source) / "model.json").exists():
+        return load_cameras(source)
+    cameras = list(ElasticModel.load(source).cameras)
+    if not cameras:
+        raise UserError(f"{source}: found a run without cameras, expected another run or a capture")
+    return cameras
+
+
+@dataclass(eq=False)
+class MergedModel:
+    """A model that is not elastic, of which a cut is what its Gaussians are merged to (model/merge_tree.py)."""
+
+    splats: Splats
+    config: Config
+    cameras: Sequence[Camera] = ()
+
+    @cached_property
+    def _tree(self) -> MergeTree:
+        return MergeTree(self.splats)
+
+    @cached_property
+    def viewpoints(self) -> Sequence[Camera]:
+        """The cameras or, if there are none, some that are searched for, of the size that shows the detail."""
+        return self.cameras or viewpoints(self._tree.cut(SEARCHED))
+
+    @property
+    def sh_degree(self) -> int:
+        return self.splats.sh_degree
+
+    def __len__(self) -> int:
+        """The number of Gaussians of the whole."""
+        return len(self.splats)
+
+    def cut(self, budget: str | float) -> Splats:
+        """Plain Gaussians for a budget, exactly as many as it says; see ElasticModel.cut. Cuts are not
+        nested."""
+        return fitting(budget, len(self), self.sh_degree, lambda kept, ratio: self._tree.cut(kept))

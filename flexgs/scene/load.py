@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flexgs.camera import FARTHEST, WORLD, Origin, focus, local_origin, offset, unit_of
+from flexgs.camera import FARTHEST, WORLD, Camera, Origin, focus, local_origin, offset, unit_of
 from flexgs.config import Config
 from flexgs.errors import UserError, one_line
 from flexgs.scene.capture import Capture, Frame, Points
@@ -179,6 +179,20 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         warnings.warn(doubt, stacklevel=2)
     return Scene(name or Path(os.path.abspath(root)).name, root, train, test, points, scene_scale, protocol,
                  origin, doubts)
+
+
+def load_cameras(path: str | Path, model: str | None = None) -> list[Camera]:
+    """The cameras of a capture, in the order of their names and without distortion; its photographs need not
+    be there. UserError as of load_scene."""
+    capture = read_capture(Path(path), model)
+    frames = sorted(capture.frames, key=lambda frame: frame.name)
+    if len(frames) < 2:
+        raise UserError(f"{capture.file}: found {len(frames)} images with a pose, expected at least 2")
+    places = np.stack([_place(frame.viewmat) for frame in frames])
+    scene_scale = np.linalg.norm(places - places.mean(0), axis=1).max()
+    origin, near = local_origin(places, scene_scale), NEAR * unit_of(scene_scale)
+    return [replace(frame.lens.pinhole().camera(_about(origin, frame.viewmat), origin), near=near)
+            for frame in frames]
 
 
 def _near(capture: Capture, doubts: list[str]) -> Points | None:

@@ -1,0 +1,263 @@
+"""The merge tree: pairs of Gaussians become one, pass after pass, down to any count.
+
+A pass has three steps: every Gaussian is compared with its nearest neighbours, the cheapest pairs that have no
+Gaussian in common are chosen, and each pair becomes the one Gaussian with its moments. The cost of a pair is
+what the merged Gaussian loses of the two: the bound on the divergence by Runnalls (2007, "Kullback-Leibler
+approach to Gaussian mixture reduction", IEEE Trans. AES 43, equation 16), plus the variance of the harmonics
+within the pair. The weight of a Gaussian is its opacity times its area: about what it adds to an image.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numba import njit, prange
+from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from flexgs.splats import Splats, unit_quaternions
+
+NEIGHBOURS = 16
+"""Nearest Gaussians, by their means, that each is compared with."""
+COLOUR = 4.0
+"""Weight of the variance of the harmonics' coefficients against the divergence, which is in nats."""
+PER_PASS = 0.42
+"""Largest fraction of the Gaussians that a pass removes before costs are computed anew. It could remove half,
+but the last pairs that are left over are poor ones."""
+SPREAD = 0.5
+"""What becomes of an opacity above 1: the area of the merged Gaussian grows by this power of it. With 0 the
+excess is lost; with 1 the sum of opacity times area is kept, although the two hid each other in part."""
+FLATTEST = 1e-6
+"""Variance of the thinnest axis, against the sum over all axes, that the divergence tells from none."""
+CHUNK = 1 << 18
+"""Gaussians whose neighbours are looked up at once, which bounds the memory."""
+
+Array = np.ndarray
+
+
+def merge(splats: Splats, count: int) -> Splats:
+    """Exactly count Gaussians that stand for splats, or splats itself if it has no more.
+
+    Computed on the CPU, in float64 but for the harmonics, and deterministic.
+    """
+    mixture = Mixture.of(splats)
+    while len(mixture) > count:
+        mixture = mixture.after_pass(count)
+    return mixture.splats(splats)
+
+
+class MergeTree:
+    """The same Gaussians at every count. Whole passes are kept, so that a second cut is cheap."""
+
+    def __init__(self, splats: Splats):
+        self._splats = splats
+        self._passes = [Mixture.of(splats)]
+
+    def cut(self, count: int) -> Splats:
+        """What merge() returns for count."""
+        while (last := self._passes[-1]).fewest > max(count, 1):
+            self._passes.append(last.after_pass(count))
+        mixture = next(m for m in reversed(self._passes) if len(m) >= min(count, len(self._splats)))
+        while len(mixture) > count:
+            mixture = mixture.after_pass(count)
+        return mixture.splats(self._splats)
+
+    def order(self) -> Tensor:
+        """[N] int64: all indices of the given Gaussians, the merges in reverse.
+
+        The first k are the heaviest ones of the k clusters that a cut of k Gaussians is made of.
+        """
+        while len(last := self._passes[-1]) > 1:
+            self._passes.append(last.after_pass(1))
+        return torch.from_numpy(np.concatenate([last.kept, *(m.removed[::-1] for m in self._passes[::-1])]))
+
+
+@dataclass
+class Mixture:
+    """N Gaussians between two passes, as moments."""
+
+    means: Array
+    """[N, 3] float64."""
+    covariances: Array
+    """[N, 6] float64: xx xy xz yy yz zz."""
+    areas: Array
+    """[N] float64, the product of the two larger standard deviations."""
+    opacities: Array
+    """[N] float64, 0 to 1."""
+    harmonics: Array
+    """[N, 3 (K + 1)] float32, the constant coefficients first."""
+    kept: Array
+    """[N] int64: the given Gaussian that each stands in the place of, the heaviest of its cluster."""
+    alone: Array
+    """[N] bool: whether it is a given Gaussian still."""
+    removed: Array
+    """int64: the given Gaussians that the last pass has removed from kept, the cheapest first."""
+
+    @staticmethod
+    def of(splats: Splats) -> "Mixture":
+        """The moments of Gaussians."""
+        n, splats = len(splats), splats.detach().to("cpu")
+        scales = splats.scales.double().clamp(-40, 40).exp().numpy()
+        quats = unit_quaternions(splats.quats.double()).numpy()
+        axes = Rotation.from_quat(quats, scalar_first=True).as_matrix() * scales[:, None, :]
+        largest = np.sort(scales, axis=1)
+        return Mixture(splats.means.double().numpy(), _packed(axes @ axes.transpose(0, 2, 1)),
+                       largest[:, 1] * largest[:, 2], torch.sigmoid(splats.opacities.double()).numpy(),
+                       torch.cat([splats.sh0[:, None], splats.shN], 1).reshape(n, -1).float().numpy(),
+                       np.arange(n), np.ones(n, bool), np.empty(0, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+    @property
+    def fewest(self) -> int:
+        """How many Gaussians a whole pass leaves at least."""
+        return len(self) - max(1, int(PER_PASS * len(self)))
+
+    def after_pass(self, count: int) -> "Mixture":
+        """The mixture after one pass, which leaves count Gaussians or, where these are too few, `fewest`."""
+        weights = np.maximum(self.areas * self.opacities, 1e-300)
+        first, second = self._pairs(weights, len(self) - max(count, self.fewest))
+        heavier = weights[first] >= weights[second]
+        a, b = np.where(heavier, first, second), np.where(heavier, second, first)
+        mass = weights[a] + weights[b]
+        p = (weights[a] / mass)[:, None]
+        q, away = 1 - p, self.means[a] - self.means[b]
+        means = p * self.means[a] + q * self.means[b]
+        covariances = (p * self.covariances[a] + q * self.covariances[b]
+                       + p * q * _packed(away[:, :, None] * away[:, None, :]))
+        variances = np.linalg.eigvalsh(_unpacked(covariances)).clip(1e-200)
+        areas = np.sqrt(variances[:, 1] * variances[:, 2])
+        growth = np.maximum(mass / areas, 1) ** SPREAD
+        rows, merged = np.ones(len(self), bool), np.zeros(len(self), np.int64)
+        rows[b] = False
+        merged[a] = np.arange(1, len(a) + 1)
+        merged = merged[rows]  # 0, or 1 + the number of the pair
+        at, pair = np.flatnonzero(merged), merged[merged > 0] - 1
+
+        def new(old: Array, values: Array) -> Array:
+            out = old[rows]
+            out[at] = values[pair]
+            return out
+
+        harmonics = p.astype(np.float32) * self.harmonics[a] + q.astype(np.float32) * self.harmonics[b]
+        return Mixture(new(self.means, means), new(self.covariances, covariances * growth[:, None]),
+                       new(self.areas, areas * growth),
+                       new(self.opacities, np.minimum(mass / (areas * growth), 1)),
+                       new(self.harmonics, harmonics), self.kept[rows],
+                       new(self.alone, np.zeros(len(a), bool)), self.kept[b])
+
+    def _pairs(self, weights: Array, most: int) -> tuple[Array, Array]:
+        """Two [M] arrays of indices, M <= most: disjoint pairs of neighbours, the cheapest first."""
+        n = len(self)
+        tree, k = cKDTree(self.means), min(NEIGHBOURS + 1, n)
+        neighbours = np.empty((n, k), np.int32)
+        for start in range(0, n, CHUNK):
+            neighbours[start:start + CHUNK] = tree.query(self.means[start:start + CHUNK], k, workers=-1)[1]
+        costs = np.empty((n, k), np.float32)
+        _costs(neighbours, self.means, self.covariances, self.harmonics, weights,
+               _log_volumes(self.covariances), costs)
+        flat = costs.ravel()
+        pairs = np.flatnonzero(np.isfinite(flat))
+        pairs = pairs[np.argsort(flat[pairs], kind="stable")]
+        return _disjoint(pairs, neighbours, most)
+
+    def splats(self, given: Splats) -> Splats:
+        """As Gaussians; those that have not been merged are rows of given, from which the mixture was made."""
+        n, device = len(self), given.means.device
+        new = given[torch.from_numpy(self.kept).to(device)].detach().clone()
+        at = ~self.alone
+        variances, vectors = np.linalg.eigh(_unpacked(self.covariances[at]))
+        vectors[np.linalg.det(vectors) < 0, :, 0] *= -1
+        quats = Rotation.from_matrix(vectors).as_quat(scalar_first=True) if at.any() else np.empty((0, 4))
+        harmonics = self.harmonics[at].reshape(-1, 1 + given.shN.shape[1], 3)
+        values = {"means": self.means[at], "quats": quats, "scales": np.log(variances.clip(1e-30)) / 2,
+                  "opacities": torch.logit(torch.from_numpy(self.opacities[at]), 1e-4).numpy(),
+                  "sh0": harmonics[:, 0], "shN": harmonics[:, 1:]}
+        where = torch.from_numpy(at).to(device)
+        for name, tensor in new.items():
+            tensor[where] = torch.from_numpy(values[name]).to(tensor)
+        assert len(new) == n
+        return new
+
+
+def _packed(matrices: Array) -> Array:
+    """[N, 6] of symmetric [N, 3, 3]."""
+    return matrices[:, (0, 0, 0, 1, 1, 2), (0, 1, 2, 1, 2, 2)]
+
+
+def _unpacked(packed: Array) -> Array:
+    """[N, 3, 3] of [N, 6]."""
+    return packed[:, (0, 1, 2, 1, 3, 4, 2, 4, 5)].reshape(-1, 3, 3)
+
+
+def _log_volumes(covariances: Array) -> Array:
+    """[N] logarithms of the determinants, thin ones as thick as FLATTEST."""
+    out = np.empty(len(covariances))
+    _fill_log_volumes(covariances, out)
+    return out
+
+
+@njit(inline="always")
+def _log_volume(xx, xy, xz, yy, yz, zz):
+    thick = FLATTEST * (xx + yy + zz)
+    xx, yy, zz = xx + thick, yy + thick, zz + thick
+    det = xx * (yy * zz - yz * yz) - xy * (xy * zz - yz * xz) + xz * (xy * yz - yy * xz)
+    return np.log(max(det, 1e-300))
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def _fill_log_volumes(c, out):
+    for i in prange(len(c)):
+        out[i] = _log_volume(c[i, 0], c[i, 1], c[i, 2], c[i, 3], c[i, 4], c[i, 5])
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def _costs(neighbours, means, c, harmonics, weights, log_volumes, out):
+    """out [N, k]: the cost of merging i with each of its neighbours; infinite for itself, and for a pair that
+    its other Gaussian has among its own neighbours and comes first."""
+    n, k = neighbours.shape
+    for i in prange(n):
+        for place in range(k):
+            j = neighbours[i, place]
+            out[i, place] = np.inf
+            listed = j == i
+            if j < i:
+                for other in range(k):
+                    listed |= neighbours[j, other] == i
+            if listed:
+                continue
+            mass = weights[i] + weights[j]
+            p, q = weights[i] / mass, weights[j] / mass
+            x, y, z = means[i, 0] - means[j, 0], means[i, 1] - means[j, 1], means[i, 2] - means[j, 2]
+            volume = _log_volume(p * c[i, 0] + q * c[j, 0] + p * q * x * x,
+                                 p * c[i, 1] + q * c[j, 1] + p * q * x * y,
+                                 p * c[i, 2] + q * c[j, 2] + p * q * x * z,
+                                 p * c[i, 3] + q * c[j, 3] + p * q * y * y,
+                                 p * c[i, 4] + q * c[j, 4] + p * q * y * z,
+                                 p * c[i, 5] + q * c[j, 5] + p * q * z * z)
+            divergence = (volume - p * log_volumes[i] - q * log_volumes[j]) / 2
+            variance = 0.0
+            for f in range(harmonics.shape[1]):
+                variance += (harmonics[i, f] - harmonics[j, f]) ** 2
+            out[i, place] = (divergence + COLOUR * p * q * variance) * np.sqrt(mass)
+
+
+@njit(cache=True)
+def _disjoint(pairs, neighbours, most):
+    """The first pairs, of places in the flat [N, k] neighbours, that have no Gaussian in common."""
+    n, k = neighbours.shape
+    taken = np.zeros(n, np.bool_)
+    first, second = np.empty(most, np.int64), np.empty(most, np.int64)
+    found = 0
+    for place in pairs:
+        if found == most:
+            break
+        i = place // k
+        j = neighbours[i, place % k]
+        if not taken[i] and not taken[j]:
+            taken[i] = taken[j] = True
+            first[found], second[found] = i, j
+            found += 1
+    return first[:found], second[:found]

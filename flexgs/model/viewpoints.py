@@ -1,0 +1,92 @@
+"""Viewpoints for a model that comes without cameras, found by looking at it.
+
+From where it was trained, a model fills the image and is sharp; from elsewhere there are holes, floaters close
+to the camera and needles seen from the side. So viewpoints are drawn at random, judged by both in small
+renders, and the best are kept and varied, as in an evolution strategy.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flexgs.camera import Camera, look_at
+from flexgs.raster import render
+from flexgs.seeds import generator
+from flexgs.splats import Splats
+
+FIRST, ROUNDS, CHILDREN = 300, 3, 3
+"""Viewpoints drawn at random, rounds of variation, and variations of each viewpoint in a round."""
+SMALL = (64, 48)
+"""Width and height in pixels of the renders that viewpoints are judged by."""
+FOV = 45.0
+"""Vertical angle of view in degrees."""
+SHARPNESS = 5.0
+"""Weight of the blur, as a fraction of the width, against the covered fraction of the image."""
+DETAIL = 10.0
+"""Pixels across the standard deviation of what is seen, by which the size of the cameras is chosen."""
+WIDEST = 800
+
+
+def viewpoints(splats: Splats, count: int = 48) -> list[Camera]:
+    """The best cameras that a search has found for splats, of one size; deterministic.
+
+    Some thousands of Gaussians are enough to search with: merge a large model first.
+    """
+    draws = generator(0, "viewpoints")
+    seen = torch.sigmoid(splats.opacities) * (splats.scales.sum(1) - splats.scales.amin(1)).exp()
+    chances = seen.double().sqrt().cumsum(0)
+    middle = splats.means.median(0).values
+    reach = float((splats.means - middle).norm(dim=1).median())
+
+    def target() -> Tensor:
+        drawn = torch.rand((), generator=draws, dtype=torch.float64) * chances[-1]
+        return splats.means[int(torch.searchsorted(chances, drawn).clamp(max=len(splats) - 1))]
+
+    def judged(eye: Tensor, at: Tensor) -> tuple[float, float, Tensor, Tensor]:
+        return (*_judge(splats, _camera(splats, eye, at, SMALL, draws)), eye, at)
+
+    pool = []
+    for _ in range(FIRST):
+        distance = reach / 4 * 16 ** float(torch.rand((), generator=draws))
+        pool.append(judged(middle + distance * _direction(draws), target()))
+    for _ in range(ROUNDS):
+        best = sorted(pool, key=lambda one: -one[0])[:count]
+        pool = list(best)
+        for _, _, eye, at in best:
+            for child in range(CHILDREN):
+                moved = eye + (at - eye).norm() / 4 * torch.randn(3, generator=draws)
+                pool.append(judged(moved, target() if child % 2 else at))
+    best = sorted(pool, key=lambda one: -one[0])[:count]
+    blur = float(torch.tensor([one[1] for one in best]).log().mean().exp())
+    width = int(min(max(DETAIL / blur, SMALL[0]), WIDEST))
+    return [_camera(splats, eye, at, (width, width * 3 // 4), draws) for _, _, eye, at in best]
+
+
+def scale_of(cameras: Sequence[Camera]) -> float:
+    """The scene scale: 1.1 times the largest distance of a camera from the mean of all."""
+    centers = torch.stack([camera.center.double() for camera in cameras])
+    return max(1.1 * float((centers - centers.mean(0)).norm(dim=1).max()), 1e-6)
+
+
+def _direction(draws: torch.Generator) -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(3, generator=draws), dim=0)
+
+
+def _camera(splats: Splats, eye: Tensor, at: Tensor, size: tuple[int, int], draws: torch.Generator) -> Camera:
+    """A camera at eye that looks at a point, turned about its axis at random."""
+    near = 1e-3 * float((at - eye).norm().clamp(min=1e-6))
+    camera = look_at(eye, at, _direction(draws), *size, FOV, near, splats.origin)
+    return camera
+
+
+def _judge(splats: Splats, camera: Camera) -> tuple[float, float]:
+    """How good a viewpoint is, and its blur: the mean standard deviation of the Gaussians in the image, by
+    what they contribute, as a fraction of the width."""
+    with torch.no_grad():
+        out = render(splats, camera, contributions="weight")
+    assert out.contributions is not None
+    weight = out.contributions[:, 0]
+    sizes = (out.radii.amax(1) / 3.33 / camera.width).clamp(1e-3, 1)
+    blur = float(((weight / weight.sum().clamp(min=1e-9)) * sizes.log()).sum().exp())
+    return float(out.alpha.mean()) - SHARPNESS * blur, blur
