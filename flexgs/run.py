@@ -34,7 +34,7 @@ from flexgs.files import (
     write_json,
 )
 from flexgs.formats import as_stored, read, save
-from flexgs.image import lpips
+from flexgs.image import lpips, quality
 from flexgs.inputs import read_json, shown, typed
 from flexgs.report.pictures import write_curve, write_grid
 from flexgs.scene import Scene
@@ -150,8 +150,8 @@ def finished(folder: Path, config: Config, scene: Scene) -> dict[str, Any] | Non
     """The results of a run that this configuration has nothing to add to, or None. UserError if they are of
     another method or another capture.
 
-    A run that is only to be evaluated in another way is not finished: run() trains nothing and measures
-    again.
+    A run that is only to be evaluated in another way, or whose SSIM was computed otherwise, is not finished:
+    run() trains nothing and measures again.
     """
     results = read_results(folder)
     if results is None:
@@ -159,7 +159,8 @@ def finished(folder: Path, config: Config, scene: Scene) -> dict[str, Any] | Non
     theirs = Config.load(folder / "config.json")
     check_same_method(theirs, config, True, folder)
     check_same_capture(results["protocol"].get("digest"), scene.digest, folder, OTHER_OUTPUT)
-    done = results["steps"] >= config.steps and theirs.evaluation == config.evaluation
+    same_ssim = results["protocol"].get("ssim") == quality.PROTOCOL["ssim"]
+    done = results["steps"] >= config.steps and theirs.evaluation == config.evaluation and same_ssim
     return results if done and newest(folder, "model").is_dir() else None
 
 

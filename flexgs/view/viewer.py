@@ -19,7 +19,7 @@ from flexgs.camera import Camera
 from flexgs.config import count_at
 from flexgs.device import clock
 from flexgs.errors import MissingDependencyError, UserError
-from flexgs.image.psnr import psnr
+from flexgs.image.quality import psnr
 from flexgs.model.elastic import Cuttable
 from flexgs.ply import is_wide, ply_bytes
 from flexgs.raster import render
