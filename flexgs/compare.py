@@ -58,7 +58,7 @@ class Cell:
 
     @property
     def from_nothing(self) -> bool:
-        """Whether the model is trained from the capture's points, with only the size of stage 1's model."""
+        """Whether the model is trained from the capture's points and takes only its size from stage 1."""
         return self.config.base.stage1_fraction == 1
 
 
@@ -140,10 +140,7 @@ def train_cell(cell: Cell, scene: Scene, device: str, report: Report) -> None:
 
 
 def done(cell: Cell, scene: Scene) -> bool:
-    """Whether the cell is trained and measured.
-
-    UserError if its folder holds results of another method or capture.
-    """
+    """Whether the cell is trained and measured; UserError if its folder holds results of another one."""
     return cell.stage1.exists() and finished(cell.folder, _sized(cell), scene) is not None
 
 
@@ -242,10 +239,7 @@ def _trained_alike(cell: Cell) -> Path | None:
 
 
 def _sized(cell: Cell) -> Config:
-    """Return the cell's settings, with the size limit of a model that is trained from nothing.
-
-    That limit is the cell's ratio of the number of Gaussians in stage 1's model.
-    """
+    """Return the cell's settings; a model from nothing is limited to its ratio of stage 1's number."""
     if not cell.from_nothing or cell.ratio is None:
         return cell.config
     stage1 = Checkpoint(cell.stage1)

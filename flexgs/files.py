@@ -85,10 +85,7 @@ def newest(folder: Path, name: str) -> Path:
 
 
 def tidy(folder: Path) -> None:
-    """Repair what kills have left in folder and below: finish publish(), remove half-written files.
-
-    Only the owner of the folder (see only_one) may call this.
-    """
+    """Repair what kills left in a folder the caller owns: finish publish(), remove half-written files."""
     _settle(folder)
     _remove(folder / STAGED)
     for where, folders, files in os.walk(folder):
@@ -119,7 +116,7 @@ def read_jsonl(path: Path, *keys: str) -> list[dict[str, Any]]:
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder where it is missing, and return its path; UserError if it cannot be written to."""
+    """Make the folder if it is missing, and return its path; UserError if it cannot be written to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):

@@ -75,13 +75,10 @@ class Remote:
     def __init__(self, url: str):
         self.url = url
         self.size: int | None = None
-        """Bytes of the whole, once any have been read."""
+        """Size of the whole file in bytes; None before the first read."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset`, or fewer where the file ends.
-
-        HTTPError if the request fails or the server sends another range.
-        """
+        """Return `length` bytes from `offset`, or fewer where the file ends; HTTPError if that fails."""
         if self.size is not None:
             length = min(length, self.size - offset)
         if length <= 0:
@@ -101,7 +98,6 @@ class Remote:
                                               f"{last} of {self.size or 'them'}: the file has changed, or "
                                               "the server is at fault")
                 self.size = size
-                """Size of the whole file in bytes; None before the first read."""
                 return b"".join(answer.chunks(length))
         except HTTPError as e:
             if e.status == 416 and self.size is None:  # an empty file has no range

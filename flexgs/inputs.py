@@ -32,10 +32,7 @@ wherever it occurs."""
 
 @dataclass(frozen=True)
 class Range:
-    """An interval that a number must lie in, or the number of entries: Annotated[int, Range(1, 10**9)].
-
-    NaN lies in no interval.
-    """
+    """Bounds of a number, or of the number of entries: Annotated[int, Range(1, 10**9)]. NaN is outside."""
 
     low: float
     high: float
@@ -108,10 +105,7 @@ def read_bytes(path: Path | str, most: int, expected: str = "a file") -> bytes:
 
 def read_json(path: Path | str, kind: Any = dict,
               advice: str = "it is damaged, write or export it again") -> Any:
-    """Read a JSON file as a value of an annotated type (see typed).
-
-    `advice` says in the error what to do about a bad file.
-    """
+    """Read a JSON file as an annotated type (see typed); `advice` says what to do about a bad file."""
     return typed(kind, parse_json(read_bytes(path, MOST_JSON, "a JSON file"), str(path), advice), str(path))
 
 
@@ -234,13 +228,9 @@ def check_tensors(tensors: "Mapping[str, Tensor]", layout: Layout, where: str,
                   numbers: dict[str, int] | None = None) -> None:
     """Raise UserError unless the tensors have exactly the names, dtypes and shapes of a layout, all finite.
 
-    Kernels do not check sizes again: they would read beyond the end of a tensor with too few rows.
-
-    Args:
-        tensors: the tensors by name. On the meta device, for tensors not read yet, values are not checked.
-        layout: the names, dtypes (as "float32") and shapes wanted.
-        where: the file, for messages.
-        numbers: the sizes of named dimensions, where known; those found are added.
+    Kernels do not check sizes again: they would read beyond the end of a tensor with too few rows. Values on
+    the meta device, for tensors that are not read yet, are not checked. `numbers` has the sizes of named
+    dimensions where they are known; those found are added.
     """
     import torch
 

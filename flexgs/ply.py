@@ -52,10 +52,7 @@ def is_wide(splats: Splats) -> bool:
 
 
 def in_world(splats: Splats, path: Path | str) -> Splats:
-    """Return the Gaussians in the capture's own coordinates, for a float32 file at `path`.
-
-    UserError if float32 is too coarse for these coordinates (is_wide).
-    """
+    """Return the Gaussians in the capture's coordinates; UserError names path if they need float64."""
     if is_wide(splats):
         raise UserError(f"{path}: positions about {place(splats)} need float64, which this format "
                         "cannot hold; expected NAME.ply, or --local for positions from there")

@@ -58,19 +58,13 @@ class Session(Protocol):
     """The connection of a run to what started it: progress reports and checkpoints."""
 
     def checkpoints(self) -> list[Path]:
-        """Return the checkpoint folders to resume from, best first, on every worker.
-
-        A later one is used where those before it are damaged.
-        """
+        """Return the checkpoint folders to resume from, best first, on every worker; some may be damaged."""
 
     def progress(self, step: int, metrics: dict[str, Any]) -> None:
         """Report the metrics at a step; called on rank 0 only."""
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        """Keep a checkpoint, which write(folder) writes into an empty folder.
-
-        Called on all workers; only rank 0 writes.
-        """
+        """Keep a checkpoint that write(folder) writes; called on all workers, but only rank 0 writes."""
 
     def stop(self, reported: bool) -> bool:
         """Whether to keep a checkpoint and stop now: the same answer on all workers, asked after each step.
@@ -84,10 +78,7 @@ class StoppedError(Exception):
 
 
 class LocalSession:
-    """A session with checkpoints in the run folder and progress to a callable.
-
-    Where there is no checkpoint yet, the run starts from the checkpoint `start`, if given.
-    """
+    """A session with checkpoints in the run folder, or at first in `start`, and progress to a callable."""
 
     def __init__(self, folder: Path, group: Group, on_progress: Callable[[int, dict[str, Any]], None],
                  start: Path | None = None):
@@ -146,10 +137,7 @@ def check_figures(ratios: Any, names: Sequence[str], where: str) -> None:
 
 
 def recorded_capture(folder: Path) -> Path:
-    """Return the folder of the capture that a run folder, or the run around a model folder, was trained on.
-
-    UserError if none is recorded, or it no longer exists.
-    """
+    """Return the capture's folder as the run in or around `folder` recorded it; UserError if it is gone."""
     results = read_results(folder) or read_results(folder.parent) or {}
     if not isinstance(where := results.get("capture"), str):
         raise UserError(f"{folder}: does not say where its capture is; give it with --scene")
@@ -175,10 +163,7 @@ def finished(folder: Path, config: Config, scene: Scene) -> dict[str, Any] | Non
 
 
 def resume(trainer: Trainer, session: Session) -> None:
-    """Load the newest whole checkpoint, if there is any, and print a line about damaged ones.
-
-    UserError if all are damaged.
-    """
+    """Load the newest whole checkpoint, if any; print which are damaged, or UserError if all are."""
     damaged: list[DamagedError] = []
     for checkpoint in session.checkpoints():
         try:
@@ -233,18 +218,9 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
         device: str = "cpu") -> dict[str, Any]:
     """Train a scene (or continue), evaluate it, write model, cuts and pictures, and return results.json.
 
-    Args:
-        config: all settings.
-        scene: the capture.
-        folder: the run folder, owned by the caller (files.only_one); the same on all workers.
-        group: the workers that train this scene together.
-        session: where progress and checkpoints go.
-        device: the torch device of this worker.
-
-    Raises:
-        StoppedError: the session stopped the run before its last view.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint.
-        UserError: a setting or input does not allow the run.
+    The caller owns the run folder (files.only_one). With several workers, all call this with their own group
+    and session; rank 0 writes. StoppedError if the session stops the run before its last view,
+    KeyboardInterrupt after Ctrl-C or SIGTERM: a checkpoint is kept.
     """
     config.check()
     base = read(config.base.ply) if config.base.ply else None

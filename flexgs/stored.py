@@ -52,14 +52,7 @@ class Stored:
     """
 
     def __init__(self, folder: Path, name: str, kinds: Mapping[str, Any], advice: str):
-        """Open files that save() has written.
-
-        Args:
-            folder: the folder of the two files.
-            name: their name without suffix.
-            kinds: the keys that the JSON must have, and their types (see inputs.typed).
-            advice: what to do about bad files, for messages.
-        """
+        """Open `name` in folder; kinds: keys of the JSON and their types; advice: what to do about errors."""
         self.folder, self.file, self.advice = folder, folder / f"{name}.safetensors", advice
         description = folder / f"{name}.json"
         self._written: dict[str, Any] = read_json(description, advice=advice)

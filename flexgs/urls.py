@@ -68,10 +68,7 @@ def _plain(text: str) -> str:
 
 
 def _without_user(rest: str) -> str:
-    """Drop the user and password from the text after the // of an address.
-
-    Passwords may contain @ / ? # and blanks unencoded.
-    """
+    """Drop user and password, which may contain @ / ? # and blanks, from the text after // of an address."""
     line = re.split(r"[\n'\"]|\s\S*//", rest, maxsplit=1)[0]
     word = re.split(r"\s", line, maxsplit=1)[0]
     authority = re.split(r"[/?#]", word, maxsplit=1)[0]

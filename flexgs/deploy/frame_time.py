@@ -36,10 +36,10 @@ class Profile:
             f"{n:,} Gaussians {ms:.1f} ms" for n, ms in zip(self.gaussians, self.ms, strict=True))
 
     def most(self, ms: float) -> int:
-        """Return how many Gaussians can be rendered within `ms` milliseconds per frame.
+        """Return how many Gaussians can be rendered in `ms` milliseconds per frame.
 
-        The measured times are made monotonic by isotonic regression and interpolated linearly; the answer is
-        never above the largest number measured. UserError if even the smallest number measured takes longer.
+        Interpolated linearly between the measured numbers (made monotonic), and never above the largest of
+        them. UserError if even the smallest takes longer.
         """
         times = isotonic_regression(self.ms)
         if ms < times[0]:

@@ -80,10 +80,7 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 
 def serve(folder: Path, host: str, port: int, names: Sequence[str] = ()) -> None:
-    """Serve the folder until Ctrl-C, under its host and further names (see Visitors).
-
-    UserError if host and port cannot be listened at.
-    """
+    """Serve the folder until Ctrl-C (names: see Visitors); UserError if host or port is not available."""
     app = application(folder, Visitors(host, names))
     try:
         asyncio.run(_run(app, host, port))

@@ -30,10 +30,7 @@ RATIOS = (0.01, 0.05, 0.15, 1.0)
 
 
 def write_page(model: Cuttable, path: Path, title: str, ratios: Sequence[float] = RATIOS) -> str:
-    """Write a page with one stage per ratio, and return a sentence about it.
-
-    UserError if the viewer has to be built and Node.js is missing.
-    """
+    """Write a page with one stage per ratio, and return a sentence about it; UserError without Node.js."""
     if path.suffix.lower() != ".html":
         raise UserError(f"--html {path}: expected a name that ends in .html")
     program = viewer()
