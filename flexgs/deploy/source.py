@@ -1,4 +1,4 @@
-"""What can be cut: a run, a packed file or its URL, and any file of splats that somebody else made."""
+"""Opening what can be cut: a run, a packed file or its URL, or a file of Gaussians from any program."""
 
 from pathlib import Path
 
@@ -16,11 +16,16 @@ from flexgs.urls import is_url
 
 
 def open_model(source: str | Path, scene: Scene | None = None) -> ElasticModel | Progressive:
-    """The model of a run folder or a model folder; of a .fgs file or an http(s) URL, of which cut() reads
-    what it needs; or of a file of splats, in the order of their importance: for the training views of scene,
-    else by their opacity and size alone.
+    """Open a model for cutting.
 
-    UserError if it is none of these, or broken.
+    Args:
+        source: a run folder or a model folder; a packed .fgs file or its http(s) URL, of which cut() reads
+            only what it needs; or a file of Gaussians in any format that flexgs reads.
+        scene: for a file of Gaussians, the capture whose training views decide their order (LightGaussian's
+            score); without it they are ordered by opacity and size.
+
+    Raises:
+        UserError: the source is none of these, or damaged.
     """
     where = str(source)
     if is_url(where) or where.lower().endswith(".fgs"):
@@ -36,8 +41,8 @@ def open_model(source: str | Path, scene: Scene | None = None) -> ElasticModel |
             return Progressive.open(source)
     splats = read(path)
     splats = splats.at(scene.origin) if scene else splats
-    by = score("lightgaussian", splats, scene.train,
-               Group()) if scene else score("footprint", splats, [], Group())
+    by = (score("lightgaussian", splats, scene.train, Group()) if scene
+          else score("footprint", splats, [], Group()))
     config = Config.from_preset("plain")
     config.transform.kind = "none"
     ordered = splats[by.argsort(descending=True, stable=True)]
