@@ -1,5 +1,7 @@
 """flexgs: train a 3D Gaussian Splatting scene once, cut it to any budget.
 
+The whole library in five lines:
+
     scene = flexgs.load_scene("data/berlin", factor=4)
     model = flexgs.train(scene, flexgs.Config.from_preset("default"))
     small = model.cut("20MB")
@@ -23,10 +25,14 @@ __all__ = ["Config", "UserError", "load", "load_scene", "render", "save", "train
 
 def train(scene: "Scene", config: Config, device: str = "auto",
           progress: Callable[[str], None] | None = print) -> "ElasticModel":
-    """Train without a run folder: nothing is written.
+    """Train a scene and return its elastic model; nothing is written to disk.
 
-    device: cpu, cuda, or auto, which is cuda where there is one; on the CPU torch then uses one thread, as
-    the rasterizer has its own. progress takes a line of text every config.report_every views; None is silent.
+    Args:
+        scene: the capture, from load_scene().
+        config: all settings; checked first (UserError).
+        device: cpu, cuda, or auto: cuda where there is one. On the CPU torch is set to one thread, since the
+            rasterizer has threads of its own.
+        progress: called with a line of text every config.report_every views; None: silent.
     """
     from flexgs.device import pick_device
     from flexgs.formats import read
@@ -36,21 +42,24 @@ def train(scene: "Scene", config: Config, device: str = "auto",
     config.check()
     base = read(config.base.ply) if config.base.ply else None
     trainer = Trainer(config, scene, device=pick_device(device), base=base)
-    trainer.fit(lambda step, metrics: progress(progress_line(scene.name, step, metrics)) if progress
-                else None, lambda step, write: None)
+
+    def report(step: int, metrics: dict[str, Any]) -> None:
+        if progress:
+            progress(progress_line(scene.name, step, metrics))
+
+    trainer.fit(report, lambda step, write: None)
     return trainer.model()
 
 
 def load(source: str | Path) -> "Cuttable":
-    """What can be cut: the elastic model of a run folder, a packed file (.fgs) or its URL, or a file of
-    splats."""
+    """Open a model for cutting: a run folder, a packed file (.fgs) or its URL, or a file of Gaussians."""
     from flexgs.deploy.source import open_model
 
     return open_model(source)
 
 
 def __getattr__(name: str) -> Any:
-    """The rest of the public names, imported when first used: torch and numba take seconds."""
+    """Import the other public names on first use: torch and numba take seconds to import."""
     from importlib import import_module
 
     homes = {"load_scene": ("flexgs.scene", "load_scene"), "render": ("flexgs.raster", "render"),

@@ -1,4 +1,4 @@
-"""python -m flexgs"""
+"""The command line as `python -m flexgs`."""
 
 from flexgs.cli import main
 

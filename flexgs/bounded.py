@@ -1,7 +1,8 @@
-"""Programs of others, in processes with bounded time and memory that end with the one that started them.
+"""External programs, run with limits on time and memory, that end when the process that started them ends.
 
-This file is also what stands between: `python bounded.py PARENT PROGRAM ...` binds its own process to its
-parent, and then becomes the program. (Python's preexec_fn may deadlock where there are threads.)
+This file is also a program itself: `python bounded.py PARENT PROGRAM ...` ties its own process to the process
+id PARENT and then replaces itself with PROGRAM. (The usual way, Python's preexec_fn, may deadlock where there
+are threads.)
 """
 
 import contextlib
@@ -16,10 +17,15 @@ PR_SET_PDEATHSIG, SIGKILL = 1, 9
 
 def run(command: Sequence[str | Path], seconds: float,
         folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run command in folder to its end, with nothing to read; its exit code and what it has said.
+    """Run a command to its end, with empty standard input, and return its exit code and output.
 
-    subprocess.TimeoutExpired after so many seconds: it is killed then, as after any exception, with all that
-    it has started. On Linux it is killed when this process ends, too.
+    Args:
+        command: the program, as a path, and its arguments.
+        seconds: after so many, the program is killed with all processes it has started, and
+            subprocess.TimeoutExpired is raised. Any other exception, such as Ctrl-C, kills it likewise.
+        folder: the working directory; default: this process's own.
+
+    On Linux the program is also killed when this process ends in any way.
     """
     bound = [sys.executable, "-I", "-S", __file__, str(os.getpid())] if sys.platform == "linux" else []
     with subprocess.Popen([*bound, *command], cwd=folder, stdin=subprocess.DEVNULL,
@@ -34,8 +40,8 @@ def run(command: Sequence[str | Path], seconds: float,
 
 
 def _kill(pid: int) -> None:
-    """The process and all below it, which would keep its pipes open."""
-    import psutil  # not where this file is the program
+    """Kill a process and all its descendants, which would keep its pipes open."""
+    import psutil  # not at the top: `python -I -S bounded.py` has no installed packages
 
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
@@ -45,10 +51,13 @@ def _kill(pid: int) -> None:
 
 
 def limit(memory: int = -1, cpu_seconds: int = -1) -> None:
-    """For this process, where the system can: at most so many bytes of addresses and seconds of a processor,
-    and no core file.
+    """Limit this process where the system allows it, and write no core file.
 
-    -1: as it was. It also ends with the one that started it.
+    Args:
+        memory: the most bytes of address space; -1: unchanged.
+        cpu_seconds: the most seconds of processor time; -1: unchanged.
+
+    On Linux the process is also killed when the process that started it ends.
     """
     if sys.platform == "win32":
         return
@@ -56,7 +65,7 @@ def limit(memory: int = -1, cpu_seconds: int = -1) -> None:
 
     for what, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, cpu_seconds),
                        (resource.RLIMIT_CORE, 0)):
-        with contextlib.suppress(ValueError):  # the machine allows less
+        with contextlib.suppress(ValueError):  # the system's limit is lower already
             if most >= 0:
                 resource.setrlimit(what, (most, most))
     if sys.platform == "linux":

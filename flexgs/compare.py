@@ -1,13 +1,13 @@
-"""Methods side by side on one capture, from the same stage 1, at the same counts, over the same number of
-views.
+"""Methods side by side on one capture: the same stage 1, numbers of Gaussians, and number of views.
 
-    seed_0/stage1/  seed_0/<method>/  seed_0/<method>-5pct/ ...  compare.json  tables.md  tables.tex  table.csv  tradeoff.png
+    seed_0/stage1/  seed_0/<method>/  seed_0/<method>-5pct/ ...
+    compare.json  tables.md  tables.tex  table.csv  tradeoff.png
 
-A method is a preset and any settings, for instance "default --deltas.knots 0.01 0.1". Stage 1, seed,
-background and evaluation are common to all; what differs is stage 2. What is trained at once is a cell: a
-method at all ratios, or at one where the method makes a model for each. Cells know nothing of each other:
-they may run anywhere and in any order after stage 1; what is finished is not repeated, what is not is
-continued.
+A method is a preset followed by any settings, for instance "default --deltas.knots 0.01 0.1". Stage 1, seed,
+background and evaluation are common to all methods; they differ in stage 2. A cell is one model to train: a
+method at all ratios, or at one ratio where the method trains a model for each. Cells are independent of each
+other: after stage 1 they may run anywhere and in any order. A finished cell is not repeated, and an
+unfinished one is continued.
 """
 
 import dataclasses
@@ -36,43 +36,46 @@ from flexgs.training.trainer import Report, Trainer
 
 COMMON = ("seed", "steps", "batch", "background", "report_every", "checkpoint_every", "check_every", "data",
           "base", "evaluation")
+"""Settings that all methods take from the comparison before their own flags are applied."""
 SAME = ("seed", "steps", "batch", "background", "data")
-"""Those of them that no method may change, or figures could not be compared."""
+"""The settings among COMMON that no method may change, or its figures could not be compared."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One model of a comparison."""
+    """One model to train for a comparison."""
 
     method: str
     config: Config
     folder: Path
     ratio: float | None = None
-    """The ratio that the model is for; None: all that the evaluation names."""
+    """The one ratio that this model is trained for; None: all ratios of the evaluation."""
 
     @property
     def stage1(self) -> Path:
-        """The checkpoint that all methods of a seed start from."""
+        """The checkpoint from which all methods of a seed start."""
         return self.folder.parent / "stage1" / "done"
 
     @property
     def from_nothing(self) -> bool:
-        """Whether the model is trained small from the capture's points: of stage 1 it takes the number of
-        Gaussians only."""
+        """Whether the model is trained from the capture's points and takes only its size from stage 1."""
         return self.config.base.stage1_fraction == 1
 
 
 def method_config(method: str, common: Config) -> Config:
-    """Stage 2 of the method, everything else of common; settings behind the preset's name have the last
-    word."""
-    from flexgs.options import fill  # the command line knows how to read flags
+    """Return the configuration of a method: its own stage 2, and everything else from `common`.
+
+    Flags behind the preset's name have the last word. UserError if they change a setting that the methods
+    must share.
+    """
+    from flexgs.options import fill
 
     preset, *flags = _words(method)
     config = Config.from_preset(preset)
-    own = {name: getattr(config.base, name)
-           for name in ("stage1_fraction", "reset_every")} if config.base.stage1_fraction == 1 else {}
+    own = ("stage1_fraction", "reset_every") if config.base.stage1_fraction == 1 else ()
+    own_base = {name: getattr(config.base, name) for name in own}
     config = dataclasses.replace(config, **{name: getattr(common, name) for name in COMMON})
-    config.base = dataclasses.replace(common.base, **own)
+    config.base = dataclasses.replace(common.base, **own_base)
     config.lr = dataclasses.replace(config.lr, **common.stage1()["lr"])
     config = fill(Config, flags, f"--methods {preset}", start := config).check()
     if differing := [name for name in ("preset", *SAME) if getattr(config, name) != getattr(start, name)]:
@@ -86,12 +89,12 @@ def method_config(method: str, common: Config) -> Config:
 
 
 def seeded(common: Config, seeds: Sequence[int]) -> list[Config]:
-    """common at each of the seeds, once; at its own if there are none."""
+    """Return `common` at each of the seeds, without repeats; at its own seed if there are none."""
     return [dataclasses.replace(common, seed=seed) for seed in dict.fromkeys(seeds or (common.seed,))]
 
 
 def cells(methods: Sequence[str], common: Config, folder: Path) -> list[Cell]:
-    """What has to be trained under folder/seed_<common.seed>."""
+    """List the models to train for one seed, each with its folder below folder/seed_<common.seed>."""
     folder = folder / f"seed_{common.seed}"
     found = []
     if not methods:
@@ -102,8 +105,8 @@ def cells(methods: Sequence[str], common: Config, folder: Path) -> list[Cell]:
             found.append(Cell(method, config, folder / _name(method)))
             continue
         for ratio in (r for r in config.evaluation.ratios if r < 1):
-            one = dataclasses.replace(config,
-                                      evaluation=dataclasses.replace(config.evaluation, ratios=(1.0,)))
+            evaluation = dataclasses.replace(config.evaluation, ratios=(1.0,))
+            one = dataclasses.replace(config, evaluation=evaluation)
             if config.order.keep < 1:
                 one.order = dataclasses.replace(config.order, keep=ratio)
             found.append(Cell(method, one, folder / f"{_name(method)}-{percent_name(ratio)}pct", ratio))
@@ -126,9 +129,9 @@ def train_stage1(scene: Scene, common: Config, folder: Path, device: str, report
 
 
 def train_cell(cell: Cell, scene: Scene, device: str, report: Report) -> None:
-    """Train and measure one cell into its folder, after stage 1; nothing happens if that is done.
+    """Train and measure one cell into its folder, after stage 1; a finished cell is left as it is.
 
-    What differs from a finished cell in its evaluation only is measured, not trained again.
+    A cell that differs from a finished one only in its evaluation is measured, not trained again.
     """
     if not done(cell, scene):
         start = _trained_alike(cell) or (None if cell.from_nothing else cell.stage1)
@@ -137,18 +140,18 @@ def train_cell(cell: Cell, scene: Scene, device: str, report: Report) -> None:
 
 
 def done(cell: Cell, scene: Scene) -> bool:
-    """Whether the cell is trained and measured. UserError if its folder holds results of another method or
-    capture."""
+    """Whether the cell is trained and measured; UserError if its folder holds results of another one."""
     return cell.stage1.exists() and finished(cell.folder, _sized(cell), scene) is not None
 
 
 def measured(cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
-    """What the finished cells have measured: {method: [a seed's {"seed", "ratios", "train_seconds",
-    "stored_mb"}, ...]}.
+    """Collect the figures of the finished cells by method, with one row per seed.
 
-    ratios is as in results.json, with cut_seconds: what a cut at a new ratio takes, training included where
-    the method makes a model for each. train_seconds is for all ratios, stage 1 included; stored_mb is what
-    has to be kept to serve them.
+    Returns:
+        {method: [{"seed", "ratios", "train_seconds", "stored_mb"}, ...]}. "ratios" is as in results.json,
+        with cut_seconds: the time to make a cut at a new ratio, training included where the method trains a
+        model for each ratio. train_seconds covers all ratios and stage 1; stored_mb is the size of what has
+        to be kept to serve all ratios.
     """
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for cell in cells:
@@ -172,32 +175,32 @@ def measured(cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
 
 
 def write(scene: str, rows: Rows, published: Rows | None, common: Config, folder: Path) -> list[Sheet]:
-    """Write compare.json, the tables as Markdown, LaTeX and CSV, and the figure into folder; returns the
-    tables."""
-    sheets = [quality_sheet(rows),
-              cost_sheet(rows), *([published_sheet(rows, published)] if published else [])]
+    """Write compare.json, tables (Markdown, LaTeX, CSV) and the figure into folder; return the tables."""
+    sheets = [quality_sheet(rows), cost_sheet(rows)]
+    sheets += [published_sheet(rows, published)] if published else []
     write_json(folder / "compare.json",
                {"scene": scene, "steps": common.steps, "git_sha": git_sha(), "methods": rows})
-    for name, text in {"tables.md": "\n".join([*(sheet.markdown() for sheet in sheets), legend(rows)]),
-                       "tables.tex": "\n".join(sheet.latex() for sheet in sheets)}.items():
+    tables = {"tables.md": [*(sheet.markdown() for sheet in sheets), legend(rows)],
+              "tables.tex": [sheet.latex() for sheet in sheets]}
+    for name, parts in tables.items():
         with atomic_file(folder / name) as out:
-            out.write_text(text + "\n")
+            out.write_text("\n".join(parts) + "\n")
     write_csv(rows, folder / "table.csv")
     write_tradeoff(rows, folder / "tradeoff.png")
     return sheets
 
 
 def legend(methods: Iterable[str]) -> str:
-    """What each preset among the methods reproduces and leaves out, a line each."""
+    """Say what each preset among the methods reproduces and leaves out, in one line each."""
     presets = dict.fromkeys(_words(method)[0] for method in methods)
     return "\n".join(f"- {name}: {' '.join((PRESETS[name].__doc__ or '').split())}" for name in presets)
 
 
 def log_to_mlflow(scene: str, rows: Rows, common: Config, folder: Path, tracking: Tracking) -> str:
-    """Log the comparison to MLflow: a run per method below one for all; returns how to open it on PSNR over
-    ratio.
+    """Log the comparison to MLflow, and return how to open it on the chart of PSNR over ratio.
 
-    A method's figures are its means over seeds; those of the run above them are the best of all methods.
+    Each method is a run below one parent run. A method's figures are its means over the seeds; the parent's
+    figures are, at each ratio, those of the method with the highest PSNR.
     """
     parent = tracking.run(folder, f"{scene}: comparison", kind="comparison",
                           tags={"scene": scene, "git_sha": git_sha()})
@@ -223,7 +226,7 @@ def log_to_mlflow(scene: str, rows: Rows, common: Config, folder: Path, tracking
 
 
 def _trained_alike(cell: Cell) -> Path | None:
-    """The last checkpoint of a finished cell that was trained as this one is to be."""
+    """Return the last checkpoint of a finished cell that was trained exactly as this cell is to be."""
     for results in sorted(cell.folder.parent.glob("*/results.json")):
         try:
             theirs = Config.load(results.with_name("config.json"))
@@ -236,7 +239,7 @@ def _trained_alike(cell: Cell) -> Path | None:
 
 
 def _sized(cell: Cell) -> Config:
-    """The cell's settings; a model from nothing may have as many Gaussians as its ratio of stage 1."""
+    """Return the cell's settings; a model from nothing is limited to its ratio of stage 1's number."""
     if not cell.from_nothing or cell.ratio is None:
         return cell.config
     stage1 = Checkpoint(cell.stage1)
@@ -246,13 +249,12 @@ def _sized(cell: Cell) -> Config:
 
 
 def _name(method: str) -> str:
-    """A folder name: "default --deltas.knots 0.01 0.1" -> "default-deltas.knots-0.01-0.1"."""
+    """Make a folder name: "default --deltas.knots 0.01 0.1" -> "default-deltas.knots-0.01-0.1"."""
     return "-".join(word.lstrip("-").replace("/", "_") for word in _words(method))
 
 
 def _words(method: str) -> list[str]:
-    """The preset and the flags of a method; UserError if there is no preset, or a quotation without an
-    end."""
+    """Split a method into its preset and flags; UserError for no preset or an unclosed quotation mark."""
     try:
         words = shlex.split(method)
     except ValueError as e:

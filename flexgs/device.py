@@ -1,4 +1,4 @@
-"""Which device of this machine is used, and when it is done."""
+"""The torch device to compute on, and a clock that waits for it."""
 
 import time
 
@@ -8,7 +8,7 @@ from flexgs.errors import UserError
 
 
 def pick_device(name: str) -> str:
-    """The torch device for --device."""
+    """Return the torch device that --device names; UserError if it is unknown or not available."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -16,12 +16,12 @@ def pick_device(name: str) -> str:
     if name != "cpu" and not name.startswith("cuda"):
         raise UserError(f"--device {name}: expected cpu, cuda or auto")
     if name == "cpu":
-        torch.set_num_threads(1)  # the rasterizer has its own threads, and torch's spin while they wait
+        torch.set_num_threads(1)  # the rasterizer has its own threads, and idle threads of torch spin
     return name
 
 
 def clock(device: torch.device) -> float:
-    """Seconds, when all that device was given to do is done."""
+    """Return time.perf_counter() after all work queued on the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

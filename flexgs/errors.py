@@ -1,5 +1,4 @@
-"""The two ways a command ends badly: the user can mend it (exit code 2), or something failed (exit code
-1)."""
+"""Errors that the user can mend (exit code 2), and their one-line form; any other failure exits with 1."""
 
 import errno
 import shlex
@@ -7,9 +6,9 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """One line for the user: the file or option, what was found, what was expected, what to do. Exit code 2.
+    """One line for the user: the file or option, what was found, what was expected, what to do.
 
-    It is a line whatever is quoted in it; see one_line().
+    The command line exits with code 2. one_line() keeps the message on one line, whatever it quotes.
     """
 
     def __init__(self, text: str):
@@ -17,7 +16,7 @@ class UserError(Exception):
 
 
 class MissingDependencyError(UserError):
-    """An optional package is not installed; names the extra that brings it."""
+    """An optional package is not installed; the message names the extra that installs it."""
 
     def __init__(self, package: str, extra: str, needed_for: str):
         super().__init__(f"{needed_for} needs the package {package}, which is not installed: "
@@ -25,8 +24,7 @@ class MissingDependencyError(UserError):
 
 
 def cure(error: BaseException) -> str | None:
-    """What to do about an error that says that the machine has too little memory or disk; None for any
-    other."""
+    """Return what to do about too little memory or disk space; None if the error has another cause."""
     text = str(error).lower()
     if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
         return "out of memory: lower --base.max-splats or raise --data.factor"
@@ -36,16 +34,15 @@ def cure(error: BaseException) -> str | None:
 
 
 def one_line(text: str) -> str:
-    """text on a line that does nothing to a terminal: names of files, which come from anybody, may hold any
-    character."""
+    """Return the text on one line, with the control characters that file names may hold made harmless."""
     return "".join(c if c.isprintable() else " " if c in "\n\t" else repr(c)[1:-1] for c in text.strip())
 
 
 def pasted(path: Path | str) -> str:
-    """path as it is typed in a shell, where a leading dash would make it an option."""
+    """Quote a path for a shell, with "./" before a leading dash, which would make it an option."""
     text = str(path)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 _NO_MEMORY = ("out of memory", "low on memory", "can't allocate memory", "cannot allocate memory")
-"""As CUDA, Ray, PyTorch on the CPU, and the system say it."""
+"""Words for it in the messages of CUDA, Ray, PyTorch on the CPU, and the system."""

@@ -12,10 +12,9 @@ from flexgs.device import clock
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.formats import FORMATS, as_stored
-from flexgs.image import lpips
-from flexgs.image.losses import ssim
+from flexgs.image import lpips, quality
 from flexgs.image.lpips import Lpips
-from flexgs.image.psnr import psnr
+from flexgs.image.quality import psnr, ssim
 from flexgs.model.elastic import ElasticModel
 from flexgs.raster import render
 from flexgs.scene import Scene, View
@@ -35,7 +34,7 @@ def measure(splats: Splats, view: View, background: Tensor,
     target, mask = view.image().to(device) / 255, view.mask()
     if mask is not None:
         image = torch.where(mask.to(device)[:, :, None], image, target)
-    return {"psnr": psnr(image, target), "ssim": float(ssim(image, target)), "ms": ms,
+    return {"psnr": psnr(image, target), "ssim": ssim(image, target), "ms": ms,
             **{f"lpips_{name}": network(image, target) for name, network in networks.items()}}
 
 
@@ -52,7 +51,7 @@ def evaluate(model: ElasticModel, scene: Scene, options: EvaluationConfig, backg
     group = group or Group()
     colour = torch.tensor(background, device=model.splats.means.device)
     test, table = chosen(scene.test, options.views), {}
-    smallest = min(min(view.camera.width, view.camera.height) for view in test)
+    smallest = _smallest(test)
     loaded = {net: lpips.load(net, options.lpips_weights, options.lpips_range) if smallest >= lpips.LEAST else
               f"its backbone needs images of {lpips.LEAST} pixels, found {smallest}" for net in options.lpips}
     networks: dict[str, Lpips] = {net: network for net,
@@ -78,8 +77,7 @@ def evaluate(model: ElasticModel, scene: Scene, options: EvaluationConfig, backg
         }
     return {"ratios": table, "protocol": {
         "test_views": len(test), "of_the_test_views": options.views, "background": list(background),
-        "pixels": "float, clamped to [0, 1]",
-        "ssim": "11x11 Gaussian window, sigma 1.5, zero padding", "mb": FORMATS[options.format].about,
+        "pixels": "float, clamped to [0, 1]", **quality.PROTOCOL, "mb": FORMATS[options.format].about,
         "device": str(model.splats.means.device),
         **{f"lpips_{net}": f"inputs in {options.lpips_range}" if net in networks
            else f"not computed, because {loaded[net]}"
@@ -87,9 +85,17 @@ def evaluate(model: ElasticModel, scene: Scene, options: EvaluationConfig, backg
 
 
 def chosen(views: Sequence[View], which: str) -> Sequence[View]:
-    """All views, or the even or odd ones; UserError if that leaves none."""
+    """All views, or the even or odd ones; UserError if that leaves none, or if they are too small for
+    SSIM."""
     found = views[{"all": 0, "even": 0, "odd": 1}[which]::1 if which == "all" else 2]
     if not found:
         raise UserError(f"--evaluation.views {which}: found {len(views)} test views, expected at least 2; "
                         "a smaller --data.test-every holds out more")
+    if (smallest := _smallest(found)) < quality.LEAST:
+        raise UserError(f"the test views: found {smallest} pixels across or down, expected at least "
+                        f"{quality.LEAST}, which SSIM needs; a smaller --data.factor gives larger images")
     return found
+
+
+def _smallest(views: Sequence[View]) -> int:
+    return min(min(view.camera.width, view.camera.height) for view in views)

@@ -1,4 +1,4 @@
-"""Orders, transforms and importance scores of somebody else's modules, named in a setting as module:name."""
+"""Orders, transforms and importance scores from other packages, named in a setting as module:name."""
 
 import os
 from collections.abc import Mapping
@@ -9,14 +9,21 @@ from flexgs.errors import UserError
 
 T = TypeVar("T")
 VARIABLE = "FLEXGS_EXTENSIONS"
-"""Names of the modules, separated by commas, that settings may name. Nothing else is imported: a config or
-model may come from a stranger."""
+"""Environment variable with the modules, separated by commas, that settings may name. Nothing else is
+imported: a config or a model may come from a stranger."""
 
 
 def named(option: str, name: str, known: Mapping[str, T], kind: type | None = None) -> T:
-    """What the setting `option` names: one of known, or module:name of a module in FLEXGS_EXTENSIONS.
+    """Return the class or function that a setting names.
 
-    kind: the class that it has to be a subclass of; None: any function. UserError if it is not to be had.
+    Args:
+        option: the setting, for messages.
+        name: a key of `known`, or module:name of a module that FLEXGS_EXTENSIONS allows.
+        known: the built-in choices.
+        kind: the base class that an extension must have; None: any function will do.
+
+    Raises:
+        UserError: there is no such name, it may not be imported, or it is of another kind.
     """
     if name in known:
         return known[name]

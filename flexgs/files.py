@@ -1,12 +1,12 @@
-"""Writing files so that a kill or a power cut leaves either the old or the new, never half of one.
+"""Atomic writes: a kill or a power cut leaves either the old file or folder or the new one, never a half.
 
-What is written lies beside its place, in a folder with a lock, until it is whole and on the disk, and is then
-renamed. What a kill leaves of that has a lock that nobody holds: whoever writes to the same place next
-removes it. Several things change together by one rename too: staged() collects them, publish() renames the
-collection, and only then each takes its place. A kill in between is made good by the next owner of the folder
-(tidy), and newest() finds them until then.
+New content is written beside its target, in a temporary folder with a lock, until it is whole and on the
+disk; then it is renamed. If a kill leaves a temporary folder behind, its lock is free, and whoever writes to
+the same target next removes it. Several files and folders can also change together by one rename: staged()
+collects them, publish() renames the collection, and only then does each move to its place. After a kill in
+between, newest() finds them, and tidy() by the next owner of the folder moves them.
 
-Folders come from others too. A link is never followed to what is moved, replaced or removed.
+Folders may come from strangers: a link is never followed to something that is moved, replaced or removed.
 """
 
 import contextlib
@@ -33,12 +33,15 @@ _LOCK = ".lock"
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary file of path's name, in a folder beside it, that takes its place when the block ends well.
-    UserError if path is a folder, or cannot be written."""
-    if os.path.isdir(path):  # False for a name that is too long
+    """Yield a temporary path to write a file to; it replaces `path` when the block ends without an error.
+
+    The temporary file has the same name in another folder, since many writers go by the suffix. UserError if
+    path is a folder or cannot be written.
+    """
+    if os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
         raise UserError(f"{path}: is a folder; expected the name of a file")
     with _workplace(path) as out:
-        yield out  # many writers go by the suffix
+        yield out
         _sync(out)
         os.replace(out, path)
         _sync_folder(path.parent)
@@ -46,11 +49,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside path that takes its place when the block ends well. UserError if it cannot be
-    written.
+    """Yield a temporary folder to fill; it replaces `path` when the block ends without an error.
 
-    A folder that is replaced is away for a moment, and a kill in that moment leaves neither; see publish()
-    for what may not be.
+    A folder that is replaced is absent for a moment, and a kill in that moment leaves neither old nor new;
+    publish() avoids that. UserError if the folder cannot be written.
     """
     with _workplace(path) as out:
         out.mkdir()
@@ -60,7 +62,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def staged(folder: Path) -> Path:
-    """Where the owner of folder collects the files and folders that publish() puts into it together."""
+    """Return the subfolder in which the owner of `folder` collects what publish() puts in place together."""
     place = folder / STAGED
     if place.is_symlink() or not place.is_dir():
         _remove(place)
@@ -69,23 +71,21 @@ def staged(folder: Path) -> Path:
 
 
 def publish(folder: Path) -> None:
-    """Put all that is staged into folder at once, in the place of what has the same names."""
+    """Put everything in staged(folder) into folder at once, replacing what has the same names."""
     _sync_tree(folder / STAGED)
-    os.rename(folder / STAGED, folder / PUBLISHED)  # from here on the new ones count
+    os.rename(folder / STAGED, folder / PUBLISHED)  # from here on, newest() returns the new ones
     _sync_folder(folder)
     _settle(folder)
 
 
 def newest(folder: Path, name: str) -> Path:
-    """The path of a file or folder that is published in folder: its place, or where a kill has left it on the
-    way there."""
+    """Return the path of a published file or folder: its place, or where a kill left it on the way there."""
     waiting = folder / PUBLISHED / name
     return waiting if waiting.exists() and not waiting.parent.is_symlink() else folder / name
 
 
 def tidy(folder: Path) -> None:
-    """Make good what kills have left in folder and below, for its owner: end what publish() began, remove
-    half-written ones."""
+    """Repair what kills left in a folder the caller owns: finish publish(), remove half-written files."""
     _settle(folder)
     _remove(folder / STAGED)
     for where, folders, files in os.walk(folder):
@@ -96,14 +96,16 @@ def tidy(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Indented JSON, atomically."""
+    """Write a value as indented JSON, atomically."""
     with atomic_file(path) as out:
         out.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def read_jsonl(path: Path, *keys: str) -> list[dict[str, Any]]:
-    """The objects in a file of JSON lines that have these keys. Other lines are left out: another process may
-    be writing to the file, or a kill has cut a line off."""
+    """Return the objects in a file of JSON lines that have all these keys.
+
+    Other lines are left out: another process may be writing to the file, or a kill has cut a line off.
+    """
     rows = []
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         with contextlib.suppress(UserError):
@@ -114,7 +116,7 @@ def read_jsonl(path: Path, *keys: str) -> list[dict[str, Any]]:
 
 
 def make_folder(path: Path) -> Path:
-    """path as a folder that can be written to, or UserError."""
+    """Make the folder if it is missing, and return its path; UserError if it cannot be written to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
@@ -125,24 +127,24 @@ def make_folder(path: Path) -> Path:
 
 
 def _refusal(path: Path, error: OSError) -> Exception:
-    """What to raise where path cannot be written: a full disk stays what it is, all else is for the user to
-    mend."""
+    """Return the error to raise where path cannot be written: UserError, but a full disk stays an OSError."""
     return error if cure(error) else UserError(f"{path}: cannot be written "
                                                f"({error.strerror or error}); choose another output folder")
 
 
 @contextmanager
 def only_one(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Own folder while the block runs: other processes are kept from working in it, and what killed ones have
-    left is tidied.
+    """Own a folder while the block runs: other processes are kept out, and it is tidied before and after.
 
-    A kill ends that too. If another process works there, wait for its end, or UserError.
+    The lock ends with the process, however that ends. If another process owns the folder: wait for it with
+    wait=True, else UserError.
     """
     lock = FileLock(make_folder(folder) / _LOCK)
     try:
         lock.acquire(blocking=wait)
     except Timeout:
-        raise UserError(f"{folder}: another process works here now; wait, or choose another output folder") from None
+        raise UserError(f"{folder}: another process works here now; wait, or choose another output "
+                        "folder") from None
     except OSError as e:
         raise _refusal(folder / _LOCK, e) from None
     try:
@@ -150,14 +152,17 @@ def only_one(folder: Path, wait: bool = False) -> Iterator[None]:
         try:
             yield
         finally:
-            tidy(folder)  # it may have been interrupted, or one of its workers killed
+            tidy(folder)  # the block may have been interrupted, or a worker of it killed
     finally:
         lock.release()
 
 
 def _settle(folder: Path) -> None:
-    """Put what publish() has renamed into its places. Files, which describe folders, go first and come last,
-    so that no new folder ever stands beside an old description. May be interrupted and done again."""
+    """Move what publish() has renamed into its places; may be interrupted and repeated.
+
+    Old files, which describe folders, are removed before any folder is replaced, and new ones come last: a
+    new folder never stands beside an old description.
+    """
     new = folder / PUBLISHED
     if new.is_symlink() or not new.is_dir():
         return _remove(new)
@@ -172,7 +177,7 @@ def _settle(folder: Path) -> None:
 
 
 def _replace(new: Path, path: Path) -> None:
-    """Rename new to path; what is there is put aside and removed, unless both are files."""
+    """Rename new to path; what is there is moved aside and then removed, unless both are files."""
     old = _beside(path)
     if path.is_dir() or (new.is_dir() and os.path.lexists(path)):
         os.rename(path, old)
@@ -189,8 +194,7 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until the file is on the disk: else a power cut after a rename may leave its name with nothing in
-    it."""
+    """Wait until the file is on the disk; else a power cut after a rename may leave an empty file."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -199,33 +203,34 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """The same for the names in a folder, where the file system can."""
+    """Wait until the names in a folder are on the disk, where the file system supports that."""
     with contextlib.suppress(OSError):
         _sync(path)
 
 
 def _beside(path: Path) -> Path:
-    """A new name in path's folder, which is made if need be, for what is to take its place or has had it."""
+    """Make up a new name beside path, for its replacement or its predecessor; make the parent folder."""
     return make_folder(path.parent) / f"{_stem(path)}{uuid4().hex[:8]}"
 
 
 def _stem(path: Path) -> str:
-    """What names in its folder begin with that are for path, whose own name may be as long as the disk
-    takes."""
+    """Return the common start of the temporary names for path, cut to fit the longest name a disk takes."""
     return f".{os.fsencode(path.name)[:200].decode(errors='ignore')}."
 
 
 @contextmanager
 def _workplace(path: Path) -> Iterator[Path]:
-    """A new name like path's, in a locked folder beside it, which is removed in the end. What killed
-    processes have left of such folders for path is removed first."""
+    """Yield a path of the same name in a new locked folder beside `path`, which is removed at the end.
+
+    Such folders that killed processes have left for the same path are removed first.
+    """
     place = _beside(path)
     for left in path.parent.glob(f"{glob.escape(_stem(path))}*"):
         if _TEMPORARY.fullmatch(left.name) and (left / _LOCK).exists() and not _in_use(left):
             _remove(left)
     try:
         with contextlib.suppress(FileNotFoundError):
-            path.lstat()  # a name that is too long is found out before the work
+            path.lstat()  # fails for a name that is too long, before the work is done
         place.mkdir()
         lock = FileLock(place / _LOCK)
         lock.acquire(blocking=False)
@@ -248,12 +253,12 @@ def _in_use(place: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # a disk that cannot be written or is full: it stays where it is
+    except OSError:  # the disk is full or read-only: leave the folder alone
         return True
 
 
 def _remove(path: Path) -> None:
-    """What is at path, if anything is; of a link only the link."""
+    """Remove the file, folder or link at path, if there is one; the target of a link stays."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -1,10 +1,9 @@
-"""Reading what is behind an address: whatever a server does, it ends, takes bounded memory, and a failure is
-one line.
+"""HTTP GET for files of any size from servers that may misbehave: bounded time, bounded memory.
 
-Only http and https are asked. Redirects are few, lead to no other scheme, and from https never to http. An
-answer has a minute to begin, may not be silent for longer, and its body has to arrive at SLOWEST at least.
-Proxies are those of the environment (HTTPS_PROXY, NO_PROXY), passwords those of the URL or of ~/.netrc.
-Errors show addresses without the secrets in them.
+Only http and https are allowed. At most REDIRECTS redirects are followed, to no other scheme, and never from
+https to http. An answer has QUIET seconds to begin and may not pause for longer; its body must arrive at
+SLOWEST or faster on average. Proxies come from the environment (HTTPS_PROXY, NO_PROXY), passwords from the
+URL or ~/.netrc. Every failure is one line, with the secrets removed from the address.
 """
 
 import asyncio
@@ -26,60 +25,60 @@ from flexgs.errors import UserError
 from flexgs.urls import first_line, public
 
 QUIET = 60.0
-"""Seconds until an answer begins, and without a byte of it."""
+"""The most seconds until an answer begins, and between two pieces of its body."""
 SLOWEST = 16_384
-"""Bytes a second, on the average."""
+"""The least average speed of a body, in bytes per second."""
 REDIRECTS = 5
 PIECE, PIECES = 1 << 16, 16
-"""Bytes that are read at a time, and how many times ahead."""
+"""Bytes read at a time, and the number of pieces read ahead."""
 TRANSIENT = (408, 425, 429)
-"""Of the 4xx those that another attempt may mend; of the 5xx all."""
+"""The 4xx status codes that are worth another attempt; all 5xx codes are."""
 
 
 class HTTPError(UserError):
-    """A request that failed: f"{address without secrets}: {reason}"."""
+    """A failed request; the message is "ADDRESS WITHOUT SECRETS: REASON"."""
 
     def __init__(self, url: str, reason: str, transient: bool = False, status: int | None = None):
         super().__init__(f"{public(url)}: {reason}")
         self.reason, self.status = reason, status
         self.transient = transient
-        """Whether another attempt may mend it."""
+        """Whether another attempt may succeed."""
 
 
 class Span(NamedTuple):
-    """Which bytes of a file an answer has, as its Content-Range says."""
+    """The range of bytes in an answer, as its Content-Range says; both ends are included."""
 
     first: int
     last: int
     total: int | None
-    """Of the whole file, if the server knows."""
+    """Size of the whole file in bytes; None if the server does not know it."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One with status 200, or 206 to a request with a Range."""
+    """A successful answer: status 200, or 206 to a request with a Range."""
 
     header: Callable[[str], str]
-    """What a header says, of several alike their values with commas between; empty if there is none."""
+    """Return the value of a header; several of one name are joined by commas, a missing one is empty."""
     span: Span | None
-    """None: it is the whole file, also where a range was asked for."""
+    """The range that the body covers; None: it is the whole file, even if a range was asked for."""
     length: int | None
-    """Bytes of the body, if the server says."""
+    """Size of the body in bytes; None if the server does not say."""
     chunks: Callable[[int], Iterator[bytes]]
-    """The body, once: HTTPError if it ends early, or has more bytes than this."""
+    """Yield the body, once. The argument is the most bytes to accept; HTTPError if there are more, or if the
+    body ends early."""
 
 
 class Remote:
-    """A file behind a URL, of which ranges are read."""
+    """A file behind a URL, read by byte ranges."""
 
     def __init__(self, url: str):
         self.url = url
         self.size: int | None = None
-        """Bytes of the whole, once any have been read."""
+        """Size of the whole file in bytes; None before the first read."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """That many bytes, or fewer where the file ends. HTTPError, also for a server that sends other bytes
-        than those."""
+        """Return `length` bytes from `offset`, or fewer where the file ends; HTTPError if that fails."""
         if self.size is not None:
             length = min(length, self.size - offset)
         if length <= 0:
@@ -95,9 +94,9 @@ class Remote:
                     raise HTTPError(self.url, "the server does not say how large the file is, "
                                               "expected it in Content-Range")
                 if first != offset or end != min(last, size - 1) or self.size not in (None, size):
-                    raise HTTPError(self.url, f"found bytes {first} to {end} of {size}, expected "
-                                              f"{offset} to {last} of {self.size or 'them'}: the file has "
-                                    "changed, or the server is at fault")
+                    raise HTTPError(self.url, f"found bytes {first} to {end} of {size}, expected {offset} to "
+                                              f"{last} of {self.size or 'them'}: the file has changed, or "
+                                              "the server is at fault")
                 self.size = size
                 return b"".join(answer.chunks(length))
         except HTTPError as e:
@@ -109,11 +108,16 @@ class Remote:
 @contextmanager
 def request(url: str, headers: Mapping[str, str] | None = None,
             seconds: float = math.inf) -> Iterator[Answer]:
-    """What a GET of the URL answers, open while the block runs; seconds: for all of it, if less than what the
-    body is given.
+    """Send a GET request, and yield the answer, which stays open while the block runs.
 
-    HTTPError for every other status, for an address, redirect or encoding that is not taken, and if the line
-    or the server fails, also while the body is read.
+    Args:
+        url: the address, http or https.
+        headers: further headers, such as Range.
+        seconds: the most for the whole request; it only ever shortens the limits of this module.
+
+    Raises:
+        HTTPError: the status is neither 200 nor 206 to a Range; the address, a redirect or the encoding is
+            refused; or the connection or the server fails, also while the body is read.
     """
     headers = headers or {}
     latest = time.monotonic() + seconds
@@ -141,9 +145,11 @@ def request(url: str, headers: Mapping[str, str] | None = None,
 
 
 class _Body:
-    """The body of an answer. It is read as it comes and for a few pieces ahead, since aiohttp drops what it
-    holds when the line
-    breaks: a download could not go on from there."""
+    """The body of an answer, read a few pieces ahead of its use.
+
+    aiohttp drops the data it holds when the connection breaks; what was read ahead is kept, and a download
+    can go on from there.
+    """
 
     def __init__(self, content: aiohttp.StreamReader):
         self._content = content
@@ -161,7 +167,7 @@ class _Body:
             await self._ahead.put(e)
 
     async def next(self) -> bytes:
-        """A piece, or nothing at its end."""
+        """Return the next piece; empty at the end of the body."""
         item = await self._ahead.get()
         if isinstance(item, Exception):
             raise item
@@ -170,8 +176,11 @@ class _Body:
 
 @contextmanager
 def _loop(url: str) -> Iterator[Callable[[Coroutine[Any, Any, Any], float], Any]]:
-    """wait(work, end) of an event loop of its own, in a thread, since the caller's may run already (in a
-    notebook): the result of work, or HTTPError, by the time.monotonic() of end."""
+    """Run an event loop in a thread, since the caller's thread may run one already (in a notebook).
+
+    Yields wait(work, end): run a coroutine and return its result, or raise HTTPError, by the time.monotonic()
+    of `end`.
+    """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="flexgs http", daemon=True)
     thread.start()
@@ -194,15 +203,14 @@ def _loop(url: str) -> Iterator[Callable[[Coroutine[Any, Any, Any], float], Any]
 
 
 async def _session() -> aiohttp.ClientSession:
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=QUIET, sock_read=QUIET)
     return aiohttp.ClientSession(headers={"User-Agent": "flexgs", "Accept-Encoding": "identity"},
-                                 auto_decompress=False,
-                                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=QUIET,
-                                                               sock_read=QUIET),
+                                 auto_decompress=False, timeout=timeout,
                                  cookie_jar=aiohttp.DummyCookieJar(), read_bufsize=PIECE, trust_env=True)
 
 
 async def _closed(session: aiohttp.ClientSession) -> None:
-    """Close it, and end what still reads from it."""
+    """Close the session, and cancel the tasks that still read from it."""
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
     await session.close()
@@ -216,7 +224,7 @@ async def _asked(session: aiohttp.ClientSession, url: str,
 
 async def _follow(session: aiohttp.ClientSession, url: str,
                   headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-    """The first answer that is no redirect."""
+    """Return the first answer that is not a redirect."""
     place = url
     for _ in range(REDIRECTS + 1):
         if (scheme := urlsplit(place).scheme) not in ("http", "https"):
@@ -235,7 +243,7 @@ async def _follow(session: aiohttp.ClientSession, url: str,
 
 
 def _checked(response: aiohttp.ClientResponse, url: str, ranged: bool) -> tuple[Span | None, int | None]:
-    """Span and length of the body; HTTPError unless the answer is one to such a request."""
+    """Return the span and the length of the body; HTTPError if the answer does not suit the request."""
     status = response.status
     if status != 200 and not (status == 206 and ranged):
         phrase = http.HTTPStatus(status).phrase if status in set(http.HTTPStatus) else ""
@@ -256,7 +264,7 @@ def _checked(response: aiohttp.ClientResponse, url: str, ranged: bool) -> tuple[
 
 
 def _explain(error: Exception, url: str) -> NoReturn:
-    """Raise an error of a request as HTTPError."""
+    """Raise an exception of a request as HTTPError; one of another kind as it is."""
     transient = True
     match error:
         case HTTPError():
@@ -270,15 +278,15 @@ def _explain(error: Exception, url: str) -> NoReturn:
         case aiohttp.ClientHttpProxyError():
             reason, transient = f"the proxy says {error.status}", error.status >= 500
         case aiohttp.ClientResponseError():
-            # behind it are bytes of the answer
+            # aiohttp's message goes on with bytes of the answer, which are not quoted
             what = first_line(ValueError(error.message)).partition(":")[0]
             reason = f"found an answer that is not HTTP ({what})"
         case aiohttp.ClientSSLError():
             reason, transient = f"no connection ({first_line(error)})", False
         case OSError():
             number = error.errno or 0
-            reason = ("no connection "
-                      f"({os.strerror(number) if number > 0 else error.strerror or first_line(error)})")
+            what = os.strerror(number) if number > 0 else error.strerror or first_line(error)
+            reason = f"no connection ({what})"
         case aiohttp.ClientError() | ValueError():
             reason = ("found an address, here or in a redirect, that makes no sense, "
                       "expected http(s)://HOST/PATH")

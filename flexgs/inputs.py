@@ -1,5 +1,4 @@
-"""The door for everything that comes from outside: files, JSON and tensors, checked before anything is made
-of them.
+"""Checked reading of everything from outside: files, JSON and tensors.
 
 Whatever is wrong with them is a UserError of one line that names the file, what was found and what was
 expected.
@@ -17,29 +16,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 from flexgs.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor  # a second to import, which most readers of JSON need not
+    from torch import Tensor  # takes a second to import, which readers of JSON alone do not need
 
 MOST_JSON = 256 << 20
-"""Bytes of a JSON file: the cameras of 100,000 photographs are a fifth of it."""
+"""The most bytes of a JSON file; the cameras of 100,000 photographs take a fifth of that."""
 MOST_DEPTH = 32
-"""Lists and objects within each other."""
+"""The most lists and objects nested in each other."""
 MOST_DIGITS = 18
-"""Digits of an integer, so that it fits into 64 bits."""
+"""The most digits of an integer; all such integers fit into 64 bits."""
 
 Layout = Mapping[str, tuple[str, tuple[str | int, ...]]]
-"""name -> dtype and shape. A dimension is a number, or a name that stands for one number wherever it
-occurs."""
+"""Name of a tensor -> dtype and shape. A dimension is a number, or a name that stands for the same number
+wherever it occurs."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Which numbers a field takes, or how many entries: `steps: Annotated[int, Range(1, 10**9)]`. NaN is in
-    no range."""
+    """Bounds of a number, or of the number of entries: Annotated[int, Range(1, 10**9)]. NaN is outside."""
 
     low: float
     high: float
     ends: str = "[]"
-    """A round bracket, as in "(]", leaves that end out."""
+    """Square brackets include an end, round ones, as in "(]", exclude it."""
 
     def __contains__(self, value: float) -> bool:
         return (self.low < value if self.ends[0] == "(" else self.low <= value) and (
@@ -53,7 +51,7 @@ class Range:
 
 
 class Name:
-    """Which words a field takes: those that are built in, or module:name (see extensions.py)."""
+    """The words that a field accepts: the built-in ones, or module:name of an extension (extensions.py)."""
 
     def __init__(self, *built_in: str):
         self.built_in = built_in
@@ -66,26 +64,28 @@ class Name:
 
 
 def limits(kind: Any) -> str:
-    """What the Ranges and Names of an annotated type say, in words; empty where it has none."""
+    """Describe the Ranges and Names of an annotated type in words; empty if it has none."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is not Annotated:
         return next(filter(None, map(limits, args)), "")
     entries = " entries" if typing.get_origin(args[0]) is tuple else ""
-    return "; ".join(filter(None,
-                            [limits(args[0]), *(f"{own}{entries}" for own in args[1:]
-                                                if isinstance(own, Range | Name))]))
+    own = [f"{bounds}{entries}" for bounds in args[1:] if isinstance(bounds, Range | Name)]
+    return "; ".join(filter(None, [limits(args[0]), *own]))
 
 
 def regular_file(path: Path | str, expected: str = "a file") -> Path:
-    """path itself if it is a file, or a link to one. UserError for what is not there and for folders, devices
-    and pipes, which hang or never end when they are read."""
+    """Return the path if it is a file or a link to one, else raise UserError.
+
+    Folders, devices and pipes are refused, since reading them fails, hangs or never ends.
+    """
     path = Path(path)
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, expected {expected}") from None
     except (OSError, ValueError) as e:  # ValueError: a null character in the name
-        raise UserError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e}), expected {expected}") from None
+        reason = getattr(e, "strerror", None) or e
+        raise UserError(f"{path}: cannot be read ({reason}), expected {expected}") from None
     if not stat.S_ISREG(mode):
         raise UserError(f"{path}: {'is a folder' if stat.S_ISDIR(mode) else 'is not a regular file'}, "
                         f"expected {expected}")
@@ -93,7 +93,7 @@ def regular_file(path: Path | str, expected: str = "a file") -> Path:
 
 
 def read_bytes(path: Path | str, most: int, expected: str = "a file") -> bytes:
-    """What the file holds; UserError if that is more than `most` bytes."""
+    """Return the contents of a file; UserError if it has more than `most` bytes."""
     path = regular_file(path, expected)
     try:
         if (size := path.stat().st_size) > most:
@@ -105,13 +105,12 @@ def read_bytes(path: Path | str, most: int, expected: str = "a file") -> bytes:
 
 def read_json(path: Path | str, kind: Any = dict,
               advice: str = "it is damaged, write or export it again") -> Any:
-    """The JSON value in a file, of an annotated type (see typed); what to do about a bad one is said by
-    advice."""
+    """Read a JSON file as an annotated type (see typed); `advice` says what to do about a bad file."""
     return typed(kind, parse_json(read_bytes(path, MOST_JSON, "a JSON file"), str(path), advice), str(path))
 
 
 def parse_json(raw: bytes, where: str, advice: str = "it is damaged, write or export it again") -> Any:
-    """JSON in UTF-8, of finite numbers and of bounded depth; UserError names `where`."""
+    """Parse UTF-8 JSON, with finite numbers and bounded depth only; UserError names `where`."""
     try:
         value = json.loads(raw.decode("utf-8-sig"), parse_int=_integer, parse_float=_finite,
                            parse_constant=_finite)
@@ -149,20 +148,29 @@ def _check_depth(value: Any) -> None:
 
 
 def typed(kind: Any, value: Any, where: str) -> Any:
-    """A JSON value as an annotated type: a dataclass, tuple, list, dict, Literal, optional or plain type,
-    Annotated with a Range or not; UserError names `where` and the key. A float may be written as an integer;
-    a number is no truth value; dataclasses know all their keys."""
+    """Check a JSON value against an annotated type and return it as that type.
+
+    Args:
+        kind: a dataclass, tuple, list, dict, Literal, optional or plain type, or one of these Annotated with
+            a Range or a Name.
+        value: the value. An integer is accepted as a float, a boolean is not accepted as a number, and an
+            object may have no keys but the fields of its dataclass.
+        where: the place of the value, for messages.
+
+    Raises:
+        UserError: the value is of another type or out of range; names `where` and the key.
+    """
     if kind is Any:
         return value
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         value = typed(args[0], value, where)
-        for limits in args[1:]:
-            if isinstance(limits, Name) and value not in limits:
-                raise UserError(f"{where}: found {shown(value)}, expected {limits}")
+        for bounds in args[1:]:
+            if isinstance(bounds, Name) and value not in bounds:
+                raise UserError(f"{where}: found {shown(value)}, expected {bounds}")
             number, entries = (len(value), " entries") if isinstance(value, tuple) else (value, "")
-            if isinstance(limits, Range) and number not in limits:
-                raise UserError(f"{where}: found {shown(number)}{entries}, expected {limits}{entries}")
+            if isinstance(bounds, Range) and number not in bounds:
+                raise UserError(f"{where}: found {shown(number)}{entries}, expected {bounds}{entries}")
         return value
     if is_dataclass(kind):
         known = typing.get_type_hints(kind, include_extras=True)
@@ -187,7 +195,7 @@ def typed(kind: Any, value: Any, where: str) -> Any:
     elif type(None) in args:
         return None if value is None else typed(args[0], value, where)
     elif kind is float and not isinstance(value, bool) and (isinstance(value, float) or (
-            isinstance(value, int) and abs(value) < 2**1023)):  # no larger one is a float
+            isinstance(value, int) and abs(value) < 2**1023)):  # larger ones do not fit into a float
         return float(value)
     elif not origin and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
@@ -195,7 +203,7 @@ def typed(kind: Any, value: Any, where: str) -> Any:
 
 
 def _words(kind: Any) -> str:
-    """A type as a message names it."""
+    """Describe a type in a message."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         return _words(args[0])
@@ -211,18 +219,18 @@ def _words(kind: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value from outside as a message may quote it: short, on one line."""
+    """Quote a value from outside in a message: short, on one line."""
     text = repr(value)
     return f"{text[:57]}..." if len(text) > 60 else text
 
 
 def check_tensors(tensors: "Mapping[str, Tensor]", layout: Layout, where: str,
                   numbers: dict[str, int] | None = None) -> None:
-    """UserError unless tensors are those of layout, by name, dtype ("float32") and shape, and every number is
-    finite. Those on the meta device, which stand for tensors that are not read yet, have no numbers.
+    """Raise UserError unless the tensors have exactly the names, dtypes and shapes of a layout, all finite.
 
-    Kernels do not look at sizes again: a tensor of fewer rows would be read beyond its end. numbers: what
-    named dimensions are known to be; those that are not are filled in.
+    Kernels do not check sizes again: they would read beyond the end of a tensor with too few rows. Values on
+    the meta device, for tensors that are not read yet, are not checked. `numbers` has the sizes of named
+    dimensions where they are known; those found are added.
     """
     import torch
 

@@ -1,6 +1,6 @@
-"""What settings were called before: old flags, config files and runs go on working.
+"""Former names of settings, so that old flags, config files and runs go on working.
 
-A setting that gets another name is a line of SETTINGS; a value that gets another name is one of VALUES.
+When a setting is renamed, add a line to SETTINGS; when a value is, add one to VALUES.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ SETTINGS = {
     "rates.selector": "rates.gsnet",
     "rates": "lr",
 }
-"""The old path of a setting, or of a group of them, and the new one; applied from the first to the last."""
+"""The old path of a setting, or of a group of settings, -> the new one; applied from first to last."""
 VALUES = {("--protocol", "field"): "standard"}
 
 
 def setting(path: str) -> str:
-    """The path of a setting today, such as "lr.means" for "rates.means"."""
+    """Return the current path of a setting: "lr.means" for "rates.means"."""
     for old, new in SETTINGS.items():
         if path == old or path.startswith(f"{old}."):
             path = new + path.removeprefix(old)
@@ -31,9 +31,9 @@ def setting(path: str) -> str:
 
 
 def config(values: dict[str, Any]) -> dict[str, Any]:
-    """A tree of settings, as JSON has it, under the names of today.
+    """Rename the settings in a tree from a config file to their current names.
 
-    An old name beside the new one stays, so that whoever checks the names refuses it.
+    Where old and new name both occur, the old one is left in place, so that the check of names refuses it.
     """
     tree = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     for old, new in SETTINGS.items():
@@ -46,7 +46,7 @@ def config(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def flags(args: Sequence[str]) -> list[str]:
-    """The words of a command line under the names of today."""
+    """Rename the settings in the words of a command line to their current names."""
     words: list[str] = []
     for arg in args:
         name, equals, value = arg.partition("=")

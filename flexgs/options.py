@@ -7,6 +7,8 @@ import functools
 import io
 import itertools
 import re
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -17,37 +19,54 @@ from flexgs import old_names
 from flexgs.config import PRESETS, Config
 from flexgs.errors import UserError
 from flexgs.inputs import limits, typed
+from flexgs.urls import public
 
 T = TypeVar("T")
 # its settings are flags of their own: --steps, --field.resolution
 AnyConfig = Annotated[Config, tyro.conf.arg(name="")]
 
 ConfigFile = Annotated[Path | None, tyro.conf.arg(name="config")]
-Typed = tyro.conf.Suppress[frozenset[str]]
-"""The flags that the user has typed, which parse() fills in: what is chosen wins over what suits the
-machine."""
+
+@dataclasses.dataclass(frozen=True)
+class Typed:
+    """A command line as parse() found it. What the user has chosen wins over what suits the machine."""
+
+    words: tuple[str, ...] = ()
+
+    def has(self, *flags: str) -> bool:
+        """Whether one of these flags was typed, with - or _ between its words, under any of its names."""
+        return not set(flags).isdisjoint(
+            word.split("=", 1)[0].replace("_", "-") for word in old_names.flags(self.words)
+            if word.startswith("--"))
+
+    def command(self, program: str) -> str:
+        """The whole command, to be copied into a shell; what is secret in it is left out."""
+        return public(shlex.join(["python", program, *self.words]))
 
 
-def parse(command: type[T], args: Sequence[str], prog: str) -> T:
-    """Fill command from args; its settings, if it has a field `config`, start from --config or --preset.
+
+def parse(command: type[T], args: Sequence[str] | None, prog: str) -> T:
+    """Fill command from args, or else from sys.argv; its settings, if it has a field `config`, start from
+    --config or --preset, and its field `typed` is what was typed.
 
     UserError, in one line, for flags and values that it does not take; ranges of its settings are checked by
     Config.check.
     """
-    start: Any = tyro.MISSING_NONPROP
-    if "config" in (f.name for f in dataclasses.fields(command)):  # type: ignore[arg-type]
-        file, preset = last_value("--config", args), last_value("--preset", args)
-        if file is not None and preset is not None:
-            raise UserError("--config and --preset: expected one of them; both are a set of "
-                            "settings to start from")
-        config = Config.load(Path(file)) if file is not None else Config.from_preset("default"
-                                                                                     if preset is None
-                                                                                     else preset)
-        given = {f.name: _default_of(f) for f in dataclasses.fields(command)}  # type: ignore[arg-type]
-        start = command(**{**given, "config": config}
-                        | ({"typed": flags_in(args)} if "typed" in given else {}))
-        return fill(command, args, prog, start, f"{command.__doc__}\n\nPresets:\n{presets()}")
-    return fill(command, args, prog, start)
+    args = sys.argv[1:] if args is None else args
+    fields = {f.name: f for f in dataclasses.fields(command)}  # type: ignore[arg-type]
+    if "config" not in fields:
+        return fill(command, args, prog)
+    file, preset = _last_value("--config", args), _last_value("--preset", args)
+    if file is not None and preset is not None:
+        raise UserError("--config and --preset: expected one of them; both are a set of "
+                        "settings to start from")
+    config = (Config.load(Path(file)) if file is not None
+              else Config.from_preset("default" if preset is None else preset))
+    given = {name: _default_of(f) for name, f in fields.items() if f.init}
+    start = command(**{**given, "config": config})
+    filled: Any = fill(command, args, prog, start, f"{command.__doc__}\n\nPresets:\n{presets()}")
+    filled.typed = Typed(tuple(args))
+    return filled
 
 
 def presets() -> str:
@@ -62,7 +81,8 @@ def fill(kind: type[T], args: Sequence[str], prog: str, start: Any = tyro.MISSIN
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint), READABLE:
-            filled = tyro.cli(kind, args=old_names.flags(args), prog=prog, description=description or kind.__doc__,
+            filled = tyro.cli(kind, args=old_names.flags(args), prog=prog,
+                              description=description or kind.__doc__,
                               default=start)
     except SystemExit as e:
         if not e.code:
@@ -132,12 +152,7 @@ def _optional(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Pr
         str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value))
 
 
-def flags_in(args: Sequence[str]) -> frozenset[str]:
-    """The flags among the words of a command line, with - between their words."""
-    return frozenset(a.split("=", 1)[0].replace("_", "-") for a in args if a.startswith("--"))
-
-
-def last_value(flag: str, args: Sequence[str]) -> str | None:
+def _last_value(flag: str, args: Sequence[str]) -> str | None:
     """The value of flag where it is given last, as --flag value or --flag=value, with - or _ between
     words."""
     words = [*itertools.chain.from_iterable(a.split("=", 1) if a.startswith("--") else [a] for a in args)]

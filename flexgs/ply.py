@@ -1,4 +1,4 @@
-"""PLY files: the Gaussians that every 3DGS viewer opens, and the points that stand beside cameras."""
+"""PLY files: Gaussians as every 3DGS viewer reads them, and the point clouds of captures."""
 
 import io
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from plyfile import PlyData, PlyElement  # for writing
+from plyfile import PlyData, PlyElement  # writes only; ply_rows.py reads
 
 from flexgs.camera import WORLD, local_origin
 from flexgs.errors import UserError
@@ -21,36 +21,38 @@ COLOURS = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_b
 HARMONICS = ("f_dc_0", "f_dc_1", "f_dc_2")
 GREY = 128
 MOST_LOGIT = 16.0
-"""Opacity 1 to seven digits; 8-bit formats know 0 and 1 themselves."""
+"""Largest opacity logit that is read: opacity 1 to seven digits. 8-bit formats store 0 and 1 themselves."""
 
 
 def ply_properties(sh_degree: int) -> list[str]:
-    """Property names in the order of the 3DGS release; viewers rely on it. All are float32 but wide x y z."""
+    """Property names in the order of the 3DGS release, on which viewers rely."""
     rest = 3 * ((sh_degree + 1) ** 2 - 1)
-    return ["x", "y", "z", "nx", "ny",
-            "nz", *(f"f_dc_{i}" for i in range(3)), *(f"f_rest_{i}" for i in range(rest)),
+    return ["x", "y", "z", "nx", "ny", "nz",
+            *(f"f_dc_{i}" for i in range(3)), *(f"f_rest_{i}" for i in range(rest)),
             "opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
 
 
 def ply_bytes(n: int, sh_degree: int, wide: bool = False) -> int:
-    """Size in bytes of the file that write_ply makes of n Gaussians, of such as is_wide() where wide."""
+    """Size in bytes of the file that write_ply makes of n Gaussians; wide: with float64 positions."""
     return len(_header(n, sh_degree, wide)) + (4 * len(ply_properties(sh_degree)) + 12 * wide) * n
 
 
 def is_wide(splats: Splats) -> bool:
-    """Whether the capture's own coordinates need float64: float32 would move more than 1 % of the Gaussians
-    by more than 5 % of the middle one of their standard deviations."""
+    """Whether the capture's own coordinates need float64.
+
+    They do if float32 would move more than 1 % of the Gaussians by over 5 % of the median of their three
+    standard deviations.
+    """
     if splats.origin == WORLD:
         return False
     world = splats.detach().means.double() + splats.means.new_tensor(splats.origin, dtype=torch.float64)
     moved = (world - world.float()).abs().amax(1)
-    return bool((moved > 0.05 * splats.scales.detach().double().median(1).values.exp()).double().mean()
-                > 0.01)
+    tolerated = 0.05 * splats.scales.detach().double().median(1).values.exp()
+    return bool((moved > tolerated).double().mean() > 0.01)
 
 
 def in_world(splats: Splats, path: Path | str) -> Splats:
-    """splats in the capture's own coordinates, for a file of float32 at path; UserError if that is too
-    little."""
+    """Return the Gaussians in the capture's coordinates; UserError names path if they need float64."""
     if is_wide(splats):
         raise UserError(f"{path}: positions about {place(splats)} need float64, which this format "
                         "cannot hold; expected NAME.ply, or --local for positions from there")
@@ -58,28 +60,27 @@ def in_world(splats: Splats, path: Path | str) -> Splats:
 
 
 def local(splats: Splats) -> Splats:
-    """splats in coordinates whose (0, 0, 0) is their origin, wherever that is."""
+    """Return the Gaussians with (0, 0, 0) at their origin, wherever that is in the capture."""
     return replace(splats, origin=WORLD)
 
 
 def place(splats: Splats) -> str:
-    """The origin, as options and messages write it."""
+    """Format the origin of the Gaussians as options and messages write it."""
     return " ".join(f"{value:.12g}" for value in splats.origin)
 
 
 def write_ply(splats: Splats, path: Path | str) -> None:
-    """A binary 3DGS PLY: raw log-scales and opacity logits, unit quaternions, SH channel by channel, zero
-    normals.
+    """Write a binary 3DGS PLY file in the capture's own coordinates.
 
-    In the capture's own coordinates; x y z are of type double where float32 would not do (is_wide), else all
-    is float32.
+    Scales are logarithms, opacities logits, quaternions unit, spherical harmonics channel by channel, normals
+    zero. All values are float32; x y z are double where float32 is too coarse (is_wide).
     """
     with atomic_file(Path(path)) as out:
         _ply(splats).write(str(out))
 
 
 def to_ply(splats: Splats) -> bytes:
-    """What write_ply writes."""
+    """Return the bytes of the file that write_ply writes."""
     out = io.BytesIO()
     _ply(splats).write(out)
     return out.getvalue()
@@ -103,11 +104,11 @@ def _ply(splats: Splats) -> PlyData:
 
 
 def read_ply(path: Path | str) -> Splats:
-    """The Gaussians of a 3DGS PLY, of spherical-harmonics degree 0 to 3; harmonics may be counted from 0 or
-    from 1, and colours as points have them (red, green, blue) may stand in place of f_dc_*.
+    """Read the Gaussians of a 3DGS PLY file, with spherical harmonics of degree 0 to 3.
 
-    An opacity of 0 or 1, of infinite logit, is brought down to what the rasterizer can tell from it.
-    Positions of type double get an origin where float32 alone is too little.
+    The f_rest_* properties may be numbered from 0 or 1, and point colours (red, green, blue) may replace
+    f_dc_*. Logits of opacity are clamped to +-MOST_LOGIT, also infinite ones. Positions of type double get an
+    origin where float32 is too coarse. UserError for any other file.
     """
     vertex = read_element(path, "vertex")
     names = set(vertex.dtype.names or ())
@@ -120,16 +121,15 @@ def read_ply(path: Path | str) -> Splats:
                  else f"no property {sorted(missing)[0]}")
         raise UserError(f"{path}: not a 3DGS PLY: found {found}, expected x y z f_dc_* f_rest_* "
                         "opacity scale_* rot_*")
-    if (rest and (numbers := [int(name[7:]) for name in rest])
-        != list(range(numbers[0], numbers[0] + len(rest)))):
+    numbers = [int(name[7:]) for name in rest]
+    if rest and numbers != list(range(numbers[0], numbers[0] + len(rest))):
         raise UserError(f"{path}: not a 3DGS PLY: found f_rest properties with gaps, expected "
                         f"{len(rest)} in a row")
 
     def column(*wanted: str) -> torch.Tensor:
         if not wanted:
             return torch.zeros(len(vertex), 0)
-        # doubles beyond float32 become infinite, which checked() refuses
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # doubles beyond float32 become infinite
             return torch.from_numpy(np.stack([np.asarray(vertex[w], np.float32) for w in wanted], axis=1))
 
     shN = column(*rest).reshape(len(vertex), 3, len(rest) // 3).transpose(1, 2).contiguous()
@@ -149,7 +149,7 @@ def read_ply(path: Path | str) -> Splats:
 
 
 def checked(splats: Splats, path: Path | str) -> Splats:
-    """splats themselves, read from path, or UserError where a renderer could not use them."""
+    """Return the Gaussians read from path; UserError if there are none or a value is not finite."""
     if not len(splats):
         raise UserError(f"{path}: found no Gaussians, expected at least one")
     broken = [name for name, t in splats.items() if not bool(torch.isfinite(t).all())]
@@ -167,14 +167,18 @@ def _header(n: int, sh_degree: int, wide: bool) -> bytes:
     return "\n".join(lines).encode()
 
 
-@np.errstate(invalid="ignore")  # of NaN that signal
+@np.errstate(invalid="ignore")  # a file may hold signalling NaNs
 def read_points(file: Path, doubts: list[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(xyz float64 [M, 3], rgb uint8 [M, 3]) of the vertices of a PLY file.
+    """Read the points of a PLY file: (xyz float64 [M, 3], rgb uint8 [M, 3]).
 
-    Grey where there are no colours that flexgs.ply_rows knows. Points whose position is no number are left
-    out.
-    doubts: where to put what had to be assumed, a line each; without it, each is a warning.
-    UserError if the file is absent, no regular file, not such a PLY or shorter than its head says.
+    Points without a known colour become grey; points without a finite position are left out.
+
+    Args:
+        file: the PLY file, with an element "vertex".
+        doubts: receives a line for each assumption made; without it, each is a warning.
+
+    Raises:
+        UserError: the file is missing, not a PLY file of points, or shorter than its header says.
     """
     said: list[str] = []
     try:
@@ -183,7 +187,8 @@ def read_points(file: Path, doubts: list[str] | None = None) -> tuple[np.ndarray
             raise UserError(f"{file}: not a PLY of points: found no property {min(missing)}, expected x "
                             "y z; export it again")
     except UserError as e:
-        raise UserError(f"{e}; or delete ply_file_path from transforms.json to start from random points") from e
+        raise UserError(f"{e}; or delete ply_file_path from transforms.json to start from random "
+                        "points") from e
     xyz = np.stack([rows[axis] for axis in AXES], 1).astype(np.float64)
     rgb = colours(rows, file, said)
     if rgb is None:
@@ -206,13 +211,13 @@ def read_points(file: Path, doubts: list[str] | None = None) -> tuple[np.ndarray
     return xyz[finite], rgb[finite].round().astype(np.uint8)
 
 
-@np.errstate(invalid="ignore")  # of NaN that signal
+@np.errstate(invalid="ignore")  # a file may hold signalling NaNs
 def colours(rows: np.ndarray, file: Path, doubts: list[str]) -> np.ndarray | None:
-    """Colours [N, 3] of the rows of an element, float64 from 0 to 255, NaN where they are of no known kind;
-    None without any.
+    """Return the colours of PLY rows, float64 [N, 3] from 0 to 255; None if there are none.
 
-    Those of COLOURS: bytes as they are, integers of 16 bits as 0 to 65535, and floats as 0 to 1, or to 255 if
-    any is above 1; else HARMONICS of degree 0. doubts: where to put what had to be assumed, a line each.
+    Colours are the properties COLOURS, else the degree-0 HARMONICS. Bytes are taken as they are; 16-bit
+    integers range to 65535; floats to 1, or to 255 if any is above 1. A colour out of range is NaN. `doubts`
+    receives a line for each assumption made.
     """
     names = {name.lower(): name for name in rows.dtype.names or ()}
     if triple := next((triple for triple in COLOURS if set(triple) <= set(names)), None):
@@ -234,5 +239,5 @@ def colours(rows: np.ndarray, file: Path, doubts: list[str]) -> np.ndarray | Non
         values = np.clip(255 * (0.5 + SH_C0 * values), 0, 255)
     else:
         return None
-    known = np.all((values > -1) & (values < 256), axis=1, keepdims=True)  # false for NaN
+    known = np.all((values > -1) & (values < 256), axis=1, keepdims=True)  # False for NaN
     return np.where(known, np.clip(values, 0, 255), np.nan)

@@ -1,8 +1,7 @@
-"""Heads and rows of PLY files: heads as programs write them, bodies compared with the file's size before
-memory is taken."""
+"""Headers and rows of PLY files, checked against the size of the file before memory is taken."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +11,7 @@ from flexgs.errors import UserError
 from flexgs.inputs import regular_file, shown
 
 MOST_HEAD = 1 << 20
-"""Bytes of a head; those of compressed PLY with all harmonics are four thousand."""
+"""The most bytes of a header; compressed PLY with all harmonics has four thousand."""
 TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
          "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4",
          "uint32": "u4", "float32": "f4", "float64": "f8"}
@@ -22,29 +21,34 @@ ORDERS: dict[str, Order] = {"ascii": "", "binary_little_endian": "<", "binary_bi
 
 @dataclass(frozen=True)
 class Element:
+    """An element of a PLY header, such as "vertex"."""
     name: str
     count: int
     properties: dict[str, str]
-    """Name -> numpy's type, in the order of the file."""
+    """Name -> numpy type of each property of fixed size, in the order of the file."""
     lists: bool = False
-    """It has properties of no fixed size, which properties leaves out."""
+    """Whether the element also has list properties, which `properties` leaves out."""
 
 
 @dataclass(frozen=True)
 class PlyHead:
+    """The header of a PLY file."""
     order: Order
-    """"<", ">", or empty for text."""
+    """The byte order of the body: "<" or ">"; empty for a text file."""
     elements: tuple[Element, ...]
     bytes: int
-    """Of the head itself: where the body starts."""
+    """The size of the header, and so the offset of the body."""
 
     def element(self, name: str) -> Element | None:
+        """Return the element of this name, or None."""
         return next((e for e in self.elements if e.name == name), None)
 
 
 def read_head(path: Path | str) -> PlyHead:
-    """The head of a PLY file. Comments may be of any encoding, lines may be blank or end in CR LF. UserError
-    if it is none."""
+    """Read the header of a PLY file; UserError if it is not one.
+
+    Comments may be of any encoding; lines may be blank, or end in CR LF.
+    """
     path = regular_file(path, "a PLY file")
     with path.open("rb") as file:
         start = file.read(MOST_HEAD)
@@ -64,9 +68,9 @@ def read_head(path: Path | str) -> PlyHead:
             case ["element", name, count] if count.isdecimal() and len(count) < 16:
                 elements.append(Element(name, int(count), {}))
             case ["property", "list", first, second, _] if elements and first in TYPES and second in TYPES:
-                elements[-1] = Element(elements[-1].name, elements[-1].count, elements[-1].properties,
-                                       lists=True)
-            case ["property", kind, name] if elements and kind in TYPES and name not in elements[-1].properties:
+                elements[-1] = replace(elements[-1], lists=True)
+            case ["property", kind, name] if (elements and kind in TYPES
+                                              and name not in elements[-1].properties):
                 elements[-1].properties[name] = TYPES[kind]
             case _:
                 raise UserError(f"{path}: not a readable PLY file (line {number} of its head is "
@@ -78,8 +82,11 @@ def read_head(path: Path | str) -> PlyHead:
 
 
 def read_element(path: Path | str, name: str) -> np.ndarray:
-    """The rows of one element as a structured array in the order of the machine. UserError if the file is too
-    short for them, has no such element, or has lists in it or, in a binary file, before it."""
+    """Return the rows of one element as a structured array in native byte order.
+
+    UserError if there is no such element, the file is too short for it, or lists occur in it or, in a binary
+    file, before it.
+    """
     path = Path(path)
     head = read_head(path)
     wanted = head.element(name)
@@ -108,11 +115,12 @@ def read_element(path: Path | str, name: str) -> np.ndarray:
 
 def _text(path: Path, head: PlyHead, before: tuple[Element, ...], wanted: Element,
           plain: np.dtype) -> np.ndarray:
-    """Rows of a text file: a line each, after those of the elements before."""
+    """Return an element's rows from a text file: one row per line, after those of earlier elements."""
     with path.open("rb") as file:
         file.seek(head.bytes)
         lines = [line for line in file.read().splitlines() if line.strip()]
-    rows = lines[(skipped := sum(e.count for e in before)):skipped + wanted.count]
+    skipped = sum(e.count for e in before)
+    rows = lines[skipped:skipped + wanted.count]
     if len(rows) < wanted.count:
         raise UserError(f"{path}: not a readable PLY file: found {len(rows):,} lines, expected "
                         f"{wanted.count:,} of {wanted.name}; it is cut off or damaged")

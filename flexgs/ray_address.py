@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 
 from flexgs.errors import UserError
+from flexgs.ray_library import started_address
 from flexgs.urls import public
 
 SECONDS = 25.0
@@ -45,14 +46,12 @@ def find(address: str | None) -> Found | None:
     UserError, after seconds, if the one that was named does not answer. (Ray's own "auto" joins any cluster
     that runs here, another script's too.)
     """
-    from ray._private.utils import read_ray_address
-
     source, named = ("--ray-address", address) if address else ("RAY_ADDRESS", os.environ.get("RAY_ADDRESS"))
     if named == "local":
         return None
     if named and named != "auto":
         return _reach(named, source)
-    if started := read_ray_address():
+    if started := started_address():
         try:
             return _reach(started, "ray start")
         except UserError:

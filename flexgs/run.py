@@ -1,10 +1,10 @@
-"""One scene from training to cuts, in one folder; the same function under the command line, Ray Train and Ray
-Tune.
+"""One scene from training to evaluated cuts, in one run folder; shared by all ways to train.
 
     config.json  metrics.jsonl  results.json  model/  checkpoints/step_00002000/  cuts/  renders/
 
-model/, cuts/, renders/ and results.json of a finished run change together (files.publish); a first model is
-there before it is measured. Whoever writes into the folder owns it (files.only_one).
+The command line, Ray Train and Ray Tune all call run(). model/, cuts/, renders/ and results.json of a
+finished run are replaced together (files.publish); the first model is published before its evaluation. Only
+one process at a time owns the folder (files.only_one).
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from flexgs.files import (
     write_json,
 )
 from flexgs.formats import as_stored, read, save
-from flexgs.image import lpips
+from flexgs.image import lpips, quality
 from flexgs.inputs import read_json, shown, typed
 from flexgs.report.pictures import write_curve, write_grid
 from flexgs.scene import Scene
@@ -47,64 +47,66 @@ from flexgs.training.trainer import Report, Trainer
 
 RESULTS: dict[str, Any] = {"scene": str, "preset": str, "steps": int, "train_seconds": float,
                            "protocol": dict}
-"""What a results.json has at least, beside ratios."""
+"""The least keys of results.json beside ratios, and their types."""
 PROTOCOL = ("train_views", "test_views", "width", "height", "points")
-"""The numbers in a protocol that has the digest of a capture."""
+"""The numbers that a protocol must have if it has the digest of a capture."""
 FIGURES = ("psnr", "ssim", "splats", "mb")
-"""What is measured at every ratio; other figures may be there, or be null."""
+"""The figures that each ratio must have; further figures may be there, or be null."""
 
 
 class Session(Protocol):
-    """Where a run reports to and keeps its checkpoints."""
+    """The connection of a run to what started it: progress reports and checkpoints."""
 
     def checkpoints(self) -> list[Path]:
-        """The folders to go on from, the best first, on every worker: the next is for where one is
-        damaged."""
+        """Return the checkpoint folders to resume from, best first, on every worker; some may be damaged."""
 
     def progress(self, step: int, metrics: dict[str, Any]) -> None:
-        """Take the metrics at a step; called on rank 0 only."""
+        """Report the metrics at a step; called on rank 0 only."""
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        """Keep a checkpoint: write(folder) fills an empty folder. Called on all workers; only rank 0
-        writes."""
+        """Keep a checkpoint that write(folder) writes; called on all workers, but only rank 0 writes."""
 
     def stop(self, reported: bool) -> bool:
-        """Whether to keep a checkpoint and end now; asked on all workers after each step, with one answer for
-        all. reported: whether the step has been reported."""
+        """Whether to keep a checkpoint and stop now: the same answer on all workers, asked after each step.
+
+        reported: whether the metrics of this step have been reported.
+        """
 
 
 class StoppedError(Exception):
-    """The session has ended the run early; the same run goes on from its checkpoint."""
+    """The session has stopped the run early; running it again continues from its checkpoint."""
 
 
 class LocalSession:
-    """Checkpoints in the run folder, progress to a callable. Where there is no checkpoint yet, the run begins
-    with `start`."""
+    """A session with checkpoints in the run folder, or at first in `start`, and progress to a callable."""
 
     def __init__(self, folder: Path, group: Group, on_progress: Callable[[int, dict[str, Any]], None],
                  start: Path | None = None):
         self.folder, self.group, self.progress, self.start = folder / "checkpoints", group, on_progress, start
 
     def checkpoints(self) -> list[Path]:
+        """Return the checkpoints, the newest first, then `start`."""
         return [*checkpoints(self.folder), *([self.start] if self.start else [])]
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
+        """Write a checkpoint, and remove all older ones but one."""
         if self.group.rank == 0:
             name = f"step_{step:08d}"
             with atomic_folder(self.folder / name) as folder:
                 write(folder)
             found = checkpoints(self.folder)
-            # damaged, else the run had gone on from there
+            # a newer checkpoint is damaged, or the run would have resumed from it
             newer = [path for path in found if path.name > name]
             for old in newer + [path for path in found if path.name <= name][2:]:
                 shutil.rmtree(old)
 
     def stop(self, reported: bool) -> bool:
+        """Return False: a local run stops for signals only."""
         return False
 
 
 def read_results(folder: Path) -> dict[str, Any] | None:
-    """The results.json of a run, or None if it has none. UserError if it is damaged."""
+    """Return the results.json of a run, or None if it has none; UserError if it is damaged."""
     path = newest(folder, "results.json")
     if not path.exists():
         return None
@@ -118,8 +120,7 @@ def read_results(folder: Path) -> dict[str, Any] | None:
 
 
 def check_figures(ratios: Any, names: Sequence[str], where: str) -> None:
-    """UserError, which names the file, unless ratios are figures of these names at some ratios: {"0.05":
-    {"psnr": 20.5}}."""
+    """Raise UserError unless `ratios` has these figures at each ratio: {"0.05": {"psnr": 20.5}}."""
     rows: dict[str, dict[str, float | None]] = typed(dict[str, dict[str, float | None]], ratios,
                                                      f"{where}: ratios")
     if not rows:
@@ -136,22 +137,20 @@ def check_figures(ratios: Any, names: Sequence[str], where: str) -> None:
 
 
 def recorded_capture(folder: Path) -> Path:
-    """Where the run in folder, or around a model folder, found its capture. UserError if it does not say, or
-    that is gone."""
+    """Return the capture's folder as the run in or around `folder` recorded it; UserError if it is gone."""
     results = read_results(folder) or read_results(folder.parent) or {}
     if not isinstance(where := results.get("capture"), str):
         raise UserError(f"{folder}: does not say where its capture is; give it with --scene")
-    if not os.path.isdir(where):  # false too for what is no name of a folder
+    if not os.path.isdir(where):  # unlike Path.is_dir, False for an impossible name too
         raise UserError(f"{folder}: its capture was in {where}, which is not there; give it with --scene")
     return Path(where)
 
 
 def finished(folder: Path, config: Config, scene: Scene) -> dict[str, Any] | None:
-    """The results of a run that this configuration has nothing to add to, or None. UserError if they are of
-    another method or another capture.
+    """Return the results of a run that this configuration has nothing to add to, or None.
 
-    A run that is only to be evaluated in another way is not finished: run() trains nothing and measures
-    again.
+    None too if only the evaluation differs, or SSIM was computed otherwise: run() then trains nothing and
+    measures again. UserError if the results are of another method or capture.
     """
     results = read_results(folder)
     if results is None:
@@ -159,13 +158,13 @@ def finished(folder: Path, config: Config, scene: Scene) -> dict[str, Any] | Non
     theirs = Config.load(folder / "config.json")
     check_same_method(theirs, config, True, folder)
     check_same_capture(results["protocol"].get("digest"), scene.digest, folder, OTHER_OUTPUT)
-    done = results["steps"] >= config.steps and theirs.evaluation == config.evaluation
+    same_ssim = results["protocol"].get("ssim") == quality.PROTOCOL["ssim"]
+    done = results["steps"] >= config.steps and theirs.evaluation == config.evaluation and same_ssim
     return results if done and newest(folder, "model").is_dir() else None
 
 
 def resume(trainer: Trainer, session: Session) -> None:
-    """Go on from the newest whole checkpoint, if there is any; a line says which are damaged. UserError if
-    all are."""
+    """Load the newest whole checkpoint, if any; print which are damaged, or UserError if all are."""
     damaged: list[DamagedError] = []
     for checkpoint in session.checkpoints():
         try:
@@ -183,8 +182,10 @@ def resume(trainer: Trainer, session: Session) -> None:
 
 
 def train(trainer: Trainer, session: Session, report: Report, until: int | None = None) -> None:
-    """Trainer.fit, which Ctrl-C and SIGTERM end after a step, with a checkpoint; KeyboardInterrupt says
-    so."""
+    """Train with Trainer.fit; Ctrl-C and SIGTERM end the training after a step, with a checkpoint.
+
+    They are raised as KeyboardInterrupt. until: the view to stop at; default: the last one.
+    """
     with held() as interrupted:
         trainer.fit(report, session.checkpoint, until,
                     lambda reported: session.stop(reported) or interrupted() is not None)
@@ -195,11 +196,14 @@ def train(trainer: Trainer, session: Session, report: Report, until: int | None 
 
 
 def check_before(config: Config, scene: Scene, splats: Splats, folder: Path) -> None:
-    """UserError for what would end the run after its last view: no test view, LPIPS weights that are not
-    there, a format that cannot be written here. A line if the disk may be too small."""
+    """Check, before training, everything that would fail only after the last view.
+
+    UserError if there is no test view, LPIPS weights are missing, or the format cannot be written here.
+    Prints a line if the disk may be too small.
+    """
     options = config.evaluation
     chosen(scene.test, options.views)
-    # those that are downloaded may be missing
+    # weights given as files must be there; the evaluation can do without those that are downloaded
     if options.lpips_weights or os.environ.get(lpips.WEIGHTS_VARIABLE):
         for net in options.lpips:
             lpips.load(net, options.lpips_weights, options.lpips_range)
@@ -213,16 +217,16 @@ def check_before(config: Config, scene: Scene, splats: Splats, folder: Path) -> 
 
 def run(config: Config, scene: Scene, folder: Path, group: Group, session: Session,
         device: str = "cpu") -> dict[str, Any]:
-    """Train scene (or continue), evaluate it, write model, cuts and pictures into folder; returns
-    results.json.
+    """Train a scene (or continue), evaluate it, write model, cuts and pictures, and return results.json.
 
-    StoppedError if the session stops it before its last view; KeyboardInterrupt for Ctrl-C, with a
-    checkpoint.
+    The caller owns the run folder (files.only_one). With several workers, all call this with their own group
+    and session; rank 0 writes. StoppedError if the session stops the run before its last view,
+    KeyboardInterrupt after Ctrl-C or SIGTERM: a checkpoint is kept.
     """
     config.check()
     base = read(config.base.ply) if config.base.ply else None
     if group.rank == 0:
-        tidy(make_folder(folder))  # before the work, not after it
+        tidy(make_folder(folder))  # a folder that cannot be written ends the run now, not after training
     start = time.perf_counter()
     trainer = Trainer(config, scene, group, device, base)
     resume(trainer, session)
@@ -241,7 +245,7 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
         raise StoppedError(f"{folder}: stopped at {trainer.step} of {config.steps} views")
     training_ended = time.perf_counter()
     model = trainer.model()
-    # the final order is a part of the training
+    # making the model sorts the Gaussians a last time, which is a part of the training
     train_seconds = trainer.seconds + time.perf_counter() - training_ended
     if group.rank == 0:
         first = not newest(folder, "results.json").exists()
@@ -249,7 +253,7 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
         for ratio in config.evaluation.ratios:
             save(model.cut(ratio), _made(staged(folder) / "cuts") / cut_name(scene.name, ratio))
         if first:
-            # a model is more than its figures; one that has figures is replaced when the new ones are there
+            # a first model is kept even if its evaluation fails; a later one replaces it with its figures
             publish(folder)
     measured = evaluate(model, scene, config.evaluation, config.background, group)
     results = {
@@ -269,16 +273,15 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
 
 
 def cut_name(scene: str, ratio: float) -> str:
-    """berlin_005.00pct.ply: sorts by ratio, and has as many digits as it needs."""
+    """Name the file of a cut, sortable by ratio: berlin_005.00pct.ply."""
     whole, _, rest = percent_name(ratio).partition(".")
     return f"{scene}_{whole:0>3}.{rest:0<2}pct.ply"
 
 
 def git_sha() -> str | None:
-    """The commit of the source that is running; outside a checkout (submitted job, image) $FLEXGS_GIT_SHA, or
-    None."""
+    """Return the commit of the running source, or outside a checkout $FLEXGS_GIT_SHA; None if unknown."""
     here, found = Path(__file__).parent, ""
-    with contextlib.suppress(FileNotFoundError):  # no git
+    with contextlib.suppress(FileNotFoundError):  # git is not installed
         found = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True,
                                text=True, check=False).stdout.strip()
     return found or os.environ.get("FLEXGS_GIT_SHA") or None
@@ -290,8 +293,11 @@ def _made(folder: Path) -> Path:
 
 
 def _forget_after(path: Path, step: int) -> None:
-    """Drop the lines that a resumed run is going to write again, and those that are none; says so if it was
-    not a kill that has cut off the last one. What is no file, or a link to one, becomes a file."""
+    """Drop the lines of metrics.jsonl after a step, which a resumed run writes again, and damaged lines.
+
+    Damaged lines are reported unless there is just one, which a kill may have cut off. Anything else than a
+    file at path, such as a link, becomes a file.
+    """
     if not os.path.lexists(path):
         return
     rows = history(path)
@@ -302,12 +308,12 @@ def _forget_after(path: Path, step: int) -> None:
 
 
 def history(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl: rows with a number as their step."""
+    """Return the lines of metrics.jsonl that have an integer step."""
     return [row for row in read_jsonl(path, "step") if isinstance(row["step"], int)]
 
 
 def progress_line(scene: str, step: int, m: dict[str, Any]) -> str:
-    """One line a person can follow."""
+    """Format the metrics of a step as one line for a person."""
     eta = m["eta_seconds"]
     return (f"{scene:14} stage {m['stage']}  {step:>6}/{m['steps']}  {m['views_per_second']:6.1f} views/s  "
             f"ETA {int(eta // 60):3}:{int(eta % 60):02}  {m['splats']:>9,} Gaussians  {m['psnr']:5.2f} dB "
@@ -315,4 +321,5 @@ def progress_line(scene: str, step: int, m: dict[str, Any]) -> str:
 
 
 def print_progress(scene: str, step: int, metrics: dict[str, Any]) -> None:
+    """Print the metrics of a step as one line."""
     print(progress_line(scene, step, metrics), flush=True)

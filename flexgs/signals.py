@@ -1,5 +1,4 @@
-"""Ctrl-C and SIGTERM while training: the first one is noted, so that a checkpoint can be kept; a second one
-ends at once."""
+"""Ctrl-C and SIGTERM during training: the first one keeps a checkpoint, a second one ends at once."""
 
 import signal
 import sys
@@ -9,22 +8,23 @@ from contextlib import contextmanager
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: what schedulers send to end a run."""
+    """SIGTERM, which schedulers send to end a run."""
 
 
 _came: list[KeyboardInterrupt] = []
 
 
 def listen() -> list[KeyboardInterrupt]:
-    """From now on SIGTERM ends this process as Ctrl-C does; the list of those that come, since libraries that
-    are being imported turn them into errors of other kinds.
+    """Make SIGTERM end this process as Ctrl-C does, and return the list of signals that have come.
 
-    To be said again after a library has set a handler of its own, as the start of Ray does: its prints the
-    stack and aborts.
+    Libraries that are being imported may turn the exception of a signal into another error; the list tells.
+    Call this again after a library has set a handler of its own: the one of Ray prints a stack trace and
+    aborts.
     """
-    if threading.current_thread() is threading.main_thread():  # no other may say what a signal does
+    if threading.current_thread() is threading.main_thread():  # Python allows handlers to be set there only
         signal.signal(signal.SIGTERM, _raise)
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else nohup, or somebody's own
+        # any other handler of SIGINT stays: it is ignored (nohup), or a program has set its own
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, _raise)
     return _came
 
@@ -36,10 +36,10 @@ def _raise(number: int, frame: object) -> None:
 
 @contextmanager
 def held() -> Iterator[Callable[[], KeyboardInterrupt | None]]:
-    """While the block runs, what it is given tells which signal has come, as the exception to raise when all
-    is kept.
+    """Hold back the first signal while the block runs; a second one takes effect at once.
 
-    Only the main thread of a process hears signals; elsewhere none comes.
+    Yields a function that returns the exception of that signal, for the caller to raise once its work is
+    saved, or None. Only the main thread receives signals; in other threads it always returns None.
     """
     noted: list[KeyboardInterrupt] = []
     if threading.current_thread() is not threading.main_thread():
@@ -58,7 +58,7 @@ def held() -> Iterator[Callable[[], KeyboardInterrupt | None]]:
               flush=True)
 
     for number, handler in before.items():
-        if handler not in (signal.SIG_IGN, None):  # nohup, or not set from Python
+        if handler not in (signal.SIG_IGN, None):  # ignored (nohup), or not set from Python
             signal.signal(number, note)
     try:
         yield lambda: noted[0] if noted else None

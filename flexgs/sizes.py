@@ -1,11 +1,11 @@
 """How large a run is where nobody has said: as its preset has it on a GPU, minutes of work on a machine
 without one."""
 
-from collections.abc import Collection
 from dataclasses import replace
 from typing import NamedTuple
 
 from flexgs.config import Config
+from flexgs.options import Typed
 
 
 class Size(NamedTuple):
@@ -19,17 +19,17 @@ LAPTOP = Size(steps=6000, splats=30_000)
 DEMO = Size(steps=4000, splats=20_000)
 
 
-def fitting(config: Config, gpu: bool, chosen: Collection[str], size: Size = LAPTOP) -> Config:
+def fitting(config: Config, gpu: bool, typed: Typed, size: Size = LAPTOP) -> Config:
     """The config for a machine with a GPU, or without one: cut down to size and said in a line, except for
     what the user chose.
 
-    chosen: the flags that were typed; of a --config everything is the user's.
+    Of a --config everything is the user's choice.
     """
-    if gpu or "--config" in chosen:
+    if gpu or typed.has("--config"):
         return config
-    steps = config.steps if "--steps" in chosen else min(config.steps, size.steps)
+    steps = config.steps if typed.has("--steps") else min(config.steps, size.steps)
     splats = config.base.max_splats
-    if "--base.max-splats" not in chosen and not config.base.ply:
+    if not typed.has("--base.max-splats") and not config.base.ply:
         splats = min(splats, size.splats)
     smaller = replace(config, steps=steps, base=replace(config.base, max_splats=splats))
     if smaller != config:

@@ -1,9 +1,7 @@
-"""Tensors and what they are, kept together: a folder with NAME.safetensors and NAME.json, as models and
-checkpoints are.
+"""Tensors with their description, as models and checkpoints: NAME.safetensors and NAME.json in a folder.
 
-The JSON has a SHA-256 of both, so that one changed bit is noticed. Reading takes no memory for a tensor
-before its name, dtype and shape, which the head of the file tells, are known to be those that the JSON asks
-for. Nothing is unpickled.
+The JSON has a SHA-256 of both, so that a single changed bit is noticed. No memory is taken for a tensor
+before its name, dtype and shape in the header of the file have been checked. Nothing is unpickled.
 """
 
 import hashlib
@@ -25,7 +23,7 @@ from flexgs.splats import Splats
 
 FORMAT = 1
 DTYPES = {"F32": "float32", "F16": "float16", "F64": "float64", "I64": "int64", "BF16": "bfloat16"}
-"""How safetensors and torch call the types of ours."""
+"""The dtypes in use: safetensors' name -> torch's name."""
 
 SPLATS: Layout = {"splats.means": ("float32", ("Gaussians", 3)),
                   "splats.quats": ("float32", ("Gaussians", 4)),
@@ -36,25 +34,25 @@ SPLATS: Layout = {"splats.means": ("float32", ("Gaussians", 3)),
 
 
 def save(folder: Path, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write both files into an existing folder."""
+    """Write NAME.safetensors and NAME.json into an existing folder."""
     file, about = folder / f"{name}.safetensors", {"format": FORMAT, **about}
     save_file({key: t.detach().cpu().contiguous() for key, t in tensors.items()}, file)
     write_json(folder / f"{name}.json", {**about, "sha256": _digest(about, file)})
 
 
 class VersionError(UserError):
-    """What is stored is whole, but of another version."""
+    """The files are whole, but of another format version."""
 
 
 class Stored:
-    """What save() wrote; `about` and `heads` are read at once, the tensors by tensors().
+    """Tensors and their description, as save() has written them.
 
-    UserError for files that are damaged, of another version, or of something else; what to do about them is
-    said by advice.
+    The description (`about`) and the tensors' dtypes and shapes (`heads`) are read at once, the values by
+    tensors(). UserError for files that are damaged, of another version, or of something else.
     """
 
     def __init__(self, folder: Path, name: str, kinds: Mapping[str, Any], advice: str):
-        """kinds: the keys that the JSON must have, and their types (see inputs.typed)."""
+        """Open `name` in folder; kinds: keys of the JSON and their types; advice: what to do about errors."""
         self.folder, self.file, self.advice = folder, folder / f"{name}.safetensors", advice
         description = folder / f"{name}.json"
         self._written: dict[str, Any] = read_json(description, advice=advice)
@@ -65,7 +63,7 @@ class Stored:
             raise UserError(f"{description}: found no {missing[0]}; {advice}")
         self.about = self._written | {key: typed(kind, self._written[key], f"{description}: {key}")
                                       for key, kind in kinds.items()}
-        """The JSON."""
+        """The contents of the JSON file."""
         try:
             with safe_open(regular_file(self.file), "pt") as file:
                 heads = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
@@ -77,10 +75,10 @@ class Stored:
             raise UserError(f"{self.file}: not readable ({e}); {advice}") from None
 
     def tensors(self, layout: Layout) -> dict[str, Tensor]:
-        """The tensors, which have to be those of layout."""
+        """Read the tensors; UserError unless they match the layout and the SHA-256."""
         check_tensors(self.heads, layout, str(self.file))
         about = {key: value for key, value in self._written.items() if key != "sha256"}
-        # older ones have none
+        # files of early versions have no SHA-256
         if "sha256" in self._written and self._written["sha256"] != _digest(about, self.file):
             raise UserError(f"{self.folder}: found other bytes than were written (SHA-256 "
                             f"differs); {self.advice}")
@@ -91,8 +89,11 @@ class Stored:
 
 
 def splats_of(heads: Mapping[str, Tensor], where: str, **numbers: int) -> Splats:
-    """The Gaussians among the heads of a file. UserError unless they are some; numbers: how many "Gaussians"
-    or "harmonics"."""
+    """Return the Gaussians among the tensors of a file, on the meta device if those are.
+
+    UserError if they are not valid Gaussians. `numbers` may fix how many "Gaussians" or "harmonics" there
+    must be.
+    """
     mine = {name: t for name, t in heads.items() if name.startswith("splats.")}
     check_tensors(mine, SPLATS, where, numbers)
     if numbers["harmonics"] not in (0, 3, 8, 15):
@@ -102,13 +103,13 @@ def splats_of(heads: Mapping[str, Tensor], where: str, **numbers: int) -> Splats
 
 
 def layout_of(module: nn.Module, prefix: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Names, dtypes and shapes of a module's state, which may be on the meta device."""
-    return {prefix + name: (str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name,
-            t in module.state_dict().items()}
+    """Return the layout of a module's state, which may be on the meta device."""
+    return {prefix + name: (str(t.dtype).removeprefix("torch."), tuple(t.shape))
+            for name, t in module.state_dict().items()}
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose name begins with prefix, without it."""
+    """Return the tensors whose name begins with prefix, under the rest of their name."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 

@@ -14,10 +14,8 @@ from typing import Any, NamedTuple, Self
 
 import ray
 import torch
-from ray._private import ray_constants
-from ray._private.state import state
 
-from flexgs import telemetry
+from flexgs import ray_library, telemetry
 from flexgs.errors import UserError
 from flexgs.ray_address import find
 from flexgs.signals import listen
@@ -73,20 +71,12 @@ class Cluster:
     def ask(self, bundles: Sequence[Node]) -> None:
         """Tell the autoscaler, if there is one, what is missing: resources that a machine must have, for each
         that waits.
-
-        Through Ray Train's own coordinator, which would replace what ray.autoscaler.sdk.request_resources is
-        told.
         """
-        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-            get_or_create_autoscaling_coordinator,
-        )
-
         if self._local or not ray.is_initialized():  # which an interrupted batch has ended
             return
         if list(bundles) != list(self._asked) or (bundles
                                                   and time.monotonic() - self._asked_at > ASK_SECONDS):
-            get_or_create_autoscaling_coordinator().request_resources.remote(
-                requester_id=self._name, resources=list(bundles), expire_after_s=FORGOTTEN_SECONDS)
+            ray_library.request_resources(self._name, bundles, FORGOTTEN_SECONDS)
             self._asked, self._asked_at = bundles, time.monotonic()
 
     def wait_for_gpus(self, enough: int, wanted: int | None = None) -> None:
@@ -110,22 +100,15 @@ class Cluster:
             os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
             # CPUs are only counted: two may share one
             more = workers is not None and workers > (os.cpu_count() or 1)
-            _listen_on_loopback()
+            ray_library.listen_on_loopback()
             _init("local", num_cpus=workers if more else None, num_gpus=torch.cuda.device_count(),
                   object_store_memory=256 << 20, runtime_env=this_python())
             with contextlib.suppress(OSError):  # the token, which Ray writes for everybody to read
                 (Path.home() / ".ray" / "auth_token").chmod(0o600)
             print("Ray: this machine", flush=True)
-        leaving = state.get_draining_nodes()  # told so by the cloud, or by `ray drain-node`
+        leaving = ray_library.draining_nodes()  # told so by the cloud, or by `ray drain-node`
         return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]
                 and node["NodeID"] not in leaving}
-
-
-def _listen_on_loopback() -> None:
-    """Ray's processes on Linux too: its own way for laptops, read from the environment when Ray is imported.
-    Without it they listen on all interfaces, and only the token keeps others out."""
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
 
 
 def this_python() -> dict[str, str]:

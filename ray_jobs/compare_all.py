@@ -17,9 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Python itself adds only the folder of the script
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import ray
 import torch
 
@@ -41,10 +38,6 @@ from ray_jobs.cluster import Cluster
 from ray_jobs.dataset import DatasetOptions, exit_code, read_all
 from ray_jobs.store import is_remote
 from ray_jobs.train_scene import describe
-
-# Workers get this module with the functions that they run: they need flexgs installed, but not this folder on
-# their path.
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @dataclass
@@ -76,27 +69,26 @@ class Task:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 if a cell failed, 2 if all that is wrong is the user's to mend."""
-    args = sys.argv[1:] if args is None else args
-    return guard(lambda: compare_all(parse(CompareAll, args, "compare_all.py"), args))
+    return guard(lambda: compare_all(parse(CompareAll, args, "compare_all.py")))
 
 
-def compare_all(options: CompareAll, args: Sequence[str]) -> int:
-    """The whole command; args tell which settings the user has chosen."""
+def compare_all(options: CompareAll) -> int:
+    """The whole command."""
     if is_remote(options.storage):
         raise UserError(f"--storage {options.storage}: expected a folder that all machines share; only "
                         "train_all.py can use an object store")
     options.config.evaluation.ratios = options.ratios or options.config.evaluation.ratios
-    config, experiment = options.checked(args), options.folder
+    config, experiment = options.checked(), options.folder
     with warm_up.in_background() as wait_for_kernels, ExitStack() as locks:
         captures = options.captures()
-        scenes, errors = read_all({capture: options.of(capture, config, args) for capture in captures})
+        scenes, errors = read_all({capture: options.of(capture, config) for capture in captures})
         captures = [capture for capture in captures if capture.name not in errors]
         make_folder(experiment)
         for capture in captures:
             locks.enter_context(only_one(experiment / capture.name))
         with Cluster(options.ray_address, options.gpu) as cluster:
-            config = options.fitting(config, cluster, args)
-            configs = {capture.name: options.of(capture, config, args) for capture in captures}
+            config = options.fitting(config, cluster)
+            configs = {capture.name: options.of(capture, config) for capture in captures}
             commons = {name: compare.seeded(own, options.seeds) for name, own in configs.items()}
             cells = {name: [cell for common in own
                             for cell in compare.cells(options.methods, common, experiment / name)]

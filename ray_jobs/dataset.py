@@ -2,19 +2,17 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from flexgs.config import Config
 from flexgs.datasets.catalog import CATALOG, DATASETS, PROTOCOLS, find_dataset, find_scenes, say_absent
 from flexgs.demo.synthetic import SYNTHETIC, ensure_synthetic
 from flexgs.errors import UserError, one_line
 from flexgs.files import make_folder
-from flexgs.options import AnyConfig, flags_in, last_value
+from flexgs.options import AnyConfig, ConfigFile, Typed
 from flexgs.scene import Scene
 from flexgs.scene.load import load_capture
 from flexgs.sizes import DEMO, LAPTOP, fitting
@@ -54,9 +52,10 @@ class DatasetOptions:
     machine."""
     gpu: bool = False
     """Train on GPUs although none may be there yet: the cluster's autoscaler is asked for them."""
-    config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
+    config_file: ConfigFile = None
     """A config.json to start from instead of a preset."""
     config: AnyConfig = field(default_factory=Config)
+    typed: Typed = field(default_factory=Typed, init=False)
 
     @property
     def name(self) -> str:
@@ -100,27 +99,27 @@ class DatasetOptions:
         ensure_synthetic(folder)
         return find_scenes(folder, names)
 
-    def checked(self, args: Sequence[str]) -> Config:
-        """The settings, with images of the demo, which are small already, at their full size; args are what
-        the user typed."""
+    def checked(self) -> Config:
+        """The settings; the images of the demo, which are small already, at their full size."""
         config = self.config.check()
-        if not (self.data_root or self.dataset) and not any(last_value(flag, args)
-                                                            for flag in ("--data.factor", "--config")):
-            config = replace(config, data=replace(config.data, factor=1))
-        return config
+        return config if self.data_root or self.dataset else self._at(1, config)
 
-    def fitting(self, config: Config, cluster: Cluster, args: Sequence[str]) -> Config:
+    def fitting(self, config: Config, cluster: Cluster) -> Config:
         """The settings at a size for what the cluster has."""
-        return fitting(config, cluster.has_gpu, flags_in(args),
+        return fitting(config, cluster.has_gpu, self.typed,
                        LAPTOP if self.data_root or self.dataset else DEMO)
 
-    def of(self, capture: Path, config: Config, args: Sequence[str]) -> Config:
-        """The settings for one capture: with --dataset at its factor of the protocol, unless the user has
-        chosen one."""
-        if not self.dataset or any(last_value(flag, args) for flag in ("--data.factor", "--config")):
+    def of(self, capture: Path, config: Config) -> Config:
+        """The settings for one capture: with --dataset at its factor of the protocol."""
+        if not self.dataset:
             return config
-        return replace(config,
-                       data=replace(config.data, factor=CATALOG[capture.name].factor_of(self.protocol)))
+        return self._at(CATALOG[capture.name].factor_of(self.protocol), config)
+
+    def _at(self, factor: int, config: Config) -> Config:
+        """The settings with images at 1/factor, unless the user has chosen a factor."""
+        if self.typed.has("--data.factor", "--config"):
+            return config
+        return replace(config, data=replace(config.data, factor=factor))
 
 
 def storage_folder(storage: str | None) -> Path:

@@ -9,21 +9,15 @@ ratios.
 The same command continues what is unfinished and skips what is finished.
 """
 
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-
-# Python itself adds only the folder of the script
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from flexgs.commands.guard import guard
 from flexgs.errors import pasted
 from flexgs.options import parse
 from flexgs.report.table import print_results
 from flexgs.training.memory import expected_memory
-from flexgs.urls import public
 from ray_jobs import warm_up
 from ray_jobs.batch import Batch
 from ray_jobs.cluster import Cluster, Workers, allocate
@@ -46,24 +40,23 @@ class TrainAll(DatasetOptions):
 
 def main(args: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 if a scene failed, 2 if all that is wrong is the user's to mend."""
-    args = sys.argv[1:] if args is None else args
-    return guard(lambda: train_all(parse(TrainAll, args, "train_all.py"), args))
+    return guard(lambda: train_all(parse(TrainAll, args, "train_all.py")))
 
 
-def train_all(options: TrainAll, args: Sequence[str]) -> int:
-    """The whole command; args tell which settings the user has chosen."""
-    config = options.checked(args)
+def train_all(options: TrainAll) -> int:
+    """The whole command."""
+    config = options.checked()
     workers = Workers.parse(options.workers, config.batch) if options.workers is not None else None
     with warm_up.in_background() as wait_for_kernels:
         captures, store = options.captures(), options.store()
-        scenes, wrong = read_all({c: options.of(c, config, args) for c in captures})
+        scenes, wrong = read_all({c: options.of(c, config) for c in captures})
         with Cluster(options.ray_address, options.gpu) as cluster:
-            config = options.fitting(config, cluster, args)
-            jobs = [SceneJob(capture, store / capture.name, options.of(capture, config, args),
+            config = options.fitting(config, cluster)
+            jobs = [SceneJob(capture, store / capture.name, options.of(capture, config),
                              max_failures=options.max_failures) for capture in captures
                     if capture.name not in wrong]
             batch = Batch(store, options.tracking(),
-                          public(shlex.join(["python", "ray_jobs/train_all.py", *args])))
+                          options.typed.command("ray_jobs/train_all.py"))
             jobs = [job for job in jobs if not batch.skip(job, scenes[job.name])]
             if jobs:
                 least = workers.least if workers else 1
@@ -83,10 +76,10 @@ def train_all(options: TrainAll, args: Sequence[str]) -> int:
                 batch.train([replace(job, cpus=allocation.cpus, gpu=allocation.gpu) for job in jobs],
                             allocation.sizes, machines)
             batch.finish()
-    return report(batch, [capture.name for capture in captures], wrong | batch.errors, args)
+    return report(options, batch, [capture.name for capture in captures], wrong | batch.errors)
 
 
-def report(batch: Batch, scenes: Sequence[str], errors: Mapping[str, Exception], args: Sequence[str]) -> int:
+def report(options: TrainAll, batch: Batch, scenes: Sequence[str], errors: Mapping[str, Exception]) -> int:
     """Print the table, where things are, what failed and how to go on; the exit code."""
     if batch.results:
         print_results([batch.results[scene] for scene in scenes if scene in batch.results])
@@ -95,7 +88,7 @@ def report(batch: Batch, scenes: Sequence[str], errors: Mapping[str, Exception],
         print(f"MLflow: {page}")
     if errors:
         print(f"{len(errors)} of {len(scenes)} scenes failed: {', '.join(errors)}. To continue them:\n"
-              f"{public(shlex.join(['python', 'ray_jobs/train_all.py', *args]))}")
+              f"{options.typed.command('ray_jobs/train_all.py')}")
     return exit_code(errors)
 
 

@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import socket
-import sys
 import tempfile
 import time
 import traceback
@@ -31,8 +30,6 @@ import ray.train.torch
 import torch
 from ray.train import Checkpoint, CheckpointUploadMode, ControllerError, UserCallback, WorkerGroupError
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.util.placement_group import NODE_ID_LABEL_KEY
 
 from flexgs.config import Config
@@ -40,17 +37,12 @@ from flexgs.distributed import Group
 from flexgs.errors import UserError, cure
 from flexgs.files import only_one
 from flexgs.raster.cpu import pool
+from flexgs.ray_library import no_room_error
 from flexgs.run import LocalSession, StoppedError, run
 from flexgs.scene.load import load_capture
+from flexgs.torch_library import store_on_loopback
 from flexgs.urls import public
-from ray_jobs import store
 from ray_jobs.store import Store
-
-# Workers get these modules with the function that they run: they need flexgs installed, but not this folder
-# on their path.
-for module in (sys.modules[__name__], store):
-    ray.cloudpickle.register_pickle_by_value(module)
-
 
 RESULTS = ("config.json", "model", "cuts", "renders", "results.json")
 """What a finished run has besides its history; the last says that the others are there."""
@@ -110,7 +102,7 @@ def train_scene(job: SceneJob) -> dict[str, Any] | None:
     except ControllerError as e:
         if isinstance(e.controller_failure, UserError):
             raise e.controller_failure from None
-        if isinstance(e.controller_failure, WorkerGroupStartupTimeoutError | MachineGoneError):
+        if isinstance(e.controller_failure, no_room_error() | MachineGoneError):
             return None
         raise _failed(job, e, {describe(e.controller_failure)}) from None
     except WorkerGroupError as e:
@@ -238,7 +230,7 @@ class Torch(TorchConfig):
         return _Backend
 
 
-class _Backend(_TorchBackend):
+class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(_use_interface)
         super().on_start(worker_group, backend_config)
@@ -251,15 +243,8 @@ def _use_interface() -> None:
         if any(address.address == here for address in addresses):
             for library in ("GLOO", "NCCL"):
                 os.environ.setdefault(f"{library}_SOCKET_IFNAME", name)
-    # torch's store, where the workers meet, listens on all interfaces unless it is given a socket
     if here == "127.0.0.1":
-        sys.modules["torch.distributed.rendezvous"].TCPStore = _loopback_store  # type: ignore[attr-defined]
-
-
-def _loopback_store(*, is_master: bool, **options: Any) -> torch.distributed.TCPStore:
-    if is_master:
-        options["master_listen_fd"] = socket.create_server((options["host_name"], options["port"])).detach()
-    return torch.distributed.TCPStore(is_master=is_master, **options)
+        store_on_loopback()
 
 
 def describe(error: BaseException) -> str:

@@ -342,7 +342,7 @@ def test_killed_at_any_moment_and_started_again(capture, tmp_path):
     (["render", "RUN", "--size", "17", "16", "-o", "x.png"], "expected width and height even"),
     (["view", "RUN", "--host", ""], "--host: found nothing"),
     (["serve", "RUN", "--port", "-1"], "--port: found -1, expected 0 to 65,535"),
-    (["bench", "ddp", "--step-ms", "nan"], "--step-ms: found nan"),
+    (["bench", "ddp", "--rounds", "0"], "--rounds: found 0"),
     (["bench", "raster", "--points", "RUN/results.json"], "results.json: not a readable points file"),
     (["data", "make", "RUN/results.json/x"], "results.json/x: Not a directory"),
     (["info", "a\x1b[31mb\nc"], r"a\x1b[31mb c: no such file"),

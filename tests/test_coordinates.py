@@ -19,7 +19,7 @@ from flexgs.demo.synthetic import write_synthetic
 from flexgs.deploy.progressive import Progressive, write
 from flexgs.distributed import Group
 from flexgs.formats import FORMATS, as_stored
-from flexgs.image.psnr import psnr
+from flexgs.image.quality import psnr
 from flexgs.model.budget import parse
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.field import Field

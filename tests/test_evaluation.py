@@ -1,6 +1,7 @@
 """Evaluation of a masked scene on a coloured background, recomputed with numpy; and which views it uses for
 what."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,7 +13,8 @@ from tiny import tiny_config, tiny_scene, tiny_splats
 from flexgs import evaluate as metrics
 from flexgs import formats
 from flexgs.config import EvaluationConfig
-from flexgs.evaluate import evaluate
+from flexgs.errors import UserError
+from flexgs.evaluate import chosen, evaluate
 from flexgs.image import lpips
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.transform import Transform
@@ -33,7 +35,8 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     g = np.exp(-np.arange(-5, 6) ** 2 / 4.5)
     window, values = np.outer(g, g) / g.sum() ** 2, []
     for x, y in zip(a.transpose(2, 0, 1), b.transpose(2, 0, 1), strict=True):
-        mx, my, xx, yy, xy = (convolve2d(t, window, mode="same") for t in (x, y, x * x, y * y, x * y))
+        x, y = (np.pad(t, 5, mode="reflect") for t in (x, y))
+        mx, my, xx, yy, xy = (convolve2d(t, window, mode="valid") for t in (x, y, x * x, y * y, x * y))
         values.append((2 * mx * my + 1e-4) * (2 * (xy - mx * my) + 9e-4)
                       / ((mx**2 + my**2 + 1e-4) * (xx - mx**2 + yy - my**2 + 9e-4)))
     return float(np.mean(values))
@@ -98,7 +101,7 @@ def test_encoders_see_training_views_only(monkeypatch):
 
 @pytest.mark.parametrize(("inputs", "expected"), [("[-1, 1]", True), ("[0, 1]", False)])
 def test_the_range_that_lpips_is_given(inputs, expected):
-    """torchmetrics' network takes [-1, 1], or with normalize=True [0, 1], which it maps to that."""
+    """The network of lpips takes [-1, 1], or with normalize=True [0, 1], which it maps to that."""
     seen = []
 
     class Network(torch.nn.Module):
@@ -114,7 +117,17 @@ def test_the_range_that_lpips_is_given(inputs, expected):
 def test_images_that_are_too_small_have_no_lpips(monkeypatch):
     monkeypatch.setattr(lpips, "load", lambda *_: pytest.fail("its backbone takes no such images"))
     measured = evaluate(model(), tiny_scene(), EvaluationConfig((1.0,)), WHITE)
+    assert measured["protocol"]["ssim"].startswith("torchmetrics")
     assert "needs images of 32 pixels, found 12" in measured["protocol"]["lpips_vgg"]
+
+
+def test_images_that_ssim_cannot_reflect_are_refused():
+    """Before the training, as check_before asks for the chosen views."""
+    views = tiny_scene().test
+    small = [dataclasses.replace(v, camera=v.camera.scaled(9, 5)) for v in views]
+    assert chosen(views, "all") == views
+    with pytest.raises(UserError, match="found 5 pixels across or down, expected at least 6"):
+        chosen(small, "all")
 
 
 def test_the_area_under_psnr_is_over_log_ratio():

@@ -14,7 +14,7 @@ from flexgs.errors import UserError
 from flexgs.evaluate import evaluate
 from flexgs.formats import FORMATS, as_stored, latents, vq
 from flexgs.formats.arrays import read_arrays, write_arrays
-from flexgs.image.psnr import psnr
+from flexgs.image.quality import psnr
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.transform import Transform
 from flexgs.raster import render

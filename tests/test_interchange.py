@@ -19,7 +19,7 @@ from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
 from flexgs.formats import FORMATS, decode, format_at, format_of, gltf, interchange, read, save
 from flexgs.formats.node import UNREACHED
-from flexgs.image.psnr import psnr
+from flexgs.image.quality import psnr
 from flexgs.model.elastic import ElasticModel
 from flexgs.ply import read_ply, to_ply, write_ply
 from flexgs.raster import render

@@ -21,7 +21,7 @@ from flexgs.demo.synthetic import write_synthetic
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.files import read_jsonl
-from flexgs.options import flags_in, parse
+from flexgs.options import Typed, parse
 from flexgs.run import LocalSession, run
 from flexgs.scene.camera_model import CameraModel
 from flexgs.scene.load import load_capture
@@ -96,15 +96,15 @@ def test_settings_come_from_flags_a_preset_or_a_file(tmp_path):
 
 def test_laptop_size_leaves_what_the_user_chose(capsys):
     config, size = Config(), Size(steps=400, splats=3000)
-    small = fitting(config, False, set(), size)
+    small = fitting(config, False, Typed(), size)
     assert (small.steps, small.base.max_splats) == (400, 3000) and "no GPU" in capsys.readouterr().out
-    assert fitting(config, False, flags_in(["--steps", "30000"]), size).steps == config.steps
-    assert fitting(config, False, flags_in(["--base.max_splats=9"]),
+    assert fitting(config, False, Typed(("--steps", "30000")), size).steps == config.steps
+    assert fitting(config, False, Typed(("--base.max_splats=9",)),
                    size).base.max_splats == config.base.max_splats
-    assert fitting(config, False, flags_in(["--config", "x.json"]),
-                   size) == config == fitting(config, True, set(), size)
+    assert fitting(config, False, Typed(("--config", "x.json")),
+                   size) == config == fitting(config, True, Typed(), size)
     capsys.readouterr()
-    assert fitting(Config(steps=10), False, {"--base.max-splats"}, size).steps == 10
+    assert fitting(Config(steps=10), False, Typed(("--base.max-splats", "4")), size).steps == 10
     assert not capsys.readouterr().out  # nothing was changed
 
 
@@ -427,7 +427,7 @@ def test_the_factor_is_that_of_the_protocol_unless_the_user_says_one(tmp_path):
 
     def factor(name: str, *args: str) -> int:
         options = parse(train_all.TrainAll, args, "")
-        return options.of(tmp_path / name, options.config, args).data.factor
+        return options.of(tmp_path / name, options.config).data.factor
 
     dataset, field = ("--dataset", "mipnerf360"), ("--protocol", "standard")
     assert [factor("bonsai", *dataset), factor("bonsai", *dataset, *field),

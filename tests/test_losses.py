@@ -5,9 +5,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from flexgs.bench.scenes import front_camera
-from flexgs.image.losses import halved, photometric, ssim, ssim_map
+from flexgs.image.losses import halved, photometric, ssim_map
+from flexgs.image.quality import ssim
 from flexgs.raster.cpu.pool import get_num_threads, set_num_threads
 
 
@@ -55,8 +57,26 @@ def test_ssim_is_its_definition() -> None:
     va, vb, cov = mean((a - ma) ** 2), mean((b - mb) ** 2), mean((a - ma) * (b - mb))
     centre = (2 * ma * mb + 1e-4) * (2 * cov + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))
     assert torch.allclose(ssim_map(a, b)[:, 5, 5], centre, atol=1e-12)
-    assert ssim(a, a).item() == pytest.approx(1)
-    assert ssim((a.clamp(0, 1) * 255).byte(), (a.clamp(0, 1) * 255).byte()).item() == pytest.approx(1)
+    assert ssim(a, a) == pytest.approx(1)
+
+
+def test_the_loss_is_torchmetrics_ssim_away_from_the_border() -> None:
+    """5 pixels in, where no window reaches zeros (the loss) or reflected pixels (torchmetrics); fused and
+    plain alike."""
+    image, target = (t.detach().clamp(0, 1) for t in pair(40, 50))
+    a, b = (t.double().permute(2, 0, 1)[None] for t in (image, target))
+    _, theirs = structural_similarity_index_measure(a, b, data_range=1.0, return_full_image=True)
+    ours = ssim_map(image.double(), target.double())
+    torch.testing.assert_close(ours[:, 5:-5, 5:-5], theirs[0, :, 5:-5, 5:-5], atol=1e-6, rtol=0)
+    # The fused loss has no map: a mask that hides all but the middle leaves a mean of ones and of the
+    # middle's windows.
+    middle = torch.zeros(40, 50, dtype=torch.bool)
+    middle[15:-15, 15:-15] = True
+    hidden = torch.where(middle[..., None], image, target)
+    a = hidden.double().permute(2, 0, 1)[None]
+    _, theirs = structural_similarity_index_measure(a, b, data_range=1.0, return_full_image=True)
+    assert photometric(image, target, l1=0, ssim=1,
+                       mask=middle).item() == pytest.approx(1 - theirs.mean().item(), abs=1e-5)
 
 
 def test_uint8_target() -> None:

@@ -24,7 +24,6 @@ DECLARED = {"": [Requirement(line) for line in PROJECT["dependencies"]], **EXTRA
 NAMES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "xdist": "pytest-xdist"}
 """The package of a module that is named otherwise."""
 NOT_IMPORTED = {
-    "torchvision": "torchmetrics imports it, for the backbones of LPIPS",
     "ninja": "torch compiles gsplat with it",
     "nvidia-ml-py": "MLflow reads the load of GPUs with it",
     "google-api-python-client": "Ray starts machines with it",
@@ -75,6 +74,19 @@ def test_imported_is_declared_and_the_reverse():
             if name not in declared("", "cuda", "lpips", "export", "view")} == {}
     assert {name: file for name, file in all_of_it.items() if name not in declared(*DECLARED)} == {}
     assert declared(*DECLARED) - set(all_of_it) == set(NOT_IMPORTED)
+
+
+def test_the_document_names_what_is_declared():
+    """Each package in a row of its own, with the extras that bring it; those of `dev` alone in a sentence."""
+    text = (TOP / "docs" / "dependencies.md").read_text()
+    always, extras, left_out = (text.index(f"## {title}") for title in ("Always", "Extras", "Considered"))
+    assert re.findall(r"^\| `([\w-]+)` \|", text[always:extras], re.M) == [r.name for r in DECLARED[""]]
+    rows = re.findall(r"^\| `([\w-]+)` \| (.+?) \|", text[extras:left_out], re.M)
+    named = {(name, extra) for name, brought in rows for extra in re.findall(r"`(\w+)`", brought)}
+    sentence = re.search(r"^`dev`, .*?\n\n", text, re.M | re.S)[0]
+    named |= {(name, "dev") for name in re.findall(r"`([\w-]+)`", sentence)} - {("dev", "dev")}
+    assert named == {(r.name, extra) for extra, brought in EXTRAS.items() for r in brought
+                     if r.name != "flexgs"}
 
 
 def installed() -> set[str]:

@@ -181,6 +181,20 @@ def test_run_folder_holds_what_it_promises(scene, config, tmp_path):
         run(config, scene, folder, Group(), session)
 
 
+def test_figures_of_another_ssim_are_measured_again_without_training(scene, config, tmp_path):
+    """So that no table has two of them."""
+    lines: list[int] = []
+    session = LocalSession(tmp_path, Group(), lambda step, m: lines.append(step))
+    results = run(config, scene, tmp_path, Group(), session)
+    trained, weights = len(lines), (tmp_path / "model" / "model.safetensors").read_bytes()
+    protocol = {**results["protocol"], "ssim": "11x11 Gaussian window, sigma 1.5, zero padding"}
+    (tmp_path / "results.json").write_text(json.dumps({**results, "protocol": protocol}))
+    assert finished(tmp_path, config, scene) is None
+    again = run(config, scene, tmp_path, Group(), session)
+    assert len(lines) == trained and (tmp_path / "model" / "model.safetensors").read_bytes() == weights
+    assert again["protocol"] == results["protocol"] and finished(tmp_path, config, scene) == again
+
+
 def test_a_stopped_run_goes_on_where_it_was_stopped(scene, config, tmp_path):
     class Stopping(LocalSession):
         def stop(self, reported: bool) -> bool:

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -22,21 +21,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated
 
-# Python itself adds only the folder of the script
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import ray
 import tyro
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-import ray_jobs.cluster
-import ray_jobs.store
-import ray_jobs.train_scene
-import tuning.runner
-import tuning.space
-import tuning.trial
 from flexgs.commands.guard import guard
 from flexgs.config import Config
 from flexgs.datasets.catalog import how_to_get
@@ -51,7 +40,6 @@ from flexgs.scene import Scene
 from flexgs.scene.identity import check_same_capture
 from flexgs.scene.load import load_capture
 from flexgs.tracking import metric_name
-from flexgs.urls import public
 from ray_jobs import warm_up
 from ray_jobs.cluster import Cluster
 from ray_jobs.dataset import DatasetOptions
@@ -61,12 +49,6 @@ from tuning.progress import Progress
 from tuning.runner import Room, room_for_trial, run_to_the_end, train_first_base, trainable
 from tuning.study import PARETO, Suggest, best, goal, history
 from tuning.trial import RUNGS, Record, Search
-
-# Workers get these modules with the functions that they run: they need flexgs installed, but not these
-# folders on their path.
-for module in (ray_jobs.cluster, ray_jobs.store, ray_jobs.train_scene, tuning.runner, tuning.space,
-               tuning.trial):
-    ray.cloudpickle.register_pickle_by_value(module)
 
 
 @dataclass
@@ -105,16 +87,15 @@ class SearchScene(DatasetOptions):
 
 def main(args: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 if no trial succeeded, 2 for a mistake of the user's, 130 if it was interrupted."""
-    args = sys.argv[1:] if args is None else args
-    return guard(lambda: search_scene(parse(SearchScene, args, "search.py"), args))
+    return guard(lambda: search_scene(parse(SearchScene, args, "search.py")))
 
 
-def search_scene(options: SearchScene, args: Sequence[str]) -> int:
-    """The whole command; args tell which settings the user has chosen."""
+def search_scene(options: SearchScene) -> int:
+    """The whole command."""
     seconds = _checked(options)
     capture = _capture(options)
     options.experiment = options.experiment or f"flexgs-search-{options.scene}"
-    config, folder = options.checked(args), options.folder
+    config, folder = options.checked(), options.folder
     make_folder(folder)
     if not options.resume and any(folder.iterdir()):
         with only_one(folder):  # nobody is at work there
@@ -125,7 +106,7 @@ def search_scene(options: SearchScene, args: Sequence[str]) -> int:
         print(f"the earlier search is in {pasted(aside)}", flush=True)
     with (warm_up.in_background() as wait_for_kernels, only_one(folder),
           Cluster(options.ray_address, options.gpu) as cluster):
-        config = options.fitting(config, cluster, args)
+        config = options.fitting(config, cluster)
         if options.smoke:
             config, options.trials, options.confirm = _smaller(config), 2, 0
         search = Search(capture, folder, replace(config, evaluation=replace(config.evaluation, views="even")))
@@ -149,7 +130,7 @@ def search_scene(options: SearchScene, args: Sequence[str]) -> int:
                            "not compared with trial 0 on other views, as it was interrupted")
         if ended:
             winner, verdict = _confirmed(search, options, winner, scene, room)
-        command = public(shlex.join(["python", "tuning/search.py", *args]))
+        command = options.typed.command("tuning/search.py")
         sheet = report.write(search, options.objective, winner, verdict, command)
         _send(search, progress, winner, verdict, sheet)
     return 0 if ended else 130

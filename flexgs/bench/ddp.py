@@ -1,5 +1,4 @@
-"""`flexgs bench ddp`: what more workers gain on this machine, and what to expect of GPUs behind faster and
-slower links."""
+"""`flexgs bench ddp`: what more workers gain on this machine."""
 
 import multiprocessing
 import os
@@ -7,7 +6,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,32 +32,9 @@ from flexgs.training.warmup import warmup
 VIEWS = 16
 
 
-@dataclass(frozen=True)
-class Link:
-    """How fast a worker sends to its neighbour in the ring, all the way from one memory to the other."""
-
-    name: str
-    bandwidth: float
-    """Bytes per second, each way."""
-    latency: float
-    """Seconds per message."""
-
-
-LINKS = (Link("NVLink 3", 200e9, 5e-6), Link("PCIe 4", 20e9, 10e-6), Link("100 Gbit Ethernet", 11e9, 30e-6))
-"""NVLink and PCIe: bus bandwidths that users of NCCL's all_reduce_perf report for A100s (NVIDIA/nccl-tests
-issues 149 and 178).
-Ethernet: 88 % of the line rate, and all latencies: assumed."""
-
-
 def ring_bytes(size: float, world: int) -> float:
     """What each worker sends in a ring all-reduce of size bytes (Patarasuk and Yuan 2009)."""
     return 2 * (world - 1) / world * size
-
-
-def predicted(step: float, size: float, world: int, link: Link) -> float:
-    """Speed-up over one GPU, of `world` GPUs whose step takes `step` seconds and then sums `size` bytes over
-    the link."""
-    return world * step / (step + ring_bytes(size, world) / link.bandwidth + 2 * (world - 1) * link.latency)
 
 
 def bench_scene(count: int, width: int, height: int) -> Scene:
@@ -169,11 +144,9 @@ class _Workers:
 
 
 def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width: int = 320, height: int = 240,
-              rounds: int = 15, steps: int = 16, options: DistributedConfig | None = None,
-              step_ms: float | None = None,
-              gpu_count: int = 3_000_000) -> list[dict[str, float]]:  # fmt: skip
-    """Time the default's steps of both stages with W worker processes of one thread each, print tables,
-    return their rows.
+              rounds: int = 15, steps: int = 16,
+              options: DistributedConfig | None = None) -> list[dict[str, float]]:  # fmt: skip
+    """Time steps of both stages with W worker processes of one thread each, print a table, return its rows.
 
     Every W does `steps` steps in each round, one W after another, so that a busy machine disturbs all alike;
     speed-ups are of the same round, and all figures are medians over the rounds.
@@ -181,16 +154,11 @@ def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width:
     Args:
         workers: the numbers of workers; 1 is always measured.
         options: how gradients are added up.
-        step_ms: the user's own time of a step on one GPU, to predict from, at gpu_count Gaussians; None:
-            predict from what one thread took here at `count`.
     """
-    smallest = {"workers": min(workers, default=0), "splats": count, "rounds": rounds, "steps": steps,
-                "gpu-splats": gpu_count}
+    smallest = {"workers": min(workers, default=0), "splats": count, "rounds": rounds, "steps": steps}
     for option, value in smallest.items():
         if value < 1:
             raise UserError(f"bench ddp --{option}: found {value}, expected at least 1")
-    if step_ms is not None and step_ms <= 0:
-        raise UserError(f"bench ddp --step-ms: found {step_ms:g}, expected above 0")
     warmup()
     worlds, rows = sorted({1, *workers}), []
     with tempfile.TemporaryDirectory() as folder:
@@ -226,17 +194,6 @@ def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width:
         print("".join(f"{format(value, f):>10}" for value, f in zip(row.values(), form, strict=True)))
     print("speed-up: in views per second over one worker in the same round; of CPU: what it would be if "
           "no worker ever waited")
-    size = {stage: ours[0].size for (stage, _), ours in measured.items()}
-    step = {row["stage"]: step_ms or row["ms"] for row in rows if row["workers"] == 1}
-    print("predicted speed-up of W x link, "
-          + (f"for {gpu_count:,} Gaussians, {step_ms:g} ms a step on one GPU" if step_ms else
-              f"for {count:,} Gaussians and the step of one worker here"))
-    cases = [(w, link) for link in LINKS for w in (8, 64)]
-    print(f"{'stage':>10}{'MB summed':>11}" + "".join(f"{f'{w} x {link.name}':>24}" for w, link in cases))
-    for stage in (1, 2):
-        total = size[stage] * (gpu_count / count if step_ms else 1)
-        print(f"{stage:>10}{total / 1e6:>11.1f}"
-              + "".join(f"{predicted(step[stage] / 1e3, total, w, link):>24.1f}" for w, link in cases))
     return rows
 
 

@@ -348,7 +348,7 @@ def _loss(cut: "Splats", stored: "Splats", model: "Cuttable", scene: "Scene | No
     """What a format has cost, in words: on the test views, or against the renders of the float model."""
     import statistics
 
-    from flexgs.image.psnr import psnr
+    from flexgs.image.quality import psnr
     from flexgs.raster import render
     from flexgs.view.camera_path import orbit
 

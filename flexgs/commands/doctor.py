@@ -31,7 +31,7 @@ LEAST_FREE = 5e9
 """Bytes of disk: a run of a real capture with its checkpoints, cuts and pictures takes 1 to 4 GB."""
 EXTRAS = {"viser": ("view", "the viewer"), "gaussforge": ("export", "SOG, .splat"),
           "gsply": ("export", "SPZ, compressed PLY"),
-          "imageio_ffmpeg": ("view", "videos"), "torchvision": ("lpips", "LPIPS without a folder of weights")}
+          "imageio_ffmpeg": ("view", "videos"), "lpips": ("lpips", "LPIPS")}
 """Optional packages: the extra that brings them, and what for."""
 
 
@@ -257,7 +257,7 @@ def captures(data_root: Path | None) -> str:
 
 def lpips() -> str:
     """A folder of weights is read; what torchvision would download is not."""
-    from flexgs.image.lpips import FILES, WEIGHTS_VARIABLE, load
+    from flexgs.image.lpips import FILES, WEIGHTS_VARIABLE, load, unavailable
 
     if folder := os.environ.get(WEIGHTS_VARIABLE):
         try:
@@ -266,11 +266,10 @@ def lpips() -> str:
                     load(net, folder)  # type: ignore[arg-type]
         except UserError as e:
             raise Wrong(str(e), f"correct {WEIGHTS_VARIABLE}, or unset it: LPIPS is then left out") from None
-        return f"weights in {folder}"
-    if installed("torchvision"):
-        return "torchvision downloads the weights when they are first needed"
-    return (f"left out: no weights (set {WEIGHTS_VARIABLE} to a folder of them, or pip "
-            "install 'flexgs[lpips]')")
+    if reason := unavailable():
+        return f"left out: {reason}"
+    return (f"weights in {folder}" if folder else "torchvision downloads the weights when "
+                                                  "they are first needed")
 
 
 def extras() -> str:

@@ -38,11 +38,6 @@ class Bench:
     """ddp: Gaussians, seen in images of 320x240."""
     rounds: Annotated[int, Range(1, 10**6)] = 15
     """ddp: how often each number of workers takes its turn; medians are printed."""
-    step_ms: Annotated[float, Range(0, 1e9, "(]")] | None = None
-    """ddp: what a step takes on one GPU of yours, to predict the speed-up of many; default: as on one thread
-    here."""
-    gpu_splats: Annotated[int, Range(1, 10**9)] = 3_000_000
-    """ddp: the Gaussians that --step-ms is for."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def __call__(self) -> None:
@@ -67,8 +62,7 @@ class Bench:
                 profile.save(self.save)
             return
         if self.what == "ddp":
-            bench_ddp(self.workers, count=self.splats, rounds=self.rounds, options=self.distributed,
-                      step_ms=self.step_ms, gpu_count=self.gpu_splats)
+            bench_ddp(self.workers, count=self.splats, rounds=self.rounds, options=self.distributed)
             return
         if not self.scene or not self.checkpoint:
             raise UserError("bench step: expected --scene and --checkpoint; `flexgs compare SCENE` "

@@ -27,7 +27,7 @@ class Train:
     config_file: ConfigFile = None
     """A config.json to start from instead of a preset."""
     config: AnyConfig = field(default_factory=Config)
-    typed: Typed = frozenset()
+    typed: Typed = field(default_factory=Typed, init=False)
 
     def __call__(self) -> None:
         from flexgs.device import pick_device

@@ -1,5 +1,4 @@
-"""How long a frame takes with so many Gaussians, measured: what a budget in milliseconds is turned into a
-number with."""
+"""Measured frame times, which turn a budget in milliseconds into a number of Gaussians."""
 
 import statistics
 from dataclasses import asdict, dataclass
@@ -25,19 +24,23 @@ RATIOS = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 @dataclass(frozen=True)
 class Profile:
-    """Milliseconds per frame of one machine at rising numbers of Gaussians."""
+    """Milliseconds per frame on one machine, at rising numbers of Gaussians."""
 
     gaussians: tuple[int, ...]
     ms: tuple[float, ...]
     about: str = ""
+    """Image size and device of the measurement, for messages."""
 
     def __str__(self) -> str:
         return f"frames of {self.about}: " + ", ".join(
             f"{n:,} Gaussians {ms:.1f} ms" for n, ms in zip(self.gaussians, self.ms, strict=True))
 
     def most(self, ms: float) -> int:
-        """How many Gaussians a frame of ms milliseconds has time for, by straight lines between what was
-        measured; at most as many as were measured. UserError if the fewest measured take longer."""
+        """Return how many Gaussians can be rendered in `ms` milliseconds per frame.
+
+        Interpolated linearly between the measured numbers (made monotonic), and never above the largest of
+        them. UserError if even the smallest takes longer.
+        """
         times = isotonic_regression(self.ms)
         if ms < times[0]:
             raise UserError(f"{ms:g} ms per frame: even {self.gaussians[0]:,} Gaussians "
@@ -46,16 +49,16 @@ class Profile:
         return int(np.interp(ms, times, self.gaussians))
 
     def save(self, path: Path) -> None:
+        """Write the profile as JSON."""
         write_json(path, asdict(self))
 
     @staticmethod
     def load(path: Path) -> "Profile":
-        """What save() wrote, or anybody's JSON with rising gaussians and as many of ms."""
+        """Read a profile from JSON, written by save() or by hand with rising `gaussians` and as many `ms`."""
         try:
             about = read_json(path, dict[str, Any])
-            gaussians, ms = (typed(tuple[Annotated[float, Range(0, 1e12, "(]")], ...], about.get(key),
-                                   f"{path}: {key}")
-                             for key in ("gaussians", "ms"))
+            positive = tuple[Annotated[float, Range(0, 1e12, "(]")], ...]
+            gaussians, ms = (typed(positive, about.get(key), f"{path}: {key}") for key in ("gaussians", "ms"))
             if (len(gaussians) != len(ms) or len(ms) < 2
                 or list(gaussians) != sorted(set(map(int, gaussians)))):
                 raise UserError(f"{path}: found lists that do not fit")
@@ -68,15 +71,15 @@ class Profile:
 
 
 def measure_frames(model: Cuttable, size: tuple[int, int], device: str) -> Profile:
-    """Render cuts of the model along its orbit, on this machine; the median of the frames counts."""
+    """Time renders of several cuts of the model on this machine: the median over an orbit, per cut."""
     cameras = orbit(model.cameras or around(model.cut(1.0)), 6, *size)
-    frame_ms(model.cut(1.0).to(device), cameras[0])  # compiles and warms up
+    frame_ms(model.cut(1.0).to(device), cameras[0])  # compile and warm up
     counts: list[int] = []
     times: list[float] = []
     for ratio in RATIOS:
         splats = model.cut(ratio).to(device)
         if counts and len(splats) == counts[-1]:
-            continue  # a small model
+            continue  # a small model has no further cut at this ratio
         counts.append(len(splats))
         times.append(round(statistics.median(frame_ms(splats, camera) for camera in (*cameras, *cameras)), 3))
     return Profile(tuple(counts), tuple(times), f"{size[0]}x{size[1]} on {device}")
@@ -84,6 +87,7 @@ def measure_frames(model: Cuttable, size: tuple[int, int], device: str) -> Profi
 
 @torch.no_grad()
 def frame_ms(splats: Splats, camera: Camera) -> float:
+    """Milliseconds to render one frame."""
     device = splats.means.device
     start = clock(device)
     render(splats, camera.to(device))

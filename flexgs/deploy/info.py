@@ -1,4 +1,4 @@
-"""What a model holds, in words."""
+"""Facts about a model, as text for `flexgs info`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,14 +16,14 @@ from flexgs.splats import quantile
 
 
 def describe(model: Cuttable, source: str) -> Mapping[str, str]:
-    """Lines of a name and a value about what open_model(source) has returned."""
+    """Return named facts about the model that open_model(source) has returned, one line of text each."""
     whole = model.cut(1.0)
     low, high = (quantile(whole.means, q).tolist() for q in (0.01, 0.99))
     opacity, sizes = torch.sigmoid(whole.opacities), whole.scales.amax(dim=1).double().clamp(max=700).exp()
     path, config = Path(source), model.config
     if isinstance(model, Progressive):
-        kind = "packed elastic model, chunks up to " + ", ".join(percent(chunk.ratio)
-                                                                 for chunk in model.chunks)
+        ends = ", ".join(percent(chunk.ratio) for chunk in model.chunks)
+        kind = f"packed elastic model, chunks up to {ends}"
     elif path.is_dir():
         kind = f"elastic model, preset {config.preset}"
     else:

@@ -1,4 +1,4 @@
-"""Levels of detail: cuts that renderers of large scenes switch between."""
+"""Levels of detail: cuts between which renderers of large scenes switch."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,11 +17,17 @@ META = "lod-meta.json"
 
 def write_lod(model: Cuttable, output: Path, percentages: Sequence[float],
               change: Callable[[Splats], Splats] = lambda cut: cut) -> str:
-    """Cuts of falling size: lod0.ply, lod1.ply, ... into the folder output, or into the folder of output, a
-    lod-meta.json, as PlayCanvas's streamed SOG, which splat-transform makes. A sentence about them. change is
-    made to each.
+    """Write cuts of falling size, and return a sentence about them.
 
-    UserError if the folder is there: all that is in it would be replaced.
+    Args:
+        model: the model to cut.
+        output: a new folder for lod0.ply, lod1.ply, ...; or FOLDER/lod-meta.json, for PlayCanvas's
+            streamed SOG, which splat-transform makes in the new folder FOLDER.
+        percentages: how much of the model each level keeps, falling.
+        change: applied to every cut before it is written.
+
+    Raises:
+        UserError: the folder exists (it would be replaced), or an argument is none of the above.
     """
     if (any(not 0 < p <= 100 for p in percentages)
         or list(percentages) != sorted(set(percentages), reverse=True)):

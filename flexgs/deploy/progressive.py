@@ -1,17 +1,18 @@
-"""An elastic model as one file that is read from the front: the smallest cut first, behind it what larger
-ones add.
+"""An elastic model as one file that is read from the front: the smallest cut, then what larger cuts add.
 
     6, 2      b"FLEXGS", and the version of the format as a little-endian integer
     4, 4      length and CRC-32 of the header
-    header    JSON: config, splats (their number), sh_degree, origin, unit, near (see Place in model/elastic.py; optional), some
-              cameras to look from (width, height, world to camera, K), and of each chunk: ratio, bytes, crc32, parts
-              [name, first, last]
-    chunks    for each part the rows first : last of a tensor, bytes transposed (all first bytes, all second, ...); all deflated
+    header    JSON: config, splats (number of Gaussians), sh_degree; optionally origin, unit and near
+              (Place in model/elastic.py); cameras to look from (width, height, world to camera, K);
+              and for each chunk: ratio, bytes, crc32, parts [name, first, last]
+    chunks    for each part, rows first : last of a tensor, bytes transposed (the first byte of every
+              value, then the second of every value, ...); each chunk is deflated as a whole
 
-Cuts are nested: a chunk has the Gaussians that enter up to its ratio, and of the transform the rows that cuts
-up to this ratio read and smaller ones do not. So each byte is sent once, and whoever has the chunks up to a
-ratio makes every cut up to there as the model itself does, bit for bit. Chunks follow each other, so their
-offsets are sums, and a client over HTTP asks for ranges.
+Cuts are nested. A chunk holds the Gaussians that enter between the previous chunk's ratio and its own, and
+the rows of the transform's tensors that cuts up to its ratio read and smaller cuts do not. So each byte is
+sent once, and a client that has the chunks up to a ratio makes every cut up to that ratio bit for bit as the
+model itself does. Chunks follow each other without gaps: their offsets are sums of their sizes, and an HTTP
+client asks for byte ranges.
 """
 
 import itertools
@@ -42,26 +43,26 @@ MAGIC, VERSION = b"FLEXGS", 1
 HEAD = struct.Struct("<6sHII")
 RATIOS = (0.01, 0.05, 0.15, 0.5, 1.0)
 CAMERAS = 8
-"""At most, that a file has."""
+"""The most cameras that a file stores."""
 MOST_HEADER, MOST_CHUNKS = 1 << 20, 200
 MOST_DEFLATED = 1032
-"""Deflate makes nothing smaller than by this factor."""
+"""The largest factor by which deflate can shrink data."""
 AGAIN = "get the file again"
 
 
 class File(Protocol):
-    """What is read from: a file here, or one behind a URL (Remote in http.py)."""
+    """The file that a model is read from: on disk, or behind a URL (Remote in http.py)."""
 
     size: int | None
-    """Bytes of the whole, once any have been read."""
+    """Size of the whole file in bytes; may be None before the first read()."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """That many bytes, or fewer where the file ends."""
+        """Return `length` bytes from `offset`, or fewer where the file ends."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Of a file, what the header says of it."""
+    """One chunk, as the header describes it."""
 
     ratio: Annotated[float, Range(0, 1, "(]")]
     bytes: Annotated[int, Range(1, 1 << 50)]
@@ -69,14 +70,14 @@ class Chunk:
     parts: tuple[tuple[str, int, int], ...]
 
     def check(self, size: int) -> None:
-        """ValueError unless so many bytes can have been deflated to what it has."""
+        """ValueError unless `size` bytes can deflate to the bytes of this chunk."""
         if not self.bytes - size // 1000 - 64 <= size <= MOST_DEFLATED * self.bytes:
             raise ValueError(f"{size:,} bytes in {self.bytes:,}, which is no size that they deflate to")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header(Place):
-    """Of a file, with the place of its model."""
+    """The header of a file, with the coordinates (Place) of its model."""
 
     config: dict[str, Any]
     splats: Annotated[int, Range(1, 1 << 40)]
@@ -86,7 +87,7 @@ class Header(Place):
 
 
 def write(model: ElasticModel, path: Path, ratios: Sequence[float] = RATIOS) -> None:
-    """model as a file, with a chunk for each of these rising ratios, the last of which is 1."""
+    """Write the model to a file with one chunk per ratio; ratios rise, and the last is 1."""
     for ratio in ratios:
         check_ratio(ratio, "--ratios")
     if len(ratios) > MOST_CHUNKS:
@@ -96,8 +97,8 @@ def write(model: ElasticModel, path: Path, ratios: Sequence[float] = RATIOS) -> 
                         "ones, the last of them 1")
     tensors, chunks, bodies = _tensors(model), [], []
     for parts, ratio in zip(_parts(model, ratios), ratios, strict=True):
-        body = zlib.compress(b"".join(_transposed(tensors[name][first:last]) for name, first, last in parts),
-                             6)
+        raw = b"".join(_transposed(tensors[name][first:last]) for name, first, last in parts)
+        body = zlib.compress(raw, 6)
         chunks.append({"ratio": ratio, "bytes": len(body), "crc32": zlib.crc32(body), "parts": parts})
         bodies.append(body)
     cameras = [_numbers(camera.at(model.splats.origin))
@@ -112,25 +113,23 @@ def write(model: ElasticModel, path: Path, ratios: Sequence[float] = RATIOS) -> 
 
 @dataclass
 class Progressive:
-    """A file of write(), on disk or behind a URL, of which as much is read as the cuts need that are asked
-    for."""
+    """A packed file, on disk or behind a URL, of which only the chunks that a cut needs are read."""
 
     source: str
     model: ElasticModel
-    """With zeros for what has not been read."""
+    """The model, with zeros in the rows that have not been read."""
     chunks: Sequence[Chunk]
     offset: int
-    """Of the first chunk that has not been read; what has been transferred so far."""
+    """Where the first unread chunk begins; equally, the number of bytes transferred so far."""
     file: File
     loaded: int = 0
-    """Chunks that have been read."""
+    """The number of chunks that have been read."""
 
     @staticmethod
     def open(source: str | Path) -> "Progressive":
-        """Read the header of a file, or of an http(s) URL; UserError if it is none of ours, broken or cut
-        off.
+        """Read the header of a file or of an http(s) URL; UserError if it is not a whole packed model.
 
-        No memory is taken for a model before its header is known to describe one that the file has room for.
+        No memory is taken for the model before its header is known to agree with the size of the file.
         """
         where, file = public(str(source)), _opened(source)
         head = file.read(0, HEAD.size)
@@ -150,8 +149,7 @@ class Progressive:
         return Progressive(where, _model(header, where), header.chunks, HEAD.size + length, file)
 
     def load(self, ratio: float) -> int:
-        """Read the chunks that cuts up to this ratio need; the bytes of the file that have been read in
-        all."""
+        """Read the chunks that a cut at `ratio` needs; return the bytes of the file read so far."""
         check_ratio(ratio)
         while self.loaded < len(self.chunks) and (not self.loaded
                                                   or self.chunks[self.loaded - 1].ratio < ratio):
@@ -160,7 +158,7 @@ class Progressive:
         return self.offset
 
     def cut(self, budget: str | float) -> Splats:
-        """As ElasticModel.cut, after reading what it needs."""
+        """Return the cut for a budget as ElasticModel.cut does, after reading the chunks that it needs."""
         def read(count: int, ratio: float) -> Splats:
             self.load(max(ratio, count / len(self)))
             return self.model.first(count, ratio)
@@ -168,19 +166,22 @@ class Progressive:
         return fitting(budget, len(self), self.sh_degree, read)
 
     def __len__(self) -> int:
-        """The number of Gaussians of the whole."""
+        """Number of Gaussians of the whole model."""
         return len(self.model)
 
     @property
     def sh_degree(self) -> int:
+        """Degree of the spherical harmonics, 0 to 3."""
         return self.model.sh_degree
 
     @property
     def config(self) -> Config:
+        """The settings that the model was trained with."""
         return self.model.config
 
     @property
     def cameras(self) -> Sequence[Camera]:
+        """Training cameras to look from; may be empty."""
         return self.model.cameras
 
     def _load(self, chunk: Chunk) -> None:
@@ -216,7 +217,7 @@ def _tensors(model: ElasticModel) -> dict[str, Tensor]:
 
 
 def _parts(model: ElasticModel, ratios: Sequence[float]) -> Iterator[list[tuple[str, int, int]]]:
-    """For each of the rising ratios, the rows (name, first, last) that no smaller one of them needs."""
+    """Yield, for each of the rising ratios, the rows (name, first, last) that no smaller ratio needs."""
     n = len(model.splats)
     have: dict[tuple[str, int], int] = {}
     for ratio in ratios:
@@ -233,8 +234,10 @@ def _parts(model: ElasticModel, ratios: Sequence[float]) -> Iterator[list[tuple[
 
 
 def _model(header: Header, where: str) -> ElasticModel:
-    """The model of a header, of zeros that take no memory until they are written to. UserError unless the
-    chunks are what such a model has, and can be as small as they are."""
+    """Make the model that a header describes, of zeros that take no memory until they are written to.
+
+    UserError unless the chunks have the parts of such a model, and sizes that deflate can reach.
+    """
     n, rest = header.splats, (header.sh_degree + 1) ** 2 - 1
     config = Config.from_dict(header.config, f"{where}: config")
     with torch.device("meta"):
@@ -276,7 +279,7 @@ def _numbers(camera: Camera) -> list[float]:
 
 
 def _cameras(header: Header, where: str) -> list[Camera]:
-    """The reverse of _numbers, for all of them."""
+    """Read the cameras of the header, which _numbers() has written; the pose is world to camera."""
     numbers = torch.tensor(header.cameras, dtype=torch.float64).view(-1, 27)
     sizes, viewmats, Ks = (numbers[:, :2].long(), numbers[:, 2:18].float().view(-1, 4, 4),
                            numbers[:, 18:].float().view(-1, 3, 3))
@@ -286,7 +289,7 @@ def _cameras(header: Header, where: str) -> list[Camera]:
 
 
 def _transposed(rows: Tensor) -> bytes:
-    """The bytes of the rows, those of equal weight beside each other, which deflate better."""
+    """Return the bytes of the rows with bytes of equal significance side by side, which deflate better."""
     plain = rows.detach().cpu().contiguous().numpy()
     return plain.reshape(-1).view(np.uint8).reshape(-1, plain.itemsize).T.tobytes()
 
@@ -313,6 +316,6 @@ class _Local:
 def _opened(source: str | Path) -> File:
     if not is_url(str(source)):
         return _Local(Path(source))
-    from flexgs.http import Remote  # a fifth of a second to import, which a file here need not
+    from flexgs.http import Remote  # takes a fifth of a second, which files on disk do not need
 
     return Remote(str(source))

@@ -1,4 +1,4 @@
-"""A folder over HTTP, with ranges."""
+"""An HTTP server for a folder, with byte ranges."""
 
 import asyncio
 import logging
@@ -18,10 +18,11 @@ from flexgs.view.visitors import Visitors, url
 
 
 def application(folder: Path, visitors: Visitors) -> web.Application:
-    """The files below folder and lists of them; nothing above it, and no links out of it.
+    """Make a web application that serves a folder: files and listings, but no link that leads out of it.
 
-    Of a run only what it is cut from and its cuts: model.fgs, which is packed if it is not there or has
-    another time than the model, and cuts/. Its settings and checkpoints name paths of this machine.
+    Of a run folder only its model and cuts are served: model.fgs, which is packed first if it is missing or
+    was made from another model (their modification times differ), and cuts/. The settings and checkpoints of
+    a run name paths of this machine.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -33,7 +34,7 @@ def application(folder: Path, visitors: Visitors) -> web.Application:
             return web.Response(status=403, text=why)
         try:
             return await handler(request)
-        except (ValueError, OSError) as e:  # of paths that cannot be: too long, with a null character
+        except (ValueError, OSError) as e:  # an impossible path: too long, or with a null character
             if isinstance(e, ConnectionError):
                 raise
             return web.Response(status=404, text="no such file\n")
@@ -50,9 +51,9 @@ def application(folder: Path, visitors: Visitors) -> web.Application:
                             "the file itself there")
     made = weights.stat().st_mtime_ns
     if not _is_inside(packed, folder) or not packed.exists() or packed.stat().st_mtime_ns != made:
-        # takes the place of a link, and leaves what it leads to alone
+        # a link at this place is replaced, and its target left alone
         write(ElasticModel.load(model), packed)
-        # the time of the model that it was made of, as clocks are set back and files copied
+        # equal times mark the pair: "newer" would fail where clocks are set back or files copied
         os.utime(packed, ns=(made, made))
 
     async def send(request: web.Request) -> web.StreamResponse:
@@ -71,25 +72,25 @@ def application(folder: Path, visitors: Visitors) -> web.Application:
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
-    """Whether path, with all links followed, is a part of folder, which has none."""
+    """Whether path, with all links followed, lies in folder, whose own path has no links."""
     try:
         return path.resolve().is_relative_to(folder)
-    except (OSError, RuntimeError):  # links in a circle
+    except (OSError, RuntimeError):  # a circle of links
         return False
 
 
 def serve(folder: Path, host: str, port: int, names: Sequence[str] = ()) -> None:
-    """Until Ctrl-C; UserError if there is no such host or port, or it is taken. names: see Visitors."""
+    """Serve the folder until Ctrl-C (names: see Visitors); UserError if host or port is not available."""
     app = application(folder, Visitors(host, names))
     try:
         asyncio.run(_run(app, host, port))
     except (OSError, OverflowError) as e:
-        raise UserError(f"--host {host} --port {port}: {getattr(e, 'strerror', None) or e}; choose another") from None
+        reason = getattr(e, "strerror", None) or e
+        raise UserError(f"--host {host} --port {port}: {reason}; choose another") from None
 
 
 def _is_request(record: logging.LogRecord) -> bool:
-    """Whether what aiohttp logs is about more than bytes that are no request, each of which would be a stack
-    trace."""
+    """Whether a log record of aiohttp is about HTTP; other bytes would log a stack trace each."""
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 

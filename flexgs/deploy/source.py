@@ -1,4 +1,4 @@
-"""What can be cut: a run, a packed file or its URL, and any file of splats that somebody else made."""
+"""Opening what can be cut: a run, a packed file or its URL, or a file of Gaussians from any program."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,12 +30,18 @@ By = Literal["merge", "prune"]
 
 
 def open_model(source: str | Path, scene: Scene | None = None, by: By = "merge") -> Cuttable:
-    """The model of a run folder or a model folder; of a .fgs file or an http(s) URL, of which cut() reads
-    what it needs; or of a file of splats.
+    """Open a model for cutting.
 
-    A file of splats is not elastic. By "merge", a cut of it has merged Gaussians; by "prune", those that are
-    most important for the training views of scene, or else by their opacity and size alone.
-    UserError if source is none of these, or broken.
+    Args:
+        source: a run folder or a model folder; a packed .fgs file or its http(s) URL, of which cut() reads
+            only what it needs; or a file of Gaussians in any format that flexgs reads.
+        scene: the capture of a file of Gaussians.
+        by: how a file of Gaussians is cut. "merge": neighbours become one Gaussian. "prune": the most
+            important ones stay, by LightGaussian's score at the training views of scene, or else by opacity
+            and size.
+
+    Raises:
+        UserError: the source is none of these, or damaged.
     """
     where = str(source)
     if is_url(where) or where.lower().endswith(".fgs"):

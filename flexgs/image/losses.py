@@ -45,24 +45,14 @@ def halved(camera: Camera, target: Tensor, mask: Tensor | None) -> tuple[Camera,
             else mean(mask[:, :, None].float())[:, :, 0] == 1)
 
 
-def ssim(image: Tensor, target: Tensor) -> Tensor:
-    """Mean structural similarity of [H, W, 3] images in [0, 1], a scalar of at most 1; any device and float
-    dtype.
-
-    Gaussian window of 11 taps and sigma 1.5, zero padding to the same size: 3DGS's SSIM, which differs from
-    scikit-image's at the border. uint8 images are divided by 255.
-    """
-    dtype = image.dtype if image.is_floating_point() else torch.float32
-    return ssim_map(as_float(image, dtype), as_float(target, dtype)).mean()
-
-
 def as_float(image: Tensor, dtype: torch.dtype) -> Tensor:
     """The image in a float dtype; uint8 is divided by 255."""
     return image.to(dtype) / 255 if image.dtype == torch.uint8 else image.to(dtype)
 
 
 def ssim_map(a: Tensor, b: Tensor) -> Tensor:
-    """[3, H, W] structural similarity at each pixel of float images [H, W, 3]."""
+    """[3, H, W] structural similarity at each pixel of float images [H, W, 3]; windows see zeros beyond the
+    border."""
     taps = torch.arange(SSIM_TAPS, dtype=a.dtype, device=a.device) - SSIM_TAPS // 2
     taps = torch.exp(-0.5 * (taps / SSIM_SIGMA) ** 2)
     taps = taps / taps.sum()

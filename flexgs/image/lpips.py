@@ -1,29 +1,31 @@
-"""LPIPS (Zhang et al. 2018) through torchmetrics; backbones from torchvision or, where nothing may be
-downloaded, a folder.
+"""LPIPS (Zhang et al. 2018) by the lpips package, whose networks are torchvision's.
 
-The folder holds torchvision's own files, vgg16-397923af.pth and alexnet-owt-7be5be79.pth, or their
-convolution layers alone, vgg16_features_f16.pth and alexnet_features_f16.pth: state dictionaries with the
-keys features.N.weight and features.N.bias; other keys are passed over. They are read with
+torchvision downloads the weights of a network, or they are read from a folder that holds torchvision's own
+files, vgg16-397923af.pth and alexnet-owt-7be5be79.pth, or their convolutions alone, vgg16_features_f16.pth
+and alexnet_features_f16.pth: state dictionaries whose layers are named features.N.weight as in torchvision,
+net.sliceK.N.weight as in lpips, or N.weight; other entries are passed over. The files are read with
 torch.load(weights_only=True), which makes tensors and plain containers and runs nothing that a file names;
-names, shapes and numbers are then checked. The linear heads come with torchmetrics.
+names, shapes and numbers are then checked. The linear layers behind the network come with the lpips package.
 """
 
 import os
-from collections.abc import Callable
-from importlib.util import find_spec
+import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from flexgs.errors import UserError
 from flexgs.inputs import check_tensors, regular_file
+from flexgs.urls import first_line
 
 WEIGHTS_VARIABLE = "FLEXGS_LPIPS_WEIGHTS"
-CURE = "Give a folder of weights: evaluation.lpips_weights"
 FILES = {"vgg": ("vgg16-397923af.pth", "vgg16_features_f16.pth"),
          "alex": ("alexnet-owt-7be5be79.pth", "alexnet_features_f16.pth")}
+LAYER = re.compile(r"(?:features\.|(?:net\.)?slice\d\.)?(\d+\.(?:weight|bias))")
 Range = Literal["[-1, 1]", "[0, 1]"]
 LEAST = 32
 """Pixels that an image must have across and down: AlexNet leaves nothing of smaller ones."""
@@ -37,72 +39,85 @@ class Lpips:
 
     @torch.no_grad()
     def __call__(self, image: Tensor, target: Tensor) -> float:
-        """Of [H, W, 3] images in [0, 1]; lower is better."""
+        """LPIPS of [H, W, 3] images in [0, 1]; lower is better."""
         a, b = (x.permute(2, 0, 1)[None].float() for x in (image, target))
         return float(self.net.to(image.device)(a, b, normalize=self.inputs == "[-1, 1]"))
 
 
 def load(net: Literal["vgg", "alex"], weights: str | None = None, inputs: Range = "[-1, 1]") -> Lpips | str:
-    """LPIPS with this backbone, or the reason why it cannot be had here.
+    """LPIPS with this network, or in one line why it is not available and what to do.
 
-    weights: the folder described above (default: $FLEXGS_LPIPS_WEIGHTS; without either, torchvision's
-    downloaded ones).
-    inputs: the range that the network is given. [-1, 1] is what LPIPS was made for; FlexGS's figures come
-    from [0, 1]. UserError if weights is given and does not hold what it should.
+    Args:
+        net: The network whose features are compared.
+        weights: The folder described above; by default $FLEXGS_LPIPS_WEIGHTS. Without either torchvision
+        downloads.
+        inputs: The range that the network is given: [-1, 1] is LPIPS as published, [0, 1] is FlexGS's.
+
+    Raises:
+        UserError: The folder does not hold the network's weights.
     """
     folder = weights or os.environ.get(WEIGHTS_VARIABLE)
-    if not folder and find_spec("torchvision") is None:
-        return f"its backbone cannot be had: torchvision is not installed. {CURE}"
-    from torchmetrics.functional.image import lpips as module  # a second to import
+    path = _file(net, Path(folder)) if folder else None
+    layers = read_layers(path) if path else None
+    if reason := unavailable():
+        return reason
+    from lpips import LPIPS
+    from torchvision import models
 
-    original = module._get_tv_model_features
-    if folder:
-        features = _features(net, _file(net, Path(folder)))
-        # torchmetrics would ask torchvision, which may not be there
-        module._get_tv_model_features = lambda *_: features
+    if layers is None:
+        source = models.VGG16_Weights.IMAGENET1K_V1 if net == "vgg" else models.AlexNet_Weights.IMAGENET1K_V1
+        try:
+            layers = _layers(source.get_state_dict(check_hash=True, weights_only=True))
+        except (RuntimeError, OSError) as e:  # RuntimeError: another hash than torchvision names
+            return (f"{source.url} cannot be downloaded ({first_line(e)}); give a folder of weights: "
+                    "evaluation.lpips_weights")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips calls torchvision by arguments of old
+        measure = LPIPS(net=net, pnet_rand=True, verbose=False)
+    fill(measure.net, layers, str(path or "torchvision's weights"))
+    return Lpips(measure, inputs)
+
+
+def unavailable() -> str | None:
+    """Why LPIPS cannot be computed in this environment, and what to install, in one line; None if it can."""
     try:
-        return Lpips(module._NoTrainLpips(net=net), inputs)
-    except (ImportError, RuntimeError, OSError) as e:
-        return f"its backbone cannot be had: {str(e).splitlines()[0]} {CURE}"
-    finally:
-        module._get_tv_model_features = original
+        import lpips  # noqa: F401
+    except ModuleNotFoundError as e:
+        return f"{e.name} is not installed: pip install 'flexgs[lpips]'"
+    except (ImportError, RuntimeError) as e:  # RuntimeError: operators of a torchvision for another torch
+        return (f"torchvision cannot be imported ({first_line(e)}): install the torchvision that is made for "
+                f"torch {torch.__version__}")
+    return None
+
+
+def read_layers(path: Path) -> dict[str, Tensor]:
+    """Read the layers of a file of weights as {"0.weight": float32, ...}; UserError if there are none."""
+    try:
+        found = _layers(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as e:  # torch.load raises many kinds for broken files
+        raise UserError(f"{path}: not the weights of an LPIPS network ({first_line(e)})") from None
+    if not found:
+        raise UserError(f"{path}: found no layers, expected a state dictionary with "
+                        "features.0.weight and so on")
+    return found
+
+
+def fill(network: nn.Module, layers: Mapping[str, Tensor], where: str) -> None:
+    """Load layers into the network of an LPIPS; UserError unless their names, shapes and numbers fit."""
+    own = {match[1]: (name, tuple(value.shape)) for name, value in network.state_dict().items()
+           if (match := LAYER.fullmatch(name))}
+    check_tensors(layers, {key: ("float32", shape) for key, (_, shape) in own.items()}, where)
+    network.load_state_dict({own[key][0]: value for key, value in layers.items()})
+
+
+def _layers(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {match[1]: value.float() for name, value in state.items() if (match := LAYER.fullmatch(name))}
 
 
 def _file(net: str, folder: Path) -> Path:
-    """The file of the backbone in the folder."""
+    """The file of the network in the folder."""
     for name in FILES[net]:
         if (folder / name).exists():
             return regular_file(folder / name)
     raise UserError(f"{folder}: found no LPIPS backbone {net}, expected "
                     f"{' or '.join(FILES[net])} in this folder")
-
-
-def _features(net: str, path: Path) -> nn.Sequential:
-    """The layers of torchvision's `features`, filled from path."""
-    # (inputs, outputs, size, stride, padding) of a convolution, or what makes another layer
-    plans: dict[str, tuple] = {
-        "alex": ((3, 64, 11, 4, 2), nn.ReLU, _pool(3), (64, 192, 5, 1, 2), nn.ReLU, _pool(3),
-                 (192, 384, 3, 1, 1), nn.ReLU, (384, 256, 3, 1, 1), nn.ReLU, (256, 256, 3, 1, 1), nn.ReLU,
-                 _pool(3)),
-        "vgg": tuple(layer for inputs, outputs,
-                     count in ((3, 64, 2), (64, 128, 2), (128, 256, 3), (256, 512, 3), (512, 512, 3))
-                     for i in range(count + 1) for layer in (
-                         ((inputs if i == 0 else outputs, outputs, 3, 1, 1), nn.ReLU) if i < count
-                         else (_pool(2),))),
-    }
-    layers = nn.Sequential(*(nn.Conv2d(*layer) if isinstance(layer, tuple) else layer()
-                             for layer in plans[net]))
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        found = {k: v.float() for k, v in state.items() if k.startswith("features.")}
-    except Exception as e:  # torch.load raises many kinds for broken files
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
-        raise UserError(f"{path}: not the weights of the {net} backbone ({reason})") from None
-    check_tensors(found, {f"features.{k}": ("float32", tuple(v.shape)) for k,
-                          v in layers.state_dict().items()}, str(path))
-    layers.load_state_dict({k.removeprefix("features."): v for k, v in found.items()})
-    return layers
-
-
-def _pool(size: int) -> Callable[[], nn.Module]:
-    return lambda: nn.MaxPool2d(size, 2)

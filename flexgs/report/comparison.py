@@ -1,6 +1,5 @@
 """A comparison of methods as sheets: quality, cost, and the distance to what FlexGS's paper reports."""
 
-import csv
 import itertools
 import shlex
 import statistics
@@ -137,13 +136,12 @@ def mean_rows(scenes: Sequence[Rows]) -> Rows:
 
 def write_csv(rows: Rows, path: Path) -> None:
     """A line per method, seed and ratio under CSV_HEADER, unrounded; empty where there is no value."""
-    with atomic_file(path) as out, out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, CSV_HEADER, extrasaction="ignore")
-        writer.writeheader()
-        for method, entries in rows.items():
-            for entry in entries:
-                for ratio in _ratios([entry]):
-                    writer.writerow({**entry, **entry["ratios"][ratio], "method": method, "ratio": ratio})
+    import pandas as pd  # not before: every training imports this file
+
+    lines = [{**entry, **entry["ratios"][ratio], "method": method, "ratio": ratio}
+             for method, entries in rows.items() for entry in entries for ratio in _ratios([entry])]
+    with atomic_file(path) as out:
+        pd.DataFrame(lines, columns=CSV_HEADER, dtype=object).to_csv(out, index=False, lineterminator="\r\n")
 
 
 def _ratios(*methods: Sequence[Entry]) -> list[str]:

@@ -19,7 +19,6 @@ doubt them:
   rounded before.
 """
 
-import csv
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
@@ -44,11 +43,10 @@ def published(scene: str) -> dict[str, list[dict[str, Any]]]:
     """
     if scene not in SCENES:
         raise UserError(f"{scene}: no published figures; expected one of {', '.join(SCENES)}")
-    rows: dict[str, list[dict[str, Any]]] = {}
-    with files("flexgs.report").joinpath("published.csv").open(encoding="utf-8") as lines:
-        for line in csv.DictReader(lines):
-            if line["scene"] == scene:
-                [entry] = rows.setdefault(line["method"], [{"ratios": {}}])
-                entry["ratios"][line["ratio"]] = {"psnr": float(line["psnr"]), "ssim": float(line["ssim"]),
-                                                  "lpips_vgg": float(line["lpips"])}
-    return rows
+    import pandas as pd
+
+    with files("flexgs.report").joinpath("published.csv").open(encoding="utf-8") as file:
+        table = pd.read_csv(file, dtype={"ratio": str}, float_precision="round_trip")
+    table = table.rename(columns={"lpips": "lpips_vgg"}).query("scene == @scene").set_index("ratio")
+    methods = table.groupby("method", sort=False)[["psnr", "ssim", "lpips_vgg"]]
+    return {str(method): [{"ratios": figures.to_dict("index")}] for method, figures in methods}

@@ -1,4 +1,4 @@
-"""Where to look at a model from: the way of a camera through a scene."""
+"""Camera paths: where a model is looked at from in a video, on a page, and in the viewer."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,19 +12,20 @@ from flexgs.camera import Camera, focus, look_at, unit_of
 from flexgs.splats import Splats
 
 Path = Callable[[Sequence[Camera], int, int, int], list[Camera]]
-"""(cameras of the capture, number of frames, width, height) -> a camera per frame; the last leads back to the
-first."""
+"""Function (cameras of the capture, number of frames, width, height) -> one camera per frame of a closed
+path."""
 
 
 def orbit(cameras: Sequence[Camera], frames: int, width: int, height: int) -> list[Camera]:
-    """An ellipse in the plane of the cameras and as wide as they stand, looking at what they look at.
+    """Cameras on an ellipse in the plane of the capture's cameras, looking at the point those look at.
 
-    Around the object where they surround it, before it where they all stand on one side.
+    The ellipse is as wide as the capture's cameras spread: it surrounds the object where they do, and stays
+    in front of it where they all stand on one side.
     """
     places, target, up = _places(cameras), focus(_poses(cameras)), torch.from_numpy(upwards(cameras))
     middle = places.mean(0)
     _, _, axes = np.linalg.svd(places - middle, full_matrices=False)
-    # of points on a circle the spread is its radius / sqrt(2)
+    # points on a circle have a standard deviation of radius / sqrt(2) along each axis
     reach = math.sqrt(2) * (places - middle) @ axes[:2].T
     a, b = axes[:2] * reach.std(0)[:, None]
     angle = fov(cameras)
@@ -34,7 +35,7 @@ def orbit(cameras: Sequence[Camera], frames: int, width: int, height: int) -> li
 
 
 def views(cameras: Sequence[Camera], frames: int, width: int, height: int) -> list[Camera]:
-    """From one camera of the capture to the next, in their order, and back to the first."""
+    """Cameras that go from each camera of the capture to the next, in order, and back to the first."""
     poses = [np.linalg.inv(viewmat) for viewmat in _poses([*cameras, cameras[0]])]
     at = np.linspace(0, len(cameras), frames, endpoint=False)
     turns = Slerp(np.arange(len(poses)),
@@ -56,18 +57,18 @@ PATHS: Mapping[str, Path] = {"orbit": orbit, "views": views}
 
 
 def around(splats: Splats, count: int = 16) -> list[Camera]:
-    """Cameras for a model that has none: in a circle around the middle of its Gaussians, far enough to see
-    half of them.
+    """Make cameras for a model that has none, in a circle from which half of the Gaussians are seen.
 
-    Up is -y, as COLMAP leaves it where gravity is along y and most viewers assume.
+    The centre is the median of the Gaussians, weighted by opacity. Up is -y, as COLMAP leaves it where
+    gravity is along y, and as most viewers assume.
     """
     weight = torch.sigmoid(splats.opacities.detach().cpu())
     means = splats.means.detach().cpu().double()
     middle = torch.stack([_median(means[:, i], weight) for i in range(3)])
     away = _median((means - middle).norm(dim=1), weight)
-    # all at one place: as far as one of them is large, and float32 can tell
     if not away > 1e-6 * middle.norm():
-        # so far float32 goes
+        # all Gaussians lie at one place: stand off by their size, and by no less than float32 resolves there
+        # (the clamp keeps exp() within the range of float32)
         size = _median(splats.scales.detach().cpu().double().amax(1), weight).clamp(max=80).exp()
         away = torch.maximum(size, 1e-6 * middle.norm())
     near = 0.01 * unit_of(2.2 * float(away))
@@ -78,8 +79,11 @@ def around(splats: Splats, count: int = 16) -> list[Camera]:
 
 
 def start(cameras: Sequence[Camera]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(position, target, up), each [3], to begin at: of the half of the cameras that stand back, the one that
-    looks straightest at what all of them look at."""
+    """Choose an initial (position, target, up), each [3], among the cameras of the capture.
+
+    Of the half of the cameras that stand furthest back, the one is taken that looks most directly at the
+    point on which all cameras focus.
+    """
     poses, places = _poses(cameras), _places(cameras)
     forward, ahead = np.stack([pose[2, :3] for pose in poses]), focus(poses) - places
     distance = np.linalg.norm(ahead, axis=1)
@@ -90,33 +94,34 @@ def start(cameras: Sequence[Camera]) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def upwards(cameras: Sequence[Camera]) -> np.ndarray:
-    """[3] what the cameras hold to be up, in the mean."""
+    """Return the mean up direction of the cameras, a unit vector [3]."""
     up = -np.mean([camera.viewmat[1, :3].cpu().double().numpy() for camera in cameras], axis=0)
     return up / np.linalg.norm(up)
 
 
 def _poses(cameras: Sequence[Camera]) -> list[np.ndarray]:
-    """The [4, 4] float64 poses, about the origin of the first."""
+    """Return the cameras' [4, 4] float64 world-to-camera matrices, relative to the origin of the first."""
     return [camera.at(cameras[0].origin).viewmat.cpu().double().numpy() for camera in cameras]
 
 
 def _places(cameras: Sequence[Camera]) -> np.ndarray:
-    """[N, 3] float64, where the cameras stand."""
+    """Return the positions of the cameras, [N, 3] float64."""
     return np.stack([-pose[:3, :3].T @ pose[:3, 3] for pose in _poses(cameras)])
 
 
 def _as_float(camera: Camera) -> Camera:
-    """With a pose of float32, as far as float32 goes."""
+    """Return the camera with a float32 pose, clamped to the range of float32."""
     most = torch.finfo(torch.float32).max
     return replace(camera, viewmat=camera.viewmat.clamp(-most, most).float())
 
 
 def _median(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The weighted median."""
     order = values.argsort()
     return values[order[int((weight[order].cumsum(0) < weight.sum() / 2).sum())]]
 
 
 def fov(cameras: Sequence[Camera]) -> float:
-    """The vertical field of view that half of the cameras exceed, in degrees."""
+    """Return the median vertical field of view of the cameras, in degrees."""
     return math.degrees(float(np.median([2 * math.atan(camera.height / 2 / float(camera.K[1, 1]))
                                          for camera in cameras])))

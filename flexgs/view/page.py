@@ -1,9 +1,8 @@
-"""A web page that shows a model, with nothing else needed: viewer and Gaussians are in the file, the coarsest
-first.
+"""A self-contained web page that shows a model: viewer and Gaussians in one file, the coarsest cut first.
 
-The viewer is Spark on three.js, which npm fetches and esbuild bundles once; the bundle is kept in the user's
-cache. The stages of the model are scripts one behind the other: a browser shows the first while the page
-still arrives, from disk as over HTTP.
+The viewer is Spark on three.js, fetched by npm and bundled once by esbuild; the bundle is kept in the user's
+cache. Each stage of the model is a script of its own, so that a browser shows the first stage while the rest
+of the page is still loading, from disk as over HTTP.
 """
 
 import base64
@@ -31,8 +30,7 @@ RATIOS = (0.01, 0.05, 0.15, 1.0)
 
 
 def write_page(model: Cuttable, path: Path, title: str, ratios: Sequence[float] = RATIOS) -> str:
-    """A page with a stage for each ratio; a sentence about it. UserError if the viewer must be built without
-    Node.js."""
+    """Write a page with one stage per ratio, and return a sentence about it; UserError without Node.js."""
     if path.suffix.lower() != ".html":
         raise UserError(f"--html {path}: expected a name that ends in .html")
     program = viewer()
@@ -42,7 +40,7 @@ def write_page(model: Cuttable, path: Path, title: str, ratios: Sequence[float] 
     for ratio in ratios:
         cut = model.cut(ratio)
         if len(cut) == last:
-            continue  # a small model
+            continue  # a small model has no further cut at this ratio
         last = len(cut)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "stage.spz"
@@ -64,7 +62,7 @@ def write_page(model: Cuttable, path: Path, title: str, ratios: Sequence[float] 
 
 
 def viewer() -> str:
-    """The program of the page, built on first use and then kept in the user's cache."""
+    """Return the JavaScript of the page's viewer, built on first use and then kept in the user's cache."""
     built = node.cache() / f"viewer-{node.digest(WEB)}.js"
     if not built.exists():
         with tempfile.TemporaryDirectory() as temporary, atomic_file(built) as out:
@@ -77,13 +75,12 @@ def viewer() -> str:
 
 
 def _in_units(splats: Splats, unit: float) -> Splats:
-    """The same Gaussians about their origin, so large that this length is 1: what viewers and SPZ are made
-    for."""
+    """Scale the Gaussians about their origin so that `unit` becomes 1, as viewers and SPZ expect."""
     return replace(splats, means=splats.means / unit, scales=splats.scales - math.log(unit), origin=WORLD)
 
 
 def _start(cameras: Sequence[Camera], unit: float, background: Sequence[float]) -> dict:
-    """Where the page looks from at first."""
+    """Return the initial camera and the background of the page, in the axes of SPZ."""
     eye, target, up = (np.array([1, -1, -1]) * vector for vector in start(cameras))  # in the axes of SPZ
     return {"position": _plain(eye / unit), "target": _plain(target / unit), "up": _plain(up),
             "fov": round(fov(cameras), 2), "background": list(background)}

@@ -1,4 +1,4 @@
-"""Renders along a path as a video or a still."""
+"""Renders along a camera path, as a video or a still image."""
 
 import contextlib
 import subprocess
@@ -19,7 +19,10 @@ from flexgs.splats import Splats
 
 def write_video(splats: Splats, cameras: Sequence[Camera], path: Path, fps: int,
                 background: Sequence[float]) -> None:
-    """An .mp4 (H.264), a .gif, or the first camera's image as .png; all cameras of one even size."""
+    """Render the cameras to an .mp4 (H.264) or a .gif, or the first camera alone to a .png.
+
+    All cameras have the same size, with even width and height. UserError for any other suffix.
+    """
     kinds = {".mp4": _mp4, ".gif": _gif, ".png": _png}
     if path.suffix.lower() not in kinds:
         raise UserError(f"--output {path}: expected a name that ends in {', '.join(kinds)}")
@@ -29,7 +32,7 @@ def write_video(splats: Splats, cameras: Sequence[Camera], path: Path, fps: int,
 
 @torch.no_grad()
 def frames(splats: Splats, cameras: Sequence[Camera], background: Sequence[float]) -> Iterator[np.ndarray]:
-    """uint8 [H, W, 3] for each camera."""
+    """Yield the render of each camera, uint8 [H, W, 3]."""
     device = splats.means.device
     colour = torch.tensor(background, device=device)
     for camera in cameras:
@@ -51,7 +54,7 @@ def _mp4(images: Iterator[np.ndarray], path: Path, fps: int) -> None:
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
                               stderr=said) as ffmpeg:
             assert ffmpeg.stdin
-            with contextlib.suppress(BrokenPipeError):  # it has ended early, and says why
+            with contextlib.suppress(BrokenPipeError):  # ffmpeg has ended early; its message is raised below
                 for image in (first, *images):
                     ffmpeg.stdin.write(image.tobytes())
                 ffmpeg.stdin.close()

@@ -1,8 +1,8 @@
-"""A viewer in the browser, on viser: orbit, choose how much to keep, compare with the photographs or with
-another model.
+"""An interactive viewer in the browser: orbit, choose how much to keep, compare with photographs or a model.
 
-This machine renders, by the rasterizer that training uses, so it needs no GPU anywhere. While somebody moves,
-images are as small, and cuts as coarse, as keeps up; when they rest, the whole follows.
+The server is viser. This machine renders, with the rasterizer used for training, so no GPU is needed
+anywhere. While somebody moves, images are small enough, and cuts coarse enough, to keep up; when they stop,
+the image is rendered in full.
 """
 
 import threading
@@ -19,7 +19,7 @@ from flexgs.camera import Camera
 from flexgs.config import count_at
 from flexgs.device import clock
 from flexgs.errors import MissingDependencyError, UserError
-from flexgs.image.psnr import psnr
+from flexgs.image.quality import psnr
 from flexgs.model.elastic import Cuttable
 from flexgs.ply import is_wide, ply_bytes
 from flexgs.raster import render
@@ -29,14 +29,16 @@ from flexgs.view.camera_path import around, start
 from flexgs.view.visitors import Visitors, url
 
 DRAFT_MS, SMALLEST, WIDEST = 60.0, 0.3, 1280
+"""Target milliseconds per image during motion; the smallest fraction of the window's size; the most pixels
+across."""
 NOTHING, PHOTOGRAPH = "the same", "photograph"
 LEAST, STEPS = 0.1, (1, 5, 15, 50, 100)
-"""Percent: the least that can be chosen, and what buttons choose."""
+"""Percentages of the Gaussians: the least that the slider offers, and those of the buttons."""
 
 
 def view(models: Mapping[str, Cuttable], scene: Scene | None, host: str, port: int, device: str,
          names: Sequence[str] = ()) -> None:
-    """Serve until Ctrl-C. names: see Visitors."""
+    """Serve the viewer until Ctrl-C. For names see Visitors."""
     viewer = Viewer(models, scene, host, port, device, names)
     print(f"{viewer.url} (Ctrl-C ends it)", flush=True)
     try:
@@ -46,7 +48,7 @@ def view(models: Mapping[str, Cuttable], scene: Scene | None, host: str, port: i
 
 
 class Viewer:
-    """A server at url; every browser that connects has a camera and a panel of its own."""
+    """A viewer served at `url`; every browser that connects gets a camera and a panel of its own."""
 
     def __init__(self, models: Mapping[str, Cuttable], scene: Scene | None, host: str, port: int, device: str,
                  names: Sequence[str] = ()):
@@ -63,20 +65,21 @@ class Viewer:
         first = next(iter(models.values()))
         cameras = first.cameras or ([view.camera for view in scene.train] if scene
                                     else around(first.cut(1.0)))
-        self.near, self.origin, self.wide = (cameras[0].near, cameras[0].origin,
-                                             bool(first.cameras) and is_wide(first.cut(1.0)))
+        self.near, self.origin = cameras[0].near, cameras[0].origin
+        self.wide = bool(first.cameras) and is_wide(first.cut(1.0))
         self.unit = 100 * self.near
-        """What browsers count in, from the origin: three.js knows float32 and lengths about 1."""
+        """The scene length that browsers see as 1: three.js works in float32 and expects lengths about 1."""
         initial, (position, target, up) = self.server.initial_camera, start(cameras)
         initial.position, initial.look_at, initial.up = position / self.unit, target / self.unit, up
         self.server.scene.set_up_direction(up)
         self.server.on_client_connect(lambda client: Visit(self, client).start())
 
     def stop(self) -> None:
+        """Stop the server."""
         self.server.stop()
 
     def cut(self, name: str, percent: float) -> Splats:
-        """The cut of a model at a percentage; the latest are kept."""
+        """Return the cut of a model at a percentage; the most recently used cuts are cached."""
         key, model = (name, percent), self.models[name]
         if key not in self._cuts:
             self._cuts[key] = model.cut(min(1.0, max(percent / 100, 1 / len(model)))).to(self.device)
@@ -87,7 +90,7 @@ class Viewer:
 
     @torch.no_grad()
     def image(self, name: str, percent: float, camera: Camera) -> tuple[Tensor, float]:
-        """([H, W, 3] in [0, 1] on the CPU, milliseconds)."""
+        """Render a cut: (image [H, W, 3] in [0, 1] on the CPU, milliseconds)."""
         splats = self.cut(name, percent)
         background = torch.tensor(self.models[name].config.background, device=splats.means.device)
         start = clock(splats.means.device)
@@ -95,7 +98,7 @@ class Viewer:
         return image.cpu(), 1000 * (clock(splats.means.device) - start)
 
     def nearest(self, camera: Camera) -> View:
-        """The test view that stands nearest, of those that stand alike the one that looks alike."""
+        """Return the test view nearest to the camera; among equally near ones, the most parallel."""
         def distance(view: View) -> float:
             other = view.camera.at(self.origin)
             alike = float(other.viewmat[2, :3].double() @ camera.viewmat[2, :3].double())
@@ -105,12 +108,12 @@ class Viewer:
 
 
 class Visit:
-    """One browser: its panel, and a thread that draws for it."""
+    """One connected browser: its panel, and a thread that renders for it."""
 
     def __init__(self, viewer: Viewer, client: Any):
         self.viewer, self.client = viewer, client
         self.changed, self.gone = threading.Event(), False
-        # of the window's size, and of what is kept, in images while somebody moves
+        # during motion: fraction of the window's size, and fraction of the Gaussians kept
         self.scale, self.coarse = 0.5, 1.0
         gui, names = client.gui, list(viewer.models)
         self.kept = gui.add_slider("% kept", min=LEAST, max=100.0, step=0.1, initial_value=100.0)
@@ -129,6 +132,7 @@ class Visit:
         viewer.server.on_client_disconnect(lambda other: self._end() if other is client else None)
 
     def start(self) -> None:
+        """Start rendering for this browser."""
         threading.Thread(target=self._loop, daemon=True).start()
         self.changed.set()
 
@@ -150,12 +154,12 @@ class Visit:
 
     @property
     def percent(self) -> float:
-        """What is kept; a browser may send any number."""
+        """The percentage to keep, clamped to the slider's range: a browser may send any number."""
         value = float(self.kept.value)
         return min(max(value, LEAST), 100.0) if np.isfinite(value) else 100.0
 
     def camera(self, scale: float) -> Camera:
-        """Where the browser looks from, at scale times its size."""
+        """Return the browser's camera, at `scale` times the size of its window."""
         seen = self.client.camera
         aspect = float(np.clip(seen.aspect or 4 / 3, 0.2, 5))
         width = max(16, int(min(seen.image_width or 640, WIDEST) * scale))
@@ -172,8 +176,7 @@ class Visit:
                       self.viewer.near, self.viewer.origin)
 
     def _keep_up(self) -> None:
-        """Make the next images while somebody moves as small as takes DRAFT_MS; where that is not enough,
-        coarser too."""
+        """Adapt the image size during motion to DRAFT_MS; keep fewer Gaussians if that is not enough."""
         hurry = DRAFT_MS / max(self.ms, 1.0)
         if hurry < 1 and self.scale <= SMALLEST:
             self.coarse = max(self.coarse * max(hurry, 0.25), 0.01)
@@ -205,7 +208,7 @@ class Visit:
         self._show_text("")
 
     def _show(self, pixels: np.ndarray, aspect: float) -> None:
-        """The browser stretches an image to its window: add black edges to one of another shape."""
+        """Show the image, padded with black to the shape of the window, to which browsers stretch it."""
         height, width = pixels.shape[:2]
         down, across = max(0, round(width / aspect) - height), max(0, round(height * aspect) - width)
         if down > 1 or across > 1:
@@ -214,13 +217,13 @@ class Visit:
         self.client.scene.set_background_image(pixels, format="jpeg", jpeg_quality=90)
 
     def _quality(self) -> str:
-        """PSNR at the nearest test view, of each model."""
+        """Return the PSNR of each model at the nearest test view, as text."""
         if not self.viewer.test:
             return ""
         nearest = self.viewer.nearest(self.camera(0.1))
         with self.viewer.rendering:
-            values = [f"{psnr(self.viewer.image(name, self.percent, nearest.camera)[0], nearest.image() / 255):.2f} dB"
-                      for name in self.viewer.models]
+            images = [self.viewer.image(name, self.percent, nearest.camera)[0] for name in self.viewer.models]
+            values = [f"{psnr(image, nearest.image() / 255):.2f} dB" for image in images]
         return f"\n\nPSNR {' and '.join(values)} at {nearest.name}, the nearest test view"
 
     def _show_text(self, more: str) -> None:
@@ -232,7 +235,7 @@ class Visit:
         self.text.content = "\n\n".join([*lines, f"{self.ms:.1f} ms per frame"]) + more
 
     def _go(self, where: str) -> None:
-        """To the nearest test view, or from there to the one before or behind it."""
+        """Move the browser to the nearest test view, or to the one before or after that."""
         test = self.viewer.test
         at = test.index(self.viewer.nearest(self.camera(0.1))) + {"previous": -1, "nearest": 0,
                                                                   "next": 1}[where]

@@ -1,8 +1,8 @@
-"""viser's server, which answers whom Visitors lets in and no one else.
+"""A viser server that answers only the requests that Visitors allows.
 
 viser has no setting for this. It calls websockets' serve() once, with a function that looks at every request
-before it is answered; ours is put in front of that. tests/test_security.py tells when another version of
-viser does this in another way, and start() then refuses to go on.
+before it is answered; ours is put in front of that function. If another version of viser starts its server
+differently, tests/test_security.py fails, and start() refuses to go on.
 """
 
 import http
@@ -24,15 +24,16 @@ Check = Callable[[ServerConnection, Request], Response | None]
 
 
 class Server(viser.ViserServer):
-    """Without the tunnel that shows it to the whole web, which any browser may ask viser for."""
+    """viser's server without the public tunnel that any connected browser could request from it."""
 
     def request_share_url(self, verbose: bool = True) -> None:
+        """Refuse the tunnel."""
         return None
 
 
 def start(host: str, port: int, visitors: Visitors) -> Server:
-    """A server that listens; UserError if there is no such host or port, or it is taken."""
-    # requests that are none, with a stack trace each
+    """Start a server; UserError if host and port cannot be listened at."""
+    # bytes that are not HTTP would log a stack trace each
     logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
     serve, checked = websockets.asyncio.server.serve, []
 
@@ -42,7 +43,7 @@ def start(host: str, port: int, visitors: Visitors) -> Server:
                 return connection.respond(http.HTTPStatus.FORBIDDEN, why)
             try:
                 return process_request(connection, request)
-            except (OSError, ValueError):  # of paths that cannot be: too long, with a null character
+            except (OSError, ValueError):  # an impossible path: too long, or with a null character
                 return connection.respond(http.HTTPStatus.NOT_FOUND, "no such file\n")
 
         checked.append(check)
@@ -54,7 +55,8 @@ def start(host: str, port: int, visitors: Visitors) -> Server:
         with mock.patch.object(websockets.asyncio.server, "serve", serve_visitors):
             server = Server(host, port, label="flexgs", verbose=False)
     except (OSError, OverflowError) as e:
-        raise UserError(f"--host {host} --port {port}: {getattr(e, 'strerror', None) or e}; choose another") from None
+        reason = getattr(e, "strerror", None) or e
+        raise UserError(f"--host {host} --port {port}: {reason}; choose another") from None
     if not checked:
         server.stop()
         raise RuntimeError(f"viser {viser.__version__} starts its server in another way: who may "

@@ -11,6 +11,7 @@ import re
 import shutil
 import struct
 import tempfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -630,7 +631,11 @@ def _lpips_seeds(folder: Path) -> None:
 
 
 def _backbone(path: Path) -> Any:
-    return list(lpips._features("alex", lpips._file("alex", path.parent)).parameters())
+    convolutions = ((3, 64, 11), (64, 192, 5), (192, 384, 3), (384, 256, 3), (256, 256, 3))
+    network = torch.nn.Sequential(OrderedDict((name, torch.nn.Conv2d(*convolution)) for name, convolution in
+                                              zip(("0", "3", "6", "8", "10"), convolutions, strict=True)))
+    lpips.fill(network, lpips.read_layers(path), str(path))
+    return list(network.parameters())
 
 
 SPLATS = {"ply": Reader(_ply_seeds, _look, 20),

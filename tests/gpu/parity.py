@@ -16,7 +16,8 @@ from torch import Tensor
 from flexgs.bench.scenes import front_camera, random_splats
 from flexgs.camera import Camera
 from flexgs.config import Config
-from flexgs.image.losses import photometric, ssim
+from flexgs.image.losses import photometric
+from flexgs.image.quality import ssim
 from flexgs.raster import render
 from flexgs.raster.contract import RenderOutput
 from flexgs.raster.reference import relative_l2
@@ -132,7 +133,7 @@ def loss_differences(width: int, height: int, device: str) -> Row:
         loss = photometric(image, target.to(d))
         loss.backward()
         assert image.grad is not None
-        found.append((loss.item(), image.grad.cpu(), ssim(noisy.to(d), target.to(d)).item()))
+        found.append((loss.item(), image.grad.cpu(), ssim(noisy.to(d), target.to(d))))
     (loss_a, gradient_a, ssim_a), (loss_b, gradient_b, ssim_b) = found
     return {"loss": abs(loss_a - loss_b), "loss gradient": relative_l2(gradient_a, gradient_b),
             "ssim": abs(ssim_a - ssim_b)}

@@ -1,0 +1,60 @@
+"""All that is private in Ray 2.60, in one place: each function says what it is for and what replaces it.
+
+pyproject.toml pins Ray's minor version; tests/test_ray_library.py says what no longer works after another.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+
+
+def started_address() -> str | None:
+    """host:port of the cluster that `ray start` started on this machine, if it says so; it may have gone.
+
+    ray.init("auto") also joins a cluster that another script started.
+    """
+    from ray._private.utils import read_ray_address
+
+    return read_ray_address()
+
+
+def listen_on_loopback() -> None:
+    """Let a Ray that starts here listen on the loopback interface alone, as it does on laptops.
+
+    Ray reads the environment when it is imported. Without this it listens on all interfaces, and only its
+    token keeps others out.
+    """
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+
+
+def draining_nodes() -> Mapping[str, int]:
+    """The ids of the machines that are to leave: the cloud or `ray drain-node` has said so.
+
+    ray.nodes() does not tell them from others.
+    """
+    from ray._private.state import state
+
+    return state.get_draining_nodes()
+
+
+def request_resources(name: str, bundles: Sequence[Mapping[str, float]], seconds: float) -> None:
+    """Ask the autoscaler for machines with these resources, on behalf of name, for so many seconds.
+
+    Through the coordinator that Ray Train itself uses, which would replace what
+    ray.autoscaler.sdk.request_resources is told.
+    """
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+
+    get_or_create_autoscaling_coordinator().request_resources.remote(
+        requester_id=name, resources=list(bundles), expire_after_s=seconds)
+
+
+def no_room_error() -> type[Exception]:
+    """What Ray Train raises when the workers of a run have no room within the time that they are given."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    return WorkerGroupStartupTimeoutError
