@@ -7,8 +7,9 @@ Every way runs as a process of its own. splat-transform (npm) takes part where N
 """
 
 import argparse
-import json
+import contextlib
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -88,13 +89,17 @@ def ways(file: Path, count: int, options: argparse.Namespace) -> dict[str, list[
 
 
 def timed(command: list[str]) -> tuple[float, float]:
-    """CPU seconds and peak memory in MB of a process."""
-    began = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{json.dumps(command)} failed after {time.monotonic() - began:.0f} s")
-    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+    """CPU seconds and peak memory in MB of a process. Its own account of the memory would begin with that of
+    this process, so /proc is asked while it runs."""
+    process, peak = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), 0
+    while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+        with contextlib.suppress(OSError, IndexError):
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            peak = max(peak, int(status.split("VmHWM:")[1].split()[0]))
+        time.sleep(0.01)
+    if ended[1]:
+        raise SystemExit(f"{shlex.join(command)} failed")
+    return ended[2].ru_utime + ended[2].ru_stime, peak / 1024
 
 
 if __name__ == "__main__":

@@ -59,9 +59,14 @@ class Train:
 
 @dataclass
 class Adapt(Train):
-    """Make the Gaussians of any 3DGS PLY elastic, given their capture; the whole model stays as it is, bit
-    for bit."""
+    """Make the Gaussians of any 3DGS PLY elastic; the whole model stays as it is, bit for bit.
 
+    On the photographs of its capture or, without one, on renders of the model at viewpoints that are
+    searched for; quality is then measured on such renders too.
+    """
+
+    scene: tyro.conf.Positional[Path | None] = None  # type: ignore[assignment]
+    """Folder of the capture. Default: renders of the model, which are kept in OUTPUT/renders."""
     ply: Annotated[Path, tyro.conf.arg(aliases=["-i"])] = field(kw_only=True)
     """The PLY, in the coordinates of the capture."""
     output: Path = Path("runs/adapted")
@@ -69,7 +74,23 @@ class Adapt(Train):
 
     def __call__(self) -> None:
         self.config.base.ply = str(self.ply)
+        if self.scene is None:
+            self.scene = self._renders()
+            if not self.typed.has("--data.factor", "--config"):
+                self.config.data.factor = 1
         super().__call__()
+
+    def _renders(self) -> Path:
+        """The folder of a capture of the model's own renders."""
+        from flexgs.deploy.renders import write_renders
+        from flexgs.deploy.source import MergedModel
+        from flexgs.formats import read
+
+        model = MergedModel(read(self.ply), self.config)
+        folder = self.output / "renders" / self.ply.stem
+        print(f"no capture: training on renders of the model, in {pasted(folder)}", flush=True)
+        write_renders(model.splats, model.viewpoints, folder, self.ply)
+        return folder
 
 
 def where_to_go(folder: Path) -> str:
