@@ -45,6 +45,10 @@ class Typed:
 
 
 
+Recorded = tyro.conf.Suppress[tyro.conf.Fixed[Typed]]
+"""The field of a command that parse() fills in; it is no flag."""
+
+
 def parse(command: type[T], args: Sequence[str] | None, prog: str) -> T:
     """Fill command from args, or else from sys.argv; its settings, if it has a field `config`, start from
     --config or --preset, and its field `typed` is what was typed.

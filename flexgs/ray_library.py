@@ -1,6 +1,6 @@
 """All that is private in Ray 2.60, in one place: each function says what it is for and what replaces it.
 
-pyproject.toml pins Ray's minor version; tests/test_ray_library.py says what no longer works after another.
+pyproject.toml pins Ray's minor version; tests/test_libraries.py says what no longer works after another.
 """
 
 import os

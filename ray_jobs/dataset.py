@@ -12,7 +12,7 @@ from flexgs.datasets.catalog import CATALOG, DATASETS, PROTOCOLS, find_dataset, 
 from flexgs.demo.synthetic import SYNTHETIC, ensure_synthetic
 from flexgs.errors import UserError, one_line
 from flexgs.files import make_folder
-from flexgs.options import AnyConfig, ConfigFile, Typed
+from flexgs.options import AnyConfig, ConfigFile, Recorded, Typed
 from flexgs.scene import Scene
 from flexgs.scene.load import load_capture
 from flexgs.sizes import DEMO, LAPTOP, fitting
@@ -55,7 +55,7 @@ class DatasetOptions:
     config_file: ConfigFile = None
     """A config.json to start from instead of a preset."""
     config: AnyConfig = field(default_factory=Config)
-    typed: Typed = field(default_factory=Typed, init=False)
+    typed: Recorded = field(default_factory=Typed, init=False)
 
     @property
     def name(self) -> str:

@@ -94,6 +94,12 @@ def test_settings_come_from_flags_a_preset_or_a_file(tmp_path):
     assert (config.preset, config.steps, config.seed) == ("paper", 77, 4)
 
 
+def test_what_was_typed_is_no_flag():
+    with pytest.raises(UserError, match="--typed.words"):
+        parse(train_all.TrainAll, ["--typed.words", "x"], "")
+    assert parse(train_all.TrainAll, ["--rates.sh0=1e-3", "--gpu"], "").typed.has("--lr.sh0")
+
+
 def test_laptop_size_leaves_what_the_user_chose(capsys):
     config, size = Config(), Size(steps=400, splats=3000)
     small = fitting(config, False, Typed(), size)

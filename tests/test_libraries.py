@@ -34,7 +34,7 @@ def private(path: Path) -> list[str]:
             root: ast.expr = node
             while isinstance(root, ast.Attribute):
                 root = root.value
-            mine = isinstance(root, ast.Name) and root.id in names
+            mine = isinstance(root, ast.Name) and root.id in names | {"study"}
             if mine and (isinstance(node.ctx, ast.Store) or node.attr.startswith("_")
                          and not node.attr.startswith("__")):
                 found.append(ast.unparse(node))

@@ -22,6 +22,7 @@ from statistics import fmean
 from typing import Annotated
 
 import tyro
+from optuna.storages import InMemoryStorage
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
@@ -139,7 +140,7 @@ def search_scene(options: SearchScene) -> int:
 def _search(search: Search, options: SearchScene, progress: Progress, cluster: Cluster, room: Room, most: int,
             seconds: float | None) -> bool:
     """Run the trials that are missing, `most` at a time; whether it came to its end."""
-    records, study = search.records(), history(search, options.objective)
+    records, study = search.records(), history(search, options.objective, storage := InMemoryStorage())
     known = sum(record.status != "interrupted" for record in records)
     missing = options.trials - known
     if missing <= 0:
@@ -156,7 +157,7 @@ def _search(search: Search, options: SearchScene, progress: Progress, cluster: C
     tuner = tune.Tuner(
         trainable(search, room),
         tune_config=tune.TuneConfig(
-            search_alg=OptunaSearch(suggest, storage=study._storage, study_name=study.study_name,
+            search_alg=OptunaSearch(suggest, storage=storage, study_name=study.study_name,
                                     sampler=study.sampler, **aim),
             scheduler=early if options.early_stopping and not pareto else None, num_samples=missing,
             time_budget_s=seconds, max_concurrent_trials=most, **({} if pareto else aim)),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
@@ -74,9 +75,9 @@ def front(records: list[Record]) -> list[Record]:
     return found
 
 
-def history(search: Search, objective: str) -> optuna.Study:
+def history(search: Search, objective: str, storage: BaseStorage | None = None) -> optuna.Study:
     """A study that has the trials so far, and asks for the interrupted ones first; for trial 0 if it is a new
-    search.
+    search. It is kept in storage, or else in memory.
 
     UserError if a trial does not fit the space, because the search began with other settings or another
     version.
@@ -88,7 +89,7 @@ def history(search: Search, objective: str) -> optuna.Study:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.TPESampler(seed=search.start.seed + len(records), n_startup_trials=5,
                                              multivariate=True, group=True, constant_liar=True)
-    study = optuna.create_study(storage=optuna.storages.InMemoryStorage(), sampler=sampler,
+    study = optuna.create_study(storage=storage, sampler=sampler,
                                 study_name="search", directions=directions(objective))
     for record in records:
         if record.status != "interrupted":

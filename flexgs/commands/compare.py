@@ -12,7 +12,7 @@ import tyro
 from flexgs.config import METHODS, Config, EvaluationConfig
 from flexgs.errors import UserError, pasted
 from flexgs.files import make_folder, only_one
-from flexgs.options import AnyConfig, ConfigFile, Typed
+from flexgs.options import AnyConfig, ConfigFile, Recorded, Typed
 from flexgs.sizes import fitting
 
 
@@ -41,7 +41,7 @@ class Compare:
     config_file: ConfigFile = None
     """A config.json to start from instead of a preset."""
     config: AnyConfig = field(default_factory=Config)
-    typed: Typed = field(default_factory=Typed, init=False)
+    typed: Recorded = field(default_factory=Typed, init=False)
 
     def __call__(self) -> None:
         from flexgs import compare

@@ -10,7 +10,7 @@ import tyro
 from flexgs.config import Config
 from flexgs.errors import pasted
 from flexgs.files import only_one
-from flexgs.options import AnyConfig, ConfigFile, Typed
+from flexgs.options import AnyConfig, ConfigFile, Recorded, Typed
 from flexgs.sizes import fitting
 
 
@@ -27,7 +27,7 @@ class Train:
     config_file: ConfigFile = None
     """A config.json to start from instead of a preset."""
     config: AnyConfig = field(default_factory=Config)
-    typed: Typed = field(default_factory=Typed, init=False)
+    typed: Recorded = field(default_factory=Typed, init=False)
 
     def __call__(self) -> None:
         from flexgs.device import pick_device
