@@ -1,16 +1,20 @@
 """Merging: exact counts, moments, the order that follows from it; training on renders; viewpoints."""
 
+import shutil
+
 import pytest
 import torch
+from conftest import random_splats
 
 from flexgs.model import merge_tree
-from flexgs.model.merge_tree import Mixture, MergeTree, merge
+from flexgs.model.elastic import ElasticModel
+from flexgs.model.merge_tree import MergeTree, Mixture, merge
 from flexgs.model.viewpoints import viewpoints
+from flexgs.ply import read_ply
 from flexgs.raster import render
 from flexgs.splats import Splats, rotation_matrices
 from flexgs.training.distill import distill
-
-from conftest import random_splats
+from tests.test_cli import flexgs
 
 
 def covariances(splats: Splats) -> torch.Tensor:
@@ -125,7 +129,7 @@ def test_merged_is_better_than_chosen_and_trained_is_better_still():
     cameras = viewpoints(whole, 8)
     heavy = (torch.sigmoid(whole.opacities) * (whole.scales.sum(1) - whole.scales.amin(1)).exp())
     merged, chosen = merge(whole, 300), whole[heavy.argsort(descending=True)[:300]]
-    trained = distill(merged, whole, cameras, 1.0)
+    trained = distill(merged, whole, cameras, [i / 120 for i in range(120)])
     assert error(merged, whole, cameras) < 0.6 * error(chosen, whole, cameras)
     assert error(trained, whole, cameras) < 0.7 * error(merged, whole, cameras) and len(trained) == 300
 
@@ -135,3 +139,50 @@ def test_viewpoints_see_the_model(splats):
     assert [c.viewmat.tolist() for c in cameras] == [c.viewmat.tolist() for c in viewpoints(splats, 6)]
     with torch.no_grad():
         assert min(float(render(splats, camera).alpha.mean()) for camera in cameras) > 0.3
+
+
+@pytest.fixture(scope="module")
+def ply(trained, tmp_path_factory):
+    return next((trained / "cuts").glob("*100.00pct.ply"))
+
+
+@pytest.mark.parametrize("how", [[], ["--seconds", "0.2"], ["--cameras", "RUN", "--seconds", "0.2"],
+                                 ["--cameras", "BARE", "--seconds", "0.2"], ["--by", "prune"]])
+def test_a_file_is_cut_to_exactly_as_many(how, ply, trained, capture, tmp_path):
+    """BARE: a capture whose photographs are not there."""
+    shutil.copytree(capture / "sparse", tmp_path / "bare" / "sparse")
+    places = {"RUN": str(trained), "BARE": str(tmp_path / "bare")}
+    assert flexgs("cut", ply, "--budget", "100", *(places.get(word, word) for word in how),
+                  "-o", tmp_path / "x.ply") == 0
+    assert len(read_ply(tmp_path / "x.ply")) == 100
+
+
+def test_a_budget_in_bytes_holds_after_training(ply, tmp_path):
+    assert flexgs("cut", ply, "--budget", "4kB", "--seconds", "0.1", "-o", tmp_path / "x.spz") == 0
+    assert 3_000 < (tmp_path / "x.spz").stat().st_size <= 4_000
+
+
+@pytest.mark.parametrize("words, said", [
+    (["PLY", "--scene", "CAPTURE", "--cameras", "RUN"], "found --scene and --cameras, expected one"),
+    (["RUN", "--seconds", "3"], "found --seconds, expected it with --budget for a file of splats"),
+    (["PLY", "--by", "prune", "--cameras", "RUN"], "found --cameras, expected it with"),
+    (["PLY", "--cameras", "NONE"], "NONE: no such folder"), (["PLY", "--seconds", "-1"], "--seconds: found")])
+def test_what_cannot_be_is_one_line(words, said, ply, trained, capture, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    places = {"RUN": str(trained), "PLY": str(ply), "CAPTURE": str(capture)}
+    assert flexgs("cut", *(places.get(word, word) for word in words), "--budget", "5%", "-o", "x.ply") == 2
+    complaint = capsys.readouterr().err
+    assert said in complaint and complaint.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_file_becomes_elastic_without_a_capture(ply, tmp_path, capsys):
+    small = ["--preset", "smoke", "--steps", "20", "--deltas.knots", "0.1", "0.5", "--evaluation.lpips"]
+    command = ["adapt", "--ply", ply, "--output", tmp_path, *small]
+    assert flexgs(*command) == 0
+    model = ElasticModel.load(tmp_path / ply.stem)
+    whole = read_ply(ply)
+    assert len(model.cut(0.1)) == len(whole) // 10
+    assert torch.equal(model.cut(1.0).means.sort(0).values, whole.means.sort(0).values)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "renders").rglob("*.png")}
+    assert flexgs(*command) == 0 and "already finished" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in before}

@@ -150,15 +150,16 @@ class Cut:
         from rich.progress import Progress
 
         from flexgs.deploy.source import MergedModel
-        from flexgs.training.distill import distill
+        from flexgs.training.distill import distill, within
 
         seconds = self.seconds if self.seconds is not None else 5.0 if self.scene or self.cameras else 0.0
         if not isinstance(model, MergedModel) or not seconds or len(cut) == len(model):
             return cut
+        cameras = model.viewpoints
         with Progress(transient=True) as bar:
             task = bar.add_task(f"training {len(cut):,} Gaussians on renders of the whole", total=1)
-            return distill(cut, model.splats, model.viewpoints, seconds,
-                           progress=lambda done: bar.update(task, completed=done))
+            steps = (bar.update(task, completed=done) or done for done in within(seconds))
+            return distill(cut, model.splats, cameras, steps)
 
     def _profile(self, model: "Cuttable"):
         from flexgs.deploy.frame_time import Profile, measure_frames
