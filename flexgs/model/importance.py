@@ -84,7 +84,7 @@ def volume(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
 
 
 def footprint(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
-    """Opacity o * area^0.25, the area being the product of the two larger standard deviations; needs no views.
+    """Opacity o * area^0.25, the area being the product of the two larger deviations; needs no views.
 
     Our own score: on two captures (docs/deploy.md) it came nearest, of the scores without views, to those
     with views.

@@ -26,7 +26,7 @@ class Order(nn.Module):
     """
 
     fixed = True
-    """Whether training keeps the first Gaussians at every ratio, so that a transform may store rows for them."""
+    """Whether training keeps the first Gaussians at every ratio, so that a transform may store rows."""
     refresh_every: int | None = None
     """Views between two calls of refresh() in stage 2; None: only one call, when stage 2 begins."""
 
