@@ -540,7 +540,7 @@ def tile_rows_of(my, half):
 
 # Scratch of raster_fwd, a float of each per pixel: transmittance (negative once the pixel is finished), r, g,
 # b, the number of splats up to the last that contributes, and the pixel's column. The columns take a table as
-# long as the others, so that the row loop's addresses differ by constants and LLVM need not check for overlap.
+# long as the others, so that the row loop's addresses differ by constants, with no overlap for LLVM to check.
 F_R, F_G, F_B, F_LAST, F_LANE = PIXELS, u64(2) * PIXELS, u64(3) * PIXELS, u64(4) * PIXELS, u64(5) * PIXELS
 
 
