@@ -62,7 +62,7 @@ class DataConfig:
     """Which COLMAP model to read, such as 1 for sparse/1. None: the one with the most images."""
     cache_gb: Annotated[float, Range(0, 1e6)] | None = None
     """GiB of decoded images that each process keeps in memory; 0 decodes every time. None: a quarter of the
-    free memory, at least 0.25 and at most 16."""
+    free memory, divided among the workers of the machine, each 0.25 to 16."""
 
     @property
     def cache_bytes(self) -> int | None:
@@ -96,7 +96,7 @@ class BaseConfig:
     grow_scale3d: Size = 0.01
     """Split growing Gaussians that are larger than this fraction of the scene scale, clone smaller ones."""
     max_splats: Annotated[int, Range(1, 10**8)] = 3_000_000
-    """Most Gaussians that densification grows to; when room runs out, the largest gradients go first."""
+    """Most Gaussians, initial points included; near the limit those with the largest gradients grow first."""
     prune_opa: Fraction = 0.005
     """Densification removes Gaussians whose opacity is below this. 0: none."""
     prune_scale3d: Annotated[float, Range(0, 1e6, "(]")] = 0.1

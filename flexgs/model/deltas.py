@@ -81,7 +81,7 @@ class Deltas(Transform):
         first = 0
         for knot, count in zip(self.knots, self.counts, strict=True):
             if knot <= self.options.merge:
-                kept = min(count, count_at(knot, len(splats)))  # rows beyond its cut start from zero
+                kept = min(count, count_at(knot, len(splats)))  # rows beyond the cut start from zero
                 target = merged(splats, score, kept)
                 for name, width in WIDTHS.items():
                     change = getattr(target, name) - getattr(splats, name)[:kept]
@@ -92,7 +92,7 @@ class Deltas(Transform):
     def rows(self, ratio: float, n: int) -> dict[str, list[tuple[int, int]]]:
         """Return the row ranges, one per knot, that cuts up to this ratio read; see Transform.rows."""
         starts, k = [0, *itertools.accumulate(self.counts)], count_at(ratio, n)
-        below = (0.0, *self.knots)  # cuts above the knot below read a knot
+        below = (0.0, *self.knots)  # a cut reads a knot if its ratio is above the previous knot
         ranges = [(start, start + min(count, k))
                   for start, count, lower in zip(starts, self.counts, below, strict=False) if lower < ratio]
         return dict.fromkeys(WIDTHS, ranges)

@@ -69,7 +69,7 @@ class Trainer:
                                    self.batch)
         self.densifier = Densifier(config.base, self.base_steps, scene.scene_scale, config.seed,
                                    len(self.splats), self.device)
-        scorer(config.order.score), transform_kind(config)  # better refused now than when stage 2 begins
+        scorer(config.order.score), transform_kind(config)  # refuse unknown names before stage 1
         self.order = make_order(config)
         self.transform: Transform = Transform()
         self.elastic = False
@@ -140,7 +140,7 @@ class Trainer:
         for slot in self.group.my_indices(self.batch):
             loss = self._view_loss(before + slot)
             view = [loss, *self.optimizer.take_gradients()]
-            # Adding whole gradients of views, one worker with two views rounds as two workers do.
+            # Add whole gradients of views, so that one worker with two views rounds as two workers do.
             total = [a.add_(b) for a, b in zip(total, view, strict=True)] if total else view
         names = [name for name, _ in self.optimizer.parameters()]
         sums = summed_gradients(dict(zip(["loss", *names], total, strict=True)), self.group,

@@ -11,7 +11,7 @@ from itertools import pairwise
 from threading import Lock
 from typing import Any
 
-CHUNKS_PER_THREAD = 4  # so that a thread that loses its core for a while does not hold up the others
+CHUNKS_PER_THREAD = 4  # more than one, or a thread that loses its core for a while holds up the others
 
 
 def _default_threads() -> int:
