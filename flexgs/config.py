@@ -1,7 +1,9 @@
 """Every setting of a run, as one tree of dataclasses, and the presets that differ in a few lines of it.
 
-Lengths are counted in *views*: training images rendered and compared, over all workers. A step of the
-optimizer uses `batch` views, so the same numbers mean the same work for one worker and for eight.
+Training is counted in *views*: training images rendered and compared, over all workers. One optimizer step
+uses `batch` views, so a number of views means the same work for one worker and for eight.
+
+The text below a field is what `flexgs train --help` prints for it.
 """
 
 import dataclasses
@@ -19,27 +21,25 @@ from flexgs.errors import UserError
 from flexgs.inputs import Name, Range, read_json, typed
 
 Ratio = Annotated[float, Range(1e-6, 1)]
-"""A share of the Gaussians: of the largest models that there are, a millionth is a handful."""
+"""Fraction of the Gaussians that a cut keeps; of the largest models there are, a millionth is a handful."""
 Fraction = Annotated[float, Range(0, 1)]
 Views = Annotated[int, Range(1, 10**9)]
-"""A number of training views; a thousand million take years."""
+"""Number of training views; a thousand million would take years."""
 Weight = Annotated[float, Range(0, 1000)]
-"""Of a term of the loss. Adam takes out what all have in common; beyond this, float32 has no digits left for
-the others."""
+"""Weight of a loss term. Adam cancels a common factor; above 1000 float32 has no digits left for the rest."""
 Rate = Annotated[float, Range(0, 0.1)]
-"""Of Adam: about how far a parameter moves in a step. Log-scales and logits that move by more overflow within
-some hundred."""
+"""Learning rate of Adam, about how far a parameter moves in a step. Log-scales and logits that move further
+overflow within some hundred steps."""
 Factor = Annotated[float, Range(0, 100)]
 Size = Annotated[float, Range(0, 1e6)]
-"""A length in units of the scene scale, or a gradient: at the upper end, no Gaussian is as large."""
+"""Length as a fraction of the scene scale, or a gradient; no Gaussian is as large as the upper end."""
 Cells = Annotated[int, Range(3, 4096)]
-"""Of a grid along one axis; its smoothness is a second difference, which takes three."""
+"""Grid cells along one axis; the smoothness loss is a second difference, which needs three."""
 Temperature = Annotated[float, Range(1e-3, 1000)]
-"""Of a softmax: logits are divided by it."""
+"""Temperature of a softmax: the logits are divided by it."""
 
 MOST_CELLS = 2**26
-"""Numbers in the planes of the field, ten times those of the paper: with their gradient and moments they take
-1 GB."""
+"""Most numbers in the planes of the field: ten times FlexGS's, 1 GB with gradients and Adam's moments."""
 SCORES = Name("alpha_t", "opacity_t", "flexgs", "lightgaussian", "c3dgs", "eagles", "opacity", "volume",
               "footprint")
 Input = Literal["means", "quats", "scales", "opacities", "importance"]
@@ -48,143 +48,166 @@ FieldHead = Literal["means", "scales", "quats", "opacities", "sh0"]
 
 @dataclass
 class DataConfig:
-    """How the capture is read."""
+    """How the images and camera poses of a capture are read."""
 
     factor: Annotated[int, Range(1, 64)] = 4
-    """Downscaling: the folder images_N if there is one, else images resized."""
+    """Train on images 1/N as wide and high, from the folder images_N if there is one, else resized. 1: full
+    size."""
     test_every: Annotated[int, Range(1, 10**6)] = 8
-    """Every n-th view by sorted name is held out for evaluation."""
+    """Hold out every Nth image, sorted by name and starting with the first, for evaluation, unless the
+    capture names its own test images."""
     masks: bool = True
-    """Use masks/ beside images/ if it is there."""
+    """Use the masks in masks/ beside images/, if there are any."""
     model: str | None = None
-    """Which of several COLMAP models, such as 1 for sparse/1; by default the one of the most photographs."""
+    """Which COLMAP model to read, such as 1 for sparse/1. None: the one with the most images."""
     cache_gb: Annotated[float, Range(0, 1e6)] | None = None
-    """Memory for decoded images in each process; by default a quarter of what is free, at least 0.25 and at
-    most 16."""
+    """GiB of decoded images that each process keeps in memory; 0 decodes every time. None: a quarter of the
+    free memory, divided among the workers of the machine, each 0.25 to 16."""
 
     @property
     def cache_bytes(self) -> int | None:
+        """The size of the image cache in bytes; None where cache_gb leaves it to the free memory."""
         return None if self.cache_gb is None else int(self.cache_gb * 2**30)
 
 
 @dataclass
 class BaseConfig:
-    """Stage 1: the plain 3DGS model that stage 2 makes elastic."""
+    """Stage 1: plain 3DGS (Kerbl et al. 2023), the model that stage 2 makes elastic.
+
+    Sizes are fractions of the scene scale: 1.1 times the largest distance of a camera from their mean.
+    """
 
     ply: str | None = None
-    """Make the Gaussians of this PLY elastic instead: there is no stage 1, and stage 2 leaves them as they
-    are."""
+    """PLY file of Gaussians to make elastic. Stage 1 is then skipped, and stage 2 does not change them."""
     stage1_fraction: Annotated[float, Range(0, 1, "(]")] = 0.5
-    """Stage 1's share of all views."""
+    """Fraction of all views that stage 1 trains for; the rest is stage 2. 1: no stage 2."""
     sh_degree: Annotated[int, Range(0, 3)] = 3
-    """Degree of the spherical harmonics; the active degree rises to it over the first fifth of stage 1."""
+    """Degree of the spherical harmonics, reached step by step over the first fifth of stage 1. 0: colours
+    do not depend on the view direction."""
     refine_start: Fraction = 0.03
-    """Densification starts after this share of stage 1 ..."""
+    """Fraction of stage 1 after which densification (cloning, splitting and pruning) starts. 1: never."""
     refine_stop: Fraction = 0.8
-    """... and ends after this one."""
+    """Fraction of stage 1 after which densification and opacity resets end. 0: there are none."""
     refine_every: Views = 100
-    """Views between two densifications."""
+    """Views between two rounds of densification."""
     grow_grad2d: Size = 2e-4
-    """Mean gradient of the screen position (normalised device units) above which a Gaussian is cloned or
-    split."""
+    """Clone or split Gaussians whose mean gradient of the screen position, in normalised device
+    coordinates, is larger than this."""
     grow_scale3d: Size = 0.01
-    """Larger than this share of the scene scale: split; smaller: clone."""
+    """Split growing Gaussians that are larger than this fraction of the scene scale, clone smaller ones."""
     max_splats: Annotated[int, Range(1, 10**8)] = 3_000_000
-    """Densification stops at this many; the largest gradients go first."""
+    """Most Gaussians, initial points included; near the limit those with the largest gradients grow first."""
     prune_opa: Fraction = 0.005
+    """Densification removes Gaussians whose opacity is below this. 0: none."""
     prune_scale3d: Annotated[float, Range(0, 1e6, "(]")] = 0.1
-    """After the first opacity reset, Gaussians larger than this share of the scene_scale are removed."""
+    """After the first opacity reset, densification removes Gaussians larger than this fraction of the scene
+    scale."""
     l1: Weight = 0.8
+    """Weight of the L1 loss in stage 1."""
     ssim: Weight = 0.2
-    """Weights of L1 and of 1 - SSIM."""
+    """Weight of the loss 1 - SSIM in stage 1."""
     reset_every: Annotated[float, Range(0, 1000, "(]")] = 0.4
-    """Opacities are reset to at most 0.01 each time this share of stage 1 has passed, while growing."""
+    """Fraction of stage 1 between two opacity resets, which lower all opacities to at most 0.01. At or above
+    refine_stop: no resets."""
 
 
 @dataclass
 class LearningRatesConfig:
-    """Adam's learning rates; those marked (E) are multiplied by the scene scale."""
+    """Learning rates of Adam for batches of one view; a batch of B views multiplies them by sqrt(B)."""
 
     means: Rate = 1.6e-4
-    """(E) decays to a hundredth over each stage."""
+    """Learning rate of the positions, times the scene scale; decays to a hundredth over each stage."""
     quats: Rate = 1e-3
+    """Learning rate of the rotations (quaternions)."""
     scales: Rate = 5e-3
+    """Learning rate of the log-scales."""
     opacities: Rate = 0.05
+    """Learning rate of the opacity logits."""
     sh0: Rate = 2.5e-3
+    """Learning rate of the constant spherical-harmonics coefficient, the base colour."""
     shN: Rate = 1.25e-4
+    """Learning rate of the spherical-harmonics coefficients of degree 1 and higher."""
     shN_factor: Factor = 4.0
-    """Factor on the rate of shN in stage 2, where one set of coefficients serves all ratios."""
+    """Factor on the learning rate of shN in stage 2, where one set of coefficients serves all ratios."""
     delta_means: Factor = 3.0
-    """Factor on the rate of means for the per-ratio deltas of the means; other deltas use the rates above."""
+    """Factor on the learning rate of the positions for their per-ratio deltas; deltas of other attributes
+    use the learning rate of the attribute."""
     gsnet: Rate = 8e-4
-    """GsNet; decays to a tenth over stage 2."""
+    """Learning rate of GsNet; decays to a tenth over stage 2."""
     field: Rate = 8e-4
-    """Trunk and heads of the field; decays to a tenth over stage 2."""
+    """Learning rate of the field's trunk and heads; decays to a tenth over stage 2."""
     planes: Rate = 8e-3
-    """Planes of the field; decays to a tenth over stage 2."""
+    """Learning rate of the field's feature planes; decays to a tenth over stage 2."""
     restart: bool = False
-    """Forget Adam's moments of the Gaussians when stage 2 begins."""
+    """Start stage 2 with fresh Adam moments for the Gaussians instead of those of stage 1."""
 
 
 @dataclass
 class LossConfig:
-    """Weights of stage 2's photometric terms: L1 and 1 - SSIM of the full and the elastic renders."""
+    """Weights of the image losses of stage 2, for the whole model and for its cuts (elastic renders)."""
 
     full_l1: Weight = 0.8
+    """Weight of the L1 loss of the whole model."""
     full_ssim: Weight = 0.2
+    """Weight of the loss 1 - SSIM of the whole model."""
     elastic_l1: Weight = 0.4
+    """Weight of the L1 loss of the cuts, averaged over the renders of a view."""
     elastic_ssim: Weight = 0.1
+    """Weight of the loss 1 - SSIM of the cuts, averaged over the renders of a view."""
     elastic_fade: Factor = 0.0
-    """p: an elastic render at ratio e moves the Gaussians shared by all ratios with e^p times its
-    gradient."""
+    """Exponent p of the factor e^p on the gradient that a cut at ratio e gives the Gaussians that all
+    ratios share. 0: no factor; larger: small cuts move them less."""
 
 
 @dataclass
 class RatiosConfig:
-    """Which ratios stage 2 trains at."""
+    """Ratios (fractions of the Gaussians kept) of the cuts that stage 2 renders."""
 
     sampling: Literal["log_uniform", "uniform", "random", "round_robin"] = "log_uniform"
+    """log_uniform, uniform: one ratio drawn within each of `bands` for every view. random, round_robin: one
+    of `values` for every view, drawn or in turn."""
     bands: Annotated[tuple[tuple[Ratio, Ratio], ...],
                      Range(0, 16)] = ((0.008, 0.035), (0.035, 0.14), (0.14, 0.6))
-    """log_uniform, uniform: one elastic render per view and band, its ratio drawn within. Empty: no elastic
-    render."""
+    """Ranges of the ratio, for log_uniform and uniform: every view renders one cut within each. Empty: no
+    cuts are trained."""
     values: Annotated[tuple[Ratio, ...], Range(1, 1000)] = (0.01, 0.05, 0.10, 0.15)
-    """random and round_robin: one elastic render per view at one of these."""
+    """Ratios to choose from, for random and round_robin: every view renders one cut at one of them."""
     upper_every: Annotated[int, Range(0, 10**9)] = 0
-    """log_uniform, uniform: every so many views one more render, above the bands and below the whole model;
-    0: never."""
+    """Every N views, render one extra cut between the top band and 1, for log_uniform and uniform. 0:
+    never."""
     alternate: bool = False
-    """Render the whole model at even views and the last band at odd ones, instead of both at each."""
+    """Render the whole model at even views and the top band at odd ones, instead of both at each."""
     half_above: Annotated[float, Range(0, 1e9)] | None = 64.0
-    """Elastic renders in which each Gaussian has more pixels than this to itself are half as wide and high;
-    None: never."""
+    """Render a cut at half resolution when it has fewer Gaussians than pixels / half_above. 0: always; None:
+    never."""
 
     @property
     def renders(self) -> int:
-        """Elastic renders per view, but for that of upper_every."""
+        """Number of elastic renders per view, without the extra one of upper_every."""
         return len(self.bands) if self.sampling in ("log_uniform", "uniform") else 1
 
     @property
     def upper(self) -> bool:
-        """Whether upper_every asks for a render and the bands leave room for it."""
+        """Whether upper_every asks for an extra render and the bands leave room for it."""
         banded = self.sampling in ("log_uniform", "uniform") and len(self.bands) > 0
         return self.upper_every > 0 and banded and self.bands[-1][1] < 1
 
 
 @dataclass
 class OrderConfig:
-    """Which Gaussians stay: the first floor(e N) of one order, so cuts are nested."""
+    """The order of the Gaussians: a cut at ratio e keeps the first floor(e N) of them, so cuts are nested."""
 
     kind: Annotated[str, Name("sampled", "importance", "opacity", "gsnet")] = "sampled"
-    """sampled: weighted sampling without replacement, the score as weight; importance: by descending score;
-    both as of the beginning of stage 2. opacity: by descending opacity, as training changes it; gsnet:
-    learned."""
+    """sampled, importance: fixed when stage 2 starts, by weighted sampling without replacement or by
+    descending score; opacity: re-sorted at every step; gsnet: learned."""
     score: Annotated[str, SCORES] = "alpha_t"
-    """What a Gaussian is worth; model/importance.py says how each is computed."""
+    """Importance score of a Gaussian; model/importance.py has the formula and the paper of each."""
     temperature: Factor = 1.0
-    """sampled: scale of the Gumbel noise on log score; 0 is the plain order by importance."""
+    """Scale of the random (Gumbel) noise on the log score, for sampled. 0: by descending score; larger: more
+    random."""
     keep: Ratio = 1.0
-    """Keep only this share of the Gaussians in stage 2, the first of the order: prune and fine-tune."""
+    """Fraction of the Gaussians that stage 2 keeps, the first ones of the order: prune, then fine-tune. 1:
+    all."""
 
     @property
     def fixed(self) -> bool:
@@ -194,55 +217,57 @@ class OrderConfig:
 
 @dataclass
 class GsNetConfig:
-    """The adaptive selector of FlexGS."""
+    """GsNet, the network of FlexGS that learns which Gaussians stay (order.kind gsnet)."""
 
     shape: Literal["paper", "code"] = "paper"
-    """paper: two branches (all inputs, ratio) of width 64; code: a branch of 32 per input and one for the
-    ratio."""
+    """paper: one branch for all inputs and one for the ratio, of width 64; code: one branch per input and one
+    for the ratio, of width 32."""
     inputs: Annotated[tuple[Input, ...], Range(1, 5)] = ("means", "quats", "scales")
-    """What it sees of a Gaussian; importance: the normal quantile of its place by global importance."""
+    """Attributes of a Gaussian that GsNet sees; importance: the normal quantile of its rank by importance."""
     normalise: bool = True
-    """Means to the box of the scene, log-scales to their median, q and -q the same; False: the scene's unit,
-    scales, raw q."""
+    """Centre and scale the means, subtract the median from the log-scales and give q and -q the same value.
+    False: raw means, scales and unit quaternions."""
     noise: bool = True
-    """Training draws its selection with Gumbel noise; False: it takes the floor(eN) of the largest
+    """Draw the selection in training with Gumbel noise. False: select the floor(e N) with the largest
     margins."""
     order_noise: bool = False
-    """One seeded draw of the noise goes into the final order; False: the order is that of the margins."""
+    """Add one seeded draw of the noise to the margins that the final order sorts by. False: no noise."""
     temperature: Temperature = 1.0
-    """Of the Gumbel-softmax, at the start of stage 2."""
+    """Temperature of the Gumbel-softmax at the start of stage 2."""
     temperature_end: Temperature = 1.0
-    """At its end; exponential in between."""
+    """Temperature of the Gumbel-softmax at the end of stage 2; it changes exponentially in between."""
     gi_weight: Weight = 1.0
-    """Of the loss that pulls the mask towards the global-importance mask."""
+    """Weight of the loss that pulls the selection towards the floor(e N) most important Gaussians."""
     sparsity_weight: Weight = 0.01
-    """Of the loss that pulls the number of selected Gaussians towards e N; without noise the number is
+    """Weight of the loss that pulls the number selected towards e N; unused without noise, where it is
     exact."""
     refresh: Views = 1000
-    """Views between two computations of global importance."""
+    """Views between two computations of the importance that teaches GsNet."""
     detach: bool = True
-    """Keep gradients of the mask from reaching means, quats and scales through the selector's inputs."""
+    """Stop the gradients of the selection before they reach the Gaussians through GsNet's inputs."""
 
 
 @dataclass
 class TransformConfig:
-    """What changes in the Gaussians that stay; nothing at e = 1."""
+    """What changes in the Gaussians that a cut keeps; nothing changes at ratio 1."""
 
     kind: Annotated[str, Name("deltas", "field", "none")] = "deltas"
+    """deltas: changes stored per Gaussian; field: a neural field decodes them (FlexGS); none: no changes."""
 
 
 @dataclass
 class DeltasConfig:
-    """Per-Gaussian changes at knots of log e, linear in between, none at e = 1."""
+    """Changes stored per Gaussian at a few ratios, the knots, and linear in log e between them."""
 
     knots: Annotated[tuple[Ratio, ...], Range(1, 64)] = (0.01, 0.032, 0.1, 0.32, 0.5)
+    """Ratios, rising, at which changes are stored. Below the first they are constant; from the last to ratio
+    1 they fade out."""
     rows: tuple[Ratio, ...] | None = None
-    """Knot j holds the first floor(rows_j N) Gaussians only; None: as many as a cut at the knot has. One knot
-    with more rows than that, for instance knots 0.01 and rows 0.32, is rank 1: one change per Gaussian, times
-    log e."""
+    """Fraction of the Gaussians with a stored delta at each knot, rising. None: the knot itself, as many as
+    its cut keeps. More at a single knot (knots 0.01, rows 0.32): one change per Gaussian, times log e."""
     merge: Fraction = 0.1
-    """Knots up to this ratio start from Gaussians merged with the dropped ones nearest to them; 0: from no
-    change."""
+    """Knots up to this ratio start from Gaussians merged with the nearest dropped ones, others from no
+    change. 0: all start from no change."""
 
 
 @dataclass
@@ -250,57 +275,60 @@ class FieldConfig:
     """The spatial-ratio neural field of FlexGS: six feature planes per level and a multi-head predictor."""
 
     resolution: tuple[Cells, Cells, Cells, Cells] = (64, 64, 64, 100)
-    """Of x, y, z and e at level 1; all planes together may have MOST_CELLS numbers."""
+    """Grid cells along x, y, z and the ratio at level 1; the planes may hold 2^26 numbers in all."""
     levels: Annotated[tuple[Annotated[int, Range(1, 64)], ...], Range(1, 8)] = (1, 2, 4)
-    """Factors on the resolution of x, y, z."""
+    """Factor of each level on the resolution along x, y and z."""
     box: Literal["means", "points"] = "means"
-    """means: 1st to 99th percentile of the means when stage 2 begins; points: all points of the capture."""
+    """Box that the planes span. means: 1st to 99th percentile of the means when stage 2 begins; points: all
+    points of the capture."""
     ratio_axis: Literal["linear", "log"] = "linear"
-    """linear: e itself is the coordinate, (0, 1] of [-1, 1]; log: log e, [0.005, 1] onto [-1, 1]."""
+    """Coordinate along the ratio axis [-1, 1]. linear: the ratio itself, which uses half of it; log: its
+    logarithm, [0.005, 1] onto the whole axis."""
     gate: bool = False
-    """Fade the changes out towards e = 1, with the factor log e / log 0.005."""
+    """Multiply the changes by log e / log 0.005, at most 1, so that they fade out towards ratio 1."""
     channels: Annotated[int, Range(1, 256)] = 16
+    """Features per cell of a plane."""
     width: Annotated[int, Range(1, 1024)] = 64
     """Hidden features of the predictor."""
     heads: Annotated[tuple[FieldHead, ...], Range(1, 5)] = ("means", "scales", "quats")
+    """Attributes of the Gaussians that the field changes."""
     zero_init: bool = True
-    """Start from a field that changes nothing; False: from random heads."""
+    """Start from a field that changes nothing. False: start from random heads."""
     scale_change: Literal["log", "activated"] = "log"
-    """Changes are added to the log-scales, or to the scales themselves."""
+    """Whether changes are added to the log-scales (log) or to the scales (activated)."""
     ratio_smoothness: Weight = 1e-3
-    """Weight of the squared second difference along e."""
+    """Weight of the squared second difference of the ratio planes along the ratio."""
     ratio_l1: Weight = 1e-4
-    """Weight of |plane - 1| of the ratio planes."""
+    """Weight of the mean |plane - 1| of the ratio planes."""
     space_smoothness: Weight = 2e-4
     """Weight of the squared second differences of the spatial planes."""
     smooth_both: bool = True
-    """... along both of their axes; False: along the second one only."""
+    """Smooth the spatial planes along both of their axes. False: along the second one only."""
 
     @property
     def cells(self) -> int:
-        """Numbers in all planes."""
+        """How many numbers all planes hold together."""
         levels = [(*(level * n for n in self.resolution[:3]), self.resolution[3]) for level in self.levels]
         return self.channels * sum(a * b for sizes in levels for a, b in itertools.combinations(sizes, 2))
 
 
 @dataclass
 class EvaluationConfig:
-    """What is measured on the test views."""
+    """What is measured on the held-out test views."""
 
     ratios: Annotated[tuple[Ratio, ...], Range(1, 1000)] = (0.01, 0.05, 0.10, 0.15, 0.5, 1.0)
+    """Fractions of the Gaussians at which cuts are measured."""
     format: Literal["ply", "compressed_ply", "spz", "sog", "splat", "gltf", "vq", "latents"] = "ply"
-    """What the cuts are stored as: quality is measured after reading the file back, and its bytes are
-    counted."""
+    """File format of the cuts: quality is measured after reading the file back, and its bytes are counted."""
     lpips: tuple[Literal["vgg", "alex"], ...] = ("vgg", "alex")
-    """LPIPS backbones; one that cannot be had is reported as not computed, with the reason."""
+    """LPIPS backbones; one that cannot be loaded is reported as not computed, with the reason."""
     lpips_weights: str | None = None
-    """Folder of the backbones where nothing may be downloaded; default: $FLEXGS_LPIPS_WEIGHTS."""
+    """Folder of the LPIPS backbones, where nothing may be downloaded. None: $FLEXGS_LPIPS_WEIGHTS."""
     lpips_range: Literal["[-1, 1]", "[0, 1]"] = "[-1, 1]"
-    """Range that the backbone is given: [-1, 1] is LPIPS as published, [0, 1] is what FlexGS's figures were
-    made with."""
+    """Range of the images that LPIPS is given: [-1, 1] as published, [0, 1] as for FlexGS's figures."""
     views: Literal["all", "even", "odd"] = "all"
-    """Of the test views: all, or every second one. A search chooses by the even ones and reports the odd
-    ones."""
+    """Which test views are measured: all, or every second one. A search over settings chooses by the even
+    ones and reports the odd ones."""
 
     def check(self, prefix: str = "--") -> None:
         """Raise UserError for values outside of their ranges."""
@@ -309,33 +337,37 @@ class EvaluationConfig:
 
 @dataclass
 class DistributedConfig:
-    """How the workers of one scene add up their gradients; docs/distributed.md says what pays where."""
+    """How the workers of one scene sum their gradients; docs/distributed.md says which setting pays where."""
 
     rows: Literal["all", "seen"] = "all"
-    """seen: of the Gaussians, only those that some worker saw in this step; the sums are the same."""
+    """all: send the gradients of all Gaussians; seen: only of those that some worker saw in this step. The
+    sums are the same."""
     sh_rest: Literal["float32", "bfloat16"] = "float32"
-    """What the gradients of shN travel as: three quarters of the bytes, which bfloat16 halves and rounds to 3
-    digits."""
+    """Type in which the gradients of shN, three quarters of the bytes, are sent. bfloat16: half the bytes,
+    rounded to 3 digits."""
 
 
 @dataclass
 class Config:
-    """A run. `Config.from_preset("paper")` gives a named one."""
+    """All settings of a run. `Config.from_preset("paper")` makes those of a named preset."""
 
     preset: str = "default"
-    """The preset to start from; other flags change it."""
+    """Preset to start from; other flags change it."""
     seed: Annotated[int, Range(0, 10**18 - 1)] = 0
+    """Seed of all random numbers."""
     steps: Views = 30_000
-    """Training views in all, stage 1 and stage 2; raising it continues a finished run."""
+    """Training views in all, stage 1 and stage 2 (not optimizer steps, which use `batch` views each). A
+    higher number continues a finished run."""
     batch: Annotated[int, Range(1, 1024)] | None = None
-    """Views per optimizer step over all workers; None: one per worker."""
+    """Views per optimizer step over all workers, a multiple of their number. None: one per worker."""
     background: tuple[Fraction, Fraction, Fraction] = (0.0, 0.0, 0.0)
+    """Colour behind the Gaussians: red, green and blue, each 0 to 1."""
     report_every: Views = 200
     """Views between two progress lines."""
     checkpoint_every: Views = 2000
-    """Views between two checkpoints."""
+    """Views between two checkpoints; there is one at the end in any case."""
     check_every: Views = 500
-    """Views between two comparisons of the workers' replicas."""
+    """Views between two checks that the workers hold the same model."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     base: BaseConfig = dataclasses.field(default_factory=BaseConfig)
     lr: LearningRatesConfig = dataclasses.field(default_factory=LearningRatesConfig)
@@ -351,24 +383,22 @@ class Config:
 
     @property
     def base_steps(self) -> int:
-        """Views of stage 1."""
+        """Number of views that stage 1 trains for."""
         return 0 if self.base.ply else round(self.steps * self.base.stage1_fraction)
 
     @staticmethod
     def from_preset(name: str, **settings: Any) -> "Config":
-        """One of PRESETS by name; settings replace top-level fields, for instance steps=7000."""
+        """Make the configuration of a preset; settings replace top-level fields, for instance steps=7000."""
         if name not in PRESETS:
             near = difflib.get_close_matches(name, PRESETS)
-            raise UserError(f"--preset {name}: unknown; "
-                            f"{f'did you mean {near[0]}? ' if near else ''}expected one of "
-                            f"{', '.join(PRESETS)}")
+            guess = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"--preset {name}: unknown; {guess}expected one of {', '.join(PRESETS)}")
         config = Config(preset=name)
         PRESETS[name](config)
         return dataclasses.replace(config, **settings)
 
     def check(self) -> "Config":
-        """Raise UserError for values that no run can use: outside of their ranges, which stand at the
-        settings, or at odds with each other, which is tested here."""
+        """Return this configuration; UserError if a value is outside of its range or two conflict."""
         check_ranges(self)
         for option, rising in {"knots": self.deltas.knots, "rows": self.deltas.rows or ()}.items():
             if any(a >= b for a, b in itertools.pairwise(rising)):
@@ -389,30 +419,35 @@ class Config:
                             f"--order.kind {self.order.kind}; expected field or none")
         if not self.order.fixed and self.order.keep < 1:
             raise UserError(f"--order.keep: found {self.order.keep} with --order.kind {self.order.kind}, "
-                            "whose order is known at the end only; expected --order.kind "
-                            "importance or sampled")
+                            "whose order is known at the end only; "
+                            "expected --order.kind importance or sampled")
         if self.base.ply and self.transform.kind == "none":
             raise UserError("--transform.kind none: with --base.ply there is nothing to train; "
                             "expected deltas or field")
         return self
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the settings as nested dictionaries, as config.json holds them."""
         return asdict(self)
 
     def stage1(self) -> dict[str, Any]:
-        """The settings that the Gaussians of stage 1 depend on, but for numbers of views, as JSON values:
-        runs that agree in them can start from one stage 1."""
+        """Return the settings that stage 1 depends on, except numbers of views, as JSON values.
+
+        Runs that agree in them can share one stage 1.
+        """
         tree = self.to_dict()
         return {**{key: tree[key] for key in ("seed", "background", "base")},
-                # how images are held
                 "data": {key: value for key, value in tree["data"].items() if key != "cache_gb"},
                 "lr": {key: tree["lr"][key]
                        for key in ("means", "quats", "scales", "opacities", "sh0", "shN")}}
 
     @staticmethod
     def from_dict(values: dict[str, Any], source: str = "config") -> "Config":
-        """The reverse of to_dict; UserError names the source and a key that is unknown, or a value that
-        cannot be."""
+        """Make a configuration from what to_dict() returns.
+
+        Raises:
+            UserError: names the source and the unknown key or impossible value.
+        """
         config: Config = typed(Config, old_names.config(values), source)
         try:
             return config.check()
@@ -421,58 +456,66 @@ class Config:
 
     @staticmethod
     def load(path: Path) -> "Config":
+        """Read a config.json. UserError, naming the file, if it is not one."""
         return Config.from_dict(read_json(path), str(path))
 
 
 def settings(tree: Any, prefix: str = "--") -> Iterator[tuple[str, Any, Any]]:
-    """(flag, annotated type, value) of every setting of a tree of dataclasses: --lr.delta-means and so
-    on."""
+    """Yield (flag, such as --lr.delta-means, annotated type, value) of all settings below a dataclass."""
     kinds = get_type_hints(type(tree), include_extras=True)
     for f in dataclasses.fields(tree):
         flag, value = f"{prefix}{f.name.replace('_', '-')}", getattr(tree, f.name)
-        yield from settings(value, f"{flag}.") if dataclasses.is_dataclass(value) else [(flag, kinds[f.name], value)]
+        if dataclasses.is_dataclass(value):
+            yield from settings(value, f"{flag}.")
+        else:
+            yield flag, kinds[f.name], value
 
 
 def check_ranges(tree: Any, prefix: str = "--") -> None:
-    """UserError for the first setting of a tree of dataclasses that is outside of its range."""
+    """Raise UserError for the first setting of a tree of dataclasses that is outside of its range."""
     for flag, kind, value in settings(tree, prefix):
         typed(kind, value, flag)
 
 
 def ratio_name(ratio: float) -> str:
-    """0.05 -> "0.05", as results.json and tables name it; other ratios have other names, and the name is the
-    ratio."""
+    """Write a ratio as results.json and tables do: 0.05 -> "0.05". Reading the name gives the exact ratio."""
     return short if float(short := f"{ratio:g}") == ratio else repr(ratio)
 
 
 def percent_name(ratio: float) -> str:
-    """0.05 -> "5", as files and folders name it; other ratios have other names."""
+    """Write a ratio as names of files and folders do: 0.05 -> "5". Different ratios have different names."""
     return f"{(100 * Decimal(ratio_name(ratio))).normalize():f}"
 
 
 def percent(ratio: float | str) -> str:
-    """0.05 -> "5 %", as people read it."""
+    """Write a ratio for people: 0.05 -> "5 %"."""
     return f"{100 * float(ratio):g} %"
 
 
 def check_ratio(ratio: float, option: str = "ratio") -> float:
-    """ratio itself if it lies in (0, 1], else UserError."""
+    """Return the ratio if it lies in (0, 1], else raise UserError naming the option."""
     if not 0 < ratio <= 1:
         raise UserError(f"{option}: found {ratio}, expected a ratio above 0 and at most 1 (0.05 keeps 5 %)")
     return ratio
 
 
 def count_at(ratio: float, n: int) -> int:
-    """floor(ratio n), at least 1 (FlexGS supplementary, B.2); exact for ratios that binary floats round
-    down."""
+    """Return floor(ratio n), at least 1: how many of n Gaussians a cut keeps (FlexGS supplementary, B.2).
+
+    The 1e-9 makes up for ratios that binary floats round down.
+    """
     return max(1, math.floor(check_ratio(ratio) * n + 1e-9))
 
 
 def check_same_method(theirs: Config, ours: Config, elastic: bool, folder: Path) -> None:
-    """UserError if what was trained under theirs, into folder, cannot be continued under ours.
+    """Raise UserError if a run trained with one configuration cannot be continued with another.
 
-    Before stage 2 begins (elastic False) only the settings of stage 1 matter, so that many runs can start
-    from one stage 1.
+    Args:
+        theirs: the configuration that the run in `folder` was trained with.
+        ours: the configuration to continue with.
+        elastic: whether stage 2 has begun. Before, only the settings of stage 1 have to agree, so that many
+            runs can start from one stage 1.
+        folder: the run folder, for the message.
     """
     if elastic:
         was, now = ({**c.to_dict(), "data": c.stage1()["data"]} for c in (theirs, ours))
@@ -485,21 +528,22 @@ def check_same_method(theirs: Config, ours: Config, elastic: bool, folder: Path)
 
 _FREE = ("steps", "preset", "batch", "report_every", "checkpoint_every", "check_every", "distributed",
          "evaluation")
+"""Settings that may differ between a run and its continuation."""
 
 
 def _default(config: Config) -> None:
-    """Ours: sampled order, per-Gaussian deltas, three elastic renders per view."""
+    """The recommended method: sampled order, changes stored per Gaussian, three cuts rendered per view."""
     config.ratios.upper_every = 8
 
 
 def _fast(config: Config) -> None:
-    """The default with the two costliest renders in turn: the whole model and the largest cut."""
+    """Like default, but the two costliest renders (the whole model, the largest cut) take turns."""
     _default(config)
     config.ratios.alternate = True
 
 
 def _paper(config: Config) -> None:
-    """FlexGS as its paper describes it, its unusable formulas replaced. Rows are those of docs/method.md."""
+    """FlexGS as its paper describes it, with unusable formulas replaced (see the rows of docs/method.md)."""
     config.lr.shN_factor, config.ratios.half_above = 1.0, None
     config.steps = 35_000
     config.base.stage1_fraction = 15 / 35                              # row 11: 15k + 20k
@@ -513,10 +557,10 @@ def _paper(config: Config) -> None:
 
 
 def _official(config: Config) -> None:
-    """FlexGS as its released code does it: what differs from its paper. Rows are those of docs/method.md.
+    """FlexGS as its released code does it, where that differs from its paper (see docs/method.md).
 
-    The code multiplies the learning rates of its networks by the scene scale E; the fixed ones used here
-    are those of E = 5.
+    The released code multiplies the learning rates of its networks by the scene scale; here they are fixed,
+    at the values for a scene scale of 5.
     """
     _paper(config)
     config.steps = 45_000
@@ -527,25 +571,22 @@ def _official(config: Config) -> None:
     config.order.score = "opacity_t"                         # row 6
     config.gsnet.shape = "code"                              # row 1: four branches of 32
     config.gsnet.normalise = False                           # row 31: raw inputs ...
-    # row 31: ... through which gradients reach the Gaussians
-    config.gsnet.detach = False
+    config.gsnet.detach = False                              # row 31: ... and gradients reach the Gaussians
     config.gsnet.order_noise = True                          # row 20
     config.field.resolution = (64, 64, 64, 150)              # row 13: 150 columns
     config.field.smooth_both = False                         # row 16
     config.field.scale_change = "activated"                  # row 17
     config.field.zero_init = False                           # row 19
     config.field.box = "points"                              # row 30
-    config.lr.restart = True                              # row 23
+    config.lr.restart = True                                 # row 23
 
 
 def _mended(config: Config) -> None:
-    """FlexGS's own architecture without its defects. Steps are those of docs/method.md, which mends one by
-    one."""
+    """FlexGS's architecture with its defects mended, one step after the other in docs/method.md."""
     _paper(config)
     config.ratios.sampling = "log_uniform"                   # row 12
     config.ratios.bands = ((0.008, 0.08), (0.08, 0.8))
-    # row 20: training selects as the final order does
-    config.gsnet.noise = False
+    config.gsnet.noise = False                               # row 20: select as the final order does
     config.gsnet.inputs = ("means", "quats", "scales", "opacities", "importance")  # step 3
     config.field.ratio_axis = "log"                          # row 13
     config.field.resolution = (64, 64, 64, 32)               # row 13
@@ -555,8 +596,9 @@ def _mended(config: Config) -> None:
 
 
 def _plain(config: Config) -> None:
-    """Plain 3DGS of the same length: the yardstick at 100 %. Its cuts are pruned by LightGaussian's score and
-    not fine-tuned, the paper's LightGS*.
+    """Plain 3DGS trained as long: the yardstick at 100 %.
+
+    Its cuts are pruned by LightGaussian's score and not fine-tuned (LightGS* in the FlexGS paper).
     """
     config.lr.shN_factor, config.ratios.half_above = 1.0, None
     config.ratios.bands = ()
@@ -565,25 +607,28 @@ def _plain(config: Config) -> None:
 
 
 def _lightgs(config: Config) -> None:
-    """LightGaussian (Fan et al. 2024): pruned by its score, then fine-tuned, a model for each ratio. Left
-    out: distillation of the harmonics and vector quantisation.
+    """LightGaussian (Fan et al. 2024): pruned by its score, then fine-tuned, one model per ratio.
+
+    Left out: distillation of the spherical harmonics, and vector quantisation.
     """
     _plain(config)
-    config.order.keep = 0.1  # below 1: compare makes a model for each ratio
+    config.order.keep = 0.1  # below 1: `flexgs compare` trains one model per ratio
 
 
 def _c3dgs(config: Config) -> None:
-    """Compressed 3DGS (Niedermayr et al. 2024): pruned by the images' sensitivity to the colour, then
-    fine-tuned, a model for each ratio. Its vector quantisation: --evaluation.format vq. Left out: fine-tuning
-    the quantised model.
+    """Compressed 3DGS (Niedermayr et al. 2024): pruned by sensitivity, then fine-tuned, one model per ratio.
+
+    The sensitivity is that of the images to a Gaussian's colour. Vector quantisation: --evaluation.format vq.
+    Left out: fine-tuning the quantised model.
     """
     _lightgs(config)
     config.order.score = "c3dgs"
 
 
 def _eagles(config: Config) -> None:
-    """EAGLES (Girish et al. 2024): pruned by influence, then fine-tuned, a model for each ratio. Its
-    quantised latents: --evaluation.format latents. Left out: training with them, and from coarse to fine
+    """EAGLES (Girish et al. 2024): pruned by influence, then fine-tuned, one model per ratio.
+
+    Quantised latents: --evaluation.format latents. Left out: training with them, and from coarse to fine
     images.
     """
     _lightgs(config)
@@ -591,32 +636,30 @@ def _eagles(config: Config) -> None:
 
 
 def _matryoshka(config: Config) -> None:
-    """Matryoshka Gaussian Splatting (Guo et al. 2026): ordered by opacity at every step, the whole and one
-    random prefix of it rendered per view. Left out: densification as in 3DGS-MCMC, training so from the first
-    step.
+    """Matryoshka Gaussian Splatting (Guo et al. 2026): Gaussians sorted by opacity at every step.
+
+    Each view renders the whole model and one random prefix. Left out: densification as in 3DGS-MCMC, and
+    training with prefixes from the first step.
     """
     _plain(config)
     config.order.kind = "opacity"
     config.ratios.sampling = "uniform"
-    # the lower end is not published; this is the smallest ratio measured
-    config.ratios.bands = ((0.01, 1.0),)
+    config.ratios.bands = ((0.01, 1.0),)  # 0.01: the smallest ratio measured; the paper's is not published
     config.loss.elastic_l1, config.loss.elastic_ssim = config.loss.full_l1, config.loss.full_ssim
 
 
 def _scratch(config: Config) -> None:
-    """Plain 3DGS trained small: as many steps in all, densified to floor(e N) and no further, a model for
-    each ratio.
+    """Plain 3DGS trained small, one model per ratio: as many views, densified to floor(e N) Gaussians only.
 
-    Without resets of the opacities, after each of which a model at its limit is pruned and starts to grow
-    again.
+    There are no opacity resets: each would prune a model at its limit, which then has to grow again.
     """
     _plain(config)
-    config.base.stage1_fraction = 1.0  # compare makes a model for each ratio, from nothing
+    config.base.stage1_fraction = 1.0  # no stage 2: `flexgs compare` trains one model per ratio from scratch
     config.base.reset_every = 2.0
 
 
 def _smoke(config: Config) -> None:
-    """Seconds on any machine, for tests."""
+    """A run of seconds on any machine, for tests."""
     _default(config)
     config.steps, config.report_every, config.checkpoint_every, config.check_every = 200, 50, 100, 50
     config.base.max_splats, config.base.refine_every, config.base.sh_degree = 4_000, 40, 1
@@ -627,4 +670,4 @@ PRESETS = {f.__name__[1:]: f for f in (_default, _fast, _paper, _official, _mend
 
 METHODS = ("plain", "lightgs", "c3dgs", "eagles", "matryoshka", "scratch", "official", "paper", "default",
            "fast")
-"""What is compared unless the user names methods: the paper's rivals, two beyond the paper, and FlexGS."""
+"""What `flexgs compare` compares by default: the FlexGS paper's rivals, two beyond the paper, and FlexGS."""

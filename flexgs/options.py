@@ -9,7 +9,7 @@ import itertools
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
@@ -129,10 +129,21 @@ def _with_ranges(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.St
         _within.remove(info.type)
     if not isinstance(spec, tyro.constructors.StructConstructorSpec):
         return None
-    return dataclasses.replace(spec, fields=tuple(
-        dataclasses.replace(f, type=Annotated[f.type, tyro.conf.arg(  # type: ignore[arg-type]
-            help_behavior_hint=functools.partial(_hint, words))])
-        if (words := limits(f.type)) else f for f in spec.fields))
+    return dataclasses.replace(spec, fields=tuple(map(_readable, spec.fields)))
+
+
+def _readable(f: tyro.constructors.StructFieldSpec) -> tyro.constructors.StructFieldSpec:
+    """Join the lines of a field's help, and add the numbers that the field takes."""
+    f = dataclasses.replace(f, helptext=functools.partial(_joined, f.helptext))
+    if words := limits(f.type):
+        hint = tyro.conf.arg(help_behavior_hint=functools.partial(_hint, words))
+        f = dataclasses.replace(f, type=Annotated[f.type, hint])  # type: ignore[arg-type]
+    return f
+
+
+def _joined(helptext: Callable[[], str | None] | str | None) -> str | None:
+    text = helptext() if callable(helptext) else helptext
+    return text and " ".join(text.split())
 
 
 def _hint(expected: str, default: str) -> str:

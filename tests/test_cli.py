@@ -93,7 +93,9 @@ def test_help_can_be_read_alone(monkeypatch, capsys):
     text = output("train", "--help")
     assert "{None}" not in text and all(f"  {name} " in text for name in PRESETS)
     words = " ".join(text.replace("│", " ").split())
-    assert "--data.factor INT Downscaling" in words and "(default: 4; expected: 1 to 64)" in words
+    assert "--data.factor INT Train on images 1/N as wide" in words
+    assert "(default: 4; expected: 1 to 64)" in words
+    assert "views each). A higher number" in text  # lines of a docstring are joined
     assert "(default: 0.01 0.05 0.1 0.15 0.5 1.0; expected: 1e-06 to 1; 1 to 1,000 entries)" in words
 
 

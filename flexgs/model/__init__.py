@@ -1,0 +1,1 @@
+"""The elastic model: the order of the Gaussians, what changes in those kept, and cuts of any size."""

@@ -1,4 +1,4 @@
-"""Budgets in the units people have: "5%", "500k", "20MB", "quest", "16ms", 0.05 -> a number of Gaussians."""
+"""Budgets such as "5%", "500k", "20MB", "quest", "16ms" or 0.05, and the number of Gaussians they allow."""
 
 import re
 from collections.abc import Callable
@@ -11,29 +11,35 @@ from flexgs.splats import Splats
 
 DEVICES = {"quest": 500_000, "visionpro": 750_000, "android": 1_000_000, "iphone": 1_500_000,
            "desktop": 2_500_000}
-"""Gaussians that the web renderer Spark draws at most on each kind of device (its documented defaults,
-version 2.2)."""
+"""Most Gaussians that the web renderer Spark 2.2 draws on each kind of device, by its documentation."""
 
 _UNITS = {"": 1, "gaussian": 1, "gaussians": 1, "k": 1e3, "m": 1e6, "kb": 1e3, "mb": 1e6, "gb": 1e9, "ms": 1}
 
 
 class Budget(NamedTuple):
+    """A limit on a cut, as a number and its unit."""
+
     amount: float
     unit: Literal["ratio", "count", "bytes", "ms"]
-    """ms is per frame."""
+    """ratio of the Gaussians, number of Gaussians, size of the file, milliseconds per frame."""
 
 
 class Kept(NamedTuple):
+    """What a budget keeps of a model."""
+
     gaussians: int
-    """Of Gaussians that stay."""
+    """Number of Gaussians kept."""
     ratio: float
-    """At which the transform is taken."""
+    """Ratio at which the transform is evaluated."""
 
 
 def parse(budget: str | float) -> Budget:
-    """A number up to 1 is a ratio, a whole number above 1 is that many Gaussians, and both may be text:
-    "0.05", "1", "20000". Text may also be a percentage ("5%"), Gaussians in words ("500k", "1.2M", "1
-    Gaussian"), a file size ("20MB"), a frame time ("16ms"), or a name in DEVICES."""
+    """Read a budget; UserError if it is none.
+
+    A number up to 1 is a ratio, a whole number above 1 is that many Gaussians, and both may be text: "0.05",
+    "1", "20000". Text may also be a percentage ("5%"), a number of Gaussians ("500k", "1.2M", "1 Gaussian"),
+    a file size ("20MB"), a time per frame ("16ms"), or a name in DEVICES.
+    """
     if not isinstance(budget, str):
         budget = repr(float(budget)) if isinstance(budget, float) else str(budget)
     text = budget.strip().lower()
@@ -49,7 +55,7 @@ def parse(budget: str | float) -> Budget:
     if not unit and (value <= 1 or value % 1):
         return Budget(check_ratio(value, f"budget {budget}"), "ratio")
     amount = value * _UNITS[unit]
-    if not amount < 1e18:  # more digits than the number of Gaussians has room for, or infinite
+    if not amount < 1e18:  # also infinity, and what an int64 has no room for
         raise UserError(f"budget {budget!r}: found more than any model has, expected something "
                         "like 5%, 500k or 20MB")
     if amount <= 0 or (unit in ("gaussian", "gaussians", "k", "m") and amount < 1):
@@ -58,8 +64,17 @@ def parse(budget: str | float) -> Budget:
 
 
 def resolve(budget: str | float, n: int, sh_degree: int, wide: bool = False) -> Kept:
-    """What a budget leaves of n Gaussians, where no measurement is needed; bytes are those of a PLY, of one
-    with positions in float64 where wide. More than n is n."""
+    """Work out how many of n Gaussians a budget keeps, at most n.
+
+    Args:
+        budget: see parse(); a size in bytes is that of a PLY file.
+        n: number of Gaussians of the whole model.
+        sh_degree: degree of the spherical harmonics, which the size of a PLY depends on.
+        wide: whether the PLY holds positions in float64.
+
+    Raises:
+        UserError: the budget is a frame time, which has to be measured, or too small for one Gaussian.
+    """
     amount, unit = parse(budget)
     if unit == "ratio":
         return Kept(count_at(amount, n), amount)
@@ -75,8 +90,7 @@ def resolve(budget: str | float, n: int, sh_degree: int, wide: bool = False) -> 
 
 
 def fitting(budget: str | float, n: int, sh_degree: int, cut: Callable[[int, float], Splats]) -> Splats:
-    """The cut(Gaussians, ratio) that a budget asks for; one in bytes holds for the PLY that write_ply makes
-    of it."""
+    """Call cut(number of Gaussians, ratio) as a budget asks; bytes are those of the PLY of the result."""
     made = cut(*resolve(budget, n, sh_degree))
     if parse(budget).unit == "bytes" and is_wide(made):
         made = cut(*resolve(budget, n, sh_degree, wide=True))
@@ -84,10 +98,15 @@ def fitting(budget: str | float, n: int, sh_degree: int, cut: Callable[[int, flo
 
 
 def largest(n: int, limit: float, cost: Callable[[int], float], slack: float = 0.01) -> int:
-    """The most Gaussians, of n, whose measured cost stays within limit, to a share of slack; 0 if not even
-    one does.
+    """Find the most Gaussians whose measured cost stays within a limit; 0 if one already costs more.
 
-    A few measurements do: cost rises with the number, and nearly in proportion to it.
+    A few measurements suffice, since the cost rises with the number, and nearly in proportion.
+
+    Args:
+        n: the most Gaussians there are.
+        limit: the highest cost allowed.
+        cost: measures the cost of a number of Gaussians.
+        slack: relative error allowed in the result.
     """
     fits, beyond, count = 0, n + 1, min(n, 4096)
     while beyond - fits > max(1, slack * fits):

@@ -1,4 +1,4 @@
-"""Per-Gaussian deltas: every Gaussian has its own small change at a few knots of log e."""
+"""Per-Gaussian deltas: every Gaussian stores a small change at a few ratios e, the knots."""
 
 import copy
 import itertools
@@ -16,10 +16,11 @@ from flexgs.model.transform import Transform
 from flexgs.splats import Splats
 
 WIDTHS = {"means": 3, "quats": 4, "scales": 3, "opacities": 1, "sh0": 3}
+"""Numbers that one Gaussian has of each attribute that changes."""
 
 
 class Term(NamedTuple):
-    """weight times the stored rows start : start + rows, for the Gaussians from first on."""
+    """A summand of the change: weight times stored rows start : start + rows, from Gaussian `first` on."""
 
     start: int
     rows: int
@@ -28,26 +29,28 @@ class Term(NamedTuple):
 
 
 class Deltas(Transform):
-    """Additive changes of means, quats, log-scales, opacity logits and the constant colour, linear in log e
-    between knots.
+    """Additive changes of means, quats, log-scales, opacity logits and base colour, linear in log e.
 
-    Knot j stores its first rows only: no smaller cut holds the others. A Gaussian that enters between two
-    knots takes the upper knot's change until that knot is passed; below the first knot its change is
-    constant; from the last knot to e = 1 the change fades to zero. Trained in float32, stored in float16.
+    A knot stores changes for the first Gaussians only, as many as its cut keeps (options.rows may say
+    otherwise). A Gaussian that smaller cuts drop has no change at the knot below, and takes that of the knot
+    above alone. Below the first knot changes are constant; from the last knot to e = 1 they fade to zero.
+    They are trained in float32 and stored in float16.
     """
 
     def __init__(self, options: cfg.DeltasConfig, n: int, unit: float = 1.0):
         super().__init__(unit)
         self.options, self.knots = options, options.knots
-        self.counts = [count_at(share, n) for share in options.rows or options.knots]
+        self.counts = [count_at(fraction, n) for fraction in options.rows or options.knots]
         for name, width in WIDTHS.items():
             self.register_parameter(name, nn.Parameter(torch.zeros(sum(self.counts), width)))
 
     @classmethod
     def make(cls, config: Config, splats: Splats, points: Tensor | None, unit: float) -> "Deltas":
+        """Make deltas of zero for n = len(splats) Gaussians; see Transform.make."""
         return cls(config.deltas, len(splats), unit)
 
     def forward(self, kept: Splats, ratio: float, index: Tensor | None = None) -> Splats:
+        """Add the changes at this ratio to the first Gaussians of a fixed order."""
         assert index is None, "deltas belong to a fixed order"
         terms = self._terms(ratio, len(kept))
         moves = [term._replace(weight=term.weight * self.unit) for term in terms]
@@ -56,15 +59,16 @@ class Deltas(Transform):
                                for name in WIDTHS})
 
     def _terms(self, ratio: float, k: int) -> list[Term]:
-        """What adds up to the change of the first k Gaussians at ratio."""
+        """Return the terms whose sum is the change of the first k Gaussians at a ratio."""
         starts = [0, *itertools.accumulate(self.counts)]
         counts = [min(count, k) for count in self.counts]
         after = sum(knot <= ratio for knot in self.knots)  # number of knots at or below ratio
         if after == 0:
             return [Term(0, counts[0], 0, 1.0)]
         left, right = self.knots[after - 1], 1.0 if after == len(counts) else self.knots[after]
-        # a knot at 1: no change there
-        weight = math.log(ratio / left) / math.log(right / left) if left < right else 1.0
+        weight = 1.0  # a knot at ratio 1: no change there
+        if left < right:
+            weight = math.log(ratio / left) / math.log(right / left)
         lower = Term(starts[after - 1], counts[after - 1], 0, 1 - weight)
         if after == len(counts):
             return [lower]
@@ -73,11 +77,11 @@ class Deltas(Transform):
 
     @torch.no_grad()
     def start(self, splats: Splats, score: Tensor) -> None:
+        """Start the knots up to options.merge from merged Gaussians, the others from no change."""
         first = 0
         for knot, count in zip(self.knots, self.counts, strict=True):
             if knot <= self.options.merge:
-                # of a knot with more rows, the others are not in its cut
-                kept = min(count, count_at(knot, len(splats)))
+                kept = min(count, count_at(knot, len(splats)))  # rows beyond the cut start from zero
                 target = merged(splats, score, kept)
                 for name, width in WIDTHS.items():
                     change = getattr(target, name) - getattr(splats, name)[:kept]
@@ -86,16 +90,19 @@ class Deltas(Transform):
             first += count
 
     def rows(self, ratio: float, n: int) -> dict[str, list[tuple[int, int]]]:
+        """Return the row ranges, one per knot, that cuts up to this ratio read; see Transform.rows."""
         starts, k = [0, *itertools.accumulate(self.counts)], count_at(ratio, n)
-        below = (0.0, *self.knots)  # a knot is read by cuts above the one below it
-        ranges = [(starts[j], starts[j] + min(count, k)) for j,
-                  count in enumerate(self.counts) if below[j] < ratio]
+        below = (0.0, *self.knots)  # a cut reads a knot if its ratio is above the previous knot
+        ranges = [(start, start + min(count, k))
+                  for start, count, lower in zip(starts, self.counts, below, strict=False) if lower < ratio]
         return dict.fromkeys(WIDTHS, ranges)
 
     def stored(self) -> "Deltas":
+        """Return a copy in float16."""
         return copy.deepcopy(self).half()
 
     def groups(self, config: Config, scene_scale: float) -> list[dict[str, Any]]:
+        """Return one parameter group per attribute; see Transform.groups."""
         rates = config.lr
         lrs = {"means": rates.means * scene_scale * rates.delta_means / self.unit, "quats": rates.quats,
                "scales": rates.scales, "opacities": rates.opacities, "sh0": rates.sh0}
@@ -104,8 +111,10 @@ class Deltas(Transform):
 
 
 class _Shift(torch.autograd.Function):
-    """base [k, ...] plus weighted ranges of rows [M, width]; in torch's own operations a step takes 6 %
-    longer."""
+    """base [k, ...] plus weighted ranges of rows [M, width].
+
+    With torch's own operations a training step takes 6 % longer.
+    """
 
     @staticmethod
     def forward(ctx: Any, base: Tensor, rows: Tensor, terms: list[Term]) -> Tensor:

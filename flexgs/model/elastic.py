@@ -1,5 +1,4 @@
-"""ElasticModel: splats in a nested order and the transform of those that stay; a cut is a prefix, transform
-baked in."""
+"""ElasticModel: Gaussians in a nested order, with the transform that changes the ones a cut keeps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,84 +29,86 @@ CAMERAS: Layout = {"cameras.viewmat": ("float32", ("cameras", 4, 4)),
 
 Length = Annotated[float, Range(1e-30, 1e30)]
 Coordinate = Annotated[float, Range(-1e30, 1e30)]
-"""What float32 still holds, and so do its differences."""
+"""A coordinate in world units that float32 can hold, and whose differences it can hold too."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model is, and how large, as its files say beside their tensors; those of older versions do
-    not."""
+    """Where a model lies and how large it is; files of older versions leave this out."""
 
     origin: tuple[Coordinate, Coordinate, Coordinate] = WORLD
-    """Where (0, 0, 0) of positions and cameras is in the capture's own coordinates."""
+    """Where (0, 0, 0) of positions and cameras lies in the capture's own coordinates."""
     unit: Length = 1.0
-    """The length that the transform counts in."""
+    """Length in world units in which the transform counts positions and sizes."""
     near: Length = 0.01
-    """Of all cameras."""
+    """Near plane of all cameras, in world units."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the values as JSON holds them."""
         return {"origin": list(self.origin), "unit": self.unit, "near": self.near}
 
     @staticmethod
     def of(about: dict[str, Any], where: str) -> "Place":
-        """The one that a description from a file has among other things; UserError names where."""
+        """Read a place from the description in a file; UserError says where a value is wrong."""
         return typed(Place, {key: about[key] for key in ("origin", "unit", "near") if key in about}, where)
 
 
 class Cuttable(Protocol):
-    """What can be cut to any budget: an ElasticModel, or one that is packed in a file
-    (deploy/progressive.py)."""
+    """Anything that can be cut to a budget: an ElasticModel, or the packed file of deploy/progressive.py."""
 
     @property
-    def config(self) -> Config: ...
+    def config(self) -> Config:
+        """The settings that the model was trained with."""
     @property
     def cameras(self) -> Sequence[Camera]:
-        """From where the model is worth looking at; may be empty."""
+        """Cameras from which the model is worth looking at; may be empty."""
     @property
-    def sh_degree(self) -> int: ...
+    def sh_degree(self) -> int:
+        """Degree of the spherical harmonics."""
     def __len__(self) -> int:
-        """The number of Gaussians of the whole."""
+        """Number of Gaussians of the whole model."""
     def cut(self, budget: str | float) -> Splats:
         """Plain Gaussians for a budget; see ElasticModel.cut."""
 
 
 @dataclass(eq=False)
 class ElasticModel:
-    """Cut it with cut(); save() and load() use safetensors and JSON only."""
+    """A trained model that can be cut to any budget; its files are safetensors and JSON only."""
 
     splats: Splats
-    """In the order in which they are kept: a cut at e is the first floor(e N)."""
+    """All N Gaussians, in the order in which they are kept: a cut at ratio e has the first floor(e N)."""
     transform: Transform
     config: Config
     cameras: Sequence[Camera] = ()
-    """Those of the training views, if it has any: where the model is worth looking at from."""
+    """Cameras of the training views: from there the model is worth looking at. May be empty."""
     capture: str | None = None
-    """The digest of what it was trained on (scene/identity.py), if it knows."""
+    """Digest of the capture that the model was trained on (scene/identity.py), where it is known."""
 
     def __len__(self) -> int:
-        """The number of Gaussians of the whole."""
+        """Number of Gaussians of the whole model."""
         return len(self.splats)
 
     @property
     def sh_degree(self) -> int:
+        """Degree of the spherical harmonics."""
         return self.splats.sh_degree
 
     @property
     def place(self) -> Place:
-        """What files have to say beside the tensors."""
+        """Where the model lies, which files state beside the tensors."""
         near = {"near": self.cameras[0].near} if self.cameras else {}
         return Place(self.splats.origin, self.transform.unit, **near)
 
     def cut(self, budget: str | float) -> Splats:
-        """Plain Gaussians for a budget: a ratio up to 1, of which 1 is all, or "5%", "500k", "20MB" (see
-        model/budget.py).
+        """Cut to a budget: a ratio up to 1, or text such as "5%", "500k", "20MB" (see model/budget.py).
 
-        Deterministic, nested and of exact count; the transform is baked in. At ratio 1 it is the base model.
+        Returns plain Gaussians with the transform baked in. Cuts are deterministic, nested and of exact
+        count; at ratio 1 the cut is the base model, unchanged.
         """
         return fitting(budget, len(self), self.sh_degree, self.first)
 
     def first(self, kept: int, ratio: float) -> Splats:
-        """The first so many Gaussians, as the transform makes them at a ratio."""
+        """Return the first `kept` Gaussians as the transform changes them at a ratio; all N are unchanged."""
         n = len(self)
         return self.transform(self.splats[:kept], ratio).detach() if kept < n else self.splats.detach()
 
@@ -124,15 +125,16 @@ class ElasticModel:
                                                "capture": self.capture, **self.place.to_dict()})
 
     def to(self, device: str) -> "ElasticModel":
+        """Return a copy on a device."""
         return replace(self, splats=self.splats.to(device), transform=self.transform.to(device),
                        cameras=[camera.to(device) for camera in self.cameras])
 
     @staticmethod
     def load(folder: Path) -> "ElasticModel":
-        """Read what save() wrote; folder may also be the run folder around it. UserError for anything
-        else."""
+        """Read what save() wrote, from its folder or the run folder around it; UserError if there is none."""
         folder = Path(folder)
-        folder = inner if (inner := newest(folder, "model")).is_dir() else folder
+        inner = newest(folder, "model")
+        folder = inner if inner.is_dir() else folder
         if not (folder / "model.json").exists():
             raise UserError(f"{folder}: not a flexgs model; expected a folder with "
                             "model.safetensors and model.json")
@@ -140,7 +142,7 @@ class ElasticModel:
         config = Config.from_dict(file.about["config"], str(folder / "model.json"))
         place = Place.of(file.about, str(folder / "model.json"))
         splats = splats_of(file.heads, str(file.file), Gaussians=file.about["splats"])
-        with torch.device("meta"):  # its sizes, without memory for them
+        with torch.device("meta"):  # shapes only, without memory
             transform = make_transform(config, splats, unit=place.unit).stored()
         optional = CAMERAS if CAMERAS.keys() & file.heads.keys() else {}
         tensors = file.tensors({**SPLATS, **layout_of(transform, "transform."), **optional})
@@ -148,9 +150,9 @@ class ElasticModel:
         if optional:
             check_cameras(tensors["cameras.viewmat"], tensors["cameras.K"], tensors["cameras.size"],
                           str(file.file))
-        cameras = [Camera(viewmat, K, int(size[0]), int(size[1]), place.near, place.origin) for viewmat, K,
-                   size in
-                   zip(*(tensors.get(name, ()) for name in CAMERAS), strict=True)]
+        stacks = [tensors.get(name, ()) for name in CAMERAS]
+        cameras = [Camera(viewmat, K, int(size[0]), int(size[1]), place.near, place.origin)
+                   for viewmat, K, size in zip(*stacks, strict=True)]
         splats = Splats(**part(tensors, "splats."), origin=place.origin)
         return ElasticModel(splats, transform, config, cameras, file.about.get("capture"))
 
@@ -159,16 +161,18 @@ TRANSFORMS: Mapping[str, type[Transform]] = {"none": Transform, "deltas": Deltas
 
 
 def transform_kind(config: Config) -> type[Transform]:
-    """The class of transform that config.transform.kind names. UserError if there is none."""
+    """Return the transform class that config.transform.kind names; UserError if there is none."""
     return named("--transform.kind", config.transform.kind, TRANSFORMS, Transform)
 
 
 def make_transform(config: Config, splats: Splats, points: Tensor | None = None,
                    unit: float = 1.0) -> Transform:
-    """The transform that config.transform.kind names, initialised to change nothing unless config says
-    otherwise.
+    """Make the transform that config.transform.kind names, for training or to load tensors into.
 
-    points [M, 3] of the capture are the other choice for the field's box; a transform that is loaded needs
-    none.
+    Args:
+        config: all settings of the run.
+        splats: the Gaussians that it changes.
+        points: [M, 3] points of the capture, which field.box may name; loading needs none.
+        unit: length in world units in which it counts positions and sizes.
     """
     return transform_kind(config).make(config, splats, points, unit)

@@ -1,8 +1,7 @@
-"""The spatial-ratio neural field of FlexGS: feature planes over space and ratio, decoded to changes of the
-Gaussians.
+"""The spatial-ratio neural field of FlexGS: feature planes, decoded to changes of the Gaussians.
 
-FlexGS section 3.3 and supplementary B.1; the planes and their fusion are those of HexPlane / K-Planes (Cao
-and Johnson 2023, Fridovich-Keil et al. 2023) with the elastic ratio in the place of time.
+See FlexGS, section 3.3 and supplementary B.1. The planes and their fusion are those of HexPlane (Cao and
+Johnson 2023) and K-Planes (Fridovich-Keil et al. 2023), with the elastic ratio e in the place of time.
 """
 
 import math
@@ -19,30 +18,32 @@ from flexgs.model.transform import Transform
 from flexgs.splats import Splats, quantile
 
 AXES = tuple(combinations(range(4), 2))  # (x, y), (x, z), (x, e), (y, z), (y, e), (z, e)
-# the ratio at the lower end of the logarithmic axis, and the one at which the gate is fully open
 E_MIN = 0.005
+"""Ratio at the lower end of the logarithmic axis, at and below which the gate is fully open."""
 OUTPUTS = {"means": 3, "quats": 4, "scales": 3, "opacities": 1, "sh0": 3}
+"""Numbers that one Gaussian has of each attribute that a head may change."""
 
 
 class Field(Transform):
-    """Six planes per level, multiplied within a level and concatenated across levels; a linear trunk; one
-    head per attribute.
+    """Feature planes, a linear trunk and one head per attribute, as FlexGS has them.
 
-    Changes are added to raw attributes, or (scale_change "activated", the official code) to the scales
-    themselves, in units. Those can turn negative, which the official rasterizer squares away: the absolute
-    value, at least 1e-6, takes their place. The box is the 1st to 99th percentile of the means, so that a few
-    outliers do not waste the grid, or all of the points.
+    The features of a level's six planes are multiplied, those of the levels concatenated. Changes are added
+    to raw attributes or, with scale_change "activated" (FlexGS's code), to the scales themselves. Scales that
+    turn negative, which FlexGS's rasterizer squares away, become their absolute values, at least 1e-6.
+    By default the box spans the 1st to 99th percentile of the means, so that outliers do not waste the grid.
     """
 
     box: Tensor
+    """[2, 3] lower and upper corner of what the planes span, in world coordinates."""
 
     def __init__(self, options: cfg.FieldConfig, points: Tensor, unit: float = 1.0):
-        """points [M, 3]: the means, or the points of the capture, whichever options.box names."""
+        """Fit the box to points [M, 3]: the means or the points of the capture, as options.box says."""
         super().__init__(unit)
         self.options = options
         points = points.detach()
-        self.register_buffer("box", torch.stack(points.aminmax(dim=0) if options.box == "points" else
-                                                (quantile(points, 0.01), quantile(points, 0.99))))
+        corners = (points.aminmax(dim=0) if options.box == "points"
+                   else (quantile(points, 0.01), quantile(points, 0.99)))
+        self.register_buffer("box", torch.stack(corners))
         self.planes = nn.ParameterList()
         for level in options.levels:
             size = [r * level for r in options.resolution[:3]] + [options.resolution[3]]
@@ -62,10 +63,12 @@ class Field(Transform):
 
     @classmethod
     def make(cls, config: cfg.Config, splats: Splats, points: Tensor | None, unit: float) -> "Field":
-        return cls(config.field, points if points is not None and config.field.box == "points"
-                   else splats.means, unit)
+        """Make a field for these Gaussians; see Transform.make."""
+        boxed = points if points is not None and config.field.box == "points" else splats.means
+        return cls(config.field, boxed, unit)
 
     def forward(self, kept: Splats, ratio: float, index: Tensor | None = None) -> Splats:
+        """Add the decoded changes at this ratio to the kept Gaussians."""
         o = self.options
         hidden = self.trunk(self.features(kept.means, ratio))
         gate = min(1.0, math.log(ratio) / math.log(E_MIN)) if o.gate else 1.0
@@ -80,7 +83,7 @@ class Field(Transform):
         return kept.changed(**changed)
 
     def features(self, means: Tensor, ratio: float) -> Tensor:
-        """[N, channels * levels] features at means [N, 3] and one ratio."""
+        """Sample the planes at means [N, 3] and one ratio; returns [N, channels * levels]."""
         space = 2 * (means - self.box[0]) / (self.box[1] - self.box[0]) - 1
         e = ratio if self.options.ratio_axis == "linear" else 1 - 2 * math.log(ratio) / math.log(E_MIN)
         point = torch.cat([space, torch.full_like(space[:, :1], e)], dim=1)
@@ -95,7 +98,7 @@ class Field(Transform):
         return torch.cat(levels, dim=1)
 
     def regulariser(self) -> Tensor | float:
-        """Smoothness along e, |plane - 1| of the ratio planes, smoothness of the spatial planes."""
+        """Return the losses of FlexGS's code: smoothness of all planes, |plane - 1| of the ratio planes."""
         o = self.options
         loss: Tensor | float = 0.0
         for i, plane in enumerate(self.planes):
@@ -108,6 +111,7 @@ class Field(Transform):
         return loss
 
     def groups(self, config: cfg.Config, scene_scale: float) -> list[dict[str, Any]]:
+        """Return the parameter groups of the network and of the planes; see Transform.groups."""
         rates = config.lr
         network = [*self.trunk.parameters(), *self.heads.parameters()]
         return [{"name": "transform.network", "params": network, "lr": rates.field, "decay": 0.1},
@@ -115,8 +119,7 @@ class Field(Transform):
 
 
 class _Bend(torch.autograd.Function):
-    """Mean squared second difference along dim; one pass forward and one back, where torch's own operations
-    take several."""
+    """Mean squared second difference along dim, with fewer passes than torch's own operations take."""
 
     @staticmethod
     def forward(ctx: Any, plane: Tensor, dim: int) -> Tensor:

@@ -1,9 +1,11 @@
-"""Global importance: how much each Gaussian does for the training views. One function per published score.
+"""Global importance: how much each Gaussian contributes to the training views, by published scores.
 
-A score takes (splats, views, group) and returns [N], at least 0, higher for the more important. Of the views
-only the cameras matter; the background is black and all spherical harmonics are used. Left out: scores that
-need a maximum over pixels (RadSplat) or products of each pixel's gradients (PUP 3D-GS, Speedy-Splat): the
-rasterizer and autograd give sums over pixels.
+Each score is a function of (splats, views, group) that returns [N] values of at least 0, higher for more
+important Gaussians. Only the cameras of the views matter; the background is black and all spherical harmonics
+are used. alpha is a Gaussian's opacity at a pixel, T the transmittance in front of it, o its peak opacity.
+
+Left out are scores that need a maximum over pixels (RadSplat) or products of each pixel's gradients (PUP
+3D-GS, Speedy-Splat): the rasterizer and autograd give sums over pixels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,42 +26,40 @@ Score = Callable[[Splats, Sequence[View], Group], Tensor]
 
 
 def alpha_t(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
-    """Sum of alpha*T, the weight with which the Gaussian's colour enters the images.
+    """Sum of alpha*T over pixels: the weight of the Gaussian's colour in the images.
 
-    Also EAGLES's influence (Girish et al. 2024) and Mini-Splatting's importance (Fang and Wang 2024).
+    The influence of EAGLES (Girish et al. 2024) and the importance of Mini-Splatting (Fang and Wang 2024).
     """
     return contributions(splats, views, group, "weight")[:, 0]
 
 
 def opacity_t(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
-    """Sum of o*T over the pixels reached: FlexGS's code, free of its races."""
+    """Sum of o*T over the pixels reached, as in FlexGS's code but without its races."""
     return torch.sigmoid(splats.opacities) * contributions(splats, views, group)[:, 2]
 
 
 def flexgs(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
-    """gamma(volume) * sum of alpha*T: FlexGS's paper, eq. 8-10, with LightGaussian's clamp instead of the
-    misprinted max."""
+    """gamma(volume) * sum of alpha*T (FlexGS, eq. 8-10, with LightGaussian's clamp for a misprinted max)."""
     return _gamma(volume(splats, views, group)) * contributions(splats, views, group, "weight")[:, 0]
 
 
 def lightgaussian(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
-    """gamma(volume)^0.1 * o * pixels reached: LightGaussian (Fan et al. 2024), eq. 3-4."""
+    """gamma(volume)^0.1 * o * number of pixels reached (LightGaussian, Fan et al. 2024, eq. 3-4)."""
     gamma = _gamma(volume(splats, views, group))
     return gamma**0.1 * torch.sigmoid(splats.opacities) * contributions(splats, views, group)[:, 1]
 
 
 def c3dgs(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
-    """Sensitivity of the images to the colour: Compressed 3DGS (Niedermayr et al. 2024), whose code prunes by
-    it.
+    """Sensitivity of the images to the colour (Compressed 3DGS, Niedermayr et al. 2024).
 
-    S(c) = sum over views of |dE/dc| / number of pixels of all views, E the sum of r, g and b over an image;
-    the score is the maximum of S over the Gaussian's spherical-harmonics coefficients c. The sensitivity to
-    its shape has another unit and can vanish where a Gaussian matters, so it stays out. For degree 0 this is
-    SH_C0 * alpha_t / pixels.
+    S(c) = sum over views of |dE/dc| / number of pixels of all views, with E the sum of r, g and b over an
+    image; the score is the maximum of S over the Gaussian's spherical-harmonics coefficients c. The
+    sensitivity to the shape is left out: it has another unit and can vanish where a Gaussian matters. For
+    degree 0 the score is SH_C0 * alpha_t / pixels.
 
-    As in their code colours are not clamped at 0, or black Gaussians would count for nothing although they
-    hide others. E is then linear in the coefficients: its gradient is the same at 0, where nothing is
-    clamped, and the same for r, g and b.
+    As in the authors' code, colours are not clamped at 0, or black Gaussians would count for nothing although
+    they hide others. E is then linear in the coefficients, so its gradient can be taken at 0, where nothing
+    is clamped, and is the same for r, g and b.
     """
     grey = replace(splats.detach(), sh0=torch.zeros_like(splats.sh0), shN=torch.zeros_like(splats.shN))
     sh = grey.sh0.requires_grad_(), grey.shN.requires_grad_()
@@ -74,21 +74,20 @@ def c3dgs(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
 
 
 def opacity(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
-    """The opacity alone: Matryoshka Gaussian Splatting's order."""
+    """The peak opacity o, the order of Matryoshka Gaussian Splatting (Guo et al. 2026)."""
     return torch.sigmoid(splats.opacities)
 
 
 def volume(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
-    """The product of the three standard deviations: an order of Matryoshka Gaussian Splatting's ablation."""
+    """Product of the three standard deviations, an ablation of Matryoshka Gaussian Splatting."""
     return splats.scales.double().sum(dim=1).exp()
 
 
 def footprint(splats: Splats, views: Sequence[View], group: Group) -> Tensor:
-    """opacity * area^0.25, an area being the product of the two larger standard deviations: for splats
-    without their views.
+    """Opacity o * area^0.25, the area being the product of the two larger deviations; needs no views.
 
-    Our own. Of the scores that need no views it came nearest to those that do, on two captures
-    (docs/deploy.md).
+    Our own score: on two captures (docs/deploy.md) it came nearest, of the scores without views, to those
+    with views.
     """
     area = splats.scales.double().sort(dim=1).values[:, 1:].sum(dim=1).exp()
     return torch.sigmoid(splats.opacities).double() * area**0.25
@@ -100,21 +99,23 @@ SCORES: Mapping[str, Score] = {
 
 
 def scorer(name: str) -> Score:
-    """The score of this name in SCORES, or module:name. UserError if there is none."""
+    """Return the score function named in SCORES, or by module:name; UserError if there is none."""
     return named("--order.score", name, SCORES)
 
 
 @torch.no_grad()
 def score(name: str, splats: Splats, views: Sequence[View], group: Group) -> Tensor:
-    """[N] float64 score by its name in SCORES, or module:name; higher is more important."""
+    """Compute the score of this name (see scorer) for all Gaussians, [N] float64."""
     return scorer(name)(splats, views, group).double()
 
 
 @torch.no_grad()
 def contributions(splats: Splats, views: Sequence[View], group: Group,
                   which: Contributions = "all") -> Tensor:
-    """[N, 3] float64 sums over views and pixels: alpha*T, number of pixels reached, T in front; [N, 1] the
-    first alone."""
+    """Sum alpha*T, the number of pixels reached, and T over views and pixels, [N, 3] float64.
+
+    With which = "weight", sum alpha*T alone, [N, 1].
+    """
     def sums(camera: Camera) -> Tensor:
         out = render(splats, camera, contributions=which).contributions
         assert out is not None
@@ -125,9 +126,9 @@ def contributions(splats: Splats, views: Sequence[View], group: Group,
 
 def _sum_over_views(of: Callable[[Camera], Tensor], shape: tuple[int, ...], splats: Splats,
                     views: Sequence[View], group: Group) -> Tensor:
-    """Sum of of(camera), each of this shape, over the views, which are split over the workers."""
+    """Sum the tensors of(camera), of this shape, over all views; the workers share the views."""
     device = splats.means.device
-    # float64: the sum over ranks is then exact enough
+    # In float64 the number of workers makes no difference that matters.
     total = torch.zeros(shape, dtype=torch.float64, device=device)
     for i in group.my_indices(len(views)):
         total += of(views[i].camera.to(device))
@@ -136,5 +137,5 @@ def _sum_over_views(of: Callable[[Camera], Tensor], shape: tuple[int, ...], spla
 
 
 def _gamma(volume: Tensor) -> Tensor:
-    """Volume over the volume that 90 % of the Gaussians stay below, at most 1."""
+    """Return the volume [N] divided by its 90th percentile, at most 1 (LightGaussian, eq. 4)."""
     return (volume / quantile(volume, 0.9)).clamp(max=1)

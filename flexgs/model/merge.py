@@ -1,4 +1,4 @@
-"""Merging: what the Gaussians that stay would look like if they stood for those that do not, too."""
+"""Merging: kept Gaussians widened so that they also stand for the dropped ones nearest to them."""
 
 from itertools import permutations
 
@@ -11,12 +11,12 @@ from flexgs.splats import Splats
 
 
 def merged(splats: Splats, weight: Tensor, k: int) -> Splats:
-    """The first k Gaussians, each the moment-matched sum of itself and of the others that are nearest to it.
+    """Merge every Gaussian after the first k into the nearest of the first k, by matching moments.
 
-    Mean, covariance and constant colour are those of the mixture with weight [N] >= 0; the opacity keeps the
-    sum of opacity times area, an area being the product of the two larger standard deviations. Axes are
-    numbered as in the one that stays, so that the way from one to the other is short. Other harmonics stay.
-    In float64 on the CPU, the same on every worker.
+    Mean, covariance and base colour are those of the mixture with weights [N] >= 0. The opacity preserves the
+    sum of opacity times area, the area being the product of the two larger standard deviations. The axes of
+    the result are numbered and signed as in the Gaussian kept, so that it changes little. Harmonics of higher
+    degree are kept. Computed in float64 on the CPU, so that all workers agree. Returns k Gaussians.
     """
     s = splats.detach().to("cpu").map(torch.Tensor.double)
     weight = weight.detach().cpu().double().clamp(min=1e-200)
@@ -39,7 +39,7 @@ def merged(splats: Splats, weight: Tensor, k: int) -> Splats:
     scales = variances.clamp(min=1e-14 * variances.amax(1, keepdim=True).clamp(min=1e-200)).log() / 2
     length = s.quats[:k].norm(dim=1, keepdim=True)
     quats = torch.from_numpy(Rotation.from_matrix(vectors.numpy()).as_quat(scalar_first=True)) * length
-    # q and -q are the same rotation
+    # q and -q are the same rotation: take the nearer one.
     quats = torch.where((quats * s.quats[:k]).sum(1, keepdim=True) < 0, -quats, quats)
     opacities = (total(torch.sigmoid(s.opacities) * _area(s.scales)) / _area(scales)).clamp(0.02, 0.98)
     new = s.changed(means=means, quats=quats, scales=scales, opacities=torch.logit(opacities),
@@ -52,8 +52,10 @@ def _area(scales: Tensor) -> Tensor:
 
 
 def _in_order_of(rotations: Tensor, variances: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [k, 3] and eigenvectors [k, 3, 3] with axes numbered and signed as in rotations [k, 3, 3];
-    right-handed."""
+    """Number and sign eigenvalues [k, 3] and eigenvectors [k, 3, 3] as rotations [k, 3, 3] has its axes.
+
+    The result is right-handed.
+    """
     overlap = (vectors.mT @ rotations).abs()
     orders = torch.tensor(list(permutations(range(3))))
     fit = overlap[:, orders, torch.arange(3)].sum(-1)  # [k, 6]

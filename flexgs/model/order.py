@@ -1,9 +1,7 @@
-"""The order: which Gaussians stay. Cuts at all ratios are prefixes of one permutation, so they are nested and
-repeatable.
+"""The order of the Gaussians: cuts are prefixes of one permutation, so they are nested and repeatable.
 
-An order is an object beside the transform. Training asks it for the rows that stage 2 begins with, for the
-Gaussians of each elastic render, and at the end for the final permutation. ORDERS has those that are built
-in; docs/extending.md writes one.
+Training asks an Order for the Gaussians that stage 2 begins with, for those of each elastic render, and at
+the end for the final permutation. ORDERS lists the built-in ones; docs/extending.md shows how to write one.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,112 +20,121 @@ from flexgs.splats import Splats
 
 
 class Order(nn.Module):
-    """By descending importance as of the beginning of stage 2, and fixed from then on; the base of the
-    others.
+    """By descending importance when stage 2 begins, fixed from then on; the base class of all orders.
 
-    What it keeps between steps are its parameters and buffers, which checkpoints hold under their own names.
+    State between steps has to be parameters and buffers, which checkpoints hold under their names.
     """
 
     fixed = True
-    """Whether the Gaussians that stay are always the first ones, so that a transform may store rows for
-    them."""
+    """Whether training keeps the first Gaussians at every ratio, so that a transform may store rows."""
     refresh_every: int | None = None
-    """Views between two calls of refresh() during stage 2; None: it is called when stage 2 begins only."""
+    """Views between two calls of refresh() in stage 2; None: only one call, when stage 2 begins."""
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
 
     def begin(self, scores: Tensor) -> Tensor | None:
-        """Rows [M] of the Gaussians, in the order that stage 2 trains them in, by importance [N]; None: all,
-        as they are."""
+        """Return the rows [M] that stage 2 keeps, in order, by importance [N]; None: all, as they are."""
         return self.permutation(scores)[:count_at(self.config.order.keep, len(scores))]
 
     def permutation(self, scores: Tensor) -> Tensor:
-        """[N] permutation, the first to stay first, by importance [N]."""
+        """Return the permutation [N] by importance [N], the Gaussians that stay longest first."""
         return sampled_order(scores, 0.0, self.config.seed)
 
     def build(self, splats: Splats, unit: float = 1.0) -> None:
-        """Make parameters and buffers for these Gaussians, in stage 2 or from a checkpoint; unit is a length
-        in world units."""
+        """Make parameters and buffers for these Gaussians; unit is a length in world units."""
 
     def refresh(self, scores: Tensor) -> None:
-        """Take the importance [N] of the Gaussians as they are now."""
+        """Take in the current importance [N] of the Gaussians."""
 
     def select(self, splats: Splats, ratio: float, progress: float, draw: tuple[int, int]) -> Selection:
-        """The Gaussians of one elastic render at ratio.
+        """Select the Gaussians of one elastic render.
 
         Args:
+            splats: all Gaussians.
+            ratio: fraction of them to keep.
             progress: how far stage 2 is, 0 to 1.
-            draw: number of the training view and of the render within it, to key random numbers with (see
-            flexgs/seeds.py).
+            draw: index of the training view and of the render within it, the key of random numbers (see
+                flexgs/seeds.py).
         """
         return Selection(slice(0, count_at(ratio, len(splats))))
 
     def final(self, splats: Splats, scores: Callable[[], Tensor]) -> Tensor | None:
-        """[N] permutation for the trained model; None: it is in its order already. scores() is the importance
-        as it is now."""
+        """Return the permutation [N] of the trained model; None: it is in order already.
+
+        scores() computes the current importance [N].
+        """
         if self.config.ratios.renders or self.config.transform.kind != "none":
             return None
-        return self.permutation(scores())  # nothing was trained for the order of the beginning
+        return self.permutation(scores())  # no cut was trained in the order that stage 2 began with
 
     def groups(self, config: Config) -> list[dict[str, Any]]:
-        """Parameter groups for Adam, as those of a transform."""
+        """Return the parameter groups for Adam; see Transform.groups."""
         return []
 
 
 class Sampled(Order):
-    """Weighted sampling without replacement, the importance as weight."""
+    """By weighted sampling without replacement, with the importance as weight."""
 
     def permutation(self, scores: Tensor) -> Tensor:
+        """Draw the permutation [N], seeded, with noise scaled by order.temperature."""
         return sampled_order(scores, self.config.order.temperature, self.config.seed)
 
 
 class Opacity(Order):
-    """By descending opacity, as training changes it."""
+    """By descending opacity, sorted anew at every step."""
 
     fixed = False
 
     def select(self, splats: Splats, ratio: float, progress: float, draw: tuple[int, int]) -> Selection:
-        return Selection(torch.topk(splats.opacities.detach(), count_at(ratio, len(splats)),
-                                    sorted=False).indices)
+        """Select the floor(ratio N) most opaque Gaussians."""
+        count = count_at(ratio, len(splats))
+        return Selection(torch.topk(splats.opacities.detach(), count, sorted=False).indices)
 
     def final(self, splats: Splats, scores: Callable[[], Tensor]) -> Tensor | None:
+        """Sort by descending opacity."""
         return splats.opacities.argsort(descending=True, stable=True)
 
 
 class Learned(Order):
-    """By the margins of GsNet, which global importance teaches."""
+    """By descending margin of GsNet, which learns from global importance and the image losses."""
 
     fixed = False
     gsnet: GsNet
     rank: Tensor
-    """[N] place of each Gaussian by global importance, 0 the most important: the teacher of GsNet."""
+    """[N] place of each Gaussian by global importance, 0 the most important; it teaches GsNet."""
 
     def __init__(self, config: Config):
         super().__init__(config)
         self.refresh_every = config.gsnet.refresh
 
     def begin(self, scores: Tensor) -> Tensor | None:
+        """Keep all Gaussians as they are: the order is known at the end only."""
         return None
 
     def build(self, splats: Splats, unit: float = 1.0) -> None:
+        """Make GsNet and the ranks."""
         self.gsnet = GsNet(self.config.gsnet, splats, unit)
         self.register_buffer("rank", torch.zeros(len(splats), dtype=torch.int64))
 
     def refresh(self, scores: Tensor) -> None:
+        """Rank the Gaussians by their current importance [N]."""
         order = torch.argsort(scores, descending=True, stable=True)
-        self.rank = torch.empty_like(order).index_copy_(0, order,
-                                                        torch.arange(len(order), device=order.device))
+        places = torch.arange(len(order), device=order.device)
+        self.rank = torch.empty_like(order).index_copy_(0, order, places)
 
     def select(self, splats: Splats, ratio: float, progress: float, draw: tuple[int, int]) -> Selection:
+        """Select by GsNet, with Gumbel noise keyed by the seed and the draw."""
         random = generator(self.config.seed, "gumbel", *draw, device=splats.means.device)
         return self.gsnet.select(splats, ratio, self.rank, progress, random)
 
     def final(self, splats: Splats, scores: Callable[[], Tensor]) -> Tensor | None:
+        """Sort by descending margin."""
         return self.gsnet.order(splats, self.rank, self.config.seed)
 
     def groups(self, config: Config) -> list[dict[str, Any]]:
+        """Return the parameter groups of GsNet."""
         return self.gsnet.groups(config)
 
 
@@ -136,8 +143,11 @@ ORDERS: Mapping[str, type[Order]] = {"sampled": Sampled, "importance": Order, "o
 
 
 def make_order(config: Config) -> Order:
-    """The order that config.order.kind names. UserError if it is unknown, or at odds with the transform or
-    with order.keep."""
+    """Make the order that config.order.kind names.
+
+    Raises:
+        UserError: there is no such order, or it conflicts with the transform or with order.keep.
+    """
     order = named("--order.kind", config.order.kind, ORDERS, Order)(config)
     if not order.fixed and config.transform.kind == "deltas":
         raise UserError("--transform.kind deltas: needs a fixed order, found --order.kind "
@@ -149,10 +159,14 @@ def make_order(config: Config) -> Order:
 
 
 def sampled_order(score: Tensor, temperature: float, seed: int) -> Tensor:
-    """[N] permutation by log score plus Gumbel noise: weighted sampling without replacement (Efraimidis and
-    Spirakis 2006).
+    """Sort by log score plus Gumbel noise: weighted sampling without replacement.
 
-    score [N] >= 0, float64. Temperature 0 sorts by score; Gaussians that no view sees come last either way.
+    See Efraimidis and Spirakis 2006. Gaussians with score 0, which no view sees, come last.
+
+    Args:
+        score: [N] float64, at least 0, the weight of each Gaussian.
+        temperature: scale of the noise; 0 sorts by descending score.
+        seed: seed of the noise.
     """
     logs = score.double().clamp(min=1e-300).log()
     uniform = torch.rand(len(score), generator=generator(seed, "order"), dtype=torch.float64).to(score.device)

@@ -1,4 +1,4 @@
-"""Which Gaussians an elastic render takes."""
+"""The answer of an order to one elastic render: which Gaussians it renders."""
 
 from dataclasses import dataclass, field
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 @dataclass
 class Selection:
-    """The Gaussians of one elastic render."""
+    """The Gaussians that one elastic render keeps."""
 
     index: slice | Tensor
-    """Rows of the splats."""
+    """Their rows in the splats."""
     mask: Tensor | None = None
-    """Factor on their opacities: ones, through which the selector is differentiated (supplementary eq. 8)."""
+    """Factor on their opacities: ones that carry the gradient to GsNet (FlexGS supplementary, eq. 8)."""
     losses: dict[str, Tensor] = field(default_factory=dict)
-    """The selector's own terms, weighted."""
+    """Weighted losses of the order itself, by name, added to that of the image."""

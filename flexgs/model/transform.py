@@ -1,4 +1,4 @@
-"""The transform: what changes in the Gaussians that stay at ratio e. Nothing changes at e = 1."""
+"""The transform: how the Gaussians that a cut at ratio e keeps are changed. At e = 1 nothing changes."""
 
 from typing import Any
 
@@ -9,14 +9,13 @@ from flexgs.splats import Splats
 
 
 class Transform(nn.Module):
-    """No change at all; the base of the others.
+    """A transform that changes nothing; the base class of all transforms.
 
-    Changes of positions and sizes are counted in `unit`, a length in world units (see unit_of in camera.py):
-    parameters and their rates are then of one size in every scene, and float16 holds them. It is stored
-    beside the tensors.
+    Changes of positions and sizes are counted in `unit`, a length in world units (see unit_of in camera.py)
+    that is stored beside the tensors. Parameters and learning rates are then of similar size in every scene,
+    and float16 can hold the changes.
 
-    A subclass changes the first floor(e N) Gaussians in forward() and lists its parameters for the optimizer
-    in groups().
+    A subclass changes Gaussians in forward() and lists its parameters for the optimizer in groups().
     """
 
     def __init__(self, unit: float = 1.0):
@@ -25,35 +24,31 @@ class Transform(nn.Module):
 
     @classmethod
     def make(cls, config: Config, splats: Splats, points: Tensor | None, unit: float) -> "Transform":
-        """One for these Gaussians [N], that changes nothing yet; points [M, 3] are those of the capture while
-        it is trained."""
+        """Make a transform; make_transform() in elastic.py describes the arguments."""
         return cls(unit)
 
     def forward(self, kept: Splats, ratio: float, index: Tensor | None = None) -> Splats:
-        """The kept Gaussians at this ratio, changed; index gives their places in the order (None: the first
-        ones)."""
+        """Change the kept Gaussians for a cut at this ratio; index has their rows (None: the first ones)."""
         return kept
 
     def start(self, splats: Splats, score: Tensor) -> None:
-        """Take the values to begin stage 2 with, given the ordered Gaussians and their importance [N]."""
+        """Set the parameters that stage 2 begins with, from ordered Gaussians and their importance [N]."""
 
     def groups(self, config: Config, scene_scale: float) -> list[dict[str, Any]]:
-        """Parameter groups for Adam: name, params, lr at the start and decay (lr at the end / at the
-        start)."""
+        """Return parameter groups for Adam: name, params, lr at the start, decay (last lr / first lr)."""
         return []
 
     def rows(self, ratio: float, n: int) -> dict[str, list[tuple[int, int]]]:
-        """Of each tensor of its state, the rows (first, last) that cuts of n Gaussians up to this ratio read.
+        """Return the row ranges (start, stop) of each tensor that a cut at `ratio` of n Gaussians reads.
 
-        A larger ratio reads the same ranges, longer, and perhaps others. Here: all of every tensor.
+        A larger ratio reads the same ranges, perhaps longer, and perhaps others. By default all rows.
         """
         return {name: [(0, len(t) if t.dim() else 1)] for name, t in self.state_dict().items()}
 
     def stored(self) -> "Transform":
-        """The transform in the precision in which it is saved and makes cuts, so that what is measured is
-        what is stored."""
+        """Return the transform in the precision of its file, so that what is measured is what is stored."""
         return self
 
     def regulariser(self) -> Tensor | float:
-        """Loss on the transform's own parameters, added once per elastic render."""
+        """Return the loss on the transform's own parameters, added once per elastic render."""
         return 0.0

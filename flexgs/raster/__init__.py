@@ -1,4 +1,4 @@
-"""render(): splats and a camera in, an image out. One contract, one backend per device.
+"""render(): an image of Gaussians from a camera, by one backend per device under one contract.
 
 The CPU backend (numba, `cpu/`) and the CUDA backend (gsplat, `cuda.py`) agree in their numerics;
 `reference.py` is the float64 oracle that the tests hold both against.
@@ -22,18 +22,18 @@ def render(
     contributions: Contributions | None = None,
     config: RasterConfig = DEFAULT,
 ) -> RenderOutput:
-    """Render splats from camera; differentiable in every tensor of splats and in mask.
-
-    A camera with another origin than the splats' is brought to theirs; its pose should then be of float64.
+    """Render Gaussians from a camera; differentiable in every tensor of splats and in mask.
 
     Args:
-        splats: raw values; activations (exp, sigmoid, normalisation) are applied here.
-        background: [3] colour behind the splats; None is black.
-        sh_degree: use spherical harmonics up to this degree only (training raises it step by step); None uses
-        all.
-        mask: [N] factor on the activated opacity (FlexGS supplementary, eq. 8); None is one.
-        contributions: also return the per-splat sums that importance scores are made of: the first, or all
-            three. Only the first is cheap on CUDA.
+        splats: N Gaussians with raw values; activations (exp, sigmoid, normalisation) are applied here.
+        camera: pose, intrinsics and size; another origin than that of the splats is converted to theirs, for
+            which the pose should be float64.
+        background: [3] colour behind the Gaussians; None: black.
+        sh_degree: use spherical harmonics up to this degree only, as training does at first; None: all.
+        mask: [N] factor on the activated opacity (FlexGS supplementary, eq. 8); None: one.
+        contributions: also return the sums per Gaussian that importance scores are made of: the sum of
+            alpha * T ("weight"), or all three ("all", slow on CUDA). See RenderOutput.
+        config: constants of the rasterizer.
     """
     device = splats.means.device
     if background is None:

@@ -1,4 +1,4 @@
-"""What every backend of render() takes and returns."""
+"""The contract of render(): the constants that every backend takes, and what it returns."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,17 +10,22 @@ Contributions = Literal["weight", "all"]
 
 @dataclass(frozen=True)
 class RasterConfig:
-    """Constants of the rasterizer, gsplat 1.5.3's values."""
+    """Constants of the rasterizer, with the values of gsplat 1.5.3."""
 
     eps2d: float = 0.3
+    """Variance in square pixels that is added to every projected Gaussian (3DGS's low-pass filter)."""
     far: float = 1e20
-    """Depth beyond which nothing is drawn, for numbers that float32 cannot square; the near one is the
-    camera's."""
+    """Depth in world units beyond which nothing is drawn; float32 cannot square larger numbers."""
     radius_clip: float = 0.0
+    """Gaussians whose screen radii are both at most this many pixels are not drawn. 0: all are drawn."""
     alpha_min: float = 1 / 255
+    """A Gaussian does not count at pixels where its alpha is smaller."""
     alpha_max: float = 0.999
+    """Upper limit of a Gaussian's alpha at a pixel."""
     t_stop: float = 1e-4
+    """Transmittance at which a pixel is finished; a Gaussian that would reach it does not count."""
     extent: float = 3.33
+    """Standard deviations from its centre beyond which a Gaussian is cut off."""
 
 
 DEFAULT = RasterConfig()
@@ -28,17 +33,16 @@ DEFAULT = RasterConfig()
 
 @dataclass
 class RenderOutput:
-    """What render() returns; H, W are the camera's, N the number of splats."""
+    """What render() returns, for an image of H x W pixels and N Gaussians."""
 
     image: Tensor
-    """[H, W, 3] float32, not clamped."""
+    """[H, W, 3] float32 colours, not clamped to [0, 1]."""
     alpha: Tensor
-    """[H, W] accumulated opacity, 1 - final transmittance."""
+    """[H, W] accumulated opacity: 1 - final transmittance."""
     means2d: Tensor
-    """[N, 2] projected centres in pixels; an intermediate of the graph: call retain_grad() for its
-    gradient."""
+    """[N, 2] projected centres in pixels, part of the graph: retain_grad() keeps their gradient."""
     radii: Tensor
-    """[N, 2] int32 screen radii in pixels, 0 where the splat is not visible."""
+    """[N, 2] int32 screen radii in pixels, 0 where the Gaussian is not visible."""
     contributions: Tensor | None
-    """[N, 1 or 3] per splat over the pixels it reaches: sum of alpha*T; of all, also their number and the sum
-    of T."""
+    """[N, 1 or 3] sums over the pixels that each Gaussian reaches: of alpha * T, of 1, and of T, where T is
+    the transmittance in front of it. None if they were not asked for."""

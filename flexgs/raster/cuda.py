@@ -1,8 +1,7 @@
-"""The CUDA backend: an adapter to gsplat 1.5.3 (Ye et al. 2025), imported only when a CUDA tensor is
-rendered.
+"""The CUDA backend: an adapter to gsplat 1.5.3 (Ye et al. 2025).
 
-On a machine without CUDA gsplat's functions would try to compile themselves, so nothing here runs for CPU
-tensors.
+It is imported only when a CUDA tensor is rendered, since gsplat's functions would try to compile themselves
+on a machine without CUDA.
 """
 
 from itertools import pairwise
@@ -17,13 +16,13 @@ from flexgs.raster.contract import Contributions, RasterConfig
 from flexgs.splats import Splats
 
 TILE = 16
-FIXED = ("alpha_min", "alpha_max", "t_stop", "extent")  # compiled into gsplat
+FIXED = ("alpha_min", "alpha_max", "t_stop", "extent")  # constants compiled into gsplat
 
 
 def render_cuda(splats: Splats, camera: Camera, background: Tensor, sh_degree: int, mask: Tensor | None,
                 contributions: Contributions | None,
                 cfg: RasterConfig) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Image, alpha, means2d, radii, contributions; see render()."""
+    """Return image, alpha, means2d, radii and contributions; see render() and RenderOutput."""
     try:
         import gsplat
     except ImportError as error:
@@ -70,9 +69,9 @@ def render_cuda(splats: Splats, camera: Camera, background: Tensor, sh_degree: i
 
 def _weights(gsplat: Any, means2d: Tensor, conics: Tensor, opac: Tensor, W: int, H: int, offsets: Tensor,
              flatten_ids: Tensor) -> Tensor:  # fmt: skip
-    """[N, 1] sum of alpha * T of each splat: the gradient of the summed image to its colour.
+    """Return the sum of alpha * T of each Gaussian, [N, 1].
 
-    The image is the sum of colour * alpha * T.
+    The image is the sum of colour * alpha * T, so this is the gradient of the summed image to the colour.
     """
     with torch.enable_grad():
         weight = torch.zeros(len(opac), 1, device=opac.device, requires_grad=True)
@@ -84,10 +83,10 @@ def _weights(gsplat: Any, means2d: Tensor, conics: Tensor, opac: Tensor, W: int,
 
 def _hits(gsplat: Any, means2d: Tensor, conics: Tensor, opac: Tensor, W: int, H: int, offsets: Tensor,
           flatten_ids: Tensor) -> Tensor:  # fmt: skip
-    """[N, 2] number of pixels and sum of T of each splat, from gsplat's lists of (splat, pixel) hits.
+    """Return the number of pixels and the sum of T of each Gaussian, [N, 2].
 
-    One row of tiles at a time, to bound memory. All batches of a row go in one call: a second call would not
-    know which pixels had ended in the first.
+    They come from gsplat's lists of (Gaussian, pixel) hits, one row of tiles at a time to bound memory. A row
+    takes one call, because a second one would not know which pixels the first had finished.
     """
     sums = torch.zeros(len(opac), 2, dtype=torch.float64, device=opac.device)
     starts = [*offsets[0, :, 0].tolist(), len(flatten_ids)]
@@ -110,13 +109,12 @@ def _hits(gsplat: Any, means2d: Tensor, conics: Tensor, opac: Tensor, W: int, H:
 
 
 def _transmittances(d: Tensor, conics: Tensor, opac: Tensor, pixels: Tensor, size: int) -> Tensor:
-    """[M] float64 transmittance before each hit; hits are sorted by pixel and, within a pixel, near to
-    far."""
-    sigma = 0.5 * (conics[:, 0] * d[:, 0] ** 2
-                   + conics[:, 2] * d[:, 1] ** 2) + conics[:, 1] * d[:, 0] * d[:, 1]
+    """Return the float64 transmittance before each hit, [M]; hits are sorted by pixel, then by depth."""
+    x, y = d.unbind(1)
+    sigma = 0.5 * (conics[:, 0] * x**2 + conics[:, 2] * y**2) + conics[:, 1] * x * y
     alpha = (opac * torch.exp(-sigma)).clamp_max(RasterConfig().alpha_max)
     steps = torch.log1p(-alpha.double())
     before = steps.cumsum(0) - steps
     counts = torch.bincount(pixels, minlength=size)
-    first = (counts.cumsum(0) - counts)[pixels]  # where the pixel's list starts
+    first = (counts.cumsum(0) - counts)[pixels]  # start of the pixel's list
     return torch.exp(before - before[first])

@@ -1,8 +1,8 @@
-"""The oracle: the same image in plain torch, any float dtype, differentiable by autograd.
+"""The reference renderer: render() in plain torch, for any float dtype, differentiable by autograd.
 
-Written for the eye, tile by tile, from the papers' formulas: projection of a Gaussian (EWA splatting, Zwicker
-et al. 2001), spherical harmonics and front-to-back compositing (Kerbl et al. 2023), with gsplat's constants.
-In float64 the tests hold the backends against it; in float32 it is the benchmark's yardstick.
+It is written to be read, tile by tile, from the formulas of the papers: projection of a Gaussian (EWA
+splatting, Zwicker et al. 2001), spherical harmonics and front-to-back compositing (3DGS, Kerbl et al. 2023),
+with gsplat's constants. Tests compare the backends with it in float64, benchmarks in float32.
 """
 
 import math
@@ -19,7 +19,7 @@ DEFAULTS = RasterConfig()
 
 
 def sh_basis(directions: Tensor) -> Tensor:
-    """[N, 15] the real spherical harmonics of degree 1 to 3 at unit directions [N, 3]."""
+    """Evaluate the real spherical harmonics of degree 1 to 3 at unit directions [N, 3]; returns [N, 15]."""
     x, y, z = directions.unbind(-1)
     xx, yy, zz = x * x, y * y, z * z
     return torch.stack([
@@ -35,8 +35,11 @@ def sh_basis(directions: Tensor) -> Tensor:
 
 def project(means: Tensor, quats: Tensor, scales: Tensor, opac: Tensor, camera: Camera,
             config: RasterConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Activated Gaussians to means2d [N, 2], inverse covariances [N, 2, 2], depths [N], radii [N, 2] (0:
-    unseen)."""
+    """Project activated Gaussians onto the image plane (EWA splatting, Zwicker et al. 2001).
+
+    Returns means2d [N, 2] in pixels, inverse covariances [N, 2, 2], depths [N] and radii [N, 2] in pixels, 0
+    where a Gaussian is not visible.
+    """
     R, t = camera.viewmat[:3, :3].to(means), camera.viewmat[:3, 3].to(means)
     K = camera.K.to(means)
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
@@ -66,10 +69,17 @@ def project(means: Tensor, quats: Tensor, scales: Tensor, opac: Tensor, camera: 
 
 def composite(part: Tensor, pixels: Tensor, background: Tensor,
               config: RasterConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Blend G splats, near first, at P pixel centres [P, 2].
+    """Blend G Gaussians, near first, at P pixel centres (3DGS, Kerbl et al. 2023, eq. 3).
 
-    part: [G, 10] mean x y, inverse covariance (row by row), opacity, r g b. Returns r, g, b, alpha [P, 4]
-    and, all [G, P], the weights alpha * T, whether the splat counts, and T before it.
+    Args:
+        part: [G, 10] mean x y, inverse covariance (row by row), opacity, r g b.
+        pixels: [P, 2] pixel centres.
+        background: [3] colour behind the Gaussians.
+        config: constants of the rasterizer.
+
+    Returns:
+        r, g, b, alpha [P, 4] and, each [G, P], the weights alpha * T, 1 where the Gaussian counts, and the
+        transmittance T before it.
     """
     d = pixels - part[:, None, :2]
     A, B, C = part[:, 2, None], part[:, 3, None], part[:, 5, None]
@@ -77,7 +87,7 @@ def composite(part: Tensor, pixels: Tensor, background: Tensor,
     alpha = (part[:, 6, None] * torch.exp(-sigma)).clamp_max(config.alpha_max)
     alpha = alpha * ((sigma >= 0) & (alpha >= config.alpha_min))
     with torch.no_grad():
-        going = (1 - alpha).cumprod(0) > config.t_stop  # falls only: False from the first stop on
+        going = (1 - alpha).cumprod(0) > config.t_stop  # never rises: False from the first stop on
     alpha = alpha * going
     after = (1 - alpha).cumprod(0)
     T = torch.cat([torch.ones_like(pixels[None, :, 0]), after])
@@ -97,11 +107,10 @@ def render_reference(
     config: RasterConfig = DEFAULTS,
     depths: Tensor | None = None,
 ) -> RenderOutput:
-    """As render(), in the dtype of splats.means.
+    """Render like render(), in the dtype of splats.means.
 
-    Args:
-        depths: [N] sort by these instead; float32 depths that are equal in a backend differ in float64, and
-            swapping two splats changes pixels.
+    depths [N] replaces the depths to sort by: float32 depths that are equal in a backend differ in float64,
+    and swapping two Gaussians changes pixels. contributions asks for all three sums.
     """
     camera = camera.at(splats.origin)
     means, W, H = splats.means, camera.width, camera.height
@@ -122,7 +131,7 @@ def render_reference(
     for x0, y0 in corners:
         corner = torch.tensor([x0, y0]).to(means)
         lists.append(order[((low < corner + TILE) & (high > corner)).all(1)])
-    # One gather for all tiles: the gradient of one gather per tile would be as large as the scene each time.
+    # Gather once for all tiles: the gradient of each gather is as large as the scene.
     table = torch.cat([means2d, conics.flatten(1), opac[:, None], colors], 1)
     parts = table[torch.cat(lists)].split([len(ids) for ids in lists])
 
@@ -141,12 +150,12 @@ def render_reference(
 
 
 def to_float64(splats: Splats) -> Splats:
-    """Detached float64 copies that require gradients."""
+    """Return a detached float64 copy that requires gradients."""
     return splats.map(lambda t: t.detach().double()).requires_grad_()
 
 
 def relative_l2(a: Tensor, b: Tensor) -> float:
-    """|a - b| / |b| in float64; 0 if both are 0."""
+    """Return |a - b| / |b| in float64; 0 if both are 0."""
     a, b = a.detach().double(), b.detach().double()
     error, size = (a - b).norm().item(), b.norm().item()
     return error / size if size > 0 else (0.0 if error == 0 else math.inf)

@@ -1,0 +1,1 @@
+"""Training a scene: the loop, densification, the optimizer and checkpoints."""

@@ -1,4 +1,4 @@
-"""Checkpoints: one folder of tensors and JSON for all workers, independent of their number; see stored.py."""
+"""Checkpoints: one folder of tensors and JSON (see stored.py) that any number of workers can continue."""
 
 import re
 from pathlib import Path
@@ -14,12 +14,11 @@ KINDS: dict[str, Any] = {"scene": str, "step": int, "base_steps": int, "elastic"
 
 
 class DamagedError(UserError):
-    """A checkpoint that is not whole."""
+    """Raised for a checkpoint that is incomplete or damaged."""
 
 
 class Checkpoint(Stored):
-    """A checkpoint's description, with its settings, and its tensors on demand. DamagedError if it is not
-    whole."""
+    """A checkpoint: description, settings, and tensors on demand; DamagedError if it is not whole."""
 
     def __init__(self, folder: Path):
         try:
@@ -36,11 +35,11 @@ class Checkpoint(Stored):
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The step_* folders, the newest first. They are renamed into place when complete."""
+    """List the step_* folders, newest first. A folder is renamed into place when it is complete."""
     return sorted((path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name)),
                   reverse=True)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest of them, or None."""
+    """Return the newest checkpoint folder, or None."""
     return next(iter(checkpoints(folder)), None)

@@ -1,8 +1,7 @@
-"""Adaptive density control of 3DGS (Kerbl et al. 2023, section 5): clone, split, prune, opacity reset; under
-a cap.
+"""Adaptive density control of 3DGS (Kerbl et al. 2023, section 5) under a cap on the number of Gaussians.
 
-Every decision depends on statistics that are the same on all workers and on generators keyed by the step, so
-replicas stay equal without talking to each other.
+Decisions depend only on statistics that are summed over the workers and on generators keyed by the step, so
+the workers' replicas stay equal without further communication.
 """
 
 import math
@@ -21,22 +20,23 @@ from flexgs.training.optim import Optimizer
 
 
 class Densifier:
-    """Watches the renders of stage 1 and changes the number of Gaussians."""
+    """Clones, splits and prunes Gaussians by the gradients of stage 1, and resets their opacities."""
 
     def __init__(self, options: BaseConfig, length: int, scene_scale: float, seed: int, n: int,
                  device: torch.device):
+        """Make one for n Gaussians, in a stage 1 of `length` views."""
         self.options, self.length, self.scene_scale, self.seed = options, length, scene_scale, seed
         self.gradient = torch.zeros(n, dtype=torch.float64, device=device)
-        """Sum over views of the norm of the gradient of the screen position, in normalised device units;
-        float64, so that the order of the views, and with it the number of workers, does not decide who
-        grows."""
+        """[N] sum over views of the norm of the screen position's gradient, in normalised device coordinates.
+
+        In float64 the order of summation, and so the number of workers, does not decide which Gaussians grow.
+        """
         self.seen = torch.zeros(n, device=device)
-        """Number of views that each Gaussian was visible in."""
+        """[N] number of views in which each Gaussian was visible."""
 
     @torch.no_grad()
     def observe(self, out: RenderOutput, camera: Camera, scale: float) -> None:
-        """Take the gradient of out.means2d after backward; scale undoes the factor that the view's loss
-        carried."""
+        """Add one view's gradient of out.means2d after backward; scale undoes the factor on its loss."""
         if out.means2d.grad is None:
             return
         half = torch.tensor([camera.width / 2, camera.height / 2], device=out.means2d.device)
@@ -44,7 +44,7 @@ class Densifier:
         self.seen += (out.radii > 0).all(dim=1)
 
     def refine(self, splats: Splats, optimizer: Optimizer, before: int, step: int, group: Group) -> Splats:
-        """Whatever is due between the views before and step; returns the splats to go on with."""
+        """Do what is due after the views from `before` to `step`; returns the new Gaussians."""
         o = self.options
         reset_every = max(1, round(o.reset_every * self.length))
         if (o.refine_start * self.length < step <= o.refine_stop * self.length
@@ -81,23 +81,24 @@ class Densifier:
         return _replace(splats, optimizer, ~remove, new)
 
     def _reset_opacities(self, splats: Splats, optimizer: Optimizer) -> None:
-        """Opacities to at most 0.01 and their moments to zero."""
+        """Lower opacities to at most 0.01 and set their Adam moments to zero."""
         splats.opacities.data.clamp_(max=math.log(0.01 / 0.99))
         state = optimizer.state[splats.opacities]
         state["exp_avg"].zero_()
         state["exp_avg_sq"].zero_()
 
     def tensors(self) -> dict[str, Tensor]:
+        """Return the statistics that a checkpoint holds."""
         return {"densify.gradient": self.gradient, "densify.seen": self.seen}
 
 
 def crosses(before: int, step: int, every: int) -> bool:
-    """Whether a multiple of every lies in (before, step]."""
+    """Return whether a multiple of `every` lies in (before, step]."""
     return step // every > before // every
 
 
 def halves(splats: Splats, random: torch.Generator) -> Splats:
-    """Two samples from each Gaussian, 1.6 times smaller."""
+    """Split each Gaussian into two, drawn from it and 1.6 times smaller, as 3DGS does."""
     rotation = rotation_matrices(splats.quats)
     parts = []
     for _ in range(2):
@@ -110,11 +111,11 @@ def halves(splats: Splats, random: torch.Generator) -> Splats:
 
 
 def _replace(splats: Splats, optimizer: Optimizer, keep: Tensor, new: Splats) -> Splats:
-    """The kept Gaussians followed by new ones, in the optimizer too."""
+    """Return the kept Gaussians followed by new ones, and do the same to the optimizer's moments."""
     return splats.changed(**{name: optimizer.replace_rows(f"splats.{name}", keep, getattr(new, name))
                              for name, _ in splats.items()})
 
 
 def reorder(splats: Splats, optimizer: Optimizer, order: Tensor) -> Splats:
-    """The Gaussians in the given order, with their moments."""
+    """Return the Gaussians in the given order [M], with their Adam moments."""
     return _replace(splats, optimizer, order, splats.detach()[:0])

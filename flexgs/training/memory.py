@@ -1,16 +1,16 @@
-"""What a training run will need in memory and on the disk, before it begins."""
+"""Estimates of the memory and the disk space that a training run will need."""
 
 from flexgs.config import Config
 from flexgs.scene import Scene
 
-COPIES = 4  # of every float of a Gaussian: itself, its gradient and Adam's two moments
+COPIES = 4
+"""Copies of every parameter of a Gaussian: itself, its gradient and Adam's two moments."""
 
 
 def expected_memory(scene: Scene, config: Config) -> str:
-    """One line: the most that images, and Gaussians with their gradient and optimizer, will take, and what to
-    turn.
+    """Say in one line how much memory images and Gaussians take at most, and which settings change that.
 
-    What a render needs besides depends on the view, and the libraries take some 0.5 GB.
+    Renders need more, depending on the view, and libraries some 0.5 GB.
     """
     pixels = sum(3 * view.camera.width * view.camera.height for view in (*scene.train, *scene.test))
     images = min(pixels, scene.train[0].cache.limit)
@@ -20,12 +20,11 @@ def expected_memory(scene: Scene, config: Config) -> str:
 
 
 def expected_disk(config: Config) -> int:
-    """The most bytes that a run folder takes: three checkpoints, of which one is being written, the model and
-    its cuts."""
+    """Return the most bytes of a run folder: three checkpoints (one being written), the model, its cuts."""
     checkpoint, model = (COPIES - 1) * _bytes(config), _bytes(config)  # gradients are not kept
     return round(3 * checkpoint + (2 + sum(config.evaluation.ratios)) * model)
 
 
 def _bytes(config: Config) -> int:
-    """Of the most Gaussians: position, rotation, scale, opacity; harmonics."""
+    """Return the bytes of max_splats Gaussians: 11 floats of shape and opacity, and the harmonics."""
     return 4 * (11 + 3 * (config.base.sh_degree + 1) ** 2) * config.base.max_splats

@@ -1,4 +1,4 @@
-"""Adam over parameters whose number of rows changes while training."""
+"""Adam for parameters whose number of rows changes during training."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,31 +12,29 @@ from flexgs.splats import Splats
 
 
 class Optimizer:
-    """Fused Adam over named groups, with a learning rate that may decay exponentially through a stage.
+    """Fused Adam over named parameter groups, whose learning rates may decay exponentially over a stage.
 
-    Rules for batches of B views (Malladi et al. 2022, as adopted for splats by Zhao et al. 2024): lr *
-    sqrt(B), eps / sqrt(B), betas^B, so that a step of B views does about what B steps of one view do.
+    For batches of B views it uses lr * sqrt(B), eps / sqrt(B) and betas^B (Malladi et al. 2022, adopted for
+    3DGS by Zhao et al. 2024), so that a step of B views does about what B steps of one view do. A group of
+    lengths names their unit, so that eps scales with their gradients.
 
-    A group whose parameters are lengths says in which unit, so that eps follows their gradients.
-
-    torch's function, not its class, which imports the compiler: two seconds for every process that trains.
+    This calls torch's function: torch's class imports the compiler, two seconds for every training process.
     """
 
     def __init__(self, groups: list[dict[str, Any]], batch: int):
+        """Take groups as Transform.groups describes them, and B, the number of views in a batch."""
         self.groups, self.batch = groups, batch
         self.state: dict[Tensor, dict[str, Tensor]] = {}
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Unique name and tensor of every parameter that is trained: one that requires no gradient stays as
-        it is."""
+        """Yield (unique name, parameter) for every parameter that requires a gradient."""
         for g in self.groups:
             for i, p in enumerate(g["params"]):
                 if p.requires_grad:
                     yield (g["name"] if len(g["params"]) == 1 else f"{g['name']}.{i}"), p
 
     def take_gradients(self) -> list[Tensor]:
-        """The gradient of every parameter, which then has none; zeros where there was none, so that all
-        workers agree."""
+        """Return and clear the gradients of all parameters, in their order; zeros where there is none."""
         taken = []
         for _, p in self.parameters():
             taken.append(torch.zeros_like(p) if p.grad is None else p.grad)
@@ -45,12 +43,11 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, gradients: list[Tensor], progress: float) -> None:
-        """Update with what take_gradients() gave; progress in [0, 1] through the stage sets the decaying
-        rates."""
+        """Update with gradients in the order of take_gradients(); progress in [0, 1] sets the decay."""
         left = iter(gradients)
         for g in self.groups:
-            params, eps = [p for p in g["params"]
-                           if p.requires_grad], 1e-15 / self.batch**0.5 / g.get("unit", 1.0)
+            params = [p for p in g["params"] if p.requires_grad]
+            eps = 1e-15 / self.batch**0.5 / g.get("unit", 1.0)
             for p in params:
                 if p not in self.state:
                     self.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p),
@@ -62,11 +59,12 @@ class Optimizer:
                  lr=g["lr"] * g["decay"] ** progress * self.batch**0.5)
 
     def moments(self) -> dict[str, Tensor]:
-        """Adam's state by parameter name and field."""
+        """Return Adam's state by parameter name and field, such as "splats.means/exp_avg"."""
         return {f"{name}/{key}": value for name, p in self.parameters()
                 for key, value in self.state.get(p, {}).items()}
 
     def load_moments(self, tensors: dict[str, Tensor]) -> None:
+        """Copy in what moments() returned; parameters without moments there start afresh."""
         for name, p in self.parameters():
             state = {key: tensors[f"{name}/{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")
                      if f"{name}/{key}" in tensors}
@@ -74,8 +72,13 @@ class Optimizer:
                 self.state[p] = {k: v if k == "step" else v.to(p) for k, v in state.items()}
 
     def replace_rows(self, name: str, keep: Tensor, new: Tensor) -> nn.Parameter:
-        """The parameter of this name becomes its rows at keep, followed by new; moments of new rows start at
-        zero."""
+        """Replace a parameter by its rows `keep`, followed by new rows, whose moments start at zero.
+
+        Args:
+            name: name of the group, which has one parameter.
+            keep: mask [N] or indices [M] of the rows to keep.
+            new: [K, ...] rows to append.
+        """
         group = next(g for g in self.groups if g["name"] == name)
         old = group["params"][0]
         state = self.state.pop(old, None)
@@ -90,11 +93,17 @@ class Optimizer:
 
 def splat_groups(splats: Splats, rates: LearningRatesConfig, scene_scale: float, shN_factor: float = 1.0,
                  unit: float = 1.0) -> list[dict[str, Any]]:
-    """The groups of the Gaussians themselves: one per attribute, "splats.means" and so on; unit is a length
-    of the scene."""
+    """Make the parameter groups of the Gaussians, one per attribute: "splats.means" and so on.
+
+    Args:
+        splats: the Gaussians.
+        rates: learning rates for batches of one view.
+        scene_scale: factor on the learning rate of the means.
+        shN_factor: factor on the learning rate of shN.
+        unit: length in world units that the eps of the means is counted in.
+    """
     lrs = {"means": rates.means * scene_scale, "quats": rates.quats, "scales": rates.scales,
            "opacities": rates.opacities, "sh0": rates.sh0, "shN": rates.shN * shN_factor}
     return [{"name": f"splats.{name}", "params": [p], "lr": lrs[name],
-             "decay": 0.01 if name == "means" else 1.0,
-             "unit": unit if name == "means" else 1.0}
+             "decay": 0.01 if name == "means" else 1.0, "unit": unit if name == "means" else 1.0}
             for name, p in splats.items()]

@@ -1,4 +1,4 @@
-"""The two stages of training, the same loop under a test, the command line, Ray Train and Ray Tune."""
+"""The two stages of training, in one loop for tests, the command line, Ray Train and Ray Tune."""
 
 import math
 import time
@@ -34,26 +34,27 @@ from flexgs.training.densify import Densifier, crosses, reorder
 from flexgs.training.optim import Optimizer, splat_groups
 
 Report = Callable[[int, dict[str, Any]], None]
+"""Called with the step and the metrics of a progress line."""
 Keep = Callable[[int, Callable[[Path], None]], None]
+"""Called with the step and a function that writes a checkpoint into a folder."""
 
 
 class NonFiniteLossError(UserError):
-    """The loss, or a gradient, became NaN or infinite."""
+    """Raised when the loss or a gradient is NaN or infinite."""
 
 
 class Trainer:
-    """Trains one scene. `step` counts training views; stage 1 ends at `base_steps`, stage 2 at
-    `config.steps`.
+    """Trains one scene: stage 1 up to `base_steps`, stage 2 up to `config.steps`.
 
-    Given a base (the Gaussians of config.base.ply), there is no stage 1 and stage 2 trains what makes it
-    elastic, not the base.
+    `step` counts training views, not optimizer steps. With a base (the Gaussians of config.base.ply) there is
+    no stage 1, and stage 2 trains only what makes the base elastic.
     """
 
     def __init__(self, config: Config, scene: Scene, group: Group | None = None,
                  device: torch.device | str = "cpu", base: Splats | None = None):
-        assert (base is None) == (config.base.ply is None), "the Gaussians of config.base.ply are the caller's to read"
-        self.config, self.scene, self.group, self.device = (config, scene, group or Group(),
-                                                            torch.device(device))
+        assert (base is None) == (config.base.ply is None), "the caller reads config.base.ply"
+        self.config, self.scene, self.group = config, scene, group or Group()
+        self.device = torch.device(device)
         self.batch = config.batch or self.group.world
         if self.batch % self.group.world:
             raise UserError(f"--batch: found {self.batch}, expected a multiple of the "
@@ -68,18 +69,16 @@ class Trainer:
                                    self.batch)
         self.densifier = Densifier(config.base, self.base_steps, scene.scene_scale, config.seed,
                                    len(self.splats), self.device)
-        scorer(config.order.score), transform_kind(config)  # better refused now than when stage 2 begins
+        scorer(config.order.score), transform_kind(config)  # refuse unknown names before stage 1
         self.order = make_order(config)
         self.transform: Transform = Transform()
         self.elastic = False
-        """Whether stage 2 has begun: the Gaussians are in their order, which and the transform have their
-        parameters."""
+        """Whether stage 2 has begun: Gaussians are in order, and order and transform have parameters."""
         self._meter = Meter()
         self._ahead = ThreadPoolExecutor(1, "prefetch")
 
     def _initial_splats(self) -> Splats:
-        """One Gaussian per point of the capture, or per point of a random subset where there are more than
-        max_splats."""
+        """Make a Gaussian for each point of the capture, or of a random subset of max_splats points."""
         points, most = self.scene.points, self.config.base.max_splats
         if len(points.xyz) > most:
             chosen = torch.randperm(len(points.xyz), generator=generator(self.config.seed, "points"))[:most]
@@ -89,24 +88,31 @@ class Trainer:
 
     @property
     def stage(self) -> int:
-        return 1 if self.step < self.base_steps else 2  # of the next step
+        """The stage, 1 or 2, of the next step."""
+        return 1 if self.step < self.base_steps else 2
 
     # ------------------------------------------------------------------ the loop
 
     def fit(self, report: Report, keep: Keep, until: int | None = None,
             stop: Callable[[bool], bool] = lambda reported: False) -> None:
-        """Train to config.steps, to the view `until`, or until stop(reported) says so, which is asked after
-        each step.
+        """Train to the end of config.steps, or earlier.
 
-        report(step, metrics) every report_every views, keep(step, write) every checkpoint_every and at the
-        end.
+        Args:
+            report: called as report(step, metrics) every config.report_every views and at the end.
+            keep: called as keep(step, write) every config.checkpoint_every views and at the end.
+            until: number of views to stop at instead.
+            stop: asked after each step as stop(whether the step was reported); True ends the training.
+
+        Raises:
+            UserError: the checkpoint has already seen more than config.steps views.
+            NonFiniteLossError: the loss or a gradient is NaN or infinite.
         """
         c = self.config
         if self.step >= c.steps + self.batch:  # the last batch may reach a little beyond
             raise UserError(f"--steps {c.steps}: the checkpoint has already seen {self.step} views; "
                             "ask for at least that many or choose another output folder")
         end = c.steps if until is None else until
-        self._meter = Meter()  # loading is not training
+        self._meter = Meter()  # do not count the time of loading
         done = self.step >= end
         while not done:
             before, start = self.step, time.perf_counter()
@@ -122,25 +128,25 @@ class Trainer:
                 keep(self.step, self.save)
 
     def train_step(self) -> None:
-        """One optimizer step: the gradient over `batch` views, averaged over the workers."""
+        """Do one optimizer step, with the gradient averaged over `batch` views of all workers."""
         before = self.step
         if self.stage == 2 and not self.elastic:
             self._begin_stage_2()
-        elif self.elastic and self.order.refresh_every and crosses(before - self.batch, before,
-                                                                   self.order.refresh_every):
-            self.order.refresh(self._scores())
+        elif self.elastic:
+            every = self.order.refresh_every
+            if every and crosses(before - self.batch, before, every):
+                self.order.refresh(self._scores())
         total: list[Tensor] = []
         for slot in self.group.my_indices(self.batch):
             loss = self._view_loss(before + slot)
             view = [loss, *self.optimizer.take_gradients()]
-            # A view's gradient is complete before it is added, so that one worker with two views rounds as
-            # two workers do.
+            # Add whole gradients of views, so that one worker with two views rounds as two workers do.
             total = [a.add_(b) for a, b in zip(total, view, strict=True)] if total else view
         names = [name for name, _ in self.optimizer.parameters()]
         sums = summed_gradients(dict(zip(["loss", *names], total, strict=True)), self.group,
                                 self.config.distributed)
         read = totals(sums)
-        # All workers have the same sums, so all end here together.
+        # All workers have the same sums, so all of them stop here together.
         if bad := next((name for name, value in read.items() if not math.isfinite(value)), None):
             what = f"the loss is {read['loss']}" if bad == "loss" else f"the gradient of {bad} is not finite"
             raise NonFiniteLossError(f"scene {self.scene.name}, step {before}: {what}; the last "
@@ -156,13 +162,12 @@ class Trainer:
     # ------------------------------------------------------------------ one view
 
     def _view_loss(self, position: int) -> Tensor:
-        """Back-propagate the loss of the position-th training view; returns it, divided by the batch as its
-        gradient is."""
+        """Back-propagate and return the loss of the position-th training view, divided by the batch."""
         view = self.scene.train[self.sampler[position]]
-        # This worker's next view is decoded while this one is rendered: the same pixels, only sooner.
+        # Decode this worker's next view while this one is rendered.
         self._ahead.submit(self.scene.train[self.sampler[position + self.group.world]].prefetch)
-        camera, target, mask = view.camera.to(self.device), as_float(view.image().to(self.device),
-                                                                     torch.float32), view.mask()
+        camera, mask = view.camera.to(self.device), view.mask()
+        target = as_float(view.image().to(self.device), torch.float32)
         mask = None if mask is None else mask.to(self.device)
         weights = self.config.loss
         if self.stage == 1:
@@ -190,14 +195,13 @@ class Trainer:
 
     def _elastic_loss(self, position: int, i: int, camera: Camera, target: Tensor, mask: Tensor | None,
                       weight: float) -> Tensor:
-        """The i-th elastic render of a view: only the Gaussians that stay are rasterized."""
+        """Back-propagate and return the loss of a view's i-th elastic render, of kept Gaussians only."""
         ratio = self._ratio(position, i)
         sparse = self.config.ratios.half_above
         if sparse is not None and camera.width * camera.height > sparse * count_at(ratio, len(self.splats)):
             camera, target, mask = halved(camera, target, mask)
         selection = self.order.select(self.splats, ratio, self._progress(position), (position, i))
-        # The kept rows are a leaf of their own: its gradient is as small as the cut, and is added to the rows
-        # it came from.
+        # The kept rows become a leaf tensor, whose gradient is as small as the cut.
         leaf = self.splats[selection.index].detach().requires_grad_(not self.frozen)
         index = selection.index if isinstance(selection.index, Tensor) else None
         out = render(self.transform(leaf, ratio, index), camera, background=self.background,
@@ -211,7 +215,7 @@ class Trainer:
         return loss.detach()
 
     def _add_gradient(self, index: slice | Tensor, leaf: Splats, factor: float) -> None:
-        """Add the gradient of some rows to the whole."""
+        """Add the gradient of the rows at `index`, times a factor, to that of all Gaussians."""
         for (_, whole), (_, part) in zip(self.splats.items(), leaf.items(), strict=True):
             if part.grad is None:
                 continue
@@ -223,7 +227,7 @@ class Trainer:
                 whole.grad.index_add_(0, index, part.grad, alpha=factor)
 
     def _ratio(self, position: int, i: int) -> float:
-        """The ratio of the i-th elastic render of a view."""
+        """Return the ratio of a view's i-th elastic render."""
         r = self.config.ratios
         if r.sampling == "round_robin":
             return r.values[position % len(r.values)]
@@ -235,11 +239,11 @@ class Trainer:
         return low + (high - low) * u if r.sampling == "uniform" else low * (high / low) ** u
 
     def _sh_degree(self, position: int) -> int:
-        """Rises by one in equal parts of the first fifth of stage 1 (3DGS: every 1000 of 15,000 steps)."""
+        """Return the active degree: one more every 15th of stage 1 (3DGS: every 1000 of 15,000 steps)."""
         return min(self.config.base.sh_degree, int(15 * position / self.base_steps))
 
     def _progress(self, position: int) -> float:
-        """How far position is through its stage, 0 to 1."""
+        """Return how far a view is through its stage, 0 to 1."""
         if position < self.base_steps:
             return position / self.base_steps
         return (position - self.base_steps) / max(1, self.config.steps - self.base_steps)
@@ -247,7 +251,7 @@ class Trainer:
     # ------------------------------------------------------------------ stage 2
 
     def _begin_stage_2(self) -> None:
-        """Put the Gaussians in their order, and give the order and the transform their parameters."""
+        """Sort the Gaussians, and make the parameters of the order and the transform."""
         scores = self._scores()
         rows = self.order.begin(scores)
         if rows is not None:
@@ -260,8 +264,8 @@ class Trainer:
         return score(self.config.order.score, self.splats, self.scene.train, self.group)
 
     def _make_stage_2(self) -> None:
-        """The parts of stage 2 and their parameter groups, for the splats as they are."""
-        with torch.random.fork_rng(devices=[]):  # layers initialise themselves from the global generator
+        """Make the transform, the order and the optimizer of stage 2 for the current Gaussians."""
+        with torch.random.fork_rng(devices=[]):  # layers draw from the global generator
             torch.manual_seed(self.config.seed)
             self.transform = make_transform(self.config, self.splats, self.scene.points.xyz,
                                             self.unit).to(self.device)
@@ -278,29 +282,28 @@ class Trainer:
         self.elastic = True
 
     def model(self) -> ElasticModel:
-        """The elastic model as it stands, in its final order."""
+        """Return the elastic model as trained so far, in its final order."""
         if not self.elastic:
             self._begin_stage_2()
         splats = self.splats.detach()
         final = self.order.final(splats, self._scores)
         splats = splats if final is None else splats[final]
         return ElasticModel(splats, self.transform.stored(), self.config,
-                            [view.camera for view in self.scene.train],
-                            self.scene.digest)
+                            [view.camera for view in self.scene.train], self.scene.digest)
 
     # ------------------------------------------------------------------ state
 
     def metrics(self) -> dict[str, Any]:
-        """What a progress line shows; loss and views per second since the last call."""
+        """Return the figures of a progress line; loss and views per second are since the last call."""
         loss, rate = self._meter.read()
+        eta = (self.config.steps - self.step) / rate if rate else math.nan
         return {"stage": 1 if self.step <= self.base_steps else 2, "steps": self.config.steps, "loss": loss,
-                "views_per_second": rate, "eta_seconds": (self.config.steps - self.step) / rate if rate
-                else math.nan, "workers": self.group.world, "splats": len(self.splats), "psnr": self._probe(),
-                "memory_mb": self._memory()}
+                "views_per_second": rate, "eta_seconds": eta, "workers": self.group.world,
+                "splats": len(self.splats), "psnr": self._probe(), "memory_mb": self._memory()}
 
     @torch.no_grad()
     def _probe(self) -> float:
-        """PSNR of the full model on one training view: a sign of life, not an evaluation."""
+        """Return the PSNR in dB of the whole model on one training view, to watch progress only."""
         view = self.scene.train[self.step % len(self.scene.train)]
         image = render(self.splats.detach(), view.camera.to(self.device),
                        background=self.background).image.clamp(0, 1)
@@ -315,26 +318,29 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"splats.{name}": t for name, t in self.splats.items()}
         if self.elastic:
-            tensors |= {f"transform.{name}": t for name,
-                        t in self.transform.state_dict().items()} | self.order.state_dict()
+            tensors |= {f"transform.{name}": t for name, t in self.transform.state_dict().items()}
+            tensors |= self.order.state_dict()
         return tensors
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint into an existing folder: everything that the next step depends on."""
+        """Write a checkpoint, everything that the next step depends on, into an existing folder."""
         tensors = {**self._tensors(), **{f"adam.{k}": t for k, t in self.optimizer.moments().items()}}
         if self.stage == 1:
             tensors |= self.densifier.tensors()
         stored.save(folder, STATE, tensors, {
             "scene": self.scene.name, "capture": self.scene.digest, "step": self.step,
-            "base_steps": self.base_steps,
-            "elastic": self.elastic, **Place(self.splats.origin, self.unit).to_dict(),
+            "base_steps": self.base_steps, "elastic": self.elastic,
+            **Place(self.splats.origin, self.unit).to_dict(),
             "seconds": self.seconds, "config": self.config.to_dict()})
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint. Steps, evaluation and reporting may differ from when it was written; the
-        method and the capture may not.
+        """Continue from a checkpoint; an error leaves the trainer as it was.
 
-        UserError if they do, DamagedError if the checkpoint is not whole; the trainer is then as it was.
+        Numbers of views, evaluation and reporting may differ from those of the checkpoint.
+
+        Raises:
+            UserError: the checkpoint is of another method or another capture.
+            DamagedError: the checkpoint is not whole.
         """
         checkpoint = Checkpoint(folder)
         about = checkpoint.about
@@ -342,13 +348,12 @@ class Trainer:
             raise UserError(f"{folder}: found scene {about['scene']}, expected {self.scene.name}; choose "
                             "another output folder")
         check_same_method(checkpoint.config, self.config, about["elastic"], folder)
-        check_same_capture(about.get("capture"), self.scene.digest, folder,
-                           OTHER_OUTPUT)
+        check_same_capture(about.get("capture"), self.scene.digest, folder, OTHER_OUTPUT)
         try:
-            tensors = {name: t.to(self.device) for name,
-                       t in checkpoint.tensors(self._layout(checkpoint)).items()}
+            read = checkpoint.tensors(self._layout(checkpoint))
         except UserError as e:
             raise DamagedError(str(e)) from None
+        tensors = {name: t.to(self.device) for name, t in read.items()}
         self.step, self.seconds = about["step"], about["seconds"]
         if self.step >= about["base_steps"]:  # stage 1 is over: raising --steps lengthens stage 2 only
             self.base_steps = about["base_steps"]
@@ -364,18 +369,17 @@ class Trainer:
             self.order.load_state_dict({name: tensors[name] for name in self.order.state_dict()})
         self.optimizer.load_moments(stored.part(tensors, "adam."))
         if "densify.seen" in tensors:
-            self.densifier.gradient, self.densifier.seen = (tensors["densify.gradient"],
-                                                            tensors["densify.seen"])
+            self.densifier.gradient = tensors["densify.gradient"]
+            self.densifier.seen = tensors["densify.seen"]
 
     def _layout(self, checkpoint: Checkpoint) -> Layout:
-        """What tensors a checkpoint of this method has: the state of a trainer like this one, made without
-        memory."""
+        """Return the names, types and shapes of the tensors that a checkpoint of this method has."""
         heads = checkpoint.heads
         numbers = {} if self.frozen else {"harmonics": (self.config.base.sh_degree + 1) ** 2 - 1}
         splats, layout = splats_of(heads, str(checkpoint.file), **numbers), dict(SPLATS)
         groups = [] if self.frozen else splat_groups(splats.requires_grad_(), self.config.lr, 1.0)
         if checkpoint.about["elastic"]:
-            with torch.device("meta"):
+            with torch.device("meta"):  # shapes only, without memory
                 transform = make_transform(self.config, splats.detach())
                 layout |= stored.layout_of(transform, "transform.")
                 groups += transform.groups(self.config, 1.0)
@@ -384,7 +388,7 @@ class Trainer:
                 layout |= stored.layout_of(order, "")
                 groups += order.groups(self.config)
         for name, parameter in Optimizer(groups, self.batch).parameters():
-            if f"adam.{name}/step" in heads:  # it has been trained
+            if f"adam.{name}/step" in heads:  # has been trained
                 layout |= {f"adam.{name}/step": ("float32", ()),
                            f"adam.{name}/exp_avg": ("float32", tuple(parameter.shape)),
                            f"adam.{name}/exp_avg_sq": ("float32", tuple(parameter.shape))}
@@ -395,17 +399,19 @@ class Trainer:
 
 
 class Meter:
-    """Mean loss and views per second since it was last read."""
+    """Measures the mean loss and the views per second between two readings."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.views, self.start = 0, time.perf_counter()
 
     def add(self, loss: float, views: int) -> None:
+        """Count the loss of one step and its number of views."""
         self.losses.append(loss)
         self.views += views
 
     def read(self) -> tuple[float, float]:
+        """Return (mean loss, views per second) since the last reading, and start anew."""
         loss = sum(self.losses) / max(1, len(self.losses))
         rate = self.views / max(1e-9, time.perf_counter() - self.start)
         self.losses, self.views, self.start = [], 0, time.perf_counter()

@@ -1,4 +1,4 @@
-"""Compile every kernel once, on a toy scene; later processes load them from numba's cache on disk."""
+"""Compilation of all CPU kernels on a toy scene; later processes load them from numba's cache on disk."""
 
 import torch
 
@@ -7,7 +7,7 @@ from flexgs.splats import Splats
 
 
 def warmup() -> None:
-    """Call before starting worker processes, which would otherwise each compile for ten seconds.
+    """Compile all kernels before worker processes start, each of which would take ten seconds for it.
 
     The cache lies beside the source, or in NUMBA_CACHE_DIR where that is read-only.
     """

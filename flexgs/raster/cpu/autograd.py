@@ -1,4 +1,4 @@
-"""The CPU backend: kernels wrapped as torch.autograd.Functions, and render() made of them."""
+"""The CPU backend: numba kernels as torch.autograd.Functions, and the renderer composed of them."""
 
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 class CameraRecord(NamedTuple):
-    """What the kernels need to know of a camera."""
+    """A camera as the kernels read it."""
 
     record: np.ndarray
-    """[23] float32: rotation (row by row), translation, fx fy cx cy, centre, frustum limits left right top
-    bottom."""
+    """[23] float32: rotation (row by row), translation, fx fy cx cy, centre, limits left right top bottom."""
     width: int
     height: int
     near: float
+    """Depth of the near plane in world units."""
 
 
 @functools.lru_cache(maxsize=4096)
 def view_of(camera: Camera) -> CameraRecord:
-    """The limits are gsplat's: x/z and y/z of the Jacobian stay within 0.15 image sizes around the image."""
+    """Pack a camera; as in gsplat, the Jacobian clamps x/z and y/z to 0.15 image sizes around the image."""
     viewmat, K = camera.viewmat.detach().double().numpy(), camera.K.detach().double().numpy()
     W, H = camera.width, camera.height
     R, t = viewmat[:3, :3], viewmat[:3, 3]
@@ -46,13 +46,13 @@ def _np(t: Tensor) -> np.ndarray:
 
 
 class Project(torch.autograd.Function):
-    """Raw parameters to screen means [N, 2], inverse covariances [N, 3], activated opacities [N], depths,
-    radii."""
+    """Projection of raw Gaussians onto the image plane (EWA splatting, Zwicker et al. 2001)."""
 
     @staticmethod
     def forward(ctx: Any, means: Tensor, quats: Tensor, log_scales: Tensor, logits: Tensor,
-                mask: Tensor | None,
-                view: CameraRecord, cfg: "RasterConfig") -> tuple[Tensor, ...]:  # fmt: skip
+                mask: Tensor | None, view: CameraRecord,
+                cfg: "RasterConfig") -> tuple[Tensor, ...]:  # fmt: skip
+        """Return means [N, 2], inverse covariances [N, 3], opacities [N], depths [N], radii [N, 2]."""
         n = means.shape[0]
         m, q = _np(means), _np(quats)
         with np.errstate(over="ignore"):  # numpy's exp is vectorised and does not spin up torch's threads
@@ -60,24 +60,24 @@ class Project(torch.autograd.Function):
             sigmoids = 1 / (1 + np.exp(-_np(logits)))
         weights = np.empty(0, np.float32) if mask is None else _np(mask)
         opac = sigmoids if mask is None else sigmoids * weights
-        means2d, conics, depths = (np.empty((n, 2), np.float32), np.empty((n, 3), np.float32),
-                                   np.empty(n, np.float32))
+        means2d, conics = np.empty((n, 2), np.float32), np.empty((n, 3), np.float32)
+        depths = np.empty(n, np.float32)
         radii = np.empty((n, 2), np.int32)
         f = np.float32
         run_ranges(k.project_fwd, n, m, q, scales, opac, view.record, view.width, view.height, f(cfg.eps2d),
                    f(view.near), f(cfg.far), f(cfg.radius_clip), f(cfg.alpha_min), f(cfg.extent),
                    means2d, conics, depths, radii)  # fmt: skip
-        # torch refuses a backward after one of them has changed in place
-        ctx.save_for_backward(means, quats, mask)
+        ctx.save_for_backward(means, quats, mask)  # torch refuses backward if one has changed in place
         ctx.view, ctx.saved = view, (scales, sigmoids, conics, radii)
-        out = [torch.from_numpy(a) for a in (means2d, conics, opac.copy() if mask is None else opac, depths,
-                                             radii)]
+        opac = opac.copy() if mask is None else opac
+        out = [torch.from_numpy(a) for a in (means2d, conics, opac, depths, radii)]
         ctx.mark_non_differentiable(out[3], out[4])
         return tuple(out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v_means2d: Tensor, v_conics: Tensor, v_opac: Tensor, *_: Tensor) -> tuple:
+        """Return the gradients of means, quats, log_scales, logits and mask."""
         means, quats, mask = ctx.saved_tensors
         scales, sigmoids, conics, radii = ctx.saved
         m, q, weights = _np(means), _np(quats), np.empty(0, np.float32) if mask is None else _np(mask)
@@ -89,11 +89,12 @@ class Project(torch.autograd.Function):
 
 
 class SphericalHarmonics(torch.autograd.Function):
-    """View-dependent colours [N, 3] of the visible splats, max(0, 1/2 + SH); 0 for the others."""
+    """View-dependent colours of Gaussians: max(0, 1/2 + SH) (3DGS, Kerbl et al. 2023)."""
 
     @staticmethod
     def forward(ctx: Any, means: Tensor, sh0: Tensor, shN: Tensor, degree: int, radii: Tensor,
                 view: CameraRecord) -> Tensor:
+        """Return the colours [N, 3], 0 for Gaussians that are not visible."""
         colors = np.empty((len(means), 3), np.float32)
         rest = (degree + 1) ** 2 - 1, view.record, _np(radii)
         run_ranges(k.sh_fwd, len(means), _np(means), _np(sh0), _np(shN), *rest, colors)
@@ -104,6 +105,7 @@ class SphericalHarmonics(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v_colors: Tensor) -> tuple:
+        """Return the gradients of means, sh0 and shN."""
         inputs = [_np(t) for t in ctx.saved_tensors]
         out = [np.empty_like(a) for a in inputs]
         run_ranges(k.sh_bwd, len(v_colors), *inputs, *ctx.saved, _np(v_colors), *out)
@@ -111,28 +113,28 @@ class SphericalHarmonics(torch.autograd.Function):
 
 
 class Bins(NamedTuple):
-    """Splats sorted by depth and, per tile of 16 x 16 pixels, the list of those that reach it."""
+    """n visible Gaussians (splats) by depth, and for each tile of 16 x 16 pixels the list that reaches it."""
 
     order: np.ndarray
-    """[n] int32, indices of the visible splats, near first."""
+    """[n] int32 indices of the visible splats, near first."""
     splats: np.ndarray
-    """[n * 12] float32, packed in that order."""
+    """[n * 12] float32 packed splats in `order`; see SPLAT in kernels.py."""
     pairs: np.ndarray
-    """[n + 1] int32, splat-major start of each splat's (splat, tile) pairs."""
+    """[n + 1] int32 start of each splat's (splat, tile) pairs, where pairs are sorted by splat."""
     offsets: np.ndarray
-    """[tiles + 1] int32, tile-major start of each tile's pairs."""
+    """[tiles + 1] int32 start of each tile's pairs, where pairs are sorted by tile."""
     tile_order: np.ndarray
-    """[tiles] int32, the longest lists first, to balance threads."""
+    """[tiles] int32 tiles, those with the longest lists first, to balance threads."""
     ids: np.ndarray
-    """[pairs] int32, tile-major, the position in `order`."""
+    """[pairs] int32 position in `order` of the pair's splat, for pairs sorted by tile."""
     slots: np.ndarray
-    """[pairs] int32, tile-major, the splat-major place of the pair."""
+    """[pairs] int32 place among pairs sorted by splat, for pairs sorted by tile."""
 
 
 def bin_splats(means2d: np.ndarray, conics: np.ndarray, opac: np.ndarray, colors: np.ndarray,
-               depths: np.ndarray,
-               radii: np.ndarray, view: CameraRecord, cfg: "RasterConfig") -> Bins:  # fmt: skip
-    """Sort by depth, find each ellipse's tiles exactly, list the splats of each tile."""
+               depths: np.ndarray, radii: np.ndarray, view: CameraRecord,
+               cfg: "RasterConfig") -> Bins:  # fmt: skip
+    """Sort projected Gaussians by depth, and list for each tile those whose ellipse reaches it, exactly."""
     W, H = view.width, view.height
     tiles_x, tiles_y = -(-W // k.TILE), -(-H // k.TILE)
     order = k.depth_order(depths.view(np.uint32), radii)
@@ -140,8 +142,7 @@ def bin_splats(means2d: np.ndarray, conics: np.ndarray, opac: np.ndarray, colors
     splats, tile_rows = np.empty(n * int(k.SPLAT), np.float32), np.empty((n, 2), np.int32)
     starts, pairs = np.zeros(n + 1, np.int32), np.zeros(n + 1, np.int32)
     run_ranges(k.bin_rows, n, order, means2d, conics, opac, colors, np.float32(cfg.alpha_min),
-               np.float32(cfg.extent),
-               H, splats, tile_rows, starts)  # fmt: skip
+               np.float32(cfg.extent), H, splats, tile_rows, starts)  # fmt: skip
     tile_cols = np.empty((k.prefix(starts), 2), np.int32)
     run_ranges(k.bin_cols, n, splats, tile_rows, starts, W, H, tile_cols, pairs)
     total = k.prefix(pairs)
@@ -153,28 +154,28 @@ def bin_splats(means2d: np.ndarray, conics: np.ndarray, opac: np.ndarray, colors
 
 
 class Rasterize(torch.autograd.Function):
-    """Composite: image [H, W, 3], alpha [H, W] and, if wanted, contributions [N, 3]."""
+    """Front-to-back compositing of projected Gaussians (3DGS, Kerbl et al. 2023)."""
 
     @staticmethod
     def forward(ctx: Any, means2d: Tensor, conics: Tensor, opac: Tensor, colors: Tensor, background: Tensor,
                 depths: Tensor, radii: Tensor, view: CameraRecord, cfg: "RasterConfig",
                 want_contributions: bool) -> tuple[Tensor, ...]:  # fmt: skip
+        """Return image [H, W, 3], alpha [H, W], and contributions [N, 3] if wanted, else [0, 3]."""
         W, H = view.width, view.height
         bins = bin_splats(_np(means2d), _np(conics), _np(opac), _np(colors), _np(depths), _np(radii), view,
                           cfg)
         packed = np.empty(len(bins.ids) * int(k.SPLAT), np.float32)
-        image, T, last = (np.empty((H, W, 3), np.float32), np.empty((H, W), np.float32),
-                          np.empty((H, W), np.float32))
+        image = np.empty((H, W, 3), np.float32)
+        T, last = np.empty((H, W), np.float32), np.empty((H, W), np.float32)
         bg, tiles = _np(background), len(bins.tile_order)
         limits = np.float32(cfg.alpha_max), np.float32(cfg.t_stop)
-        run_strides(k.raster_fwd, tiles, bins.tile_order, bins.offsets, bins.ids, bins.splats, packed, W,
-                    H, *limits,
-                    bg, image, T, last)  # fmt: skip
+        run_strides(k.raster_fwd, tiles, bins.tile_order, bins.offsets, bins.ids, bins.splats, packed, W, H,
+                    *limits, bg, image, T, last)  # fmt: skip
         sums = np.zeros((len(depths) if want_contributions else 0, 3), np.float32)
         if want_contributions:
             parts = np.empty(len(bins.ids) * 3, np.float32)
-            run_strides(k.contributions, tiles, bins.tile_order, bins.offsets, bins.slots, packed, W,
-                        H, *limits, parts)
+            run_strides(k.contributions, tiles, bins.tile_order, bins.offsets, bins.slots, packed, W, H,
+                        *limits, parts)
             run_ranges(k.reduce_contributions, len(bins.order), bins.order, bins.pairs, parts, sums)
         ctx.saved = bins, packed, bg, T, last
         ctx.view, ctx.alpha_max, ctx.n = view, limits[0], len(depths)
@@ -185,6 +186,7 @@ class Rasterize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v_image: Tensor, v_alpha: Tensor, _: Tensor) -> tuple:
+        """Return the gradients of means2d, conics, opac, colors and background."""
         bins, packed, bg, T, last = ctx.saved
         grads = np.empty(len(bins.ids) * int(k.SLOT), np.float32)
         run_strides(k.raster_bwd, len(bins.tile_order), bins.tile_order, bins.offsets, bins.slots, packed,
@@ -192,15 +194,16 @@ class Rasterize(torch.autograd.Function):
                     grads)  # fmt: skip
         out = [np.zeros(shape, np.float32) for shape in ((ctx.n, 2), (ctx.n, 3), ctx.n, (ctx.n, 3))]
         run_ranges(k.reduce_grads, len(bins.order), bins.order, bins.pairs, grads, bins.splats, *out)
-        v_background = torch.einsum("hwc,hw->c", v_image,
-                                    torch.from_numpy(T)) if ctx.needs_input_grad[4] else None
+        v_background = None
+        if ctx.needs_input_grad[4]:
+            v_background = torch.einsum("hwc,hw->c", v_image, torch.from_numpy(T))
         return (*(torch.from_numpy(a) for a in out), v_background, None, None, None, None, None)
 
 
 def render_cpu(splats: Splats, camera: Camera, background: Tensor, sh_degree: int, mask: Tensor | None,
                contributions: "Contributions | None",
                cfg: "RasterConfig") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Image, alpha, means2d, radii, contributions; see render()."""
+    """Return image, alpha, means2d, radii and contributions; see render() and RenderOutput."""
     if splats.means.dtype != torch.float32:
         raise TypeError(f"the CPU rasterizer takes float32 splats, not {splats.means.dtype}")
     view = view_of(camera)

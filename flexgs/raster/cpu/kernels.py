@@ -1,17 +1,16 @@
-"""The kernels of the CPU rasterizer: projection, spherical harmonics, binning, compositing, and their
-gradients.
+"""Kernels of the CPU rasterizer: projection, spherical harmonics, binning, compositing, and gradients.
 
 Every kernel is serial over a range (`lo, hi`) or a stride (`worker, workers`) of independent items and
 releases the GIL; `pool.py` runs several at once. No two items write the same place and every sum has a fixed
-order, so results are bitwise equal for any number of threads.
+order, so results are bitwise equal for any number of threads. "Splats" are projected Gaussians.
 
-What keeps the row loops of `raster_*` vectorised by LLVM, one instruction per statement: unsigned indices
-(numba wraps negative ones, which hides the stride), one flat float32 scratch array (no aliasing to prove), a
-constant trip count of 16, selects instead of branches, no float64 literal, `np.floor` (an intrinsic) instead
-of `math.floor` (a call). fastmath lacks nnan and ninf, so that selects drop the lanes that overflowed.
+The row loops of `raster_*` are written so that LLVM vectorises them: unsigned indices (numba wraps negative
+ones, which hides the stride), one flat float32 scratch array (no aliasing to prove), a constant trip count of
+16, selects instead of branches, no float64 literals, `np.floor` (an intrinsic) instead of `math.floor` (a
+call). fastmath leaves out nnan and ninf, so that selects drop the lanes that overflowed.
 
-All kernels, helpers and constants stay in this one file: numba's on-disk cache watches only the file of the
-outermost function. Values that may change are arguments.
+All kernels, helpers and constants stay in this one file, because numba's on-disk cache watches only the file
+of the outermost function. Values that may change are arguments.
 """
 
 import numpy as np
@@ -27,23 +26,22 @@ ZERO, HALF, ONE, TWO = f32(0), f32(0.5), f32(1), f32(2)
 TILE = 16  # pixels; the lanes of an AVX-512 register
 LANES = u64(TILE)
 PIXELS = u64(TILE * TILE)
-# floats of a packed splat: mean x y, conic a/2 b c/2, opacity, cut-off, r g b, half height, padding
+# Floats of a packed splat: mean x y, conic a/2 b c/2, opacity, cut-off, r g b, half height, padding.
 SPLAT = u64(12)
 SLOT = u64(9)  # floats of a gradient slot: moments 00 10 01 20 11 02 of d/d sigma, r g b
 SLACK = 0.01  # pixels added around an ellipse, far above the rounding of its border
 
-# Camera record, see autograd.camera_record: rotation (9), translation (3), fx fy cx cy, centre (3), frustum
-# limits (4).
+# Places in a camera record (CameraRecord in autograd.py); rotation and translation come first.
 FX, FY, CX, CY, EYE, LIMITS = 12, 13, 14, 15, 16, 19
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Projection (EWA splatting, Zwicker et al. 2001, in gsplat's form)
 
 
 @helper
 def rotation(quats, i):
-    """Rotation matrix of quaternion i (w, x, y, z), its unit quaternion, and 1 / norm."""
+    """Return the rotation matrix of quaternion i (w, x, y, z), its unit quaternion, and 1 / norm."""
     w, x, y, z = quats[i, 0], quats[i, 1], quats[i, 2], quats[i, 3]
     inv = ONE / np.sqrt(w * w + x * x + y * y + z * z)
     w, x, y, z = w * inv, x * inv, y * inv, z * inv
@@ -61,6 +59,7 @@ def rotation(quats, i):
 
 @helper
 def to_camera(means, i, cam):
+    """Transform mean i to camera coordinates."""
     mx, my, mz = means[i, 0], means[i, 1], means[i, 2]
     x = cam[0] * mx + cam[1] * my + cam[2] * mz + cam[9]
     y = cam[3] * mx + cam[4] * my + cam[5] * mz + cam[10]
@@ -70,7 +69,7 @@ def to_camera(means, i, cam):
 
 @helper
 def view_rows(cam, j00, j02, j11, j12):
-    """J W, the two rows that take a world offset to a pixel offset."""
+    """Return the two rows of J W, which take an offset in the world to one in pixels."""
     a0, a1, a2 = j00 * cam[0] + j02 * cam[6], j00 * cam[1] + j02 * cam[7], j00 * cam[2] + j02 * cam[8]
     b0, b1, b2 = j11 * cam[3] + j12 * cam[6], j11 * cam[4] + j12 * cam[7], j11 * cam[5] + j12 * cam[8]
     return a0, a1, a2, b0, b1, b2
@@ -78,16 +77,15 @@ def view_rows(cam, j00, j02, j11, j12):
 
 @helper
 def clamp(v, lo, hi):
+    """Return v, at least lo and at most hi."""
     v = lo if v < lo else v
     return hi if v > hi else v
 
 
 @kernel
 def project_fwd(lo, hi, means, quats, scales, opacities, cam, width, height, eps2d, near, far, radius_clip,
-                alpha_min,
-                extent, means2d, conics, depths, radii):  # fmt: skip
-    """Screen means, inverse covariances, depths and radii of Gaussians lo..hi; radii are 0 where not
-    visible."""
+                alpha_min, extent, means2d, conics, depths, radii):  # fmt: skip
+    """Write means2d, conics, depths and radii of Gaussians lo..hi; radii are 0 where one is not visible."""
     for i in range(u64(lo), u64(hi)):
         means2d[i, 0] = means2d[i, 1] = ZERO
         conics[i, 0] = conics[i, 1] = conics[i, 2] = ZERO
@@ -136,9 +134,9 @@ def project_fwd(lo, hi, means, quats, scales, opacities, cam, width, height, eps
 @kernel
 def project_bwd(lo, hi, means, quats, scales, sigmoids, mask, cam, conics, radii, v_means2d, v_conics, v_opac,
                 v_means, v_quats, v_scales, v_opacities, v_mask):  # fmt: skip
-    """Gradients to means, raw quaternions, log scales, logits and mask.
+    """Write the gradients of means, raw quaternions, log-scales, logits and mask of Gaussians lo..hi.
 
-    scales, sigmoids: activated; mask: [N], or empty for all ones, v_mask likewise.
+    scales and sigmoids are the activated values; mask and v_mask are [N], or empty for all ones.
     """
     masked = mask.shape[0] > 0
     for i in range(u64(lo), u64(hi)):
@@ -153,7 +151,7 @@ def project_bwd(lo, hi, means, quats, scales, sigmoids, mask, cam, conics, radii
             for c in range(u64(4)):
                 v_quats[i, c] = ZERO
             continue
-        # The forward pass again.
+        # Repeat the forward pass.
         x, y, z = to_camera(means, i, cam)
         rz = ONE / z
         fx, fy = cam[FX], cam[FY]
@@ -165,10 +163,12 @@ def project_bwd(lo, hi, means, quats, scales, sigmoids, mask, cam, conics, radii
         a0, a1, a2, b0, b1, b2 = view_rows(cam, j00, j02, j11, j12)
         r00, r01, r02, r10, r11, r12, r20, r21, r22, qw, qx, qy, qz, qinv = rotation(quats, i)
         s0, s1, s2 = scales[i, 0], scales[i, 1], scales[i, 2]
-        u0, u1, u2 = (a0 * r00 + a1 * r10 + a2 * r20, a0 * r01 + a1 * r11 + a2 * r21,
-                      a0 * r02 + a1 * r12 + a2 * r22)
-        v0, v1, v2 = (b0 * r00 + b1 * r10 + b2 * r20, b0 * r01 + b1 * r11 + b2 * r21,
-                      b0 * r02 + b1 * r12 + b2 * r22)
+        u0 = a0 * r00 + a1 * r10 + a2 * r20
+        u1 = a0 * r01 + a1 * r11 + a2 * r21
+        u2 = a0 * r02 + a1 * r12 + a2 * r22
+        v0 = b0 * r00 + b1 * r10 + b2 * r20
+        v1 = b0 * r01 + b1 * r11 + b2 * r21
+        v2 = b0 * r02 + b1 * r12 + b2 * r22
         # d/d cov2d = -Q V Q with Q the inverse covariance; then d/d (J W R S) = 2 (d/d cov2d) (J W R S).
         A, B, C = conics[i, 0], conics[i, 1], conics[i, 2]
         va, vb, vc = v_conics[i, 0], HALF * v_conics[i, 1], v_conics[i, 2]
@@ -205,7 +205,7 @@ def project_bwd(lo, hi, means, quats, scales, sigmoids, mask, cam, conics, radii
         v02 = da0 * cam[6] + da1 * cam[7] + da2 * cam[8]
         v11 = db0 * cam[3] + db1 * cam[4] + db2 * cam[5]
         v12 = db0 * cam[6] + db1 * cam[7] + db2 * cam[8]
-        # Jacobian and mean to the camera-space position; where x/z is clamped, tx depends on z alone.
+        # From the Jacobian and the screen mean to the camera-space position; a clamped tx depends on z alone.
         rz2 = rz * rz
         vx, vy = fx * rz * v_means2d[i, 0], fy * rz * v_means2d[i, 1]
         vz = -(x * vx + y * vy) * rz
@@ -223,7 +223,7 @@ def project_bwd(lo, hi, means, quats, scales, sigmoids, mask, cam, conics, radii
         v_means[i, 2] = cam[2] * vx + cam[5] * vy + cam[8] * vz
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Spherical harmonics, the real basis of Kerbl et al. 2023 up to degree 3
 
 SH0 = f32(0.28209479177387814)
@@ -241,6 +241,7 @@ THREE, FOUR, SIX, EIGHT = f32(3), f32(4), f32(6), f32(8)
 
 @helper
 def direction(means, i, cam):
+    """Return the unit direction from the camera centre to mean i, and 1 / distance."""
     x, y, z = means[i, 0] - cam[EYE], means[i, 1] - cam[EYE + 1], means[i, 2] - cam[EYE + 2]
     inv = ONE / np.sqrt(x * x + y * y + z * z)
     return x * inv, y * inv, z * inv, inv
@@ -248,7 +249,7 @@ def direction(means, i, cam):
 
 @helper
 def basis(x, y, z, count, b):
-    """The basis functions after the constant one at a unit direction, into b."""
+    """Write the first `count` basis functions after the constant one, at a unit direction, into b."""
     if count > 0:
         b[0], b[1], b[2] = -SH1 * y, SH1 * z, -SH1 * x
     if count > 3:
@@ -270,7 +271,7 @@ def basis(x, y, z, count, b):
 
 @helper
 def basis_grad(x, y, z, count, t):
-    """d/d direction of sum_k t[k] * basis[k]."""
+    """Return the gradient of sum_k t[k] * basis[k] to the direction."""
     dx, dy, dz = -SH1 * t[2], -SH1 * t[0], SH1 * t[1]
     if count > 3:
         dx += SH2 * (y * t[3] - z * t[6]) - TWO * SH2_0 * x * t[5] + TWO * SH2_2 * x * t[7]
@@ -299,8 +300,10 @@ def basis_grad(x, y, z, count, t):
 
 @kernel
 def sh_fwd(lo, hi, means, sh0, shN, count, cam, radii, colors):
-    """Colours max(0, 1/2 + SH) of the visible Gaussians, with the first `count` coefficients of shN; 0
-    elsewhere."""
+    """Write the colours max(0, 1/2 + SH) of Gaussians lo..hi, or 0 where one is not visible.
+
+    Only the first `count` coefficients of shN are used.
+    """
     b = np.empty(16, np.float32)
     for i in range(u64(lo), u64(hi)):
         r, g, bl = ZERO, ZERO, ZERO
@@ -319,7 +322,7 @@ def sh_fwd(lo, hi, means, sh0, shN, count, cam, radii, colors):
 
 @kernel
 def sh_bwd(lo, hi, means, sh0, shN, count, cam, radii, colors, v_colors, v_means, v_sh0, v_shN):
-    """Gradients to means (through the view direction), sh0 and shN; a colour clamped to 0 passes none."""
+    """Write the gradients of means (by the view direction), sh0 and shN; colours clamped to 0 pass none."""
     b = np.empty(16, np.float32)
     t = np.empty(16, np.float32)
     total = u64(shN.shape[1])
@@ -350,16 +353,16 @@ def sh_bwd(lo, hi, means, sh0, shN, count, cam, radii, colors, v_colors, v_means
             v_means[i, 2] = (dz - radial * z) * inv
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Depth order and binning
 
 
 @kernel
 def depth_order(bits, radii):
-    """Indices of the visible Gaussians by depth, near first, equal depths by index (gsplat's order).
+    """Return the indices of the visible Gaussians by depth, equal depths by index (gsplat's order).
 
-    bits: [N] uint32, the float32 depths reinterpreted (positive floats sort as their bits do). A stable LSD
-    radix sort of three digits of 11 bits.
+    bits [N] are the float32 depths as uint32, whose order is the same for positive floats. This is a stable
+    LSD radix sort with three digits of 11 bits.
     """
     n = u64(0)
     for i in range(u64(bits.shape[0])):
@@ -396,10 +399,10 @@ def depth_order(bits, radii):
 @kernel
 def bin_rows(lo, hi, order, means2d, conics, opacities, colors, alpha_min, extent, height, splats, tile_rows,
              starts):
-    """Pack the splats at positions lo..hi of the order; the tile rows that each one's ellipse reaches.
+    """Pack the splats at positions lo..hi of the order, and find the tile rows that their ellipses reach.
 
     The ellipse is where opacity * exp(-sigma) >= alpha_min: sigma <= cut-off = ln(opacity / alpha_min).
-    starts[k + 1] gets the number of tile rows of splat k.
+    starts[k + 1] becomes the number of tile rows of splat k.
     """
     for k in range(u64(lo), u64(hi)):
         i = u64(order[k])
@@ -407,7 +410,7 @@ def bin_rows(lo, hi, order, means2d, conics, opacities, colors, alpha_min, exten
         tau = np.log(o / alpha_min)
         limit = HALF * extent * extent
         tau = limit if tau > limit else tau
-        # A C - B B of thin splats cancels: the products of float32 numbers are exact in float64.
+        # A C - B B cancels for thin splats, but products of float32 numbers are exact in float64.
         det = f64(A) * f64(C) - f64(B) * f64(B)
         my = f64(means2d[i, 1])
         half = np.sqrt(max(0.0, 2.0 * f64(tau) * f64(A) / det)) + SLACK
@@ -428,7 +431,7 @@ def bin_rows(lo, hi, order, means2d, conics, opacities, colors, alpha_min, exten
 
 @kernel
 def prefix(counts):
-    """Running sums in place; returns the last."""
+    """Replace counts by their running sums; returns the last one."""
     total = counts[0]
     for k in range(u64(1), u64(counts.shape[0])):
         total += counts[k]
@@ -438,11 +441,11 @@ def prefix(counts):
 
 @kernel
 def bin_cols(lo, hi, splats, tile_rows, starts, width, height, tile_cols, pairs):
-    """The tile columns that the ellipse reaches in each of its tile rows; pairs[k + 1] gets the number of
-    tiles.
+    """Find the tile columns that each ellipse reaches in each of its tile rows.
 
     Within the pixel centres of a tile row, the ellipse reaches furthest right at the height of its rightmost
-    point, clamped to the row (its right border is a concave function of y); left likewise.
+    point, clamped to the row (its right border is a concave function of y); the same holds on the left.
+    pairs[k + 1] becomes the number of tiles of splat k.
     """
     for k in range(u64(lo), u64(hi)):
         b = k * SPLAT
@@ -474,10 +477,10 @@ def bin_cols(lo, hi, splats, tile_rows, starts, width, height, tile_cols, pairs)
 
 @kernel
 def bin_fill(tile_rows, starts, tile_cols, pairs, tiles_x, offsets, ids, slots):
-    """Lists of splats per tile, in depth order: tile t has ids[offsets[t]:offsets[t + 1]].
+    """List the splats of each tile in depth order: tile t has ids[offsets[t]:offsets[t + 1]].
 
-    slots: for each entry its place in splat-major order, where its gradient goes. offsets: [tiles + 1], zero
-    on entry.
+    slots has for each entry its place among the pairs sorted by splat, where its gradient goes. offsets
+    [tiles + 1] is zero on entry.
     """
     n = u64(tile_rows.shape[0])
     for k in range(n):
@@ -507,11 +510,11 @@ def bin_fill(tile_rows, starts, tile_cols, pairs, tiles_x, offsets, ids, slots):
             row += u64(1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Compositing
 
-# exp(-s) = p(s / 8)^8, p of degree 5, minimax in relative error over s in [0, 5.56] with p(0) = 1: 7e-7 in
-# exact arithmetic, 2e-6 in float32. Beyond the range the value is unused.
+# exp(-s) = p(s / 8)^8 with p of degree 5 and p(0) = 1, minimax in relative error over s in [0, 5.56]: 7e-7 in
+# exact arithmetic, 2e-6 in float32. Values beyond that range are not used.
 E0, E1, E2 = f32(1), f32(-0.9999949434027285), f32(0.4999025034130352)
 E3, E4, E5 = f32(-0.16604115615786996), f32(0.03987175292030733), f32(-0.0059000549244483)
 EIGHTH = f32(0.125)
@@ -519,6 +522,7 @@ EIGHTH = f32(0.125)
 
 @helper
 def exp_neg(s):
+    """Return exp(-s)."""
     u = s * EIGHTH
     p = ((((E5 * u + E4) * u + E3) * u + E2) * u + E1) * u + E0
     p = p * p
@@ -528,24 +532,25 @@ def exp_neg(s):
 
 @helper
 def tile_rows_of(my, half):
-    """First row and one past the last row of the 16 that a splat at height my within the tile reaches."""
+    """Return the first row, and one past the last, that a splat at height my reaches of a tile's 16 rows."""
     first = clamp(np.ceil(my - half), ZERO, f32(TILE))
     last = clamp(np.floor(my + half) + ONE, ZERO, f32(TILE))
     return u64(first), u64(last)
 
 
-# Scratch of raster_fwd, in floats: transmittance (negative once the pixel is done), r, g, b, the number of
-# splats seen up to the last that contributes, and the pixel's column (a table as long as the others, so that
-# all of the row
-# loop's addresses differ by constants and LLVM need not check for overlap).
+# Scratch of raster_fwd, a float of each per pixel: transmittance (negative once the pixel is finished), r, g,
+# b, the number of splats up to the last that contributes, and the pixel's column. The columns take a table as
+# long as the others, so that the row loop's addresses differ by constants, with no overlap for LLVM to check.
 F_R, F_G, F_B, F_LAST, F_LANE = PIXELS, u64(2) * PIXELS, u64(3) * PIXELS, u64(4) * PIXELS, u64(5) * PIXELS
 
 
 @kernel
 def raster_fwd(worker, workers, tile_order, offsets, ids, splats, packed, width, height, alpha_max, t_stop,
-               background,
-               image, transmittance, last):  # fmt: skip
-    """Composite tiles front to back; packed gets each tile's splats side by side, for the backward pass."""
+               background, image, transmittance, last):  # fmt: skip
+    """Composite tiles front to back (3DGS, Kerbl et al. 2023, eq. 3).
+
+    packed receives each tile's splats side by side, for the backward pass.
+    """
     scr = np.empty(F_LANE + PIXELS, np.float32)
     for p in range(PIXELS):
         scr[F_LANE + p] = f32(p % LANES)
@@ -614,9 +619,9 @@ def raster_fwd(worker, workers, tile_order, offsets, ids, splats, packed, width,
                 last[y, x] = scr[F_LAST + p]
 
 
-# Scratch of raster_bwd: transmittance, S (see there), the gradient of the pixel's r, g, b, the forward's
-# last, column.
-# Sums per lane: d loss / d sigma, its first and second moment in y, and the gradient of the splat's r, g, b.
+# Scratch of raster_bwd, a float of each per pixel: transmittance, S (see raster_bwd), the gradient of the
+# pixel's r, g, b, `last` of the forward pass, and the pixel's column.
+# Sums of a splat per column: d loss / d sigma, its first and second moment in y, the gradient of r, g, b.
 B_S, B_R, B_G, B_B, B_LAST = PIXELS, u64(2) * PIXELS, u64(3) * PIXELS, u64(4) * PIXELS, u64(5) * PIXELS
 B_LANE = u64(6) * PIXELS
 A_M1, A_M2, A_R, A_G, A_B = LANES, u64(2) * LANES, u64(3) * LANES, u64(4) * LANES, u64(5) * LANES
@@ -624,12 +629,12 @@ A_M1, A_M2, A_R, A_G, A_B = LANES, u64(2) * LANES, u64(3) * LANES, u64(4) * LANE
 
 @kernel
 def raster_bwd(worker, workers, tile_order, offsets, slots, packed, width, height, alpha_max, background,
-               transmittance,
-               last, v_image, v_alpha, grads):  # fmt: skip
-    """Gradient slots of every (splat, tile) pair, back to front.
+               transmittance, last, v_image, v_alpha, grads):  # fmt: skip
+    """Write the gradient slot of every (splat, tile) pair, going back to front.
 
-    With d_i the colour of splat i times the pixel's gradient, w_i its weight, S_i the sum of w d over all
-    behind it plus the background's share: d loss / d alpha_i = T_i d_i - S_i / (1 - alpha_i).
+    At a pixel, d loss / d alpha_i = T_i d_i - S_i / (1 - alpha_i), with T_i the transmittance before splat i,
+    d_i its colour times the pixel's gradient, and S_i the sum of weight * d over all splats behind it plus
+    the contribution of the background.
     """
     scr = np.empty(B_LANE + PIXELS, np.float32)
     acc = np.empty(u64(6) * LANES, np.float32)
@@ -723,7 +728,7 @@ def raster_bwd(worker, workers, tile_order, offsets, slots, packed, width, heigh
 
 @kernel
 def reduce_grads(lo, hi, order, pairs, grads, splats, v_means2d, v_conics, v_opac, v_colors):
-    """Sum the slots of the splats at positions lo..hi of the order and turn moments into gradients."""
+    """Sum the gradient slots of the splats at positions lo..hi of the order; moments become gradients."""
     for k in range(u64(lo), u64(hi)):
         m00, m10, m01, m20, m11, m02 = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
         r, g, bl = ZERO, ZERO, ZERO
@@ -746,14 +751,13 @@ def reduce_grads(lo, hi, order, pairs, grads, splats, v_means2d, v_conics, v_opa
         v_colors[i, 0], v_colors[i, 1], v_colors[i, 2] = r, g, bl
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Contributions
 
 @kernel
 def contributions(worker, workers, tile_order, offsets, slots, packed, width, height, alpha_max, t_stop,
                   sums):
-    """sums[slot] = (sum of alpha * T, number of pixels, sum of T) of every (splat, tile) pair, as raster_fwd
-    blends."""
+    """Write (sum of alpha * T, number of pixels, sum of T) of every (splat, tile) pair."""
     scr = np.empty(PIXELS + PIXELS, np.float32)
     acc = np.empty(u64(3) * LANES, np.float32)
     for p in range(PIXELS):
@@ -806,6 +810,7 @@ def contributions(worker, workers, tile_order, offsets, slots, packed, width, he
 
 @kernel
 def reduce_contributions(lo, hi, order, pairs, sums, out):
+    """Sum the contributions of the splats at positions lo..hi of the order over their tiles, in float64."""
     for k in range(u64(lo), u64(hi)):
         w, hits, T = 0.0, 0.0, 0.0
         for slot in range(u64(pairs[k]), u64(pairs[k + u64(1)])):

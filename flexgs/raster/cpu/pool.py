@@ -1,4 +1,4 @@
-"""Threads for the kernels: they release the GIL, so a plain thread pool runs them side by side.
+"""Threads for the CPU kernels, which release the GIL, so that a plain thread pool runs several at once.
 
 numba's own `parallel=True` is not used: its OpenMP layer spins while it waits, which costs tens of
 milliseconds a call once another process wants the core, and its workqueue layer aborts on concurrent calls.
@@ -11,7 +11,7 @@ from itertools import pairwise
 from threading import Lock
 from typing import Any
 
-CHUNKS_PER_THREAD = 4  # so that a thread that loses its core for a while does not hold up the others
+CHUNKS_PER_THREAD = 4  # more than one, or a thread that loses its core for a while holds up the others
 
 
 def _default_threads() -> int:
@@ -28,19 +28,18 @@ _lock = Lock()
 
 
 def get_num_threads() -> int:
-    """Number of threads the CPU backend uses: FLEXGS_NUM_THREADS, else the cores this process may use."""
+    """Return how many threads the CPU backend uses: FLEXGS_NUM_THREADS, or all cores of this process."""
     return _threads
 
 
 def set_num_threads(n: int) -> None:
-    """Set the number of threads of this process; results do not depend on it."""
+    """Set how many threads the CPU backend uses in this process; results do not depend on it."""
     global _threads
     _threads = max(1, int(n))
 
 
 def _submit(work: Callable[[], None], copies: int) -> list:
-    """Start copies of work on this process's pool; a fork inherits the object but not its threads, hence the
-    id."""
+    """Start copies of work on the pool of this process (a fork inherits the pool without its threads)."""
     global _pool
     key = os.getpid(), max(copies, _threads - 1)
     with _lock:
@@ -69,8 +68,15 @@ def _run(kernel: Callable, spans: Iterable[tuple[int, int]], threads: int, args:
 
 def run_ranges(kernel: Callable, n: int, *args: Any, grain: int = 2048,
                spread: int = CHUNKS_PER_THREAD) -> None:
-    """kernel(lo, hi, *args) over [0, n): one call, or `spread` calls per thread if each thread gets `grain`
-    items."""
+    """Call kernel(lo, hi, *args) on ranges that cover [0, n), on several threads where that pays.
+
+    Args:
+        kernel: works on the items lo to hi.
+        n: number of items.
+        args: further arguments of the kernel.
+        grain: fewest items per thread; with fewer than two threads' worth there is one call.
+        spread: calls per thread.
+    """
     threads = max(1, min(_threads, n // grain))
     chunks = 1 if threads == 1 else threads * spread
     edges = [n * c // chunks for c in range(chunks + 1)]
@@ -78,8 +84,10 @@ def run_ranges(kernel: Callable, n: int, *args: Any, grain: int = 2048,
 
 
 def run_strides(kernel: Callable, n: int, *args: Any) -> None:
-    """kernel(worker, workers, *args): worker w does items w, w + workers, ... of n; 8 items at least for a
-    thread."""
+    """Call kernel(worker, workers, *args) for each worker w, which does the items w, w + workers, ... of n.
+
+    Every thread gets at least 8 items.
+    """
     threads = max(1, min(_threads, n // 8))
     chunks = 1 if threads == 1 else threads * CHUNKS_PER_THREAD
     _run(kernel, [(c, chunks) for c in range(chunks)], threads, args)
