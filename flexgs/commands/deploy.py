@@ -1,6 +1,7 @@
 """The commands of who has a model: flexgs cut | pack | serve | view | render | info."""
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -158,8 +159,13 @@ class Cut:
         cameras = model.viewpoints
         with Progress(transient=True) as bar:
             task = bar.add_task(f"training {len(cut):,} Gaussians on renders of the whole", total=1)
-            steps = (bar.update(task, completed=done) or done for done in within(seconds))
-            return distill(cut, model.splats, cameras, steps)
+
+            def shown() -> Iterator[float]:
+                for done in within(seconds):
+                    bar.update(task, completed=done)
+                    yield done
+
+            return distill(cut, model.splats, cameras, shown())
 
     def _profile(self, model: "Cuttable"):
         from flexgs.deploy.frame_time import Profile, measure_frames
