@@ -9,7 +9,7 @@ from conftest import random_splats
 from flexgs.model import merge_tree
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.merge_tree import MergeTree, Mixture, merge
-from flexgs.model.viewpoints import viewpoints
+from flexgs.model.viewpoints import at_detail, viewpoints
 from flexgs.ply import read_ply
 from flexgs.raster import render
 from flexgs.splats import Splats, rotation_matrices
@@ -126,7 +126,7 @@ def error(cut: Splats, whole: Splats, cameras) -> float:
 
 def test_merged_is_better_than_chosen_and_trained_is_better_still():
     whole = random_splats(3000)
-    cameras = viewpoints(whole, 8)
+    cameras = at_detail(whole, viewpoints(whole, 8))
     heavy = (torch.sigmoid(whole.opacities) * (whole.scales.sum(1) - whole.scales.amin(1)).exp())
     merged, chosen = merge(whole, 300), whole[heavy.argsort(descending=True)[:300]]
     trained = distill(merged, whole, cameras, [i / 120 for i in range(120)])

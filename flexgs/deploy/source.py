@@ -18,7 +18,7 @@ from flexgs.model.elastic import Cuttable, ElasticModel
 from flexgs.model.importance import score
 from flexgs.model.merge_tree import MergeTree
 from flexgs.model.transform import Transform
-from flexgs.model.viewpoints import viewpoints
+from flexgs.model.viewpoints import at_detail, viewpoints
 from flexgs.scene import Scene
 from flexgs.scene.load import load_cameras
 from flexgs.splats import Splats
@@ -89,8 +89,9 @@ class MergedModel:
 
     @cached_property
     def viewpoints(self) -> Sequence[Camera]:
-        """The cameras or, if there are none, some that are searched for, of the size that shows the detail."""
-        return self.cameras or viewpoints(self._tree.cut(SEARCHED))
+        """The cameras, or else some that are searched for, at the size that shows the model's detail."""
+        some = self._tree.cut(SEARCHED)
+        return at_detail(some, self.cameras or viewpoints(some))
 
     @property
     def sh_degree(self) -> int:

@@ -23,15 +23,17 @@ FOV = 45.0
 """Vertical angle of view in degrees."""
 SHARPNESS = 5.0
 """Weight of the blur, as a fraction of the width, against the covered fraction of the image."""
-DETAIL = 10.0
-"""Pixels across the standard deviation of what is seen, by which the size of the cameras is chosen."""
+DETAIL = 6.0
+"""Pixels across the standard deviation of what is seen: what a camera needs to show a model's detail."""
 WIDEST = 800
+"""Most pixels across a camera, which bounds the time of a render."""
 
 
 def viewpoints(splats: Splats, count: int = 48) -> list[Camera]:
-    """The best cameras that a search has found for splats, of one size; deterministic.
+    """Search for the cameras that show splats best; deterministic.
 
-    Some thousands of Gaussians are enough to search with: merge a large model first.
+    Some thousands of Gaussians are enough to search with: merge a large model first. The cameras are of the
+    size of SMALL: see at_detail().
     """
     draws = generator(0, "viewpoints")
     seen = torch.sigmoid(splats.opacities) * (splats.scales.sum(1) - splats.scales.amin(1)).exp()
@@ -43,8 +45,11 @@ def viewpoints(splats: Splats, count: int = 48) -> list[Camera]:
         drawn = torch.rand((), generator=draws, dtype=torch.float64) * chances[-1]
         return splats.means[int(torch.searchsorted(chances, drawn).clamp(max=len(splats) - 1))]
 
-    def judged(eye: Tensor, at: Tensor) -> tuple[float, float, Tensor, Tensor]:
-        return (*_judge(splats, _camera(splats, eye, at, SMALL, draws)), eye, at)
+    def judged(eye: Tensor, at: Tensor) -> tuple[float, Camera, Tensor, Tensor]:
+        near = 1e-3 * float((at - eye).norm().clamp(min=1e-6))
+        camera = look_at(eye, at, _direction(draws), *SMALL, FOV, near, splats.origin)
+        covered, blur = _seen(splats, camera)
+        return covered - SHARPNESS * blur, camera, eye, at
 
     pool = []
     for _ in range(FIRST):
@@ -57,10 +62,17 @@ def viewpoints(splats: Splats, count: int = 48) -> list[Camera]:
             for child in range(CHILDREN):
                 moved = eye + (at - eye).norm() / 4 * torch.randn(3, generator=draws)
                 pool.append(judged(moved, target() if child % 2 else at))
-    best = sorted(pool, key=lambda one: -one[0])[:count]
-    blur = float(torch.tensor([one[1] for one in best]).log().mean().exp())
-    width = int(min(max(DETAIL / blur, SMALL[0]), WIDEST))
-    return [_camera(splats, eye, at, (width, width * 3 // 4), draws) for _, _, eye, at in best]
+    return [camera for _, camera, _, _ in sorted(pool, key=lambda one: -one[0])[:count]]
+
+
+def at_detail(splats: Splats, cameras: Sequence[Camera]) -> list[Camera]:
+    """Enlarge cameras that are too small to show half of the detail of splats; reduce those beyond WIDEST."""
+    some = cameras[::max(1, len(cameras) // 12)]
+    small = [c.scaled(SMALL[0], max(1, round(SMALL[0] * c.height / c.width))) for c in some]
+    blur = float(torch.tensor([_seen(splats, camera)[1] for camera in small]).log().mean().exp())
+    width = round(min(max(DETAIL / blur, SMALL[0]), WIDEST))
+    return [c if width / 2 <= c.width <= WIDEST else
+            c.scaled(width, max(1, round(width * c.height / c.width))) for c in cameras]
 
 
 def scale_of(cameras: Sequence[Camera]) -> float:
@@ -73,20 +85,13 @@ def _direction(draws: torch.Generator) -> Tensor:
     return torch.nn.functional.normalize(torch.randn(3, generator=draws), dim=0)
 
 
-def _camera(splats: Splats, eye: Tensor, at: Tensor, size: tuple[int, int], draws: torch.Generator) -> Camera:
-    """A camera at eye that looks at a point, turned about its axis at random."""
-    near = 1e-3 * float((at - eye).norm().clamp(min=1e-6))
-    camera = look_at(eye, at, _direction(draws), *size, FOV, near, splats.origin)
-    return camera
-
-
-def _judge(splats: Splats, camera: Camera) -> tuple[float, float]:
-    """How good a viewpoint is, and its blur: the mean standard deviation of the Gaussians in the image, by
-    what they contribute, as a fraction of the width."""
+def _seen(splats: Splats, camera: Camera) -> tuple[float, float]:
+    """Return the fraction of the image that is covered, and its blur: the mean standard deviation of the
+    Gaussians in the image, by what they contribute, as a fraction of the width."""
     with torch.no_grad():
         out = render(splats, camera, contributions="weight")
     assert out.contributions is not None
     weight = out.contributions[:, 0]
     sizes = (out.radii.amax(1) / 3.33 / camera.width).clamp(1e-3, 1)
     blur = float(((weight / weight.sum().clamp(min=1e-9)) * sizes.log()).sum().exp())
-    return float(out.alpha.mean()) - SHARPNESS * blur, blur
+    return float(out.alpha.mean()), blur
