@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flexgs.splats import Splats, unit_quaternions
 
-NEIGHBOURS = 16
+NEIGHBOURS = 8
 """Nearest Gaussians, by their means, that each is compared with."""
 COLOUR = 4.0
 """Weight of the variance of the harmonics' coefficients against the divergence, which is in nats."""
