@@ -6,6 +6,7 @@
 import ast
 import dataclasses
 import inspect
+import itertools
 import typing
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def _docstrings(group: type) -> dict[str, str]:
     """The text below each field of a dataclass, in one line."""
     body = typing.cast(ast.ClassDef, ast.parse(inspect.getsource(group)).body[0]).body
     return {field.target.id: " ".join(text.value.value.split())
-            for field, text in zip(body, body[1:], strict=False)
+            for field, text in itertools.pairwise(body)
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
             and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)}
 
@@ -61,7 +62,9 @@ def _shown(value: Any) -> str:
     """A value as it is typed behind its flag."""
     if isinstance(value, tuple):
         return " ".join(map(_shown, value))
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _expected(kind: Any) -> str:

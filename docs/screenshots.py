@@ -70,10 +70,11 @@ def open_runs(uri: str, experiment: str) -> tuple[Tracking, list[Any]]:
 
 def pages(tracking: Tracking, runs: list[Any]) -> dict[str, tuple[str, int]]:
     """The address of each page behind that of the server, and the height of its picture."""
+    kind = "workflowType=machine_learning"
     return {
         "mlflow_experiment.png": (tracking.page(), 620),
-        "mlflow_run.png": (f"#/experiments/{tracking.id}/runs/{runs[-1].info.run_id}?workflowType=machine_learning", 900),
-        "mlflow_chart.png": (f"{tracking.page([run.info.run_id for run in runs])}&workflowType=machine_learning", 620),
+        "mlflow_run.png": (f"#/experiments/{tracking.id}/runs/{runs[-1].info.run_id}?{kind}", 900),
+        "mlflow_chart.png": (f"{tracking.page([run.info.run_id for run in runs])}&{kind}", 620),
     }
 
 

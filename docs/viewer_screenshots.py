@@ -1,6 +1,6 @@
 """Take the pictures of the viewer and of the page that are in docs/.
 
-    python docs/viewer_screenshots.py --run runs/flexgs-demo/studio --scene runs/demo-data/studio  # as `make train` leaves them
+    python docs/viewer_screenshots.py --run runs/flexgs-demo/studio --scene runs/demo-data/studio
 
 Needs Chromium or Chrome.
 """

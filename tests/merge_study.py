@@ -1,7 +1,7 @@
 """Ways to make a file of splats smaller, side by side: quality, CPU seconds, peak memory.
 
     python -m tests.merge_study fox.ply --scene CAPTURE [--factor 4] --output FOLDER
-    python -m tests.merge_study plant.splat --output FOLDER          # no capture: against renders of the whole
+    python -m tests.merge_study plant.splat --output FOLDER      # no capture: against renders of the whole
 
 Every way runs as a process of its own. splat-transform (npm) takes part where Node.js is there.
 """

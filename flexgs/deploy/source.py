@@ -77,7 +77,7 @@ def cameras_of(source: Path) -> list[Camera]:
 
 @dataclass(eq=False)
 class MergedModel:
-    """A model that is not elastic, of which a cut is what its Gaussians are merged to (model/merge_tree.py)."""
+    """A model that is not elastic: its Gaussians are merged to a cut (model/merge_tree.py)."""
 
     splats: Splats
     config: Config
@@ -95,6 +95,7 @@ class MergedModel:
 
     @property
     def sh_degree(self) -> int:
+        """The degree of the spherical harmonics, 0 to 3."""
         return self.splats.sh_degree
 
     def __len__(self) -> int:
@@ -102,6 +103,5 @@ class MergedModel:
         return len(self.splats)
 
     def cut(self, budget: str | float) -> Splats:
-        """Plain Gaussians for a budget, exactly as many as it says; see ElasticModel.cut. Cuts are not
-        nested."""
+        """Return exactly as many Gaussians as a budget says (see ElasticModel.cut); cuts are not nested."""
         return fitting(budget, len(self), self.sh_degree, lambda kept, ratio: self._tree.cut(kept))

@@ -1,8 +1,8 @@
 """The merge tree: pairs of Gaussians become one, pass after pass, down to any count.
 
-A pass has three steps: every Gaussian is compared with its nearest neighbours, the cheapest pairs that have no
-Gaussian in common are chosen, and each pair becomes the one Gaussian with its moments. The cost of a pair is
-what the merged Gaussian loses of the two: the bound on the divergence by Runnalls (2007, "Kullback-Leibler
+A pass has three steps: every Gaussian is compared with its nearest neighbours, the cheapest pairs that have
+no Gaussian in common are chosen, and each pair becomes the one Gaussian with its moments. The cost of a pair
+is what the merged Gaussian loses of the two: the bound on the divergence by Runnalls (2007, "Kullback-Leibler
 approach to Gaussian mixture reduction", IEEE Trans. AES 43, equation 16), plus the variance of the harmonics
 within the pair. The weight of a Gaussian is its opacity times its area: about what it adds to an image.
 """
@@ -164,7 +164,7 @@ class Mixture:
         return _disjoint(pairs, neighbours, most)
 
     def splats(self, given: Splats) -> Splats:
-        """As Gaussians; those that have not been merged are rows of given, from which the mixture was made."""
+        """Return the Gaussians; those that were not merged are rows of given, which the mixture is of."""
         n, device = len(self), given.means.device
         new = given[torch.from_numpy(self.kept).to(device)].detach().clone()
         at = ~self.alone
@@ -215,8 +215,10 @@ def _fill_log_volumes(c, out):
 
 @njit(parallel=True, cache=True, error_model="numpy")
 def _costs(neighbours, means, c, harmonics, weights, log_volumes, out):
-    """out [N, k]: the cost of merging i with each of its neighbours; infinite for itself, and for a pair that
-    its other Gaussian has among its own neighbours and comes first."""
+    """Fill out [N, k] with the cost of merging each Gaussian with each of its neighbours.
+
+    Infinite for itself, and for a neighbour that comes first and has this pair among its own.
+    """
     n, k = neighbours.shape
     for i in prange(n):
         for place in range(k):

@@ -1,7 +1,7 @@
 """Viewpoints for a model that comes without cameras, found by looking at it.
 
-From where it was trained, a model fills the image and is sharp; from elsewhere there are holes, floaters close
-to the camera and needles seen from the side. So viewpoints are drawn at random, judged by both in small
+From where it was trained, a model fills the image and is sharp; from elsewhere there are holes, floaters
+close to the camera and needles seen from the side. So viewpoints are drawn at random, judged by both in small
 renders, and the best are kept and varied, as in an evolution strategy.
 """
 
@@ -86,8 +86,11 @@ def _direction(draws: torch.Generator) -> Tensor:
 
 
 def _seen(splats: Splats, camera: Camera) -> tuple[float, float]:
-    """Return the fraction of the image that is covered, and its blur: the mean standard deviation of the
-    Gaussians in the image, by what they contribute, as a fraction of the width."""
+    """Return the fraction of the image that is covered, and its blur.
+
+    The blur is the mean standard deviation of the Gaussians in the image, weighted by what they contribute,
+    as a fraction of the width.
+    """
     with torch.no_grad():
         out = render(splats, camera, contributions="weight")
     assert out.contributions is not None

@@ -28,6 +28,7 @@ def distill(start: Splats, model: Splats, cameras: Sequence[Camera], progress: I
 
     Args:
         start: fewer Gaussians than model has, which look about like it.
+        model: what is to be looked like; it stays as it is.
         cameras: every one has its turn, in random order, before one comes again.
         progress: a step of one camera for each number, which says how far the training is, 0 to 1.
 
