@@ -102,7 +102,8 @@ def test_the_order_is_the_merges_in_reverse(splats):
         assert set(order[:count].tolist()) == set(mixture.kept.tolist())
 
 
-@pytest.mark.parametrize("change", ["one place", "flat", "far", "faint", "huge"])
+@pytest.mark.parametrize("change", ["one place", "flat", "far", "faint", "huge", "bright",
+                                    "everywhere"])
 def test_extreme_gaussians(change):
     splats = random_splats(50)
     if change == "one place":
@@ -115,6 +116,10 @@ def test_extreme_gaussians(change):
         splats.opacities[:] = -100.0
     if change == "huge":
         splats.scales[:] = 30.0
+    if change == "bright":
+        splats.sh0[:] *= 1e25
+    if change == "everywhere":
+        splats.means[:] *= 1e36
     cut = merge(splats, 7)
     assert len(cut) == 7 and all(bool(torch.isfinite(t).all()) for _, t in cut.items())
 

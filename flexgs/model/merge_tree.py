@@ -30,6 +30,8 @@ SPREAD = 0.5
 excess is lost; with 1 the sum of opacity times area is kept, although the two hid each other in part."""
 FLATTEST = 1e-6
 """Variance of the thinnest axis, against the sum over all axes, that the divergence tells from none."""
+WORST = 1e38
+"""The cost of a pair whose own cost float32 cannot hold: it is merged last, so that every count is reached."""
 CHUNK = 1 << 18
 """Gaussians whose neighbours are looked up at once, which bounds the memory."""
 
@@ -243,7 +245,8 @@ def _costs(neighbours, means, c, harmonics, weights, log_volumes, out):
             variance = 0.0
             for f in range(harmonics.shape[1]):
                 variance += (harmonics[i, f] - harmonics[j, f]) ** 2
-            out[i, place] = (divergence + COLOUR * p * q * variance) * np.sqrt(mass)
+            cost = (divergence + COLOUR * p * q * variance) * np.sqrt(mass)
+            out[i, place] = cost if cost < WORST else WORST  # also where it is no number
 
 
 @njit(cache=True)
