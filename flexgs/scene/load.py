@@ -144,15 +144,15 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         heads.append(head)
     doubts += finder.doubts() if finder else []
     doubts += _doubts_of_heads(files, heads)
-    said = [frame.split for frame in frames] if any(frame.split for frame in frames) else None
-    train, test = _split(root, views, said, test_every, doubts)
+    splits = [frame.split for frame in frames] if any(frame.split for frame in frames) else None
+    train, test = _split(root, views, splits, test_every, doubts)
     if len(train) < 2:
         raise UserError(f"{root}: found {len(train)} training views of {len(views)} images, "
                         "expected at least 2: change test_every or add images")
-    points, note = _near(capture, doubts), "capture"
+    points, points_from = _near(capture, doubts), "capture"
     if points is None:
-        points, note = _random_points([view.camera.viewmat.double().numpy() for view in train],
-                                      seed), "random"
+        poses = [view.camera.viewmat.double().numpy() for view in train]
+        points, points_from = _random_points(poses, seed), "random"
         doubts.append(f"{capture.file.parent}: the capture has no points; starting from "
                       f"{RANDOM_POINTS} random ones")
     else:
@@ -173,13 +173,13 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         "resize": "pillow bicubic" if resize > 1 else None,
         "width": width, "height": height,
         "one_size": all((v.camera.width, v.camera.height) == (width, height) for v in views),
-        "split": "files" if said else "every nth by name", "test_every": None if said else test_every,
+        "split": "files" if splits else "every nth by name", "test_every": None if splits else test_every,
         "train_views": len(train), "test_views": len(test),
         "undistorted": any(view.lens.distorted for view in views),
         "lenses": sorted({frame.lens.model for frame in frames}),
         "masks": sum(view.mask_path is not None for view in views),
         "photographs": photographs, "posed": len(views), "model": capture.model,
-        "points": len(points), "points_from": note, "digest": capture_digest(views),
+        "points": len(points), "points_from": points_from, "digest": capture_digest(views),
         **({"max_fov": MAX_FOV} if any(view.lens.wide for view in views) else {}),
         **({"origin": list(origin)} if origin != WORLD else {}),
     }
@@ -349,17 +349,17 @@ def _doubts_of_heads(files: list[Path], heads: list[ImageHead]) -> list[str]:
             f"{some[0].name}" for kind, some in found.items() if some]
 
 
-def _split(root: Path, views: list[View], said: list[str | None] | None, test_every: int, doubts: list[str]
-           ) -> tuple[list[View], list[View]]:
+def _split(root: Path, views: list[View], splits: list[str | None] | None, test_every: int,
+           doubts: list[str]) -> tuple[list[View], list[View]]:
     """Split views into (train, test).
 
-    The split of the capture itself counts (said, one entry per view); without one, every test_every-th view
+    The capture's own split counts (splits, one entry per view); without one, every test_every-th view
     is a test view. A capture whose own split has no test view is a UserError, unless test_every is 0.
     """
-    if not said:
+    if not splits:
         return ([view for i, view in enumerate(views) if not test_every or i % test_every],
                 [view for i, view in enumerate(views) if test_every and i % test_every == 0])
-    parts = {part: [view for view, split in zip(views, said, strict=True) if (split or "train") == part]
+    parts = {part: [view for view, split in zip(views, splits, strict=True) if (split or "train") == part]
              for part in ("train", "test", "val", "none")}
     others = {"val": "are held out for validation", "none": "are in none of its lists"}
     for part in ("val", "none"):
