@@ -37,9 +37,7 @@ class Camera:
     K: Tensor
     """Focal lengths and principal point in pixels, [3, 3] float32."""
     width: int
-    """Width of the image in pixels."""
     height: int
-    """Height of the image in pixels."""
     near: float = 0.01
     """Depth below which nothing is drawn, in world units."""
     origin: Origin = WORLD

@@ -87,15 +87,12 @@ def write_synthetic(name: str, folder: str | Path, *, views: int = 48, width: in
 
     Args:
         name: One of SYNTHETIC.
-        folder: Where to write; it may be absent.
+        folder: Where to write; it may be absent. It is also what is returned.
         views: Number of photographs.
         width: Width of the photographs in pixels.
         height: Height of the photographs in pixels.
         seed: Seed of the poses, the points and some of the solids.
         lens: Camera model in place of a pinhole of width x height pixels.
-
-    Returns:
-        folder, as a path.
 
     Raises:
         UserError: There is no scene of this name, or folder holds anything but a capture.

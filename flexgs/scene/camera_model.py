@@ -34,14 +34,12 @@ NARROWEST = 0.04
 
 @dataclass(frozen=True)
 class CameraModel:
-    """Intrinsics of one camera; hashable and picklable."""
+    """Intrinsics of one camera for images of width x height pixels; hashable and picklable."""
 
     model: str
     """COLMAP's name of the camera model, or POLYNOMIAL."""
     width: int
-    """Width of the image in pixels."""
     height: int
-    """Height of the image in pixels."""
     params: tuple[float, ...]
     """Parameters in COLMAP's order for the camera model, lengths in pixels."""
 

@@ -112,7 +112,7 @@ def _choose(root: Path, models: list[Path], images: Path, wanted: str | None, do
         counts[model] = sum(find_image(images / name) is not None for name in named) or -bool(named)
     if not counts:
         raise UserError(doubts[0])
-    best = max(counts, key=lambda model: counts[model])  # the first of equals
+    best = max(counts, key=lambda model: counts[model])  # max returns the first of equal ones
     others = ", ".join(f"{model.relative_to(root)} has {max(n, 0)}"
                        for model, n in counts.items() if model != best)
     if others:
@@ -207,7 +207,7 @@ class _Reader:
         raise NotImplementedError
 
     def points(self, doubts: list[str]) -> tuple[Array, Array, Array]:
-        """(ids [M] int64, positions [M, 3] float64, colours [M, 3] uint8)."""
+        """Read ids [M] int64, positions [M, 3] float64 and colours [M, 3] uint8 of the points."""
         raise NotImplementedError
 
     def rigs(self) -> dict[tuple[int, int, int], Array]:
@@ -279,10 +279,8 @@ def _settle_poses(found: _Model, model: Path, suffix: str, doubts: list[str]) ->
     """Choose between the poses of images and those of rigs and frames where the two differ.
 
     The poses that fit the observations of points better are kept in found.images, and a doubt names the stale
-    file. Chosen poses that do not fit the observations are a doubt too.
-
-    Raises:
-        UserError: The poses differ, and no observation tells which are right.
+    file. Chosen poses that do not fit the observations are a doubt too. UserError if the poses differ and no
+    observation tells which are right.
     """
     framed = found.poses_of_frames()
     images, stale = f"images{suffix}", f"frames{suffix} and rigs{suffix}"
@@ -332,12 +330,8 @@ def _same_pose(a: Array, b: Array, scale: float) -> bool:
 def _contradicted(found: _Model, poses: dict[int, Array]) -> tuple[dict[str, float], int]:
     """Find images half of whose observations are far from the projections of the observed points.
 
-    Args:
-        found: The model; the pose of an image that poses lacks is taken from it.
-        poses: World-to-camera poses [4, 4] by image id.
-
-    Returns:
-        The median distance in pixels of each such image by its name, and how many images could be checked.
+    poses maps image ids to poses [4, 4] that replace those in found. Returns the median distance in pixels of
+    each such image by name, and how many images could be checked.
     """
     wrong, checked = {}, 0
     for image in found.images:

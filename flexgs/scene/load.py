@@ -353,8 +353,9 @@ def _split(root: Path, views: list[View], splits: list[str | None] | None, test_
            doubts: list[str]) -> tuple[list[View], list[View]]:
     """Split views into (train, test).
 
-    The capture's own split counts (splits, one entry per view); without one, every test_every-th view
-    is a test view. A capture whose own split has no test view is a UserError, unless test_every is 0.
+    The capture's own split counts (splits, one entry per view); without one, every test_every-th view is a
+    test view. If that split has no "test", its "val" or else its "none" is tested on; with none of these the
+    capture is a UserError, unless test_every is 0.
     """
     if not splits:
         return ([view for i, view in enumerate(views) if not test_every or i % test_every],

@@ -224,14 +224,9 @@ class _Notes:
 
 
 def _lens(values: dict, sizes: dict[str, tuple[int, int]] | None, where: str, notes: _Notes) -> CameraModel:
-    """Build the camera model of a frame.
+    """Build the camera model of a frame from its JSON values over those at the top of the file.
 
-    Args:
-        values: JSON values of the frame over those at the top of the file.
-        sizes: (width, height) by file_path for a frame without w and h, which takes that of its own image or
-            else that of the first; None where all frames have them.
-        where: File and frame, for errors.
-        notes: Collects the assumptions that are made.
+    Without w and h, the image size is the one in sizes (by file_path), or else the first one there.
     """
     def number(*keys: str) -> float | None:
         for key in keys:
