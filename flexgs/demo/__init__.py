@@ -1,0 +1,1 @@
+"""Built-in scenes, ray traced, that stand in for a download."""

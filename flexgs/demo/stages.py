@@ -1,4 +1,4 @@
-"""The two built-in scenes as solids: positions and sizes in metres, z up."""
+"""Solids of the two built-in scenes: positions and sizes in metres, z up."""
 
 from itertools import pairwise
 
@@ -20,13 +20,14 @@ from flexgs.demo.tracer import (
 
 
 class Builder:
-    """Collects solids."""
+    """Collector of the solids of a stage."""
 
     def __init__(self) -> None:
         self.solids: list[Solid] = []
 
     def add(self, kind: str, centre, size, texture: Texture, yaw: float = 0.0,
             turn: Array | None = None, **look) -> None:
+        """Add a Solid, turned by yaw radians about z or by turn [3, 3]; look holds its gloss and the like."""
         if turn is None:
             c, s = np.cos(yaw), np.sin(yaw)
             turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
@@ -34,7 +35,7 @@ class Builder:
                                  turn, **look))
 
     def rod(self, a, b, radius: float, texture: Texture, **look) -> None:
-        """A cylinder from a to b."""
+        """Add a cylinder from a to b."""
         a, b = np.asarray(a, float), np.asarray(b, float)
         axis = (b - a) / np.linalg.norm(b - a)
         side = np.cross(axis, [1, 0, 0] if abs(axis[0]) < 0.9 else [0, 1, 0])
@@ -44,12 +45,12 @@ class Builder:
                  turn=turn, **look)
 
     def ball(self, centre, radius: float, texture: Texture, **look) -> None:
+        """Add a sphere."""
         self.add("ellipsoid", centre, (radius,) * 3, texture, **look)
 
 
 def courtyard(rng: np.random.Generator) -> Stage:
-    """A paved yard between walls: a fountain with a mirror ball, a fence, trees, lamps with a wire between
-    them."""
+    """Build a paved yard between walls: a fountain with a mirror ball, a fence, trees, lamps on a wire."""
     b = Builder()
     iron, wall = speckled("#30363c", 0.3), bricks("#b4694e", "#cbbfae", 0.42, 0.16)
     b.add("box", (0, 0, -0.25), (9, 9, 0.25), bricks("#9b978f", "#5a564f", 0.5, 0.36, 0.05))
@@ -71,7 +72,7 @@ def courtyard(rng: np.random.Generator) -> Stage:
     b.add("cylinder", (0, 0, 0.75), (0.16, 0.16, 0.36), stripes("#c9bfa9", "#9c917b", 0.06, 0))
     b.add("ellipsoid", (0, 0, 1.12), (0.55, 0.55, 0.12), speckled("#cfc5b0", 0.3), gloss=0.2)
     b.ball((0, 0, 1.52), 0.34, speckled("#f0f0f0", 0.0), gloss=1.0, shine=300, mirror=0.85)
-    # an iron fence round a quarter of it
+    # an iron fence round a quarter of the fountain
     posts = [(1.9 * np.cos(a), 1.9 * np.sin(a)) for a in np.linspace(0.2, 2.1, 17)]
     for i, (x, y) in enumerate(posts):
         b.rod((x, y, 0), (x, y, 0.75), 0.016, iron, gloss=0.5)
@@ -125,8 +126,7 @@ def courtyard(rng: np.random.Generator) -> Stage:
 
 
 def studio(rng: np.random.Generator) -> Stage:
-    """A workshop: a table with a still life and a chrome ball, a tripod, a stool, shelves and pictures on the
-    walls."""
+    """Build a workshop: a table with a still life and a chrome ball, a tripod, a stool, shelves, pictures."""
     b = Builder()
     oak, pine, steel = wood("#c99a5e", "#8a5a2b"), wood("#e2c08a", "#b98c4f"), speckled("#6d7278", 0.15)
     b.add("box", (0, 0, -0.1), (6, 6, 0.1), wood("#a87748", "#744a26", 0.28), gloss=0.15)
@@ -197,7 +197,7 @@ def studio(rng: np.random.Generator) -> Stage:
         way = rng.normal(size=3) * [0.22, 0.22, 0.22]
         b.add("ellipsoid", np.array([-1.2, 1.4, 0.72]) + way, (0.17, 0.06, 0.035),
               speckled("#4f8a3a", 0.6, 0.3), yaw=rng.uniform(0, 6.3), gloss=0.2)
-    # the hanging lamp (a shade; the light itself is above)
+    # the shade of a hanging lamp; the light source itself is elsewhere
     b.rod((-0.35, 0.1, 2.0), (-0.35, 0.1, 3.3), 0.009, speckled("#202020", 0))
     b.add("ellipsoid", (-0.35, 0.1, 1.98), (0.24, 0.24, 0.11), stripes("#e5c23c", "#c98a1c", 0.06, 0),
           gloss=0.6)

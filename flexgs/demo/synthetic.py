@@ -1,7 +1,7 @@
-"""The built-in captures: two ray-traced scenes, written to disk as COLMAP would leave them.
+"""Built-in captures: two ray-traced scenes, written to disk as COLMAP reconstructions.
 
-They exist so that a first run, a test or an experiment needs no download: what they hold is what makes real
-captures hard (thin structures, occlusion, fine texture, highlights, a mirror), and their cameras are exact.
+With them a first run, a test or an experiment needs no download. They hold what makes real captures hard
+(thin structures, occlusion, fine texture, highlights, a mirror), and their cameras are exact.
 """
 
 import os
@@ -22,19 +22,22 @@ if TYPE_CHECKING:
     from flexgs.demo.tracer import Tracer
 
 SYNTHETIC = ("courtyard", "studio")
+"""Names of the built-in scenes."""
 POINTS = 4000
-SUPERSAMPLES = 2  # along each side of a pixel
-TILE = 32  # side of the squares of pixels that are traced together
+"""About how many sparse points a capture has."""
+SUPERSAMPLES = 2
+"""Rays along each side of a pixel."""
+TILE = 32
+"""Side, in pixels, of the squares whose rays are traced together."""
 
 Array = np.ndarray
 
 
 def _poses(views: int, rng: np.random.Generator) -> list[Array]:
-    """World-to-camera matrices [4, 4]: rings at three heights looking inwards, with the unsteadiness of a
-    hand."""
+    """Draw world-to-camera poses [4, 4] on rings at three heights, looking inwards as if held by hand."""
     poses = []
     for i in range(views):
-        # golden angle: neighbours by name are far apart
+        # Steps of the golden angle put cameras with successive names far apart.
         angle = 2 * np.pi * (i * 0.381966 + rng.uniform(-0.01, 0.01))
         centre = np.array([0, 0, (0.9, 1.6, 2.4)[i % 3] + rng.uniform(-0.15, 0.15)])
         centre[:2] = rng.uniform(2.9, 3.7) * np.array([np.cos(angle), np.sin(angle)])
@@ -50,8 +53,10 @@ def _poses(views: int, rng: np.random.Generator) -> list[Array]:
 
 
 def photograph(tracer: "Tracer", lens: CameraModel, viewmat: Array) -> Array:
-    """uint8 [H, W, 3] sRGB: what a camera of any COLMAP lens sees from the pose viewmat ([4, 4], world to
-    camera)."""
+    """Render the photograph of a camera model at the pose viewmat ([4, 4], world to camera).
+
+    Returns sRGB [H, W, 3] uint8 at the size of lens.
+    """
     from flexgs.demo.tracer import develop
 
     light = np.empty((lens.height, lens.width, 3))
@@ -66,7 +71,7 @@ def photograph(tracer: "Tracer", lens: CameraModel, viewmat: Array) -> Array:
 
 
 def _rays(lens: CameraModel, viewmat: Array, pixels: Array) -> tuple[Array, Array]:
-    """(camera centre [3], unit directions [n, 3]) in the world through image positions [n, 2]."""
+    """Compute the camera centre [3] and unit directions [n, 3] of the rays through image positions [n, 2]."""
     R = viewmat[:3, :3]
     camera: Any = lens.colmap()
     d = np.hstack([camera.cam_from_img(pixels), np.ones((len(pixels), 1))]) @ R
@@ -75,13 +80,22 @@ def _rays(lens: CameraModel, viewmat: Array, pixels: Array) -> tuple[Array, Arra
 
 def write_synthetic(name: str, folder: str | Path, *, views: int = 48, width: int = 208, height: int = 156,
                     seed: int = 0, lens: CameraModel | None = None) -> Path:
-    """Photograph the built-in scene name (one of SYNTHETIC) and write it to folder as a COLMAP capture;
-    returns folder.
+    """Render a built-in scene and write it to folder as a COLMAP capture; equal arguments give equal files.
 
-    It holds images/*.png, and sparse/0 with the cameras and some thousand points of what they see. The same
-    arguments give the same files. lens: another camera than the usual pinhole of width x height pixels. An
-    older capture there is replaced as a whole; nothing is there until all of it is. UserError for another
-    name, or if folder holds anything else.
+    The capture has images/*.png, and sparse/0 with the cameras and some thousand points that they see. It
+    replaces an older capture in folder, and appears there only when it is complete.
+
+    Args:
+        name: One of SYNTHETIC.
+        folder: Where to write; it may be absent. It is also what is returned.
+        views: Number of photographs.
+        width: Width of the photographs in pixels.
+        height: Height of the photographs in pixels.
+        seed: Seed of the poses, the points and some of the solids.
+        lens: Camera model in place of a pinhole of width x height pixels.
+
+    Raises:
+        UserError: There is no scene of this name, or folder holds anything but a capture.
     """
     if name not in SYNTHETIC:
         raise UserError(f"synthetic scene {name!r}: no such scene; expected one of {', '.join(SYNTHETIC)}")
@@ -97,7 +111,7 @@ def write_synthetic(name: str, folder: str | Path, *, views: int = 48, width: in
     lens = lens or CameraModel("PINHOLE", width, height, (0.9 * width, 0.9 * width, width / 2, height / 2))
     tracer = Tracer(STAGES[name](np.random.default_rng((seed, 1))))
     poses = _poses(views, np.random.default_rng((seed, 2)))
-    library()  # here, since only the main thread may undo what its import does to signals
+    library()  # imported here, since only the main thread may restore the signal handler
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         images = list(pool.map(lambda pose: photograph(tracer, lens, pose), poses))
     rng = np.random.default_rng((seed, 3))
@@ -115,7 +129,7 @@ def write_synthetic(name: str, folder: str | Path, *, views: int = 48, width: in
         try:
             work.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was first
+            if not folder.is_dir():  # if it is there, another process wrote it first
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -127,10 +141,11 @@ def _file(i: int) -> str:
 
 
 def _seen(tracer: "Tracer", lens: CameraModel, viewmat: Array, image: Array, count: int,
-          rng: np.random.Generator
-          ) -> tuple[Array, Array]:
-    """(positions [n, 3], a little off, and colours [n, 3] uint8) of surfaces behind count pixels, less those
-    of sky."""
+          rng: np.random.Generator) -> tuple[Array, Array]:
+    """Draw sparse points from count pixels of a photograph; pixels of the sky give none.
+
+    Returns positions [n, 3] with noise of 1 cm and colours [n, 3] uint8.
+    """
     from flexgs.demo.tracer import FAR
 
     x, y = rng.integers(lens.width, size=count), rng.integers(lens.height, size=count)
@@ -159,7 +174,6 @@ def _write_model(model: Path, lens: CameraModel, poses: list[Array],
 
 
 def ensure_synthetic(folder: str | Path) -> list[Path]:
-    """The folders of all built-in captures under folder, made now if they are not there; a few seconds
-    each."""
+    """Write the built-in captures that folder lacks, in a few seconds each; return the folders of all."""
     paths = [Path(folder) / name for name in SYNTHETIC]
     return [path if path.is_dir() else write_synthetic(path.name, path) for path in paths]

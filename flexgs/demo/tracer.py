@@ -1,8 +1,8 @@
-"""A small ray tracer: enough of one to photograph the built-in scenes.
+"""A small ray tracer for the photographs of the built-in scenes.
 
-Solids are ellipsoids, boxes, cylinders and tori in a frame of their own, with procedural textures, Blinn
-highlights, one lamp that casts shadows, and one mirror bounce. Colours are linear until the photograph is
-developed.
+Solids are ellipsoids, boxes, cylinders and tori, each in its own coordinate frame, with procedural textures
+and Blinn highlights. There is one lamp that casts shadows, and one mirror bounce. Colours are linear until
+develop() converts a photograph to sRGB.
 """
 
 from collections.abc import Callable
@@ -14,62 +14,65 @@ from scipy import ndimage
 
 Array = np.ndarray
 Texture = Callable[[Array, Array], Array]
-"""(position in the solid's frame [n, 3], position on its unrolled surface [n, 2]) -> linear rgb [n, 3]."""
+"""Function (positions in the solid's frame [n, 3], on its unrolled surface [n, 2]) -> linear rgb [n, 3]."""
 
 FAR = 1e9
-NEAR = 2e-3  # a ray that leaves a surface does not see it again
+"""Distance of a ray that hits nothing."""
+NEAR = 2e-3
+"""Least distance of a hit, so that a ray that leaves a surface does not hit it again."""
 
 
 @dataclass(eq=False)
 class Solid:
+    """One solid of a stage; lengths are in metres."""
+
     kind: str
-    """"ellipsoid", "box", "room" (a box seen from within), "cylinder" or "torus", the last two along the z
-    axis."""
+    """One of KINDS; a room is a box seen from within, and z is the axis of a cylinder or torus."""
     centre: Array
+    """Position of the centre in the world [3]."""
     size: Array
-    """Half extents [3]; of a torus (radius of the ring, radius of the tube, unused)."""
+    """Half lengths along the axes [3]; for a torus, the radii of the ring and of the tube and an unused 0."""
     texture: Texture
     turn: Array
-    """[3, 3] the columns are the axes of the solid in the world."""
+    """Rotation [3, 3] whose columns are the axes of the solid in the world."""
     gloss: float = 0.0
     """Strength of the highlight."""
     shine: float = 40.0
     """Exponent of the highlight."""
     mirror: float = 0.0
-    """Share of the light that is reflected, 0 to 1."""
+    """Fraction of the light that is reflected, 0 to 1."""
 
     @property
     def bound(self) -> float:
-        """Radius of the sphere round centre that the solid lies in."""
+        """Radius of a sphere around centre that encloses the solid."""
         a, b, c = self.size
-        return {"ellipsoid": max(a, b, c), "cylinder": (a * a + c * c) ** 0.5, "torus": a + b,
-                "room": 1e3}.get(
-self.kind, (a * a + b * b + c * c) ** 0.5)
+        bounds = {"ellipsoid": max(a, b, c), "cylinder": (a * a + c * c) ** 0.5, "torus": a + b, "room": 1e3}
+        return bounds.get(self.kind, (a * a + b * b + c * c) ** 0.5)
 
 
 @dataclass(eq=False)
 class Stage:
-    """Everything there is to see."""
+    """Everything that can be photographed: solids, sky and light."""
 
     solids: list[Solid]
     sky: Callable[[Array], Array]
-    """Direction [n, 3] -> linear rgb [n, 3], for rays that hit nothing."""
+    """Function from directions [n, 3] to linear rgb [n, 3] for rays that hit nothing."""
     lamp: Array
-    """[3] the position of the lamp that casts shadows."""
+    """Position [3] of the lamp that casts shadows."""
     lamp_colour: Array
+    """Light of the lamp, linear rgb [3]."""
     ambient: Array
-    """[3] light from everywhere, a little more from above."""
+    """Light from everywhere, a little more from above, linear rgb [3]."""
 
 
-# -- shapes, each in its own frame: the distance along a ray from o in the unit direction d
-# ----------------------------
+# -- shapes, each in its own frame ---------------------------------------------------------------------------
 
 KINDS = ("ellipsoid", "box", "room", "cylinder", "torus")
 
 
 @numba.njit(cache=True, nogil=True)
 def _between(near: float, far: float, o: float, d: float, half: float) -> tuple[float, float]:
-    """The part of the ray from near to far whose coordinate o + t d is within half of zero."""
+    """Clip the part (near, far) of a ray to where its coordinate o + t d is between -half and half."""
     d = d if abs(d) > 1e-9 else 1e-9
     a, b = (-half - o) / d, (half - o) / d
     return max(near, min(a, b)), min(far, max(a, b))
@@ -77,6 +80,7 @@ def _between(near: float, far: float, o: float, d: float, half: float) -> tuple[
 
 @numba.njit(cache=True, nogil=True)
 def _hit(kind: int, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float, size: Array) -> float:
+    """Compute the distance at which a ray from o in unit direction d hits a solid, in its frame, or FAR."""
     near, far = -FAR, FAR
     if kind == 0:
         ox, oy, oz, dx, dy, dz = (ox / size[0], oy / size[1], oz / size[2], dx / size[0], dy / size[1],
@@ -119,7 +123,10 @@ def _hit(kind: int, ox: float, oy: float, oz: float, dx: float, dy: float, dz: f
 @numba.njit(cache=True, nogil=True)
 def _first_hits(o: Array, d: Array, end: Array, among: Array, kind: Array, centre: Array, turn: Array,
                 size: Array, bound: Array) -> tuple[Array, Array]:
-    """(distance [n], number of the solid or -1 [n]) of the first hit before end [n] with the solids among."""
+    """Find the first hit of each ray with the solids whose numbers are in among.
+
+    Returns the distance [n] and the number of the solid [n], or end and -1 for no hit nearer than end [n].
+    """
     distance, which = end.copy(), np.full(len(d), -1)
     for i in range(len(d)):
         p, q = o[i if len(o) > 1 else 0], d[i]
@@ -161,7 +168,7 @@ def _normal(solid: Solid, p: Array) -> Array:
 
 
 def _unrolled(solid: Solid, p: Array, n: Array) -> Array:
-    """Coordinates in world units on the surface, for patterns that are flat."""
+    """Compute coordinates [n, 2] on the surface, in metres, for flat patterns."""
     if solid.kind in ("box", "room"):
         face = np.abs(n).argmax(1)
         u = np.where(face == 0, p[:, 1], p[:, 0])
@@ -170,11 +177,10 @@ def _unrolled(solid: Solid, p: Array, n: Array) -> Array:
     return np.stack([np.arctan2(p[:, 1], p[:, 0]) * radius, p[:, 2]], 1)
 
 
-# -- light
-# ------------------------------------------------------------------------------------------------------------
+# -- light ---------------------------------------------------------------------------------------------------
 
 class Tracer:
-    """Rays through a stage."""
+    """Ray tracer of one stage."""
 
     def __init__(self, stage: Stage):
         self.stage = stage
@@ -185,23 +191,23 @@ class Tracer:
         self.kinds = np.array([KINDS.index(s.kind) for s in stage.solids])
 
     def colours(self, o: Array, d: Array) -> Array:
-        """Linear rgb [n, 3] that rays from the point o [3] in the unit directions d [n, 3] bring.
+        """Compute linear rgb [n, 3] of rays from the point o [3] in unit directions d [n, 3].
 
-        Fastest by some thousand rays at a time that go nearly the same way.
+        It is fastest with some thousand rays at a time in nearly the same direction.
         """
         return self._colours(o[None], d, bounces=1)
 
     def distances(self, o: Array, d: Array) -> Array:
-        """How far each of these rays goes, [n]; FAR for the sky."""
+        """Compute the distances [n] at which rays from o [3] in unit directions d [n, 3] hit; FAR for sky."""
         return self._nearest(o[None], d, np.full(len(d), FAR))[0]
 
     def _nearest(self, o: Array, d: Array, end: Array) -> tuple[Array, Array]:
-        """(distance, number of the solid or -1) of the first hit before end [n]."""
+        """Find the first hit of each ray as _first_hits does, among the solids that the rays can meet."""
         among = self._in_cone(o[0], d, end.max()) if len(o) == 1 and len(d) else np.arange(len(self.kinds))
         return _first_hits(o, d, end, among, self.kinds, self.centres, self.turns, self.sizes, self.bounds)
 
     def _in_cone(self, o: Array, d: Array, end: float) -> Array:
-        """The solids that rays of these directions can meet before end, the nearest first."""
+        """List the solids that rays from o in these directions can meet before end, the nearest first."""
         axis = d.mean(0)
         axis /= np.linalg.norm(axis)
         way = self.centres - o
@@ -230,9 +236,9 @@ class Tracer:
         rays = np.flatnonzero(which >= 0)
         rgb[rays] = self._shaded(p[rays], d[rays], normal[rays], rgb[rays], gloss[rays], shine[rays])
         if bounces and len(rays := np.flatnonzero(mirror)):
-            n, share = normal[rays], mirror[rays, None]
+            n, reflected = normal[rays], mirror[rays, None]
             out = d[rays] - 2 * _dot(d[rays], n)[:, None] * n
-            rgb[rays] = (1 - share) * rgb[rays] + share * self._colours(p[rays], out, bounces - 1)
+            rgb[rays] = (1 - reflected) * rgb[rays] + reflected * self._colours(p[rays], out, bounces - 1)
         return rgb
 
     def _shaded(self, p: Array, d: Array, n: Array, albedo: Array, gloss: Array, shine: Array) -> Array:
@@ -242,7 +248,7 @@ class Tracer:
         light /= distance[:, None]
         facing = _dot(n, light)
         lit = np.flatnonzero(facing > 0)
-        # from the lamp: one narrow cone
+        # Shadow rays start at the lamp, so that they form one narrow cone.
         _, blocker = self._nearest(lamp[None], -light[lit], distance[lit] - 2 * NEAR)
         facing = np.maximum(facing, 0)
         facing[lit[blocker >= 0]] = 0
@@ -255,17 +261,16 @@ class Tracer:
 
 
 def develop(rgb: Array) -> Array:
-    """Linear light -> sRGB uint8."""
+    """Convert linear rgb to sRGB uint8 (IEC 61966-2-1)."""
     rgb = np.clip(rgb, 0, 1)
-    return np.round(255 * np.where(rgb < 0.0031308, 12.92 * rgb,
-                                   1.055 * rgb ** (1 / 2.4) - 0.055)).astype(np.uint8)
+    srgb = np.where(rgb < 0.0031308, 12.92 * rgb, 1.055 * rgb ** (1 / 2.4) - 0.055)
+    return np.round(255 * srgb).astype(np.uint8)
 
 
-# -- textures
-# ---------------------------------------------------------------------------------------------------------
+# -- textures ------------------------------------------------------------------------------------------------
 
 def _cloud(seed: int, size: int = 64) -> Array:
-    """[size, size, size] smooth periodic noise of five octaves, mean 0, about -1 to 1."""
+    """Draw smooth periodic noise [size, size, size] of five octaves, mean 0, about -1 to 1."""
     rng, total = np.random.default_rng(seed), np.zeros((size,) * 3, np.float32)
     for octave in range(5):
         cells = rng.standard_normal((4 << octave,) * 3).astype(np.float32)
@@ -278,28 +283,30 @@ _CLOUD = _cloud(7)
 
 
 def noise(p: Array, scale: float) -> Array:
-    """[n] smooth noise, about -1 to 1, of structures a quarter of scale and smaller; repeats after scale."""
+    """Evaluate smooth noise [n], about -1 to 1, at positions [n, 3] in metres; it repeats after scale."""
     return ndimage.map_coordinates(_CLOUD, p.T * (64 / scale), order=1, mode="grid-wrap")
 
 
 def _random(row: Array, column: Array) -> Array:
-    """[n] a number from 0 to 1 for each integer cell."""
+    """Hash integer cells to numbers from 0 to 1, [n]."""
     mixed = row.astype(np.int64) * 73856093 + column.astype(np.int64) * 19349663
     return (mixed * 40503 >> 8) % 65536 / 65536
 
 
 def rgb(text: str) -> Array:
-    """"#c08040" -> linear rgb [3]."""
+    """Convert a colour such as "#c08040" to linear rgb [3]."""
     c = np.array([int(text[i:i + 2], 16) for i in (1, 3, 5)]) / 255
     return np.where(c < 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
 
 
 def speckled(colour: str, amount: float = 0.35, scale: float = 0.8) -> Texture:
+    """Make a texture of one colour whose brightness varies by amount with noise of this scale."""
     base = rgb(colour)
     return lambda p, uv: base * (1 + amount * noise(p, scale))[:, None].clip(0.1)
 
 
 def checker(a: str, b: str, cell: float) -> Texture:
+    """Make a checkerboard of two colours with squares of side cell."""
     ca, cb = rgb(a), rgb(b)
 
     def texture(p: Array, uv: Array) -> Array:
@@ -309,20 +316,22 @@ def checker(a: str, b: str, cell: float) -> Texture:
 
 
 def bricks(stone: str, joint: str, width: float, height: float, gap: float = 0.06) -> Texture:
+    """Make a brick wall; gap is the width of the joint around each brick as a fraction of its height."""
     cs, cj = rgb(stone), rgb(joint)
 
     def texture(p: Array, uv: Array) -> Array:
         row = np.floor(uv[:, 1] / height)
         x = uv[:, 0] / width + 0.5 * (row % 2)
         column = np.floor(x)
-        inside = (np.abs(x - column - 0.5) < 0.5 - gap * height / width) & (
-            np.abs(uv[:, 1] / height - row - 0.5) < 0.5 - gap)
+        inside = ((np.abs(x - column - 0.5) < 0.5 - gap * height / width)
+                  & (np.abs(uv[:, 1] / height - row - 0.5) < 0.5 - gap))
         tone = (0.7 + 0.6 * _random(row, column)) * (1 + 0.25 * noise(p, 0.7))
         return np.where(inside[:, None], cs * tone[:, None], cj)
     return texture
 
 
 def wood(light: str, dark: str, plank: float = 0.0) -> Texture:
+    """Make wood with grain between two colours, in planks of this width; 0 for one piece."""
     cl, cd = rgb(light), rgb(dark)
 
     def texture(p: Array, uv: Array) -> Array:
@@ -337,6 +346,10 @@ def wood(light: str, dark: str, plank: float = 0.0) -> Texture:
 
 
 def stripes(a: str, b: str, cell: float, axis: int = 1) -> Texture:
+    """Make stripes of two colours and width cell across an axis of the unrolled surface."""
     ca, cb = rgb(a), rgb(b)
-    return lambda p, uv: np.where((np.floor(uv[:, axis] / cell) % 2 == 0)[:, None], ca, cb) * (
-        1 + 0.12 * noise(p, 0.6))[:, None]
+
+    def texture(p: Array, uv: Array) -> Array:
+        even = np.floor(uv[:, axis] / cell) % 2 == 0
+        return np.where(even[:, None], ca, cb) * (1 + 0.12 * noise(p, 0.6))[:, None]
+    return texture

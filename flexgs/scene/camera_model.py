@@ -1,4 +1,4 @@
-"""Camera models: the intrinsics of a photograph, and the pinhole camera that it becomes."""
+"""Camera models: the intrinsics of a photograph, and the pinhole camera it is undistorted to."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -17,10 +17,6 @@ from flexgs.scene.undistort import widest_pinhole
 if TYPE_CHECKING:
     import pycolmap
 
-# Every lens that can be trained on, by its COLMAP name (POLYNOMIAL is of transforms.json alone), and who
-# chooses the pinhole camera that its images become: nobody
-# where lines are straight, "colmap" as image_undistorter does, or "flexgs" (undistort.py) where that would be
-# too wide.
 LENSES = {
     **dict.fromkeys(("SIMPLE_PINHOLE", "PINHOLE"), None),
     **dict.fromkeys(("SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV", "SIMPLE_DIVISION", "DIVISION"),
@@ -29,29 +25,32 @@ LENSES = {
                      "RAD_TAN_THIN_PRISM_FISHEYE", "SIMPLE_FISHEYE", "FISHEYE", "FOV", "EUCM", POLYNOMIAL),
                     "flexgs"),
 }
-
+"""Camera models that can be trained on, by COLMAP name (only POLYNOMIAL is from transforms.json), and how
+their images are undistorted: None for not at all, "colmap" for COLMAP's image_undistorter, "flexgs" for
+undistort.py where the pinhole view of image_undistorter would be too wide."""
 NARROWEST = 0.04
-"""Of the size of the image, the least focal length of a lens with straight lines: 170 degrees are seen."""
+"""Least focal length of a camera that is not wide, as a fraction of the image size: a view of 170 degrees."""
 
 
 @dataclass(frozen=True)
 class CameraModel:
-    """Intrinsics of one camera as a COLMAP model or POLYNOMIAL: hashable, picklable, in pixels of a width x
-    height image."""
+    """Intrinsics of one camera for images of width x height pixels; hashable and picklable."""
 
     model: str
+    """COLMAP's name of the camera model, or POLYNOMIAL."""
     width: int
     height: int
     params: tuple[float, ...]
+    """Parameters in COLMAP's order for the camera model, lengths in pixels."""
 
     def colmap(self) -> "pycolmap.Camera | Polynomial":
-        """What projects points through this lens."""
+        """Return the object that projects points with this camera model."""
         if self.model == POLYNOMIAL:
             return Polynomial(self.width, self.height, self.params)
         return library().Camera(model=self.model, width=self.width, height=self.height, params=self.params)
 
     def scaled(self, width: int, height: int) -> "CameraModel":
-        """The same lens for images of another size."""
+        """Return this camera model for images of another size in pixels."""
         if (width, height) == (self.width, self.height):
             return self
         camera = self.colmap()
@@ -60,7 +59,8 @@ class CameraModel:
 
     @property
     def distorted(self) -> bool:
-        # pycolmap calls a fisheye lens without coefficients undistorted; it is no pinhole.
+        """Whether images have to be undistorted to become those of a pinhole camera."""
+        # pycolmap's is_undistorted is true for a fisheye without coefficients, which is no pinhole.
         return self.wide or (LENSES[self.model] is not None and not self.colmap().is_undistorted())
 
     @property
@@ -69,23 +69,27 @@ class CameraModel:
         return LENSES[self.model] == "flexgs"
 
     def pinhole(self) -> "CameraModel":
-        """The PINHOLE lens that an image has after undistortion: as large as shows no blank pixel, and no
-        wider than undistort.MAX_FOV for a wide lens."""
+        """Return the PINHOLE model of an undistorted image, which has no blank pixel.
+
+        The view of a wide camera model is limited to undistort.MAX_FOV.
+        """
         return _pinhole(self)
 
     def camera(self, viewmat: np.ndarray, origin: Origin = WORLD) -> Camera:
-        """A Camera with the calibration of this lens, distortion left out, at the pose viewmat ([4, 4], world
-        to camera) in coordinates about origin."""
+        """Build a Camera with these intrinsics, without distortion.
+
+        viewmat ([4, 4], world to camera) is its pose in coordinates about origin.
+        """
         K = self.colmap().calibration_matrix()
         return Camera(torch.from_numpy(viewmat).float(), torch.from_numpy(K).float(), self.width, self.height,
                       origin=origin)
 
     def check(self, file: Path) -> None:
-        """UserError naming file if the lens cannot be trained on or is nonsense."""
+        """Raise a UserError that names file if the camera model is unsupported or its numbers are invalid."""
         if self.model not in LENSES:
             raise UserError(f"{file}: the camera model {self.model} is not supported; expected one of "
                             f"{', '.join(LENSES)}: cut the images into pinhole views before COLMAP")
-        # false for NaN
+        # The comparisons are false for NaN.
         sane = 0 < self.width < 1 << 17 and 0 < self.height < 1 << 17 and np.abs(self.params).max() < 1e12
         if not (sane and (np.diag(self.colmap().calibration_matrix()) > 0).all()):
             raise UserError(f"{file}: found a {self.model} camera of {self.width}x{self.height} "
@@ -95,7 +99,7 @@ class CameraModel:
         if not self.wide and (fx < NARROWEST * self.width or fy < NARROWEST * self.height):
             raise UserError(f"{file}: found a {self.model} camera of {self.width}x{self.height} pixels "
                             f"with focal lengths of {fx:g} and {fy:g}, a view of 170 degrees or more; "
-                            "expected them in pixels: they may be shares of the size")
+                            "expected them in pixels: they may be fractions of the size")
         if self.wide and not min(self.pinhole().width, self.pinhole().height) > 1:
             raise UserError(f"{file}: found a {self.model} camera with parameters "
                             f"{', '.join(f'{p:g}' for p in self.params)}, which show no clear view around "
@@ -103,7 +107,7 @@ class CameraModel:
 
 
 def from_colmap(camera: "pycolmap.Camera | Polynomial") -> CameraModel:
-    """The lens of a COLMAP camera of any model."""
+    """Convert a COLMAP camera of any model to a CameraModel."""
     return CameraModel(camera.model_name, camera.width, camera.height, tuple(float(p) for p in camera.params))
 
 

@@ -1,5 +1,4 @@
-"""What a capture on disk says, before any image is opened: the common ground of the COLMAP and
-transforms.json readers."""
+"""Contents of a capture before any image is opened, as the COLMAP and transforms.json readers return it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +14,10 @@ class Points:
     """The sparse points of a capture."""
 
     xyz: Tensor
-    """[M, 3] in world units: float64 in the capture's own coordinates; once a scene is loaded, float32 from
-    its origin."""
+    """Positions [M, 3] in world units: float64 in the capture's own coordinates; in a loaded Scene, float32
+    about the origin of the scene."""
     rgb: Tensor
-    """[M, 3] uint8."""
+    """Colours [M, 3] uint8, sRGB."""
 
     def __len__(self) -> int:
         return self.xyz.shape[0]
@@ -29,36 +28,35 @@ class Frame:
     """One photograph of a capture."""
 
     name: str
-    """What the view is called; views are ordered by it."""
+    """Name of the view; views are sorted by it."""
     folder: Path
-    """The images folder, at factor 1."""
+    """Folder of the images in full size."""
     file: str
-    """The photograph, relative to folder; it need not exist."""
+    """Path of the photograph relative to folder; it need not exist."""
     lens: CameraModel
     viewmat: np.ndarray
-    """[4, 4] float64, world to camera, OpenCV axes."""
+    """Pose, world to camera, [4, 4] float64, OpenCV axes."""
     split: str | None = None
-    """"train", "test", "val" or "none" (in no list) where the capture itself says so."""
+    """"train", "test", "val" or "none" (in no list); None if the capture has no split of its own."""
     mask: Path | None = None
-    """The mask where the capture itself names one."""
+    """Path of the mask, if the capture names one."""
 
     def reduced_folder(self, factor: int) -> Path:
-        """Where its photograph may lie at 1/factor of the size: images_<factor> beside images. It need not
-        exist."""
+        """Return the folder for images at 1/factor of the size, such as images_4; it need not exist."""
         return self.folder.parent / f"{self.folder.name}_{factor}"
 
 
 @dataclass(eq=False)
 class Capture:
-    """A capture as its reader found it."""
+    """A capture as a reader returns it."""
 
     format: str
     """"colmap" or "transforms"."""
     file: Path
-    """The file or folder to name when the cameras are wrong."""
+    """File or folder that errors about the cameras name."""
     frames: list[Frame]
     points: Points | None
     model: str | None = None
-    """The sub-model of a COLMAP reconstruction, by its path in the capture."""
+    """Path of the COLMAP model relative to the capture; None for other formats."""
     doubts: list[str] = field(default_factory=list)
-    """What was read in one of several ways, left out or contradicts itself: a line each, for the user."""
+    """Warnings for the user, one line each: ambiguities, contradictions, and data that are left out."""

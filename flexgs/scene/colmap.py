@@ -1,7 +1,7 @@
-"""COLMAP reconstructions, binary or text.
+"""Reader of COLMAP reconstructions, binary or text.
 
-Both are read here and not by pycolmap, which trusts the sizes that a binary file promises, reads every second
-line of a text file whatever it holds, and takes the poses of frames.bin however old it is.
+pycolmap is not used to read them: it trusts the sizes that a binary file promises, reads every second line of
+a text file whatever it holds, and takes the poses of frames.bin however old that file is.
 """
 
 import contextlib
@@ -28,15 +28,19 @@ PLACES = ("sparse", "colmap/sparse")
 PARTS = ("cameras", "images", "points3D")
 SUFFIXES = (".bin", ".txt")
 MAX_NAME = 4096
+"""Most bytes of an image name."""
 SAMPLE = 200
-"""Observations of an image that its pose is checked against."""
+"""About how many observations of an image its pose is checked against."""
 
 Array = np.ndarray
 
 
 def find_models(root: Path) -> list[Path]:
-    """The folders that hold any file of a reconstruction: those in sparse/ by number or name, then sparse/
-    itself; or else the same of colmap/sparse/."""
+    """List the folders of a capture that hold any file of a COLMAP model.
+
+    They are the folders in sparse/, by number and then by name, followed by sparse/ itself. Only if there are
+    none, colmap/sparse/ is searched in the same way.
+    """
     for place in PLACES:
         folder = root / place
         inner = [p for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
@@ -48,11 +52,18 @@ def find_models(root: Path) -> list[Path]:
 
 
 def read_colmap(root: Path, models: list[Path], images: Path, wanted: str | None = None) -> Capture:
-    """The reconstruction of the photographs in the folder images: of several models the one named wanted (the
-    last part of its path, or its path from root), or else the one that gives the most photographs a pose.
+    """Read one COLMAP model of a capture.
 
-    UserError if there is no such model, a file is absent, truncated or damaged, or a camera model is not
-    supported.
+    Args:
+        root: Folder of the capture.
+        models: Folders of its models, as find_models returns them.
+        images: Folder of the photographs.
+        wanted: Which model, by the path from root or by the last part of it; None reads the model that gives
+            the most photographs a pose.
+
+    Raises:
+        UserError: There is no such model, a file is absent, truncated or damaged, or a camera model is not
+            supported.
     """
     doubts: list[str] = []
     model = _choose(root, models, images, wanted, doubts)
@@ -101,9 +112,9 @@ def _choose(root: Path, models: list[Path], images: Path, wanted: str | None, do
         counts[model] = sum(find_image(images / name) is not None for name in named) or -bool(named)
     if not counts:
         raise UserError(doubts[0])
-    best = max(counts, key=lambda model: counts[model])  # the first of equals
-    others = ", ".join(f"{model.relative_to(root)} has {max(n, 0)}" for model,
-                       n in counts.items() if model != best)
+    best = max(counts, key=lambda model: counts[model])  # max returns the first of equal ones
+    others = ", ".join(f"{model.relative_to(root)} has {max(n, 0)}"
+                       for model, n in counts.items() if model != best)
     if others:
         doubts.append(f"{root}: of {len(models)} sub-models {best.relative_to(root)} is used, "
                       f"whose poses are those of {max(counts[best], 0)} photographs ({others}); "
@@ -112,7 +123,7 @@ def _choose(root: Path, models: list[Path], images: Path, wanted: str | None, do
 
 
 def _suffix(model: Path) -> str:
-    """Which kind of file the folder holds completely, ".bin" before ".txt"."""
+    """Find the kind of file of which a model is complete: ".bin", or else ".txt"."""
     for suffix in SUFFIXES:
         if all((model / f"{part}{suffix}").is_file() for part in PARTS):
             return suffix
@@ -121,49 +132,54 @@ def _suffix(model: Path) -> str:
                     "all as .bin or all as .txt: copy the missing files from the COLMAP run")
 
 
-# -- what both kinds of file hold
-# ---------------------------------------------------------------------------------------
+# -- contents of both kinds of file --------------------------------------------------------------------------
 
 class _Image(NamedTuple):
+    """One photograph of a COLMAP model."""
+
     id: int
     pose: Array
-    """[4, 4], world to camera."""
+    """World to camera, [4, 4] float64."""
     camera: int
+    """Id of the camera in _Model.cameras."""
     name: str
     xy: Array
-    """[n, 2], pixels of the observations."""
+    """Observations in pixels, [n, 2] float64."""
     seen: Array
-    """[n] int64, the id of the point that is observed; negative for none."""
+    """Id of the point that each observation belongs to, [n] int64; negative for none."""
 
 
 @dataclass
 class _Model:
+    """A COLMAP model as its files hold it."""
+
     cameras: dict[int, CameraModel]
     images: list[_Image]
     ids: Array
-    """[M] int64, ascending."""
+    """Ids of the points, [M] int64, ascending."""
     xyz: Array
-    """[M, 3] float64."""
+    """Positions of the points, [M, 3] float64."""
     rgb: Array
-    """[M, 3] uint8."""
+    """Colours of the points, [M, 3] uint8."""
     sensors: dict[tuple[int, int, int], Array] = field(default_factory=dict)
-    """(rig, kind, sensor) -> [4, 4], rig to sensor."""
+    """Pose of each sensor of a rig: (rig, kind, sensor) -> rig to sensor, [4, 4]."""
     frames: list[tuple[int, Array, list[tuple[int, int, int]]]] = field(default_factory=list)
-    """(rig, [4, 4] world to rig, its images as (kind, sensor, image id))."""
+    """Moments at which a rig took images: (rig, world to rig [4, 4], [(kind, sensor, image id), ...])."""
 
     def poses_of_frames(self) -> dict[int, Array]:
-        """image id -> [4, 4] world to camera, as rigs and frames have it."""
+        """Map image ids to world-to-camera poses [4, 4] by the rigs and frames alone."""
         return {image: self.sensors[rig, kind, sensor] @ pose for rig, pose, data in self.frames
                 for kind, sensor, image in data if kind == CAMERA and (rig, kind, sensor) in self.sensors}
 
 
 CAMERA = 0
-"""The kind of sensor that takes photographs."""
+"""Number of the kind of sensor that takes photographs."""
 KINDS = {"CAMERA": CAMERA, "IMU": 1}
+"""Numbers of the kinds of sensors by their names in text files."""
 
 
 class _Reader:
-    """The files of one model in one of the two kinds."""
+    """Reader of the files of one model, all binary or all text."""
 
     suffix: str
 
@@ -191,7 +207,7 @@ class _Reader:
         raise NotImplementedError
 
     def points(self, doubts: list[str]) -> tuple[Array, Array, Array]:
-        """(ids [M] int64, positions [M, 3] float64, colours [M, 3] uint8)."""
+        """Read ids [M] int64, positions [M, 3] float64 and colours [M, 3] uint8 of the points."""
         raise NotImplementedError
 
     def rigs(self) -> dict[tuple[int, int, int], Array]:
@@ -202,7 +218,7 @@ class _Reader:
 
 
 def _pose(where: str, numbers: tuple[float, ...]) -> Array:
-    """[4, 4] of a quaternion (w, x, y, z), of any length but 0, and a translation."""
+    """Build the pose [4, 4] of a quaternion (w, x, y, z) of any length but 0 and a translation (x, y, z)."""
     q, t = np.array(numbers[:4]), np.array(numbers[4:7])
     length = float(np.linalg.norm(q))
     if not (np.isfinite(numbers).all() and 1e-6 < length < 1e6):
@@ -220,7 +236,7 @@ def _pose(where: str, numbers: tuple[float, ...]) -> Array:
 
 @cache
 def _parameters(model: int | str) -> tuple[str, int] | None:
-    """(name, number of parameters) of a camera model by its number or name; None if COLMAP has none such."""
+    """Look up a camera model of COLMAP by number or name: (name, number of parameters), or None."""
     pycolmap = library()
     try:
         number = (pycolmap.CameraModelId(model) if isinstance(model, int)
@@ -230,26 +246,26 @@ def _parameters(model: int | str) -> tuple[str, int] | None:
         return None
 
 
-# -- which poses are right
-# ------------------------------------------------------------------------------------------------
+# -- which poses are right -----------------------------------------------------------------------------------
 
 def _compare_text(found: _Model, model: Path, doubts: list[str]) -> None:
-    """A doubt where text files beside the binary ones, which are read, hold other images, poses or cameras.
-    What is no text model says nothing."""
+    """Add a doubt if text files beside the binary model that was read hold other images, poses or cameras.
+
+    Text files that cannot be read as a model are ignored.
+    """
     with contextlib.suppress(UserError):
         text = _Text(model)
         images = {image.name: image for image in text.images([])}
         cameras = text.cameras([]) if (model / "cameras.txt").is_file() else found.cameras
-
-        extent = _extent(found.images)
+        scale = _scale(found.images)
 
         def same(image: _Image) -> bool:
             other = images.get(image.name)
-            mine, its = found.cameras[image.camera], cameras.get(other.camera) if other else None
-            return (other is not None and its is not None and _same(image.pose, other.pose, extent)
-                    and mine.model == its.model
-                    and np.allclose((mine.width, mine.height, *mine.params),
-                                    (its.width, its.height, *its.params), rtol=1e-6))
+            a, b = found.cameras[image.camera], cameras.get(other.camera) if other else None
+            return (other is not None and b is not None and _same_pose(image.pose, other.pose, scale)
+                    and a.model == b.model
+                    and np.allclose((a.width, a.height, *a.params), (b.width, b.height, *b.params),
+                                    rtol=1e-6))
 
         differ = [image.name for image in found.images if not same(image)] + sorted(
             images.keys() - {image.name for image in found.images})
@@ -260,11 +276,11 @@ def _compare_text(found: _Model, model: Path, doubts: list[str]) -> None:
 
 
 def _settle_poses(found: _Model, model: Path, suffix: str, doubts: list[str]) -> None:
-    """The poses of images and those of rigs and frames must agree, and with what the images observe of the
-    points.
+    """Choose between the poses of images and those of rigs and frames where the two differ.
 
-    Where they do not, the poses that fit the observations are taken, and a doubt says which file is stale.
-    UserError if they contradict each other and nothing tells which are right.
+    The poses that fit the observations of points better are kept in found.images, and a doubt names the stale
+    file. Chosen poses that do not fit the observations are a doubt too. UserError if the poses differ and no
+    observation tells which are right.
     """
     framed = found.poses_of_frames()
     images, stale = f"images{suffix}", f"frames{suffix} and rigs{suffix}"
@@ -273,9 +289,9 @@ def _settle_poses(found: _Model, model: Path, suffix: str, doubts: list[str]) ->
                       f"{images}, so they are of another state; the poses of {images} are used: delete "
                       f"{stale} if that is right")
         framed = {}
-    extent = _extent(found.images)
+    scale = _scale(found.images)
     differ = [image for image in found.images if image.id in framed
-              and not _same(image.pose, framed[image.id], extent)]
+              and not _same_pose(image.pose, framed[image.id], scale)]
     wrong, seen = _contradicted(found, {})
     if differ:
         other, _ = _contradicted(found, framed)
@@ -299,21 +315,24 @@ def _settle_poses(found: _Model, model: Path, suffix: str, doubts: list[str]) ->
                       f"points3D{suffix} are of different states of the reconstruction: export them anew")
 
 
-def _extent(images: Sequence[_Image]) -> float:
-    """How far the cameras are from their middle, in the median."""
+def _scale(images: Sequence[_Image]) -> float:
+    """Compute the median distance (largest coordinate) of the cameras from their median position."""
     centres = np.array([-image.pose[:3, :3].T @ image.pose[:3, 3] for image in images])
     return float(np.median(np.abs(centres - np.median(centres, axis=0)).max(1))) if len(centres) else 0.0
 
 
-def _same(a: Array, b: Array, extent: float) -> bool:
-    """Whether two poses among cameras of this extent differ by no more than text files leave out."""
+def _same_pose(a: Array, b: Array, scale: float) -> bool:
+    """Tell whether two poses differ by no more than the rounding of text files; scale is that of _scale."""
     moved, away = np.abs(a[:3, 3] - b[:3, 3]).max(), max(np.abs(a[:3, 3]).max(), np.abs(b[:3, 3]).max())
-    return bool(np.abs(a[:3, :3] - b[:3, :3]).max() < 1e-4 and moved < 1e-9 + 1e-4 * extent + 1e-6 * away)
+    return bool(np.abs(a[:3, :3] - b[:3, :3]).max() < 1e-4 and moved < 1e-9 + 1e-4 * scale + 1e-6 * away)
 
 
 def _contradicted(found: _Model, poses: dict[int, Array]) -> tuple[dict[str, float], int]:
-    """({the images half of whose observations are far from where their points fall: the median, in pixels},
-    how many images could be checked), with the poses of images where poses has none."""
+    """Find images half of whose observations are far from the projections of the observed points.
+
+    poses maps image ids to poses [4, 4] that replace those in found. Returns the median distance in pixels of
+    each such image by name, and how many images could be checked.
+    """
     wrong, checked = {}, 0
     for image in found.images:
         rows = np.flatnonzero(image.seen >= 0)
@@ -330,22 +349,21 @@ def _contradicted(found: _Model, poses: dict[int, Array]) -> tuple[dict[str, flo
             rays = found.xyz[at] @ pose[:3, :3].T + pose[:3, 3]
             off = np.linalg.norm(lens.colmap().img_from_cam(rays) - image.xy[rows], axis=1)
         off = float(np.median(np.where(np.isfinite(off) & (rays[:, 2] > 0), off, lens.width + lens.height)))
-        # COLMAP itself drops what is off by more than 4
+        # COLMAP itself drops observations that are off by more than 4 pixels.
         if off > max(4, 0.005 * max(lens.width, lens.height)):
             wrong[image.name] = off
     return wrong, checked
 
 
-# -- binary
-# ---------------------------------------------------------------------------------------------------------------
+# -- binary --------------------------------------------------------------------------------------------------
 
 class _Bytes:
-    """A little-endian binary file read front to back; running over its end is a UserError."""
+    """A little-endian binary file that is read front to back; reading over its end is a UserError."""
 
     def __init__(self, file: Path):
         self.file, self.at = file, 0
         with file.open("rb") as f:
-            empty = not file.stat().st_size  # cannot be mapped
+            empty = not file.stat().st_size  # an empty file cannot be mapped
             self.data = b"" if empty else mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
 
     def _next(self, count: int) -> int:
@@ -365,7 +383,7 @@ class _Bytes:
         self._next(count)
 
     def records(self, least: int) -> range:
-        """As many as the head says, of at least so many bytes each."""
+        """Read how many records follow, each of least bytes or more, and return their range."""
         count = self.take(_U64)[0]
         if count * least > len(self.data) - self.at:
             raise UserError(f"{self.file}: found {len(self.data)} bytes, expected at least "
@@ -449,6 +467,7 @@ class _Binary(_Reader):
 
 
 def _once(again: bool, where: str, what: str) -> None:
+    """Refuse a file that defines the same thing again."""
     if again:
         raise UserError(f"{where}: has {what} twice: the file is damaged, copy or export it again")
 
@@ -461,12 +480,13 @@ def _decoded(raw: bytes, where: str) -> str:
                         "rename the photograph or export the model again") from None
 
 
-# -- text
-# -----------------------------------------------------------------------------------------------------------------
+# -- text ----------------------------------------------------------------------------------------------------
 
 class _Text(_Reader):
-    """Lines of fields between blanks; # starts a comment. Blank lines say nothing: of an image without
-    observations the second line may be blank or absent."""
+    """Reader of text files: lines of fields between blanks, where # starts a comment.
+
+    Blank lines are skipped: the second line of an image without observations may be blank or absent.
+    """
 
     suffix = ".txt"
 
@@ -560,8 +580,11 @@ class _Text(_Reader):
 
     def _lines(self, part: str, doubts: list[str],
                count: Callable[[], int | None]) -> Iterator[tuple[str, str]]:
-        """("file, line n", its text), of each line that says something; when they are through, the count that
-        the comment on top promises is compared with count()."""
+        """Yield ("file, line n", text) for each line that is neither blank nor a comment.
+
+        After the last line, a number of records that a comment promises is compared with count(), unless that
+        is None; a difference is a doubt.
+        """
         file, promised = self.file(part), None
         with file.open("rb") as lines:
             for i, raw in enumerate(lines, 1):
@@ -579,8 +602,7 @@ class _Text(_Reader):
 
 
 class _Fields:
-    """Fields that cannot be split or converted are a UserError that says what the line is expected to
-    hold."""
+    """Context that turns a failure to split or convert the fields of a line into a UserError."""
 
     def __init__(self, where: str, expected: str):
         self.where, self.expected = where, expected
@@ -595,17 +617,16 @@ class _Fields:
 
 
 def _is_observations(words: list[str]) -> bool:
-    """Whether a line of images.txt holds X Y POINT3D_ID, again and again; it is no image, whose name is
-    hardly a number."""
+    """Tell whether a line of images.txt holds observations, and no image: names are hardly numbers."""
     try:
-        return len(words) % 3 == 0 and all(_signed(word) >= -1
-                                           for word in words[2::3]) and bool([*map(float, words)])
+        return (len(words) % 3 == 0 and all(_signed(word) >= -1 for word in words[2::3])
+                and bool([*map(float, words)]))
     except (ValueError, OverflowError):
         return False
 
 
 def _signed(word: str) -> int:
-    """The id of a point as int64; 2^64 - 1, by which COLMAP says none, becomes -1."""
+    """Convert the id of a point to int64; 2^64 - 1, which is COLMAP's id for no point, becomes -1."""
     number = int(word)
     if not -(1 << 63) <= number < 1 << 64:
         raise ValueError

@@ -1,7 +1,7 @@
-"""Which capture it is: a short digest that says what differs between two, the same on every machine.
+"""Digest of a capture, equal on every machine, that also tells in what two captures differ.
 
-    24-6f1c9ab2-90b4c1f2-1d20e85b: number of images, names, cameras (poses and lenses), sizes of the image
-    files
+In 24-6f1c9ab2-90b4c1f2-1d20e85b the parts are the number of images, and hashes of their names, of the cameras
+(poses and camera models), and of the sizes of the image files.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ PARTS = ("number of images", "names of images", "poses or lenses", "sizes of ima
 
 
 def capture_digest(views: Sequence[View]) -> str:
-    """The digest of the views of a capture, in their order. No image is opened."""
+    """Compute the digest of a capture from its views, in their order, without opening an image."""
     cameras = (repr((v.lens.model, v.camera.width, v.camera.height, *map(_rounded, (
         v.lens.params, v.camera.viewmat[:3, :3].flatten().tolist(), v.camera.viewmat[:3, 3].tolist())),
         *(v.camera.origin if v.camera.origin != WORLD else ()))) for v in views)
@@ -29,10 +29,14 @@ def capture_digest(views: Sequence[View]) -> str:
 
 
 def check_same_capture(known: str | None, ours: str | None, where: Path, advice: str) -> None:
-    """UserError, which says what differs, unless two captures have one digest. where: what has been made from
-    the known one.
+    """Raise a UserError that says what differs if two captures have different digests.
 
-    What was made before there were such digests is taken as it is.
+    Args:
+        known: Digest of the capture that where was made from; None or a digest of another form is accepted,
+            as older runs have it.
+        ours: Digest of the capture at hand.
+        where: File or folder that the error names.
+        advice: What the user can do, the end of the error.
     """
     was, now = ((typed(str | None, digest, f"{where}: the digest of a capture") or "").split("-")
                 for digest in (known, ours))
@@ -45,12 +49,12 @@ def check_same_capture(known: str | None, ours: str | None, where: Path, advice:
 
 
 def _rounded(numbers: Sequence[float]) -> list[float]:
-    """To the digits that every machine computes alike: five of the largest."""
+    """Round to the digits that every machine computes alike: five significant ones of the largest number."""
     largest = max((abs(x) for x in numbers if math.isfinite(x)), default=0)
     digits = 4 - math.floor(math.log10(largest or 1))
-    return [round(x, digits) + 0.0 for x in numbers]  # -0.0 + 0.0 is 0.0
+    return [round(x, digits) + 0.0 for x in numbers]  # + 0.0 turns -0.0 into 0.0
 
 
 def _digest(texts: Iterable[str]) -> str:
-    # MLflow takes 36 letters in all
+    # Short, since MLflow limits a dataset's digest to 36 characters.
     return hashlib.blake2b("\n".join(texts).encode(), digest_size=4).hexdigest()

@@ -1,4 +1,4 @@
-"""The first Gaussians: one per point of the capture."""
+"""Initial Gaussians: one per point of the capture."""
 
 import math
 
@@ -12,12 +12,17 @@ from flexgs.splats import SH_C0, Splats
 
 def initial_splats(points: Points, sh_degree: int, *, opacity: float = 0.1, alone: float = 1.0,
                    origin: Origin = WORLD) -> Splats:
-    """A round Gaussian at each of the M points, in its colour.
+    """Create an isotropic Gaussian at each point, in the colour of the point.
 
-    Its standard deviation is the root mean square distance to the 3 nearest other points (Kerbl et al. 2023),
-    at least 1e-4 of the median so that duplicates do not vanish. opacity: after the sigmoid, 0 to 1.
-    alone: the standard deviation, in world units, of a point that has no other. origin: of the points'
-    coordinates.
+    The standard deviation is the root mean square distance to the 3 nearest other points (Kerbl et al. 2023),
+    at least 1e-4 of the median so that duplicates do not vanish.
+
+    Args:
+        points: At least one point.
+        sh_degree: Degree of the spherical harmonics, whose coefficients above degree 0 start at zero.
+        opacity: Opacity of every Gaussian, above 0 and below 1.
+        alone: Standard deviation, in world units, of a point without others at another position.
+        origin: Origin of the coordinates of the points.
     """
     from scipy.spatial import cKDTree
 

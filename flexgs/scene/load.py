@@ -1,4 +1,4 @@
-"""load_scene: a capture on disk -> cameras, images and points ready for training."""
+"""Loading a capture from disk: cameras, images and points ready for training."""
 
 import contextlib
 import os
@@ -33,13 +33,14 @@ from flexgs.scene.views import (
 from flexgs.seeds import generator
 
 RANDOM_POINTS = 10_000
+"""Number of initial points of a capture that has none."""
 NEAR = 0.01
-"""Units of the scene that nothing nearer than is drawn; a unit is about a fifth of the scene scale."""
+"""Depth of the near plane, in units of camera.unit_of (about a fifth of the scene scale)."""
 
 
 @dataclass(eq=False)
 class Scene:
-    """A capture, split into views to train on and views to test on."""
+    """A capture that is split into training views and test views."""
 
     name: str
     root: Path
@@ -47,16 +48,18 @@ class Scene:
     test: list[View]
     points: Points
     scene_scale: float
-    """1.1 x the largest distance of a training camera from their mean, in world units."""
+    """1.1 times the largest distance of a training camera from the mean of the training cameras, in world
+    units."""
     protocol: dict = field(default_factory=dict)
-    """JSON values: how the images and the split were made, for whoever compares figures."""
+    """How the images and the split were made, as JSON values; metrics compare only where this is equal."""
     origin: Origin = WORLD
-    """Where (0, 0, 0) of cameras and points is in the capture's own coordinates; see docs/coordinates.md."""
+    """Position of (0, 0, 0) of cameras and points in the capture's own coordinates; see
+    docs/coordinates.md."""
     doubts: list[str] = field(default_factory=list)
-    """What was read in one of several ways, left out or contradicts itself, a line each."""
+    """Warnings about the capture, one line each: ambiguities, contradictions, and data that are left out."""
 
     def summary(self) -> str:
-        """One line by which a person can check what was read."""
+        """Describe in one line what was read, for a person to check."""
         p = self.protocol
         by_name = f"every {p['test_every']}th by name" if p["test_every"] else "none"
         split = "as the capture says" if p["split"] == "files" else by_name
@@ -73,31 +76,37 @@ class Scene:
 
     @property
     def digest(self) -> str | None:
-        """Which capture it is (identity.py); None if it was not read from a disk."""
+        """Digest that identifies the capture (identity.py); None if it was not read from a disk."""
         return self.protocol.get("digest")
 
     @property
     def unit(self) -> float:
-        """A length of this scene, in world units; see unit_of in camera.py."""
+        """Unit of length of this scene, in world units (camera.unit_of)."""
         return unit_of(self.scene_scale)
 
 
 def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: str | None = None,
                masks: bool = True, seed: int = 0, cache_bytes: int | None = None,
                model: str | None = None) -> Scene:
-    """Read a capture: a COLMAP reconstruction or, if there is none, a transforms.json of nerfstudio or
-    instant-ngp.
+    """Load a COLMAP reconstruction or, if there is none, a transforms.json of nerfstudio or instant-ngp.
 
-    factor: train at 1/factor of the size of images/: from the folder images_<factor> if there is one, else
-    resized.
-    test_every: every so many views, by name, starting with the first, is a test view; 0 for none.
-    masks: read masks/ beside images/; see masks.Masks for their names.
-    seed: for the random points of a capture that has none.
-    cache_bytes: how much decoded images may take in memory; None: see views.default_cache.
-    model: which of several COLMAP models, such as "1" for sparse/1; None: the one of the most photographs.
+    Only the headers of images are read; a View decodes its image when it is asked for it. Doubts about the
+    capture are kept in Scene.doubts, and each is also a warning.
 
-    No image is decoded here, only its head is read. UserError, in one line, for whatever is wrong with the
-    capture; what is only doubtful is a warning each, and in Scene.doubts.
+    Args:
+        path: Folder of the capture.
+        factor: Train at 1/factor of the size of images/, from the folder images_<factor> if there is one,
+            else by resizing.
+        test_every: Every test_every-th view by name, starting with the first, is a test view; 0 for none.
+        name: Name of the scene; None for the name of the folder.
+        masks: Read masks/ beside images/; masks.Masks lists the file names.
+        seed: Seed of the random points of a capture that has none.
+        cache_bytes: Most bytes of decoded images in memory; None for views.default_cache.
+        model: Which of several COLMAP models, such as "1" for sparse/1; None for the one that gives the most
+            photographs a pose.
+
+    Raises:
+        UserError: The capture cannot be trained on; one line says why.
     """
     root = Path(path)
     if factor < 1 or test_every < 0:
@@ -135,15 +144,15 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         heads.append(head)
     doubts += finder.doubts() if finder else []
     doubts += _doubts_of_heads(files, heads)
-    said = [frame.split for frame in frames] if any(frame.split for frame in frames) else None
-    train, test = _split(root, views, said, test_every, doubts)
+    splits = [frame.split for frame in frames] if any(frame.split for frame in frames) else None
+    train, test = _split(root, views, splits, test_every, doubts)
     if len(train) < 2:
         raise UserError(f"{root}: found {len(train)} training views of {len(views)} images, "
                         "expected at least 2: change test_every or add images")
-    points, note = _near(capture, doubts), "capture"
+    points, points_from = _near(capture, doubts), "capture"
     if points is None:
-        points, note = _random_points([view.camera.viewmat.double().numpy() for view in train],
-                                      seed), "random"
+        poses = [view.camera.viewmat.double().numpy() for view in train]
+        points, points_from = _random_points(poses, seed), "random"
         doubts.append(f"{capture.file.parent}: the capture has no points; starting from "
                       f"{RANDOM_POINTS} random ones")
     else:
@@ -164,13 +173,13 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         "resize": "pillow bicubic" if resize > 1 else None,
         "width": width, "height": height,
         "one_size": all((v.camera.width, v.camera.height) == (width, height) for v in views),
-        "split": "files" if said else "every nth by name", "test_every": None if said else test_every,
+        "split": "files" if splits else "every nth by name", "test_every": None if splits else test_every,
         "train_views": len(train), "test_views": len(test),
         "undistorted": any(view.lens.distorted for view in views),
         "lenses": sorted({frame.lens.model for frame in frames}),
         "masks": sum(view.mask_path is not None for view in views),
         "photographs": photographs, "posed": len(views), "model": capture.model,
-        "points": len(points), "points_from": note, "digest": capture_digest(views),
+        "points": len(points), "points_from": points_from, "digest": capture_digest(views),
         **({"max_fov": MAX_FOV} if any(view.lens.wide for view in views) else {}),
         **({"origin": list(origin)} if origin != WORLD else {}),
     }
@@ -196,7 +205,7 @@ def load_cameras(path: str | Path, model: str | None = None) -> list[Camera]:
 
 
 def _near(capture: Capture, doubts: list[str]) -> Points | None:
-    """The points that are where float32 can hold them."""
+    """Return the points whose coordinates are below FARTHEST; None if there are none."""
     if capture.points is None or bool((near := (capture.points.xyz.abs() < FARTHEST).all(1)).all()):
         return capture.points
     doubts.append(f"{capture.file}: {int((~near).sum())} of {len(near)} points are over {FARTHEST:g} "
@@ -205,20 +214,22 @@ def _near(capture: Capture, doubts: list[str]) -> Points | None:
 
 
 def _place(viewmat: np.ndarray) -> np.ndarray:
-    """[3] where the camera of a pose [4, 4] stands."""
+    """Compute the camera position [3] of a world-to-camera pose [4, 4]."""
     return -viewmat[:3, :3].T @ viewmat[:3, 3]
 
 
 def _about(origin: Origin, viewmat: np.ndarray) -> np.ndarray:
-    """The pose [4, 4] float64 of the same camera in coordinates about origin."""
+    """Convert a pose [4, 4] float64 from the capture's own coordinates to coordinates about origin."""
     moved = viewmat.copy()
     moved[:3, 3] += viewmat[:3, :3] @ offset(WORLD, origin)
     return moved
 
 
 def read_capture(root: Path, model: str | None = None) -> Capture:
-    """The capture in the folder root, in whichever format it is. UserError if there is none, or no COLMAP
-    model so named."""
+    """Read the capture in the folder root, whichever its format; UserError if there is none.
+
+    model names one of several COLMAP models; a name that fits none is a UserError.
+    """
     if not root.is_dir():
         raise UserError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}; expected "
                         "the folder of a capture")
@@ -236,7 +247,11 @@ def read_capture(root: Path, model: str | None = None) -> Capture:
 
 def _locate(capture: Capture, frames: list[Frame], factor: int,
             doubts: list[str]) -> tuple[list[Frame], list[Path], bool]:
-    """(frames, the image file of each, whether these are the reduced images of images_<factor>)."""
+    """Find the image file of each frame; frames without one and repeated photographs are left out.
+
+    Returns:
+        The frames kept, the image file of each, and whether these files are those of images_<factor>.
+    """
     folders = {frame.folder: frame.reduced_folder(factor) for frame in frames}
     reduced = factor > 1 and all(folder.is_dir() for folder in folders.values())
     wanted = [(folders[frame.folder] if reduced else frame.folder) / frame.file for frame in frames]
@@ -249,8 +264,8 @@ def _locate(capture: Capture, frames: list[Frame], factor: int,
             folder = next(iter(folders))
             others = sorted(int(p.name.rpartition("_")[2]) for p in folder.parent.glob(f"{folder.name}_*")
                             if p.name.rpartition("_")[2].isdigit())
-            hint = (f", or use the factor {others[0]} of {folder.name}_{others[0]}/" if others and not reduced
-                    else "")
+            hint = (f", or use the factor {others[0]} of {folder.name}_{others[0]}/"
+                    if others and not reduced else "")
             raise UserError(f"{text}: copy them to there{hint}")
         doubts.append(f"{text}; going on without them")
     if reduced:
@@ -262,7 +277,7 @@ def _locate(capture: Capture, frames: list[Frame], factor: int,
             continue
         if (first := kept.setdefault(file, frame)) is not frame:
             again.append(file)
-            if frame.split in ("test", "val"):  # what is held out once is never trained on
+            if frame.split in ("test", "val"):  # a photograph that is held out once is never trained on
                 first.split = frame.split
     if again:
         doubts.append(f"{capture.file}: names {len(again)} photographs more than once, for instance "
@@ -271,7 +286,7 @@ def _locate(capture: Capture, frames: list[Frame], factor: int,
 
 
 def _blind(file: Path, views: list[View], points: Points) -> list[str]:
-    """A doubt if most cameras have not one of the capture's points in their image: they look elsewhere."""
+    """Return a doubt if most cameras have none of the capture's points in their image, else nothing."""
     xyz = points.xyz[::max(1, len(points) // 10_000)]
     blind = []
     for view in views:
@@ -288,9 +303,8 @@ def _blind(file: Path, views: list[View], points: Points) -> list[str]:
 
 
 def _unlike(frame: Frame, file: Path | None, factor: int) -> list[str]:
-    """A doubt if the photograph of images_<factor> is not 1/factor of that of images/, where both are
-    there."""
-    with contextlib.suppress(UserError):  # of images/ nothing is trained on
+    """Return a doubt if a photograph of images_<factor> is not 1/factor the size of the one in images/."""
+    with contextlib.suppress(UserError):  # the one in images/ is not trained on, so it may be damaged
         if file and (whole := find_image(frame.folder / frame.file)):
             (width, height), (full_width, full_height) = read_head(file)[:2], read_head(whole)[:2]
             if (abs(width - full_width / factor) > 2 + 0.005 * width
@@ -302,17 +316,17 @@ def _unlike(frame: Frame, file: Path | None, factor: int) -> list[str]:
 
 
 def _count(capture: Capture, frames: list[Frame], files: list[Path], doubts: list[str]) -> int:
-    """How many photographs there are in the folders of these frames; a doubt says how many of them have no
-    pose."""
+    """Count the photographs in the folders of these frames; add a doubt if some of them have no pose."""
     posed: dict[Path, set[str]] = {}
     for frame, file in zip(frames, files, strict=True):
-        here = Path(frame.file).with_name(file.name)  # as it is called there, and as the capture calls it
-        posed.setdefault(frame.folder, set()).update({plain(stem(frame.file)), plain(stem(here.as_posix()))})
+        on_disk = Path(frame.file).with_name(file.name)  # may differ from the capture's name, say in case
+        posed.setdefault(frame.folder, set()).update(
+            {plain(stem(frame.file)), plain(stem(on_disk.as_posix()))})
     unposed = []
     for folder, names in posed.items():
         for inner, folders, found in os.walk(folder, followlinks=False):
             if capture.format != "colmap":
-                folders.clear()  # of transforms.json each folder is named
+                folders.clear()  # transforms.json names every folder, so folders in it are not searched
             place = Path(inner).relative_to(folder)
             unposed += [Path(inner) / name for name in found
                         if is_photograph(name) and plain(stem((place / name).as_posix())) not in names]
@@ -324,13 +338,13 @@ def _count(capture: Capture, frames: list[Frame], files: list[Path], doubts: lis
 
 
 def _checked_head(file: Path, frame: Frame, source: Path) -> ImageHead:
-    """The head of the image file, whose size must be as the camera says, up to one scale and rounding."""
+    """Read the header of an image file; UserError if its aspect ratio is not that of the camera model."""
     head = read_head(file)
     width, height = head[:2]
     lens = frame.lens
     slack = 2 + 0.005 * max(width, height)
-    if abs(height - lens.height * width
-           / lens.width) > slack or abs(width - lens.width * height / lens.height) > slack:
+    if (abs(height - lens.height * width / lens.width) > slack
+            or abs(width - lens.width * height / lens.height) > slack):
         turned = " (its EXIF orientation is not applied)" if head.turned else ""
         raise UserError(f"{file}: found {width}x{height} pixels{turned}, but {source} has a camera of "
                         f"{lens.width}x{lens.height} for it, another aspect ratio: use the "
@@ -345,19 +359,22 @@ def _doubts_of_heads(files: list[Path], heads: list[ImageHead]) -> list[str]:
                        "pixels as they are stored"}
     found = {kind: [file for file, head in zip(files, heads, strict=True) if getattr(head, kind)]
              for kind in kinds}
-    return [f"{some[0].parent}: {len(some)} of {len(files)} photographs {kinds[kind]}, for "
-            f"instance {some[0].name}"
-            for kind, some in found.items() if some]
+    return [f"{some[0].parent}: {len(some)} of {len(files)} photographs {kinds[kind]}, for instance "
+            f"{some[0].name}" for kind, some in found.items() if some]
 
 
-def _split(root: Path, views: list[View], said: list[str | None] | None, test_every: int, doubts: list[str]
-           ) -> tuple[list[View], list[View]]:
-    """(train, test): as the capture itself says, or every so many views. UserError where the capture leaves
-    nothing to test on, unless test_every is 0."""
-    if not said:
+def _split(root: Path, views: list[View], splits: list[str | None] | None, test_every: int,
+           doubts: list[str]) -> tuple[list[View], list[View]]:
+    """Split views into (train, test).
+
+    The capture's own split counts (splits, one entry per view); without one, every test_every-th view is a
+    test view. If that split has no "test", its "val" or else its "none" is tested on; with none of these the
+    capture is a UserError, unless test_every is 0.
+    """
+    if not splits:
         return ([view for i, view in enumerate(views) if not test_every or i % test_every],
                 [view for i, view in enumerate(views) if test_every and i % test_every == 0])
-    parts = {part: [view for view, split in zip(views, said, strict=True) if (split or "train") == part]
+    parts = {part: [view for view, split in zip(views, splits, strict=True) if (split or "train") == part]
              for part in ("train", "test", "val", "none")}
     others = {"val": "are held out for validation", "none": "are in none of its lists"}
     for part in ("val", "none"):
@@ -377,7 +394,10 @@ def _split(root: Path, views: list[View], said: list[str | None] | None, test_ev
 
 
 def _random_points(viewmats: list[np.ndarray], seed: int) -> Points:
-    """Points of random place and colour in the box that the cameras look at or stand around."""
+    """Draw points of random position and colour in a cube around the focus of the cameras.
+
+    The cube reaches, in each direction, as far as the farthest camera is from its centre.
+    """
     centre = focus(viewmats)
     places = np.stack([_place(viewmat) for viewmat in viewmats])
     half = np.linalg.norm(places - centre, axis=1).max()
@@ -387,7 +407,7 @@ def _random_points(viewmats: list[np.ndarray], seed: int) -> Points:
 
 
 def load_capture(path: Path, config: Config) -> Scene:
-    """The capture at path, read as config says."""
+    """Load the capture at path with the data settings and the seed of config."""
     data = config.data
     return load_scene(path, factor=data.factor, test_every=data.test_every, masks=data.masks,
                       seed=config.seed, cache_bytes=data.cache_bytes, model=data.model)

@@ -1,4 +1,4 @@
-"""Which mask belongs to which photograph, and which masks and photographs are left without."""
+"""Matching of masks to photographs."""
 
 import os
 from pathlib import Path
@@ -9,12 +9,12 @@ from flexgs.scene.views import ImageHead, find_image, image_size, is_photograph,
 
 
 class Masks:
-    """The masks of a capture, each used at most once per photograph.
+    """Masks of a capture.
 
-    A frame's own mask counts, by its name with any suffix. Otherwise it is looked for beside the images
-    folder, in masks/, masks_<factor>/ or another masks_<n>/, or mask/ in their place, in upper or lower case:
-    for `a/b.jpg`, `a/b`, `a/b.jpg`, `a/b_mask` or `a/b.jpg_mask` with the suffix of an image, in upper or
-    lower case too.
+    A mask that the capture names for a frame counts, with any suffix. Otherwise masks are searched beside the
+    images folder: in masks/ or mask/, else in masks_<factor>/ or mask_<factor>/, else in another masks_<n>/
+    or mask_<n>/. The mask of `a/b.jpg` is called `a/b`, `a/b.jpg`, `a/b_mask` or `a/b.jpg_mask` there,
+    followed by the suffix of an image. Upper and lower case count the same.
     """
 
     def __init__(self, frames: list[Frame], factor: int):
@@ -27,7 +27,7 @@ class Masks:
             self.folders[parent] = (folder, _index(folder)) if folder else None
 
     def find(self, frame: Frame, head: ImageHead) -> Path | None:
-        """The mask of a photograph, or None; UserError if its size does not fit."""
+        """Find the mask of a photograph, None if it has none; UserError if its aspect ratio differs."""
         if frame.mask is not None:
             if (mask := find_image(frame.mask)) is None:
                 self.absent.append(frame.mask)
@@ -35,8 +35,8 @@ class Masks:
             place = self.folders[frame.folder.parent]
             base = stem(frame.file)
             keys = (base, frame.file, f"{base}_mask", f"{frame.file}_mask")
-            mask = next((place[1][key] for key in map(plain, keys) if key in place[1]),
-                        None) if place else None
+            index = place[1] if place else {}
+            mask = next((index[key] for key in map(plain, keys) if key in index), None)
         if mask is None:
             self.without.append(frame.folder / frame.file)
             return None
@@ -50,7 +50,7 @@ class Masks:
         return mask
 
     def doubts(self) -> list[str]:
-        """What is not used, a line each."""
+        """List, one line each, masks that fit no photograph and photographs that have no mask."""
         said = []
         if self.absent:
             said.append(f"{self.absent[0]}: {len(self.absent)} masks that the capture names are not "
@@ -70,7 +70,7 @@ class Masks:
 
 
 def _folder(parent: Path, factor: int) -> Path | None:
-    """The folder of masks in parent: of all sizes before that of this factor before others."""
+    """Find the folder of masks in parent: masks/ or mask/, else the one of this factor, else any other."""
     wanted = ["masks", "mask", f"masks_{factor}", f"mask_{factor}"]
     found = {path: path.name.lower() for path in sorted(parent.glob("*"))
              if path.name.lower().startswith(("masks", "mask")) and path.is_dir()}
@@ -81,6 +81,6 @@ def _folder(parent: Path, factor: int) -> Path | None:
 
 
 def _index(folder: Path) -> dict[str, Path]:
-    """The masks below folder by their paths without suffix."""
+    """Map the plain() relative paths, without suffix, of the images below folder to these images."""
     return {plain(stem((Path(inner) / name).relative_to(folder).as_posix())): Path(inner) / name
             for inner, _, names in os.walk(folder) for name in sorted(names) if is_photograph(name)}

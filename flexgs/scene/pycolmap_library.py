@@ -1,4 +1,4 @@
-"""pycolmap, without what its import does to SIGTERM."""
+"""Import of pycolmap without its signal handler."""
 
 import signal
 import threading
@@ -6,10 +6,9 @@ from types import ModuleType
 
 
 def library() -> ModuleType:
-    """pycolmap. Its import makes SIGTERM, by which schedulers end a run, print a stack trace; that is undone
-    here."""
+    """Import pycolmap and undo its handler of SIGTERM, which prints a stack trace when a run is ended."""
     import pycolmap
 
-    if threading.current_thread() is threading.main_thread():  # no other may say what a signal does
+    if threading.current_thread() is threading.main_thread():  # other threads may not set signal handlers
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
     return pycolmap

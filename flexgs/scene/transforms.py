@@ -1,4 +1,4 @@
-"""Captures described by JSON: nerfstudio, instant-ngp, and the split files of Blender-made scenes."""
+"""Reader of transforms.json: nerfstudio, instant-ngp, and the split files of Blender-made scenes."""
 
 import math
 import os
@@ -22,17 +22,14 @@ from flexgs.scene.views import find_image, image_size, plain, stem
 OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 SPLITS = ("train", "val", "test")
 PERSPECTIVE = ("OPENCV", "PERSPECTIVE", "SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV")
-"""Values of camera_model that are a perspective lens with the coefficients that stand beside it, as
-nerfstudio reads them."""
-
+"""Values of camera_model for a perspective camera, whose distortion is given by k1, p1, ... in the same JSON
+object, as in nerfstudio."""
 FOCAL = {"fl_x", "fl_y", "camera_angle_x", "camera_angle_y"}
-"""A frame that says one of these has none of the file's: its own camera_angle_x counts where the file has
-fl_x."""
+"""Keys of the focal length: a frame with any of them inherits none of them from the top of the file."""
 
 
 def find_transforms(root: Path) -> list[Path]:
-    """transforms.json, or else transforms_train.json with those of val and test beside it; empty if neither
-    is there."""
+    """List transforms.json, or else transforms_train.json and those of val and test; [] if there is none."""
     if (single := root / "transforms.json").is_file():
         return [single]
     files = [root / f"transforms_{split}.json" for split in SPLITS]
@@ -40,10 +37,12 @@ def find_transforms(root: Path) -> list[Path]:
 
 
 def read_transforms(root: Path, files: list[Path]) -> Capture:
-    """The cameras of these files. Poses are camera to world with OpenGL axes (x right, y up, z backward).
+    """Read the capture in the folder root that these files, as find_transforms lists them, describe.
 
-    Intrinsics (fl_x, fl_y, cx, cy, w, h, k1 ... k6, p1, p2, b1, b2, camera_angle_x) stand at the top or in a
-    frame. UserError if a file is not such JSON, has a bad pose or a lens that is not supported.
+    Poses in the files are camera to world with OpenGL axes (x right, y up, z backward). Intrinsics (fl_x,
+    fl_y, cx, cy, w, h, k1 ... k6, p1, p2, b1, b2, camera_angle_x, camera_angle_y) are at the top of a file or
+    in a frame. UserError if a file is no such JSON, a pose is no rotation and translation, or a camera model
+    is not supported.
     """
     frames: list[Frame] = []
     doubts: list[str] = []
@@ -58,8 +57,8 @@ def read_transforms(root: Path, files: list[Path]) -> Capture:
         size = _image_size(file, data, paths)
         for i, (entry, path) in enumerate(zip(data["frames"], paths, strict=True)):
             where = f"{file}: frame {i} ({entry['file_path']})"
-            shared = {key: value for key, value in data.items()
-                      if key not in FOCAL} if FOCAL & entry.keys() else data
+            own = FOCAL if FOCAL & entry.keys() else set()
+            shared = {key: value for key, value in data.items() if key not in own}
             lens = _lens({**shared, **entry}, size, where, notes)
             lens.check(file)
             named = entry.get("mask_path")
@@ -101,8 +100,11 @@ def _path(file: Path, i: int, entry: Any, places: "_Places") -> Path:
 
 
 class _Places:
-    """Where the files are that transforms.json names: as it says, with the slashes of Windows, or, of a path
-    of another machine, at the longest end of it that is there."""
+    """Finder of the files that transforms.json names, relative to the folder root.
+
+    Backslashes of Windows are understood. An absolute path of another machine is replaced by its longest end
+    that exists in root; moved counts these, and example is the first.
+    """
 
     def __init__(self, root: Path):
         self.root, self.moved, self.example = root, 0, ""
@@ -127,8 +129,7 @@ class _Places:
 
 
 def _name(frames: list[Frame]) -> None:
-    """Views of several folders are called by the folder too, and by as much of their paths as tells them
-    apart."""
+    """Add folders to the names of frames of several folders: as much of the path as tells them apart."""
     folders = {frame.folder for frame in frames}
     if len(folders) == 1:
         return
@@ -139,13 +140,12 @@ def _name(frames: list[Frame]) -> None:
         frame.name = (inner / frame.file).as_posix()
 
 
-# -- the split
-# --------------------------------------------------------------------------------------------------------
+# -- train and test split ------------------------------------------------------------------------------------
 
 def _splits(file: Path, data: dict, names: list[str], doubts: list[str]) -> list[str] | None:
-    """"train", "val", "test" or "none" (in no list) of each frame; None where the file has no lists.
+    """Return "train", "val", "test" or "none" (in no list) for each frame; None if the file has no lists.
 
-    What a list holds out stays held out, whatever the others say.
+    A frame that one list holds out is not trained on, even if train_filenames has it too.
     """
     lists = {split: data[f"{split}_filenames"] for split in SPLITS
              if data.get(f"{split}_filenames") is not None}
@@ -159,7 +159,7 @@ def _splits(file: Path, data: dict, names: list[str], doubts: list[str]) -> list
     by_key: dict[str, set[int]] = {}
     for i, key in enumerate(full):
         parts = key.split("/")
-        for start in range(len(parts)):  # the whole, and every end of it
+        for start in range(len(parts)):  # the whole path, and every end of it
             by_key.setdefault("/".join(parts[start:]), set()).add(i)
     exact: dict[str, set[int]] = {}
     for i, key in enumerate(full):
@@ -184,21 +184,20 @@ def _splits(file: Path, data: dict, names: list[str], doubts: list[str]) -> list
 
 
 def _key(name: str) -> str:
-    """A path as lists and frames may both write it."""
+    """Normalize a path so that the spellings of lists and frames compare equal."""
     return stem(plain(posixpath.normpath(name.strip().replace("\\", "/"))).lstrip("/"))
 
 
 def _by_end(key: str, exact: dict[str, set[int]]) -> set[int]:
-    """The frames that an absolute path of another machine ends in."""
+    """Find the frames whose path is the longest possible end of an absolute path of another machine."""
     parts = key.split("/")
     return next((exact[end] for i in range(1, len(parts)) if (end := "/".join(parts[i:])) in exact), set())
 
 
-# -- cameras
-# ----------------------------------------------------------------------------------------------------------
+# -- cameras -------------------------------------------------------------------------------------------------
 
 def _image_size(file: Path, data: dict, paths: Iterable[Path]) -> dict[str, tuple[int, int]] | None:
-    """(width, height) for frames that do not say theirs: that of the first image there is."""
+    """Read (width, height) of the images that exist, by file_path; None if all frames have w and h."""
     if all("w" in {**data, **entry} and "h" in {**data, **entry} for entry in data["frames"]):
         return None
     found: dict[str, tuple[int, int]] = {}
@@ -212,7 +211,7 @@ def _image_size(file: Path, data: dict, paths: Iterable[Path]) -> dict[str, tupl
 
 
 class _Notes:
-    """How often something about lenses had to be assumed, and an example."""
+    """Assumptions about camera models, each with the frames that it was made for."""
 
     def __init__(self) -> None:
         self.found: dict[str, list[str]] = {}
@@ -225,7 +224,10 @@ class _Notes:
 
 
 def _lens(values: dict, sizes: dict[str, tuple[int, int]] | None, where: str, notes: _Notes) -> CameraModel:
-    """The lens of a frame from its own values over those of the file."""
+    """Build the camera model of a frame from its JSON values over those at the top of the file.
+
+    Without w and h, the image size is the one in sizes (by file_path), or else the first one there.
+    """
     def number(*keys: str) -> float | None:
         for key in keys:
             if (value := values.get(key)) is not None:
@@ -259,7 +261,7 @@ def _lens(values: dict, sizes: dict[str, tuple[int, int]] | None, where: str, no
         raise UserError(f"{where}: found camera_model = {shown(named)} and is_fisheye = {shown(fisheye)}, "
                         "expected a name and true or false")
     named = "OPENCV_FISHEYE" if fisheye else named.upper()
-    # Metashape's frame camera: fx = f + b1, and p1 and p2 are those of OpenCV, exchanged
+    # Metashape's frame camera has fx = f + b1, and its p1 and p2 are OpenCV's p2 and p1.
     if "b1" in values or "b2" in values:
         if number("b2"):
             raise UserError(f"{where}: found a skew of b2 = {number('b2'):g}, which no supported "
@@ -274,11 +276,11 @@ def _lens(values: dict, sizes: dict[str, tuple[int, int]] | None, where: str, no
     if not (0.05 < pinhole[2] / w < 0.95 and 0.05 < pinhole[3] / h < 0.95):
         notes.add("cx and cy are at the border of the image or beyond; they count in pixels from "
                   "its upper left corner", where)
-    if named == "OPENCV_FISHEYE":  # nerfstudio's k1 to k4 are the coefficients of OpenCV, as COLMAP's
+    if named == "OPENCV_FISHEYE":  # nerfstudio and COLMAP both use OpenCV's k1 to k4
         return CameraModel(named, int(w), int(h), (*pinhole, k1, k2, k3, k4))
     if named not in PERSPECTIVE:
         named = f"{named} of transforms.json" if named in LENSES else named
-        return CameraModel(named, int(w), int(h), pinhole)  # refused by CameraModel.check, by its name
+        return CameraModel(named, int(w), int(h), pinhole)  # CameraModel.check refuses it by its name
     if named.endswith("PINHOLE") and any((k1, k2, p1, p2, k3, k4, k5, k6)):
         notes.add(f"the camera model is {named}, but there are distortion coefficients, which are used",
                   where)
@@ -296,7 +298,7 @@ def _lens(values: dict, sizes: dict[str, tuple[int, int]] | None, where: str, no
                   "they come from there", where)
     if k4:
         return CameraModel(POLYNOMIAL, int(w), int(h), (*pinhole, k1, k2, p1, p2, k3, k4))
-    if k3:  # the rational model without a denominator
+    if k3:  # the numerator of the rational model is this polynomial
         return CameraModel("FULL_OPENCV", int(w), int(h), (*pinhole, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0))
     if any((k1, k2, p1, p2)):
         return CameraModel("OPENCV", int(w), int(h), (*pinhole, k1, k2, p1, p2))
@@ -304,7 +306,7 @@ def _lens(values: dict, sizes: dict[str, tuple[int, int]] | None, where: str, no
 
 
 def _viewmat(entry: dict, where: str) -> np.ndarray:
-    """[4, 4] world to camera, OpenCV axes."""
+    """Read the pose of a frame: world to camera, [4, 4] float64, OpenCV axes."""
     try:
         pose = np.array(entry.get("transform_matrix"), dtype=np.float64)
     except (ValueError, TypeError):
@@ -318,7 +320,7 @@ def _viewmat(entry: dict, where: str) -> np.ndarray:
     if len(pose) == 4 and np.abs(pose[3] - (0, 0, 0, 1)).max() > 1e-6:
         raise UserError(f"{where}: the last row of transform_matrix is {shown(pose[3].tolist())}, expected "
                         "0 0 0 1: the matrix may be transposed")
-    U, _, Vt = np.linalg.svd(R)  # digits are lost in JSON: the nearest exact rotation
+    U, _, Vt = np.linalg.svd(R)  # U @ Vt is the nearest rotation: JSON files hold rounded digits
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = U @ Vt, t
     return np.linalg.inv(pose @ OPENGL_TO_OPENCV)

@@ -1,4 +1,4 @@
-"""Views: a camera with its photograph, decoded when it is wanted; and the order in which views are drawn."""
+"""Views (a camera with its photograph, decoded on demand) and the order in which training draws them."""
 
 import contextlib
 import os
@@ -29,28 +29,35 @@ from flexgs.urls import first_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 KINDS = {*map(str.lower, SUFFIXES), ".webp", ".tif", ".tiff", ".bmp"}
-"""Suffixes, in lower case, of files that are photographs where a folder is looked through."""
+"""Suffixes, in lower case, by which photographs are found when a folder is searched."""
 ORIENTATION = 0x0112
+"""EXIF tag of the orientation."""
 TAIL = 4096
+"""Bytes at the end of a file in which its end marker is looked for."""
 ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
+"""End markers by the format of the file."""
 
 
 def default_cache() -> int:
-    """Bytes for decoded images where nobody says: a quarter of the memory that is free now, shared by the
-    workers of this machine, and 256 MB to 16 GB. A limit of the process's control group counts as the memory
-    of the machine."""
+    """Return the default limit of an ImageCache in bytes.
+
+    It is a quarter of the memory that is free now (on the machine, or within the limit of the control group),
+    divided by the number of workers on this machine, and at least 256 MB and at most 16 GB.
+    """
     free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # no such limit
+    with contextlib.suppress(OSError, ValueError):  # the control group has no limit
         free = min(free, int((group / "memory.max").read_text())
                    - int((group / "memory.current").read_text()))
-    workers = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))  # torchrun and Ray Train say so
+    workers = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))  # set by torchrun and Ray Train
     return min(max(free // 4 // workers, 256 << 20), 16 << 30)
 
 
 class ImageCache:
-    """The most recently used arrays, as many as fit into limit bytes. Safe to share between threads: who asks
-    for an array that another thread is making waits for it."""
+    """Cache of the most recently used arrays, as many as fit into limit bytes.
+
+    Threads may share it: one that asks for an array that another thread is making waits for that array.
+    """
 
     def __init__(self, limit: int):
         self.limit = limit
@@ -60,7 +67,7 @@ class ImageCache:
         self._lock = threading.Lock()
 
     def get(self, key: tuple, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """The array of this key, made by make() if it is not held."""
+        """Return the array of this key; call make() for it if it is not in the cache."""
         with self._lock:
             if key in self._held:
                 self._held.move_to_end(key)
@@ -93,32 +100,35 @@ class ImageCache:
 
 @dataclass(eq=False)
 class View:
-    """One photograph with the pinhole camera that took it, both at the size trained."""
+    """One photograph and its pinhole camera, both at the size that is trained at."""
 
     name: str
     camera: Camera
     path: Path
     mask_path: Path | None
     lens: CameraModel = field(repr=False)
-    """The lens of the file at path, at the size of that file."""
+    """Camera model of the file at path, before undistortion, at the size of that file."""
     cache: ImageCache = field(repr=False)
 
     def image(self) -> Tensor:
-        """uint8 [H, W, 3], the sRGB photograph, undistorted and resized; transparent parts are white.
+        """Return the photograph, undistorted and resized: sRGB, [H, W, 3] uint8, transparent parts white.
 
-        Do not write into it, it is shared by the cache. UserError if the file cannot be decoded.
+        Do not write into it: the tensor shares the memory of the cache. UserError if the file cannot be
+        decoded.
         """
         return torch.from_numpy(self.cache.get((self.path, "image"), self._image))
 
     def mask(self) -> Tensor | None:
-        """bool [H, W], true where the photograph counts, or None if there is no mask."""
+        """Return the mask, [H, W] bool, true where the photograph counts; None if there is none."""
         if self.mask_path is None:
             return None
         return torch.from_numpy(self.cache.get((self.mask_path, "mask"), self._mask))
 
     def prefetch(self) -> None:
-        """Decode into the cache; meant for another thread. An error is that of image() or mask(), when they
-        are called."""
+        """Decode image and mask into the cache, if it is large enough; meant for another thread.
+
+        Raises what image() and mask() raise.
+        """
         if self.cache.limit >= 3 * self.camera.width * self.camera.height:
             self.image()
             self.mask()
@@ -138,10 +148,10 @@ class View:
         return self._fit(np.array(mask.convert("RGB")), Image.Resampling.NEAREST)[..., 0] > 127
 
     def _fit(self, pixels: np.ndarray, resample: Image.Resampling) -> np.ndarray:
-        """pixels of the file -> pixels of the camera."""
+        """Undistort pixels [h, w, 3] of the file and resize them to the size of the camera."""
         if self.lens.wide:
-            pixels = remap(pixels, self.lens, "nearest" if resample == Image.Resampling.NEAREST
-                           else "bilinear")
+            mode = "nearest" if resample == Image.Resampling.NEAREST else "bilinear"
+            pixels = remap(pixels, self.lens, mode)
         elif self.lens.distorted:
             pixels = straightened(pixels, self.lens)
         size = (self.camera.width, self.camera.height)
@@ -151,10 +161,12 @@ class View:
 
 
 def find_image(path: Path) -> Path | None:
-    """The image at path, or the one beside it whose name differs in its suffix alone (left out, or jpg beside
-    png), in upper and lower case, in the composition of its letters (macOS), in blanks at its end, or in URL
-    escapes; else None."""
-    if os.path.isfile(path):  # False also for what no file can be called, where Path.is_file() fails
+    """Find the image at path, or else one whose name differs only in spelling; None if there is none.
+
+    Spellings differ in the suffix (absent, or .jpg in place of .png), upper and lower case, Unicode
+    composition (macOS), blanks at the ends, and URL escapes.
+    """
+    if os.path.isfile(path):  # False also for an impossible name, for which Path.is_file() fails
         return path
     bases = (path.with_suffix("") if path.suffix in SUFFIXES else path, path)
     if found := next((file for base in bases for suffix in SUFFIXES
@@ -164,7 +176,7 @@ def find_image(path: Path) -> Path | None:
         names = _listing(path.parent, path.parent.stat().st_mtime_ns)
         for wanted in (path.name, urllib.parse.unquote(path.name)):
             for key in (plain(wanted), plain(stem(wanted))):
-                if len(same := names.get(key, [])) == 1:  # of several it is not known which
+                if len(same := names.get(key, [])) == 1:  # several names would be ambiguous
                     return path.parent / same[0]
     unquoted = Path(urllib.parse.unquote(str(path)))
     return find_image(unquoted) if unquoted.parent != path.parent else None
@@ -172,7 +184,10 @@ def find_image(path: Path) -> Path | None:
 
 @lru_cache(64)
 def _listing(folder: Path, mtime: int) -> dict[str, list[str]]:
-    """The images in folder by what plain() makes of their names, with and without suffix."""
+    """Map the plain() names, with and without suffix, of the images in folder to their file names.
+
+    The modification time of the folder is an argument so that the cache follows changes.
+    """
     found: dict[str, list[str]] = {}
     for name in os.listdir(folder):
         if is_photograph(name):
@@ -182,35 +197,39 @@ def _listing(folder: Path, mtime: int) -> dict[str, list[str]]:
 
 
 def plain(name: str) -> str:
-    """A name as file systems and programs that change it agree on: composed letters, lower case, no blanks at
-    its ends."""
+    """Normalize a name for comparison: composed Unicode letters (NFC), no blanks at the ends, lower case."""
     return unicodedata.normalize("NFC", name).strip().lower()
 
 
 def stem(name: str) -> str:
-    """A path without the suffix of a photograph."""
+    """Remove the suffix of a photograph from a path, if it has one."""
     base, suffix = os.path.splitext(name)
     return base if suffix.lower() in KINDS else name
 
 
 def is_photograph(name: str) -> bool:
+    """Tell by its name whether a file is a photograph; hidden files are not."""
     return os.path.splitext(name)[1].lower() in KINDS and not name.startswith(".")
 
 
 class ImageHead(NamedTuple):
-    """What the head of an image file says; nothing is decoded for it."""
+    """Properties of an image file that are known without decoding it."""
 
     width: int
     height: int
     deep: bool
-    """More than 8 bits per channel, of which the upper 8 are used."""
+    """Whether there are more than 8 bits per channel; only the upper 8 are used."""
     cmyk: bool
+    """Whether the colours are CMYK."""
     turned: bool
-    """It has an EXIF orientation, which does not count, as in COLMAP."""
+    """Whether there is an EXIF orientation; it is ignored, as in COLMAP."""
 
 
 def read_head(path: Path) -> ImageHead:
-    """UserError if the file is no image, of a kind that cannot be trained on, or ends before its end."""
+    """Read the header of an image file.
+
+    UserError if the file is no image, is truncated, or has pixels of a kind that cannot be trained on.
+    """
     with _open(path) as image:
         deep = "16" in image.mode or any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
         if image.mode in ("I", "F") or (image.mode.startswith("I;") and not deep):
@@ -218,12 +237,12 @@ def read_head(path: Path) -> ImageHead:
                             "channel: convert the image")
         turned = ("exif" in image.info or image.format == "TIFF") and image.getexif().get(ORIENTATION, 1) != 1
         if (end := ENDS.get(image.format or "")) and end not in _tail(path):
-            _load(image, path)  # it ends otherwise than most: truncated, or with something behind it
+            _load(image, path)  # fails if the file is truncated, not if other bytes follow the image
         return ImageHead(*image.size, deep, image.mode in ("CMYK", "YCCK"), turned)
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) by the head of the file; the EXIF orientation does not count, as in COLMAP."""
+    """Read (width, height) of an image file; its EXIF orientation is ignored, as in COLMAP."""
     head = read_head(path)
     return head.width, head.height
 
@@ -238,7 +257,7 @@ def _open(path: Path) -> Image.Image:
     regular_file(path, "an image")
     try:
         return Image.open(path)
-    except Exception as e:  # decoders raise many kinds for damaged files
+    except Exception as e:  # decoders raise many kinds of errors for damaged files
         raise UserError(f"{path}: cannot be read as an image ({first_line(e)}): copy it again") from e
 
 
@@ -246,11 +265,12 @@ def _load(image: Image.Image, path: Path) -> None:
     try:
         image.load()
     except Exception as e:
-        raise UserError(f"{path}: cannot be decoded ({first_line(e)}): the file is damaged, copy it again") from e
+        raise UserError(f"{path}: cannot be decoded ({first_line(e)}): the file is damaged, "
+                        "copy it again") from e
 
 
 def _decode(path: Path) -> Image.Image:
-    """The image as "RGB", on white where it is transparent."""
+    """Decode an image to mode RGB, with white in place of transparency."""
     with _open(path) as image:
         _load(image, path)
         if image.mode.startswith("I;16"):
@@ -265,8 +285,10 @@ def _decode(path: Path) -> Image.Image:
 
 
 def _kept(path: Path) -> np.ndarray:
-    """bool [h, w] of a mask: true where any channel is above 0 and the mask is not transparent. In JPEG,
-    which blurs edges, what is above half counts."""
+    """Decode a mask to [h, w] bool: true where any channel is above 0 and the mask is not transparent.
+
+    JPEG blurs edges, so the limit in a JPEG file is 127 of 255 instead of 0.
+    """
     with _open(path) as image:
         _load(image, path)
         least = 127 if image.format == "JPEG" else 0
@@ -277,15 +299,16 @@ def _kept(path: Path) -> np.ndarray:
 
 
 class ViewSampler:
-    """The order in which views are drawn: each epoch is a new permutation of all of them.
+    """Order in which training draws n views: each epoch is a new random permutation of all of them.
 
-    sampler[position] is the view index (0 to n - 1) of the position-th view ever drawn. It depends on (n,
-    seed, position) alone, so a resumed run goes on where it stopped and every worker agrees.
+    sampler[position] is the view index (0 to n - 1) of the position-th view of the run. It depends on n, seed
+    and position alone, so a resumed run goes on where it stopped and all workers agree.
     """
 
     def __init__(self, n: int, seed: int):
         self.n, self.seed = n, seed
-        self._drawn: tuple[int, list[int]] = (-1, [])  # replaced as a whole: threads may share a sampler
+        # (epoch, its permutation), replaced as a whole so that threads may share a sampler
+        self._drawn: tuple[int, list[int]] = (-1, [])
 
     def __getitem__(self, position: int) -> int:
         if position < 0:
