@@ -31,7 +31,7 @@ excess is lost; with 1 the sum of opacity times area is kept, although the two h
 FLATTEST = 1e-6
 """Variance of the thinnest axis, against the sum over all axes, that the divergence tells from none."""
 WORST = 1e38
-"""The cost of a pair whose own cost float32 cannot hold: it is merged last, so that every count is reached."""
+"""Cost of a pair whose own cost float32 cannot hold: it is merged last, so that every count is reached."""
 CHUNK = 1 << 18
 """Gaussians whose neighbours are looked up at once, which bounds the memory."""
 

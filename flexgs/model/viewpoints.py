@@ -2,7 +2,8 @@
 
 From where it was trained, a model fills the image and is sharp; from elsewhere there are holes, floaters
 close to the camera and needles seen from the side. So viewpoints are drawn at random, judged by both in small
-renders, and the best are kept and varied, as in an evolution strategy.
+renders, and the best are kept and varied, as in an evolution strategy. These come close; so as many more look
+at the whole from a sphere around it, as one looks at an object.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ SMALL = (64, 48)
 """Width and height in pixels of the renders that viewpoints are judged by."""
 FOV = 45.0
 """Vertical angle of view in degrees."""
+AWAY = 4.0
+"""Radius of the sphere, in median distances of the Gaussians from their middle."""
 SHARPNESS = 5.0
 """Weight of the blur, as a fraction of the width, against the covered fraction of the image."""
 DETAIL = 6.0
@@ -30,7 +33,7 @@ WIDEST = 800
 
 
 def viewpoints(splats: Splats, count: int = 48) -> list[Camera]:
-    """Search for the cameras that show splats best; deterministic.
+    """Search for the cameras that show splats best, and add some around it; deterministic.
 
     Some thousands of Gaussians are enough to search with: merge a large model first. The cameras are of the
     size of SMALL: see at_detail().
@@ -45,11 +48,13 @@ def viewpoints(splats: Splats, count: int = 48) -> list[Camera]:
         drawn = torch.rand((), generator=draws, dtype=torch.float64) * chances[-1]
         return splats.means[int(torch.searchsorted(chances, drawn).clamp(max=len(splats) - 1))]
 
-    def judged(eye: Tensor, at: Tensor) -> tuple[float, Camera, Tensor, Tensor]:
+    def camera(eye: Tensor, at: Tensor) -> Camera:
         near = 1e-3 * float((at - eye).norm().clamp(min=1e-6))
-        camera = look_at(eye, at, _direction(draws), *SMALL, FOV, near, splats.origin)
-        covered, blur = _seen(splats, camera)
-        return covered - SHARPNESS * blur, camera, eye, at
+        return look_at(eye, at, _direction(draws), *SMALL, FOV, near, splats.origin)
+
+    def judged(eye: Tensor, at: Tensor) -> tuple[float, Camera, Tensor, Tensor]:
+        covered, blur = _seen(splats, made := camera(eye, at))
+        return covered - SHARPNESS * blur, made, eye, at
 
     pool = []
     for _ in range(FIRST):
@@ -62,7 +67,9 @@ def viewpoints(splats: Splats, count: int = 48) -> list[Camera]:
             for child in range(CHILDREN):
                 moved = eye + (at - eye).norm() / 4 * torch.randn(3, generator=draws)
                 pool.append(judged(moved, target() if child % 2 else at))
-    return [camera for _, camera, _, _ in sorted(pool, key=lambda one: -one[0])[:count]]
+    best = sorted(pool, key=lambda one: -one[0])[:count // 2]
+    outside = [camera(middle + AWAY * reach * _direction(draws), middle) for _ in range(count - len(best))]
+    return [*(made for _, made, _, _ in best), *outside]
 
 
 def at_detail(splats: Splats, cameras: Sequence[Camera]) -> list[Camera]:
