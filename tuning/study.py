@@ -100,7 +100,7 @@ def history(search: Search, objective: str) -> optuna.Study:
 
 
 def frozen(record: Record, search: Search, objective: str) -> FrozenTrial:
-    """Return a trial as Optuna keeps it; a stopped one counts with its last figures. UserError as history()."""
+    """Return a trial as Optuna keeps it; a stopped one counts with its last figures. See history()."""
     fixed = FixedTrial(dict(record.params))
     try:
         space(fixed, search.start, objective == PARETO)
