@@ -1,4 +1,4 @@
-"""The command line: flexgs COMMAND, of which COMMANDS is the table."""
+"""The command line `flexgs COMMAND`: a table of the commands, and the function that runs one."""
 
 import difflib
 import functools
@@ -21,6 +21,7 @@ COMMANDS: dict[str, type] = {"train": Train, "adapt": Adapt, "compare": Compare,
 
 
 def main() -> None:
+    """Run the command of sys.argv, or print the list of commands, and exit."""
     args = sys.argv[1:]
     if not args or args[0] in ("-h", "--help"):
         print("usage: flexgs COMMAND ... (flexgs COMMAND --help; flexgs --version)\n")
@@ -40,6 +41,6 @@ def _unknown(command: str) -> None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """What to say of a word that is not known: the nearest ones, or all."""
+    """Return advice about a word that is not among the known ones: those nearest to it, or all."""
     near = difflib.get_close_matches(word, list(known))
     return f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(known)}"

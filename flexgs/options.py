@@ -1,5 +1,4 @@
-"""Flags on a command line to dataclasses and back: every command, job and search reads its settings through
-here."""
+"""Dataclasses filled from command-line flags: how every command, job and search reads its settings."""
 
 import contextlib
 import dataclasses
@@ -22,25 +21,26 @@ from flexgs.inputs import limits, typed
 from flexgs.urls import public
 
 T = TypeVar("T")
-# its settings are flags of their own: --steps, --field.resolution
 AnyConfig = Annotated[Config, tyro.conf.arg(name="")]
-
+"""The type of a field of settings whose flags have no prefix: --steps, not --config.steps."""
 ConfigFile = Annotated[Path | None, tyro.conf.arg(name="config")]
+"""The type of a field that is the flag --config."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Typed:
-    """A command line as parse() found it. What the user has chosen wins over what suits the machine."""
+    """The words of a command line, to tell what the user has chosen from what is a default."""
 
     words: tuple[str, ...] = ()
 
     def has(self, *flags: str) -> bool:
-        """Whether one of these flags was typed, with - or _ between its words, under any of its names."""
+        """Whether one of these flags was typed, with - or _ between its words, under a new or old name."""
         return not set(flags).isdisjoint(
             word.split("=", 1)[0].replace("_", "-") for word in old_names.flags(self.words)
             if word.startswith("--"))
 
     def command(self, program: str) -> str:
-        """The whole command, to be copied into a shell; what is secret in it is left out."""
+        """Return the whole command, to be copied into a shell, without passwords and tokens."""
         return public(shlex.join(["python", program, *self.words]))
 
 
@@ -50,11 +50,18 @@ Recorded = tyro.conf.Suppress[tyro.conf.Fixed[Typed]]
 
 
 def parse(command: type[T], args: Sequence[str] | None, prog: str) -> T:
-    """Fill command from args, or else from sys.argv; its settings, if it has a field `config`, start from
-    --config or --preset, and its field `typed` is what was typed.
+    """Make a command from the flags that were typed.
 
-    UserError, in one line, for flags and values that it does not take; ranges of its settings are checked by
-    Config.check.
+    A command with a field `config` starts from the settings of --config or --preset, and gets the typed words
+    in its field `typed`.
+
+    Args:
+        command: the dataclass of the command.
+        args: the words to read; None for those of sys.argv.
+        prog: the name of the program in help and errors.
+
+    Raises:
+        UserError: a flag or value that the command does not take. Config.check checks the settings' ranges.
     """
     args = sys.argv[1:] if args is None else args
     fields = {f.name: f for f in dataclasses.fields(command)}  # type: ignore[arg-type]
@@ -74,25 +81,34 @@ def parse(command: type[T], args: Sequence[str] | None, prog: str) -> T:
 
 
 def presets() -> str:
-    """A line for each preset: what it is."""
+    """Return a line for each preset: its name and what it is."""
     return "\n".join(f"  {name:10} {' '.join((f.__doc__ or '').split())}" for name, f in PRESETS.items())
 
 
 def fill(kind: type[T], args: Sequence[str], prog: str, start: Any = tyro.MISSING_NONPROP,
          description: str | None = None) -> T:
-    """A dataclass from flags, on top of start. UserError, in one line, for flags and values that it does not
-    take."""
+    """Make a dataclass from flags.
+
+    Args:
+        kind: the dataclass.
+        args: the words to read.
+        prog: the name of the program in help and errors.
+        start: an instance of kind, whose values are the defaults; without it, those of kind.
+        description: the head of the help text; None for the docstring of kind.
+
+    Raises:
+        UserError: a flag or value that the dataclass does not take.
+    """
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint), READABLE:
             filled = tyro.cli(kind, args=old_names.flags(args), prog=prog,
-                              description=description or kind.__doc__,
-                              default=start)
+                              description=description or kind.__doc__, default=start)
     except SystemExit as e:
         if not e.code:
             raise
-        # tyro frames its complaint: a title, the complaint, a rule, advice; without UTF-8 there is a rule
-        # below the title too.
+        # tyro prints a frame that holds a title, the complaint, a line of dashes and advice; without UTF-8
+        # there is a line of dashes below the title too.
         lines = [text for line in complaint.getvalue().splitlines()[1:] if (text := line.strip("│╭╮╰╯ "))]
         body = itertools.dropwhile(_is_rule, lines)
         what = " ".join(itertools.takewhile(lambda line: not _is_rule(line), body))
@@ -112,10 +128,9 @@ def _is_rule(line: str) -> bool:
 
 
 READABLE = tyro.constructors.ConstructorRegistry()
-"""How the help writes what may be None, FLOAT|None, and which numbers a setting takes: (default: 4; expected:
-1 to 64)."""
+"""How help texts show optional values (FLOAT|None) and ranges (default: 4; expected: 1 to 64)."""
 _within: set[type] = set()
-"""The dataclasses whose own rule is being asked for."""
+"""The dataclasses for which _with_ranges is asking tyro's own rule, so that it does not ask itself."""
 
 
 @READABLE.struct_rule
@@ -168,8 +183,7 @@ def _optional(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Pr
 
 
 def _last_value(flag: str, args: Sequence[str]) -> str | None:
-    """The value of flag where it is given last, as --flag value or --flag=value, with - or _ between
-    words."""
+    """Return the last value of a flag, typed as --flag value or --flag=value, with - or _ between words."""
     words = [*itertools.chain.from_iterable(a.split("=", 1) if a.startswith("--") else [a] for a in args)]
     values = [b for a, b in itertools.pairwise(words) if a.replace("_", "-") == flag]
     return values[-1] if values else None

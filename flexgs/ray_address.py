@@ -1,7 +1,6 @@
-"""Whether a Ray cluster is at an address, found out in seconds.
+"""Find out in seconds whether a Ray cluster is at an address.
 
-It is asked in another process: ray.init tries for minutes to reach what has gone or is something else, and
-cannot be given up.
+Another process connects to it: at a wrong address, ray.init tries for minutes and cannot be stopped.
 """
 
 import json
@@ -17,20 +16,20 @@ from flexgs.ray_library import started_address
 from flexgs.urls import public
 
 SECONDS = 25.0
-"""How long a cluster may take to answer: Ray itself needs 20 to say that a token is wrong."""
+"""How long a cluster may take to answer; Ray needs 20 s to say that a token is wrong."""
 EXPECTED = ("expected host:port of Ray itself, usually port 6379, or local; start it, or correct "
             "--ray-address or RAY_ADDRESS")
 _ASK = """
 import json, sys, ray
 ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR", configure_logging=False)
-resources = ray.cluster_resources()
-print(json.dumps([len([n for n in ray.nodes() if n["Alive"]]), resources.get("CPU", 0), resources.get("GPU", 0)]))
+resources, alive = ray.cluster_resources(), [n for n in ray.nodes() if n["Alive"]]
+print(json.dumps([len(alive), resources.get("CPU", 0), resources.get("GPU", 0)]))
 """
 
 
 @dataclass(frozen=True)
 class Found:
-    """A cluster, and what it has."""
+    """A Ray cluster that has answered, and its resources."""
 
     address: str
     """host:port."""
@@ -40,11 +39,10 @@ class Found:
 
 
 def find(address: str | None) -> Found | None:
-    """The cluster at address, else the one of $RAY_ADDRESS or of `ray start`; None for this machine, where
-    none was named.
+    """Return the cluster at address, else at $RAY_ADDRESS, else of `ray start`; None for this machine alone.
 
-    UserError, after seconds, if the one that was named does not answer. (Ray's own "auto" joins any cluster
-    that runs here, another script's too.)
+    Unlike Ray's own "auto", it never joins a cluster that another script has started on this machine.
+    UserError, within seconds, if the named cluster does not answer.
     """
     source, named = ("--ray-address", address) if address else ("RAY_ADDRESS", os.environ.get("RAY_ADDRESS"))
     if named == "local":
@@ -62,8 +60,7 @@ def find(address: str | None) -> Found | None:
 
 
 def _reach(address: str, source: str) -> Found:
-    """The cluster at host:port. UserError, after SECONDS at most, if none answers; source: what named the
-    address."""
+    """Return the cluster at address; UserError if none answers (source: what named the address)."""
     named = f"{source} {public(address)}"
     if address.startswith(("http://", "https://")):
         raise UserError(f"{named}: is where jobs are submitted, not Ray itself; {EXPECTED}")
@@ -75,8 +72,9 @@ def _reach(address: str, source: str) -> Found:
     try:
         socket.create_connection((parts[1], int(parts[2])), timeout=5).close()
     except (OSError, ValueError) as e:
-        raise UserError(f"{named}: no Ray cluster answers ({getattr(e, 'strerror', None) or e}); {EXPECTED}") from None
-    # Within a job, Ray would set up the environment of the job once more.
+        reason = getattr(e, "strerror", None) or e
+        raise UserError(f"{named}: no Ray cluster answers ({reason}); {EXPECTED}") from None
+    # In a submitted job, these variables would make Ray set up the job's environment once more.
     env = {name: value for name, value in os.environ.items()
            if name not in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")}
     try:

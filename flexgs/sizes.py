@@ -1,5 +1,4 @@
-"""How large a run is where nobody has said: as its preset has it on a GPU, minutes of work on a machine
-without one."""
+"""The size of a run that the user has not chosen: the preset's with a GPU, a laptop's without one."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -9,10 +8,12 @@ from flexgs.options import Typed
 
 
 class Size(NamedTuple):
-    """The most that a scene gets where there is no GPU, unless the user chooses: minutes on a laptop."""
+    """Limits of a scene on a machine without a GPU, where it trains for minutes."""
 
     steps: int
+    """Views to train on."""
     splats: int
+    """Gaussians."""
 
 
 LAPTOP = Size(steps=6000, splats=30_000)
@@ -20,10 +21,9 @@ DEMO = Size(steps=4000, splats=20_000)
 
 
 def fitting(config: Config, gpu: bool, typed: Typed, size: Size = LAPTOP) -> Config:
-    """The config for a machine with a GPU, or without one: cut down to size and said in a line, except for
-    what the user chose.
+    """Return the config with steps and Gaussians limited to `size` if there is no GPU, and print that.
 
-    Of a --config everything is the user's choice.
+    What the user has typed is not limited, nor is anything if the settings come from --config.
     """
     if gpu or typed.has("--config"):
         return config

@@ -1,5 +1,4 @@
-"""Many scenes side by side: a thread for each that trains, started and moved by the schedule, their progress
-on the screen and in MLflow."""
+"""Many scenes trained side by side, started and moved by the schedule, and shown on screen and in MLflow."""
 
 import logging
 import sys
@@ -30,36 +29,39 @@ from ray_jobs.train_scene import RESULTS, STOP, SceneJob, train_scene
 log = logging.getLogger("flexgs.batch")
 
 PLAIN_SECONDS = 10.0
-"""Between two progress lines of a scene where the output is not a terminal."""
+"""Time between two progress lines of a scene where the output is not a terminal."""
 TRACKING_SECONDS = 10.0
-"""Between two messages to MLflow about a scene."""
+"""Time between two messages to MLflow about a scene."""
 WAIT_FOR_TRACKING_SECONDS = 60.0
-"""How long, when all is trained, to wait for an MLflow that is away."""
+"""How long to wait for an MLflow that cannot be reached when all scenes are trained."""
 HISTORY = ("metrics.jsonl", "failures.jsonl", "mlflow.json")
+"""Files of a run folder that tell how its training went."""
 PULL_SECONDS = 3.0
-"""Between two looks at what an object store keeps of a scene."""
+"""Time between two downloads of a scene's progress from an object store."""
 KEEP_SECONDS = 60.0
 """How long to wait for checkpoints when the job is interrupted."""
 STEADY = 5
-"""Reports that a scene's rate is the mean of."""
+"""Number of reports over which a scene's views per second are averaged."""
 
 
 class Batch:
-    """The scenes of an experiment folder. results and errors, by scene, grow while they train."""
+    """The scenes of an experiment folder, whose `results` and `errors`, by scene, grow while they train."""
 
     def __init__(self, store: Store, tracking: Tracking, command: str):
-        """command: what started it, for whoever wants the same again."""
+        """Prepare the parent run in MLflow; command: the command line that repeats the batch."""
         self.store, self.tracking, self.command, self.sha = store, tracking, command, git_sha()
         store.pull("mlflow.json")
         self.run = tracking.run(store.folder, "all scenes", kind="batch", tags={"git_sha": self.sha})
         self.results: dict[str, dict[str, Any]] = {}
         self.errors: dict[str, Exception] = {}
         self._untold: list[SceneJob] = []
-        """Finished, and MLflow has not taken it."""
+        """Finished scenes whose results MLflow has not taken yet."""
 
     def skip(self, job: SceneJob, scene: Capture) -> bool:
-        """Whether there is nothing to train: the scene was finished earlier, or its folder holds something
-        else. MLflow gets what it may have missed."""
+        """Whether not to train: the scene is finished, or its folder holds other settings or another capture.
+
+        The results of a finished scene are sent to MLflow, which may have missed them.
+        """
         job.store.pull("config.json", "results.json", "model/model.json", *HISTORY)
         try:
             results = finished(job.folder, job.config, scene)
@@ -85,8 +87,11 @@ class Batch:
               machines: Callable[[int], Mapping[str, int]]) -> None:
         """Train the scenes; one that fails does not disturb the others.
 
-        sizes: the numbers of workers that a scene may have; machines: how many each machine has room for,
-        now, told how many scenes wait for one.
+        Args:
+            jobs: the scenes.
+            sizes: the numbers of workers that a scene may have, rising.
+            machines: called with the number of scenes that wait; returns how many workers each machine has
+                room for now.
         """
         watches = {job.name: Watch(job, self._run_of(job)) for job in jobs}
         running: dict[Future, Watch] = {}
@@ -108,7 +113,7 @@ class Batch:
                             running[pool.submit(train_scene, watch.start(place, screen))] = watch
                     screen.show({watch.job.name: watch.poll(screen) for watch in running.values()},
                                 [name for name, watch in watches.items() if not watch.place])
-                    if not watched:  # opens MLflow while Ray starts the workers
+                    if not watched:  # MLflow takes seconds to open: Ray starts the workers meanwhile
                         self.run.start()
                         with _storage_may_be_away():
                             self.store.push("mlflow.json")
@@ -117,7 +122,7 @@ class Batch:
                     for watch in running.values():
                         watch.send_history()
                     if not running:
-                        time.sleep(1.0)  # no machine is left: one may come back
+                        time.sleep(1.0)  # no machine is left, but the cluster may get one
                     done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
                     for future in done:
                         watch = running.pop(future)
@@ -134,14 +139,13 @@ class Batch:
                 if watch.started:
                     watch.run.finish("KILLED")
             self.run.finish("KILLED")
-            ray.shutdown()  # frees the threads, which wait for Ray and would keep Python from ending
+            ray.shutdown()  # ends the threads that wait for Ray, which would keep Python from exiting
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _keep(self, running: Mapping[Future, "Watch"]) -> None:
-        """Let the scenes that train stop at their next report, with a checkpoint; a second Ctrl-C ends at
-        once."""
+        """Stop the running scenes at their next report, with a checkpoint; a second Ctrl-C ends at once."""
         print(f"flexgs: waits up to {KEEP_SECONDS:.0f} s for checkpoints; Ctrl-C ends at once",
               file=sys.stderr, flush=True)
         for watch in running.values():
@@ -154,8 +158,10 @@ class Batch:
                       f"{watch.job.config.steps:,} views is kept", flush=True)
 
     def finish(self) -> None:
-        """End the parent run in MLflow, with the means over scenes. An MLflow that is away is waited for a
-        little."""
+        """End the parent run in MLflow, with the means over scenes.
+
+        If MLflow cannot be reached, scenes that it misses are sent again for WAIT_FOR_TRACKING_SECONDS.
+        """
         waited_from = time.monotonic()
         if self._untold:
             print(f"MLflow is away, waiting for it up to {WAIT_FOR_TRACKING_SECONDS:.0f} s", flush=True)
@@ -178,17 +184,17 @@ class Batch:
         self.run.finish("FAILED" if self.errors else "FINISHED")
 
     def _ended(self, watch: "Watch", future: Future) -> str:
-        """Note how a scene ended; the line to show."""
+        """Record how a scene ended, and return the line to show."""
         job, run = watch.job, watch.run
-        (job.folder / STOP).unlink(missing_ok=True)  # it may have ended before it was stopped
+        (job.folder / STOP).unlink(missing_ok=True)  # the scene may have ended before it saw the file
         with _storage_may_be_away():
             job.store.push(STOP)
         error = future.exception()
         if error is None:
             results = self.results[job.name] = future.result()
             self._report(job, run)
-            figures = ", ".join(f"{row['psnr']:.2f} dB at {percent(r)}" for r,
-                                row in results["ratios"].items())
+            figures = ", ".join(f"{row['psnr']:.2f} dB at {percent(ratio)}"
+                                for ratio, row in results["ratios"].items())
             return f"{job.name}: finished in {watch.seconds():.0f} s: {figures}"
         if not isinstance(error, Exception):
             raise error
@@ -204,14 +210,14 @@ class Batch:
 
 
 class Watch:
-    """Follows one scene by the files that its workers write."""
+    """Follows one scene while it trains, by the files that its workers write."""
 
     def __init__(self, job: SceneJob, run: Run):
         self.job, self.run = job, run
         self.place: Placement | None = None
-        """Where it trains."""
+        """Where the scene trains; None while it waits."""
         self.started = 0.0
-        """When it was started first; 0: not yet."""
+        """Seconds since 1970 when the scene was first started; 0 if it has not been."""
         self._going: Placement | None = None
         self._rate: float | None = None
         self._gave = self._draining = False
@@ -221,7 +227,7 @@ class Watch:
         self._tracked = self._pulled = 0.0
 
     def scene(self) -> SceneState:
-        """As the schedule sees it."""
+        """Return the state of the scene for the schedule."""
         rows = self._rows() if self.place else []
         if rows and self.place:
             rate = harmonic_mean([row["views_per_second"] for row in rows[-STEADY:]])
@@ -231,7 +237,7 @@ class Watch:
                           self._gave)
 
     def start(self, place: Placement, screen: "Screen") -> SceneJob:
-        """Note that it starts there; what to train."""
+        """Record that the scene starts at a place, and return the job to train there."""
         self._draining = False
         self.place, self._since, self._kept = place, time.time(), self.job.store.latest_step()
         self.started = self.started or self._since
@@ -241,33 +247,32 @@ class Watch:
         return replace(self.job, workers=place.workers, machine=place.machine or None)
 
     def move(self, place: Placement, screen: "Screen") -> None:
-        """Ask the workers to stop at their next report, so that it can go on there."""
+        """Ask the workers to stop at their next report, so that the scene can continue at another place."""
         assert self.place
         self._going, self._gave = place, self._gave or place.workers < self.place.workers
         self.stop()
         screen.log(f"{self.job.name}: is going to continue{_with(place)}")
 
     def drain(self, screen: "Screen") -> None:
-        """Ask the workers to stop at their next report, once: their machine is being taken away, or has
-        gone."""
+        """Ask the workers to stop at their next report, since their machine is leaving; asks only once."""
         if not self._draining:
             self._draining = True
             self.stop()
             screen.log(f"{self.job.name}: its machine is going, it waits for another")
 
     def stop(self) -> None:
-        """Ask the workers to stop at their next report."""
+        """Ask the workers to stop at their next report, by a file in the run folder."""
         (self.job.folder / STOP).touch()
         with _storage_may_be_away():
             self.job.store.push(STOP)
 
     def stopped(self) -> Placement | None:
-        """Note that it has stopped; where it was to go."""
+        """Record that the scene has stopped, and return the place where it was asked to continue, if any."""
         self.place, self._going, going = None, None, self._going
         return going
 
     def poll(self, screen: "Screen") -> str:
-        """The scene's line now; tells the screen about workers that were started again."""
+        """Return the scene's progress line, and log on the screen why workers were started again."""
         failures = read_jsonl(self._failures, "errors")
         for failure in failures[self._failed:]:
             screen.log(f"{self.job.name}: workers started again: "
@@ -283,7 +288,7 @@ class Watch:
         return progress_line(name, row["step"], row)
 
     def send_history(self, now: bool = False) -> None:
-        """Now and then, send MLflow the part of the history that it does not have."""
+        """Send MLflow the new part of the history, at most every TRACKING_SECONDS unless `now`."""
         if not self._tracked:
             self.run.start()
             with _storage_may_be_away():
@@ -293,10 +298,11 @@ class Watch:
             self.run.log_history(history(self._history))
 
     def seconds(self) -> float:
+        """Return the time since the scene was first started."""
         return time.time() - self.started if self.started else 0.0
 
     def _rows(self) -> list[dict[str, Any]]:
-        """The lines of the history that are of this start and not of an earlier one."""
+        """Return the lines of the history that the present workers, not earlier ones, have written."""
         if time.monotonic() - self._pulled > PULL_SECONDS:
             with _storage_may_be_away():
                 self.job.store.pull("metrics.jsonl")
@@ -308,7 +314,7 @@ class Watch:
 
 @contextmanager
 def _storage_may_be_away() -> Iterator[None]:
-    """Whoever only watches goes on without it; the workers, who cannot, say so."""
+    """Turn an error of the storage into a warning: this process only watches, and the workers would fail."""
     try:
         yield
     except OSError as e:
@@ -320,12 +326,12 @@ def _with(place: Placement) -> str:
 
 
 class Screen:
-    """Progress as a block that renews itself on a terminal, elsewhere as a line per scene now and then."""
+    """Progress of the scenes: a block that is redrawn on a terminal, else lines every PLAIN_SECONDS."""
 
     def __init__(self) -> None:
         self.console = Console(soft_wrap=True, highlight=False)
-        self.live = Live(console=self.console, auto_refresh=False,
-                         transient=True) if self.console.is_terminal else None
+        self.live = (Live(console=self.console, auto_refresh=False, transient=True)
+                     if self.console.is_terminal else None)
         self._shown: dict[str, tuple[float, str]] = {}
 
     def __enter__(self) -> Self:
@@ -338,11 +344,11 @@ class Screen:
             self.live.stop()
 
     def log(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self.console.print(text, markup=False)
 
     def show(self, lines: dict[str, str], waiting: Sequence[str]) -> None:
-        """The state of the scenes that train, and who waits."""
+        """Show the progress line of each scene that trains, and the names of those that wait."""
         if waiting:
             lines = lines | {"": f"{len(waiting)} waiting: {', '.join(waiting)}"}
         if self.live:

@@ -1,4 +1,4 @@
-"""Which machines there are, and how scenes share them."""
+"""The machines of a Ray cluster, and how many workers and CPUs of them each scene may get."""
 
 import contextlib
 import logging
@@ -21,28 +21,36 @@ from flexgs.ray_address import find
 from flexgs.signals import listen
 
 MAX_WORKERS = 8
-"""The most GPUs that a scene gets unless the user asks for more: the batch grows with them."""
+"""The most GPUs that a scene gets by default; with more, the batch of each step would grow further."""
 ANYWHERE = ""
-"""The name of the machine that stands for all."""
+"""The name of a machine that stands for all machines together."""
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-"""Whether `ray job submit` started this process; its working folder is a temporary copy then."""
-ASK_SECONDS, FORGOTTEN_SECONDS = 60.0, 180.0
-"""How often the autoscaler is asked again for the same, and when it forgets what a job that was killed had
-asked for."""
+"""Whether `ray job submit` started this process, whose working folder is then a temporary copy."""
+ASK_SECONDS = 60.0
+"""Time after which a request to the autoscaler is repeated."""
+FORGOTTEN_SECONDS = 180.0
+"""Time after which the autoscaler forgets a request that is not repeated, as when the job was killed."""
 
 Node = Mapping[str, float]
+"""The resources of a machine, as Ray names them: CPU, GPU, ..."""
 
 
 class Cluster:
-    """The Ray cluster at address, else the one of $RAY_ADDRESS or `ray start`, else this machine, where Ray
-    starts when needed.
+    """The Ray cluster of `find(address)`, or Ray on this machine, started when it is needed.
 
-    Use it in a with statement: what it has connected or started ends with it.
+    As a context manager, it ends the connection or the Ray that it has started.
     """
 
     def __init__(self, address: str | None, gpu: bool = False):
-        """gpu: there are GPUs, or the autoscaler adds them when it is asked; UserError where neither can
-        be."""
+        """Connect to the cluster if there is one.
+
+        Args:
+            address: host:port, local, or None; see flexgs.ray_address.find.
+            gpu: train on GPUs, which the autoscaler adds if the cluster has none yet.
+
+        Raises:
+            UserError: no cluster answers at a named address, or gpu on a single machine without one.
+        """
         self.gpu = gpu
         self._ours = not ray.is_initialized()
         self._asked: Sequence[Node] = ()
@@ -65,22 +73,21 @@ class Cluster:
 
     @property
     def has_gpu(self) -> bool:
+        """Whether scenes train on GPUs."""
         return self.gpu or bool(ray.cluster_resources().get("GPU") if ray.is_initialized()
                                 else torch.cuda.is_available())
 
     def ask(self, bundles: Sequence[Node]) -> None:
-        """Tell the autoscaler, if there is one, what is missing: resources that a machine must have, for each
-        that waits.
-        """
-        if self._local or not ray.is_initialized():  # which an interrupted batch has ended
+        """Ask the autoscaler, if there is one, for the resources of waiting workers, a bundle for each."""
+        if self._local or not ray.is_initialized():  # an interrupted batch has ended the connection
             return
-        if list(bundles) != list(self._asked) or (bundles
-                                                  and time.monotonic() - self._asked_at > ASK_SECONDS):
+        due = bundles and time.monotonic() - self._asked_at > ASK_SECONDS
+        if list(bundles) != list(self._asked) or due:
             ray_library.request_resources(self._name, bundles, FORGOTTEN_SECONDS)
             self._asked, self._asked_at = bundles, time.monotonic()
 
     def wait_for_gpus(self, enough: int, wanted: int | None = None) -> None:
-        """With --gpu, until there are enough; the autoscaler is asked for all that are wanted."""
+        """With --gpu, ask the autoscaler for `wanted` GPUs and wait until the cluster has `enough`."""
         said = -ASK_SECONDS
         while self.gpu and (there := sum(node.get("GPU", 0) for node in self.nodes().values())) < enough:
             self.ask([{"GPU": 1}] * (wanted or enough))
@@ -91,40 +98,42 @@ class Cluster:
             time.sleep(1.0)
 
     def nodes(self, workers: int | None = None) -> dict[str, Node]:
-        """The resources of each machine that is alive and is to stay, by Ray's id.
+        """Return the resources of each machine that is alive and not about to leave, by Ray's id.
 
-        Ray started for this has at least a CPU for each of so many workers.
+        Starts Ray on this machine if no cluster is connected, with at least a CPU for each of `workers`: Ray
+        only counts CPUs, so workers may share one.
         """
         if not ray.is_initialized():
-            # nobody collects them here: it is up sooner without
+            # Ray starts faster without metrics, which nobody collects on this machine.
             os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-            # CPUs are only counted: two may share one
             more = workers is not None and workers > (os.cpu_count() or 1)
             ray_library.listen_on_loopback()
             _init("local", num_cpus=workers if more else None, num_gpus=torch.cuda.device_count(),
                   object_store_memory=256 << 20, runtime_env=this_python())
-            with contextlib.suppress(OSError):  # the token, which Ray writes for everybody to read
+            with contextlib.suppress(OSError):  # Ray writes the token so that other users can read it
                 (Path.home() / ".ray" / "auth_token").chmod(0o600)
             print("Ray: this machine", flush=True)
-        leaving = ray_library.draining_nodes()  # told so by the cloud, or by `ray drain-node`
+        leaving = ray_library.draining_nodes()  # announced by the cloud or by `ray drain-node`
         return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]
                 and node["NodeID"] not in leaving}
 
 
 def this_python() -> dict[str, str]:
-    """The runtime_env with which a Ray on this machine starts its workers: Ray gives the path of Python to a
-    shell as it is, which takes a blank in it for its end. Empty where the path needs no quotes."""
+    """Return a runtime_env that quotes the path of Python, empty if the path needs no quotes.
+
+    Ray passes the path to a shell as it is, which splits it at blanks.
+    """
     quoted = shlex.quote(sys.executable)
     return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
 def _init(address: str, **options: Any) -> None:
     telemetry.turn_off()
-    # a process per scene; Cluster.nodes() sees it as well
+    # Cluster.nodes() sees machines that leave; Ray Train's watcher would be a further process per scene.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # each checkpoint waits for the next poll
+    # Each checkpoint waits for the next health check.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # the machine is there, and has room: or it has gone
+    # A scene is started where there is room: if there is none after 20 s, the machine has gone.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -135,14 +144,14 @@ def _init(address: str, **options: Any) -> None:
 
 
 class Workers(NamedTuple):
-    """How many workers the user lets a scene have."""
+    """The least and the greatest number of workers that the user allows for a scene."""
 
     least: int
     most: int
 
     @staticmethod
     def parse(text: str, batch: int | None) -> "Workers":
-        """Of "4" or "1:4"; UserError unless a number in it can share the views of a batch."""
+        """Read "4" or "1:4"; UserError unless a number in the range divides the views of a batch."""
         try:
             least, most = (int(part) for part in (text.split(":") if ":" in text else (text, text)))
         except ValueError:
@@ -157,41 +166,50 @@ class Workers(NamedTuple):
 
 @dataclass(frozen=True)
 class Allocation:
-    """What a scene may get of the cluster."""
+    """The workers that each scene may get, and the resources of a worker."""
 
     sizes: tuple[int, ...]
-    """The numbers of workers that it may have, rising."""
+    """The numbers of workers that a scene may have, rising."""
     cpus: int
-    """Per worker."""
+    """CPUs per worker."""
     gpu: bool
     """Whether each worker has a GPU."""
     spread: bool
-    """Whether the workers of a scene may be on several machines, because none is large enough for them."""
+    """Whether a scene's workers may be on several machines, because no machine has room for the fewest."""
 
     def machines(self, nodes: Mapping[str, Node]) -> dict[str, int]:
-        """How many workers each machine has room for; one that stands for all where scenes are spread."""
+        """Return how many workers each machine has room for; with `spread`, the sum, under ANYWHERE."""
         room = {name: int(min(node.get("CPU", 0) // self.cpus,
                               node.get("GPU", 0) if self.gpu else node.get("CPU", 0)))
                 for name, node in nodes.items()}
         return {ANYWHERE: sum(room.values())} if self.spread else room
 
     def bundles(self, scenes: int) -> list[Node]:
-        """What so many scenes need at least."""
+        """Return the resources of each worker of so many scenes at their smallest size."""
         return [{"CPU": self.cpus, **({"GPU": 1} if self.gpu else {})}] * (scenes * self.sizes[0])
 
     def __str__(self) -> str:
         least, most = self.sizes[0], self.sizes[-1]
         workers = f"{least} worker{'s' * (least > 1)}" if least == most else f"{least} to {most} workers"
-        return (f"each with {workers} of {self.cpus} "
-                f"CPU{'s' * (self.cpus > 1)}{' and a GPU' if self.gpu else ''}")
+        cpus = f"{self.cpus} CPU{'s' * (self.cpus > 1)}"
+        return f"each with {workers} of {cpus}{' and a GPU' if self.gpu else ''}"
 
 
 def allocate(nodes: Mapping[str, Node], scenes: int, workers: Workers | None = None,
              batch: int | None = None) -> Allocation:
-    """What each of the scenes may get. A device is a GPU, or a CPU where the cluster has no GPU.
+    """Choose the workers that each scene may get, and the CPUs of each worker.
 
-    By default a scene gets from one to MAX_WORKERS GPUs of one machine, each a worker; CPUs become threads of
-    its one worker. UserError if the cluster is too small for the workers asked for, which Ray would wait for.
+    By default a scene has from one to MAX_WORKERS workers on one machine, with a GPU each; without GPUs it
+    has one worker, whose CPUs become threads.
+
+    Args:
+        nodes: the resources of each machine.
+        scenes: the number of scenes to train.
+        workers: the range that the user asks for.
+        batch: the views of a step, which the number of workers must divide; None: a view per worker.
+
+    Raises:
+        UserError: the cluster is too small for the workers asked for; Ray would wait for ever.
     """
     gpu = any(node.get("GPU", 0) >= 1 for node in nodes.values())
     kind = "GPU" if gpu else "CPU"
@@ -213,7 +231,7 @@ def allocate(nodes: Mapping[str, Node], scenes: int, workers: Workers | None = N
         room = allocation.machines(nodes)
         if cpus == 1 or (sum(room.values()) >= wanted and max(room.values()) >= sizes[0]):
             break
-        cpus -= 1  # machines differ: fewer CPUs each, so that all fit
+        cpus -= 1  # Machines differ in size: with fewer CPUs each, all workers find room.
     if max(room.values()) < sizes[0]:
         raise UserError(f"found room for {sum(room.values())} workers of one CPU and one GPU, "
                         f"{max(room.values())} on the largest machine, expected {sizes[0]}")

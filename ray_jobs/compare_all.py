@@ -1,19 +1,17 @@
-"""Compare methods on every capture of a dataset: each model a Ray task of its own; ends with the tables and
-their mean.
+"""Compare methods on every capture of a dataset, with a Ray task for each model, and average the tables.
 
-    python ray_jobs/compare_all.py --data-root ~/captures --methods lightgs default --seeds 0 1 2 ray job
-    submit --working-dir . -- python ray_jobs/compare_all.py --data-root /shared/captures --storage
-    /shared/runs
+    python ray_jobs/compare_all.py --data-root ~/captures --methods lightgs default --seeds 0 1 2
+    ray job submit --working-dir . -- python ray_jobs/compare_all.py --data-root /captures --storage /runs
 
-The same command continues what is unfinished and skips what is finished. STORAGE/EXPERIMENT/<scene> is laid
-out as `flexgs compare` does it, so each goes on where the other has stopped.
+The same command continues what is unfinished and skips what is finished. `flexgs compare` writes the same
+files in its folder of a scene, so each continues what the other has begun.
 """
 
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +45,14 @@ class CompareAll(DatasetOptions):
     methods: tuple[str, ...] = METHODS
     """Presets, each with settings of its own in quotes: "default --deltas.knots 0.01 0.1"."""
     ratios: tuple[float, ...] = ()
-    """Shares of the Gaussians to compare at; default: --evaluation.ratios."""
+    """Fractions of the Gaussians to compare at; default: --evaluation.ratios."""
     seeds: tuple[int, ...] = ()
-    """Several give means and spread; default: --seed."""
+    """Random seeds; several give means and spread. Default: --seed."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One capture and seed's stage 1, or one cell of it, as a worker gets it."""
+    """What one worker trains: stage 1 of a capture and seed, or a cell (method and ratio) that needs it."""
 
     capture: Path
     common: Config
@@ -63,17 +61,18 @@ class Task:
 
     @property
     def name(self) -> str:
+        """The name in messages: capture, seed, and cell or stage 1."""
         return (f"{self.capture.name} seed {self.common.seed} "
                 f"{self.cell.folder.name if self.cell else 'stage 1'}")
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The exit code: 0, 1 if a cell failed, 2 if all that is wrong is the user's to mend."""
+    """Run the command line; return 0, 1 if a cell failed, or 2 if the user can mend all that failed."""
     return guard(lambda: compare_all(parse(CompareAll, args, "compare_all.py")))
 
 
 def compare_all(options: CompareAll) -> int:
-    """The whole command."""
+    """Train and measure what is missing, print the tables, and return the exit code (see main)."""
     if is_remote(options.storage):
         raise UserError(f"--storage {options.storage}: expected a folder that all machines share; only "
                         "train_all.py can use an object store")
@@ -93,11 +92,15 @@ def compare_all(options: CompareAll) -> int:
             cells = {name: [cell for common in own
                             for cell in compare.cells(options.methods, common, experiment / name)]
                      for name, own in commons.items()}
-            tasks = [(Task(capture, common, experiment / capture.name), [
-                Task(capture, common, experiment / capture.name, cell) for cell in cells[capture.name]
-                if cell.config.seed == common.seed and not compare.done(cell, scenes[capture.name])])
-                for capture in captures for common in commons[capture.name]]
-            tasks = [(stage1, rest) for stage1, rest in tasks if rest]
+            tasks = []
+            for capture in captures:
+                for common in commons[capture.name]:
+                    stage1 = Task(capture, common, experiment / capture.name)
+                    missing = [replace(stage1, cell=cell) for cell in cells[capture.name]
+                               if cell.config.seed == common.seed
+                               and not compare.done(cell, scenes[capture.name])]
+                    if missing:
+                        tasks.append((stage1, missing))
             if tasks:
                 cluster.nodes()
                 if not cluster.has_gpu:
@@ -107,7 +110,7 @@ def compare_all(options: CompareAll) -> int:
 
 
 def _run(tasks: Sequence[tuple[Task, Sequence[Task]]], gpu: bool) -> dict[str, Exception]:
-    """Run every stage 1 and, after it, its cells; what failed, by name. A failure leaves the others alone."""
+    """Run every stage 1 and then its cells; return the errors by task, none of which stops other tasks."""
     remote = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=2)(_work)
     device, start = "cuda" if gpu else "cpu", time.monotonic()
     running: dict[Any, Task] = {}
@@ -133,9 +136,9 @@ def _run(tasks: Sequence[tuple[Task, Sequence[Task]]], gpu: bool) -> dict[str, E
 
 
 def _work(task: Task, device: str, after: None) -> None:
-    """What a worker does: nothing, if it is done; `after` is only waited for."""
+    """Train and measure a task in a worker, unless that is done; Ray starts it once `after` has ended."""
     if device == "cpu":
-        torch.set_num_threads(1)  # one CPU each: the tasks side by side use the cores
+        torch.set_num_threads(1)  # a CPU each: tasks that run side by side use all cores
         pool.set_num_threads(1)
     scene = load_capture(task.capture, task.common)
     if task.cell is None:
@@ -145,13 +148,19 @@ def _work(task: Task, device: str, after: None) -> None:
 
 
 def _quiet(step: int, metrics: dict[str, Any]) -> None:
-    """Progress is told by the cell: each is over in minutes."""
+    """Ignore the progress of a task, which ends in minutes."""
 
 
 def report(options: CompareAll, configs: dict[str, Config], scenes: dict[str, Rows],
            errors: dict[str, Exception]) -> int:
-    """Write and print the tables of each capture and of their mean, log them, and say what failed; the exit
-    code."""
+    """Write, print and log the tables of each capture and their mean; return the exit code.
+
+    Args:
+        options: the command.
+        configs: the settings of each capture, by name.
+        scenes: the measured rows of each capture, by name.
+        errors: why captures or tasks failed, by name.
+    """
     tracking: Tracking = options.tracking()
     pages = {}
     for name, rows in scenes.items():

@@ -1,4 +1,4 @@
-"""The options that every job over a dataset shares: which captures, at which size, where results go."""
+"""The options of every job over a dataset: which captures, at which size, where results go."""
 
 import os
 import sys
@@ -22,20 +22,20 @@ from ray_jobs.cluster import IN_JOB, Cluster
 from ray_jobs.store import Store, is_remote
 
 HOME = Path("~/flexgs-runs")
-"""Of runs that have no other: those of submitted jobs, and copies of an object store."""
+"""The default folder for runs of submitted jobs, and for local copies of runs in an object store."""
 
 
 @dataclass
 class DatasetOptions:
-    """Captures in a folder, and the settings to train them with."""
+    """The captures of a folder, the settings to train them with, and where runs go."""
 
     data_root: Path | None = None
-    """Folder of captures. Default: the built-in synthetic scenes, and with --dataset data."""
+    """Folder of captures. Default: the built-in synthetic scenes; with --dataset, the folder data."""
     dataset: Literal[*DATASETS] | None = None  # type: ignore[valid-type]
-    """The captures of this dataset that are in DATA_ROOT or DATA_ROOT/<dataset>, each at its factor of the
-    protocol."""
+    """Train the captures of this dataset that are in DATA_ROOT or DATA_ROOT/<dataset>, with images reduced by
+    the factor of the protocol."""
     protocol: Literal[*PROTOCOLS] = "paper"  # type: ignore[valid-type]
-    """With --dataset: the factors of FlexGS, or those that the field usually takes; --data.factor overrules
+    """With --dataset: image factors of the FlexGS paper, or those of most papers; --data.factor overrules
     both."""
     scenes: tuple[str, ...] = ()
     """Only these folders of DATA_ROOT."""
@@ -44,9 +44,10 @@ class DatasetOptions:
     s3://bucket/path or gs://bucket/path, with a copy in ~/flexgs-runs/bucket/path. Default: runs, and
     ~/flexgs-runs under `ray job submit`."""
     experiment: str | None = None
-    """Default: flexgs-<dataset>, flexgs-<name of DATA_ROOT>, or flexgs-demo."""
+    """Name of the folder and of MLflow's experiment. Default: flexgs-<dataset>, flexgs-<name of DATA_ROOT>,
+    or flexgs-demo."""
     mlflow_uri: str | None = None
-    """Default: $MLFLOW_TRACKING_URI, else STORAGE/mlflow.db."""
+    """MLflow's server or database. Default: $MLFLOW_TRACKING_URI, else STORAGE/mlflow.db."""
     ray_address: str | None = None
     """host:port of a cluster, or local. Default: $RAY_ADDRESS, else the cluster of `ray start`, else this
     machine."""
@@ -59,28 +60,29 @@ class DatasetOptions:
 
     @property
     def name(self) -> str:
-        """Of the experiment."""
+        """The name of the experiment."""
         where = self.data_root.expanduser().resolve().name if self.data_root else "demo"
         return self.experiment or f"flexgs-{self.dataset or where}"
 
     @property
     def folder(self) -> Path:
-        """Where the runs go, or their copies: a folder for each scene."""
+        """The folder of the experiment, or its local copy, with a run folder for each scene."""
         return storage_folder(self.storage) / self.name
 
     def store(self) -> Store:
-        """Where the runs go, ready to be written to."""
+        """Open the folder of the experiment for writing; UserError if it cannot be written to."""
         make_folder(self.folder.parent)
         return (Store.open(self.storage, self.folder.parent) / self.name if is_remote(self.storage)
                 else Store(self.folder))
 
     def tracking(self) -> Tracking:
+        """Return the experiment in MLflow."""
         storage = storage_folder(self.storage)
         uri = self.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(storage / "mlflow.db")
         return Tracking(uri, self.name, storage / "mlartifacts")
 
     def captures(self) -> list[Path]:
-        """The folders of the captures; the built-in ones are made if they are not there."""
+        """Return the folders of the captures; built-in ones are made if they are missing."""
         names = list(self.scenes) or None
         if self.dataset:
             root = (self.data_root or Path("data")).expanduser().absolute()
@@ -100,30 +102,30 @@ class DatasetOptions:
         return find_scenes(folder, names)
 
     def checked(self) -> Config:
-        """The settings; the images of the demo, which are small already, at their full size."""
+        """Return the settings, checked; built-in scenes, whose images are small, have the factor 1."""
         config = self.config.check()
         return config if self.data_root or self.dataset else self._at(1, config)
 
     def fitting(self, config: Config, cluster: Cluster) -> Config:
-        """The settings at a size for what the cluster has."""
+        """Return the settings, limited to the size for a laptop if the cluster has no GPU."""
         return fitting(config, cluster.has_gpu, self.typed,
                        LAPTOP if self.data_root or self.dataset else DEMO)
 
     def of(self, capture: Path, config: Config) -> Config:
-        """The settings for one capture: with --dataset at its factor of the protocol."""
+        """Return the settings for one capture: with --dataset, images at the factor of the protocol."""
         if not self.dataset:
             return config
         return self._at(CATALOG[capture.name].factor_of(self.protocol), config)
 
     def _at(self, factor: int, config: Config) -> Config:
-        """The settings with images at 1/factor, unless the user has chosen a factor."""
+        """Return the settings with images reduced by factor, unless the user has chosen a factor."""
         if self.typed.has("--data.factor", "--config"):
             return config
         return replace(config, data=replace(config.data, factor=factor))
 
 
 def storage_folder(storage: str | None) -> Path:
-    """The absolute path of the folder that runs go to, or their copies."""
+    """Return the absolute path of the folder of --storage, or of the local copy of an object store."""
     if is_remote(storage):
         return HOME.expanduser() / storage.partition("://")[2].partition("?")[0].strip("/")
     folder = (Path(storage) if storage else HOME if IN_JOB else Path("runs")).expanduser()
@@ -134,8 +136,14 @@ def storage_folder(storage: str | None) -> Path:
 
 
 def read_all(captures: Mapping[Path, Config]) -> tuple[dict[str, Scene], dict[str, Exception]]:
-    """(the captures, what is wrong with others): better said now than when their turn comes. UserError if all
-    are wrong."""
+    """Load all captures before any is trained.
+
+    Returns:
+        The captures that could be loaded, and the errors of the others, both by name.
+
+    Raises:
+        UserError: no capture could be loaded.
+    """
     scenes: dict[str, Scene] = {}
     wrong: dict[str, Exception] = {}
     for capture, config in captures.items():
@@ -152,7 +160,7 @@ def read_all(captures: Mapping[Path, Config]) -> tuple[dict[str, Scene], dict[st
 
 
 def exit_code(errors: Mapping[str, Exception]) -> int:
-    """Say what failed, by name; 0, 1, or 2 if all that is wrong is the user's to mend."""
+    """Print the errors by name; return 0 without any, 2 if the user can mend all of them, else 1."""
     sys.stdout.flush()
     for name, error in errors.items():
         print(f"flexgs: {name} failed: {one_line(public(str(error)))}", file=sys.stderr)

@@ -1,11 +1,10 @@
-"""Which scene trains with how many workers, and on which machine: the policy, over plain data and without
-Ray.
+"""The schedule: which scene trains with how many workers on which machine, decided without Ray.
 
-Waiting scenes start with the fewest workers, the longest first, each on the machine with the least work per
-device. While one waits, nothing else changes. Then spare devices go to the scenes that would end last, and
-where none is spare, scenes that would end early give devices to those, once each. A scene that trains changes
-its workers by stopping at a checkpoint and starting again, so it does that only where more time is saved than
-the restart costs.
+Waiting scenes start with the fewest workers, the scene with the most work first, each on the machine with the
+least work per device. While a scene waits, no running scene is moved. When none waits, spare devices go to
+the scenes that would end last; where no device is spare, scenes that would end early give some up, once each.
+A running scene changes its workers by stopping at a checkpoint and starting again, so it does that only where
+more time is saved than the restart costs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,18 +13,17 @@ from statistics import fmean
 from typing import NamedTuple
 
 SERIAL = 1 / 12
-"""The part of a worker's time that more workers do not share: four then make 3.2 times the views of one, and
-eight 5.1 times, as is reported for GPUs of one machine that share gradients over NVLink."""
+"""The serial fraction in Amdahl's law: 4 workers are 3.2 times as fast as one and 8 are 5.1 times as fast, as
+is reported for GPUs of one machine that share gradients over NVLink."""
 RESTART_SECONDS = 20.0
-"""From the end of a scene's workers to the first step of the next: 12 to 17 s for Ray Train's start, and
-reading the scene."""
+"""Time from the end of a scene's workers to the first step of the next ones: 12 to 17 s for Ray Train to
+start, and a few to read the scene."""
 ASSUMED_RATE = 20.0
-"""Views per second of one worker while no scene has been measured. It is the same for all, so it decides
-little."""
+"""Views per second of one worker, assumed for all scenes alike until one has been measured."""
 
 
 class Placement(NamedTuple):
-    """So many workers on a machine."""
+    """A number of workers on a machine."""
 
     machine: str
     workers: int
@@ -33,34 +31,39 @@ class Placement(NamedTuple):
 
 @dataclass(frozen=True)
 class SceneState:
-    """A scene that is not finished."""
+    """An unfinished scene, as the schedule sees it."""
 
     name: str
     views: float
-    """Left to train."""
+    """Views left to train."""
     rate: float | None = None
-    """Views per second of one worker; None: not measured, taken as the mean of those that are."""
+    """Views per second of one worker; None if not measured: the mean of the measured scenes is taken."""
     place: Placement | None = None
-    """Where it trains; None: nowhere yet."""
+    """Where the scene trains; None while it waits."""
     going: Placement | None = None
-    """Where it is going to train, once it has stopped."""
+    """Where the scene will train once it has stopped; None if it is not being moved."""
     settled: bool = False
-    """Whether it has been measured since it was started, so that it may be moved."""
+    """Whether its rate has been measured since its last start; only then may it be moved."""
     gave: bool = False
-    """Whether it has gone on with fewer workers before; it does so once, lest unsteady rates move scenes to
-    and fro."""
+    """Whether it has given up workers before; it does so once, lest unsteady rates move scenes to and fro."""
 
 
 def speedup(workers: int) -> float:
-    """How many times the views of one worker so many make in the same time (Amdahl)."""
+    """Return how many times as fast as one worker so many are, by Amdahl's law: n / (1 + SERIAL (n - 1))."""
     return workers / (1 + SERIAL * (workers - 1))
 
 
 def plan(machines: Mapping[str, int], scenes: Sequence[SceneState],
          sizes: Sequence[int]) -> dict[str, Placement]:
-    """What to do now, by scene: to start there if it waits, to stop and start again there if it trains.
+    """Decide what to do now.
 
-    machines: devices of each that is alive; sizes: the numbers of workers that a scene may have, rising.
+    Args:
+        machines: the number of devices of each machine that is alive.
+        scenes: the unfinished scenes.
+        sizes: the numbers of workers that a scene may have, rising.
+
+    Returns:
+        Where scenes should start, if they wait, or be moved to, if they train; other scenes stay as they are.
     """
     rates = [scene.rate for scene in scenes if scene.rate]
     usual = fmean(rates) if rates else ASSUMED_RATE
@@ -72,8 +75,8 @@ def plan(machines: Mapping[str, int], scenes: Sequence[SceneState],
         return starts
     running = {s.name: s.place for s in scenes if s.place and s.settled and not s.going}
     givers = [scene.name for scene in scenes if not scene.gave]
-    if not starts and running and len(running) == len(scenes) and (given := _give(machines, running, givers,
-                                                                                  left, sizes)):
+    all_settled = running and len(running) == len(scenes)
+    if not starts and all_settled and (given := _give(machines, running, givers, left, sizes)):
         return given
     while True:
         grown = _fill(free, starts | running, left, sizes)
@@ -81,12 +84,12 @@ def plan(machines: Mapping[str, int], scenes: Sequence[SceneState],
                   and not _pays(left[name], place, grown[name])]
         if not wasted:
             return starts | grown
-        for name in wasted:  # what they would have got may serve others
+        for name in wasted:  # the devices that these would have got may serve other scenes
             del running[name]
 
 
 def _free(machines: Mapping[str, int], scenes: Sequence[SceneState]) -> dict[str, int]:
-    """Devices that no scene has or is going to have; one that moves keeps what it has until it has moved."""
+    """Return the free devices of each machine; a scene that is being moved holds its old and new ones."""
     free = dict(machines)
     for scene in scenes:
         held: dict[str, int] = {}
@@ -100,10 +103,11 @@ def _free(machines: Mapping[str, int], scenes: Sequence[SceneState]) -> dict[str
 
 def _starts(machines: Mapping[str, int], free: dict[str, int], scenes: Sequence[SceneState],
             waiting: Sequence[SceneState], left: Mapping[str, float], workers: int) -> dict[str, Placement]:
-    """Places for those of the waiting that find one; takes them from free."""
-    load = {machine: sum(left[s.name] for s in scenes if (place := s.going or s.place)
-                         and place.machine == machine)
-            for machine in machines}
+    """Place the waiting scenes that find room, longest first, and subtract their devices from `free`."""
+    load = dict.fromkeys(machines, 0.0)
+    for scene in scenes:
+        if (place := scene.going or scene.place) and place.machine in load:
+            load[place.machine] += left[scene.name]
     starts = {}
     for scene in sorted(waiting, key=lambda s: left[s.name], reverse=True):
         fitting = [machine for machine, devices in free.items() if devices >= workers]
@@ -118,9 +122,11 @@ def _starts(machines: Mapping[str, int], free: dict[str, int], scenes: Sequence[
 
 def _give(machines: Mapping[str, int], running: Mapping[str, Placement], givers: Sequence[str],
           left: Mapping[str, float], sizes: Sequence[int]) -> dict[str, Placement]:
-    """Who goes on with fewer workers, where dealing each machine's devices out anew ends the last scene a
-    tenth sooner. Those who end soon give nothing: their devices are free then. Who is to have more gets it
-    when they are."""
+    """Choose running scenes that continue with fewer workers, so that the last scene ends a tenth sooner.
+
+    The devices of each machine are dealt out anew; the scenes that get more receive them in a later plan,
+    when they are free. Nothing changes if a scene that would give up devices ends soon and frees them anyway.
+    """
     fewest = {**running, **{name: Placement(running[name].machine, sizes[0]) for name in givers}}
     free = _free(machines, [SceneState(name, 0, place=place) for name, place in fewest.items()])
     best = fewest | _fill(free, fewest, left, sizes, stay=True)
@@ -134,8 +140,10 @@ def _give(machines: Mapping[str, int], running: Mapping[str, Placement], givers:
 
 def _fill(free: Mapping[str, int], places: Mapping[str, Placement], left: Mapping[str, float],
           sizes: Sequence[int], stay: bool = False) -> dict[str, Placement]:
-    """Hand out what is free, size by size, to the scene that would end last, there or, unless all stay, on a
-    machine with more room; the places that change."""
+    """Hand out free devices, size by size, to the scene that would end last; return the places that change.
+
+    A scene grows on its own machine or, unless `stay`, moves to the machine with the most free devices.
+    """
     free, now = dict(free), dict(places)
     candidates = sorted(now)
     while candidates:
@@ -146,7 +154,7 @@ def _fill(free: Mapping[str, int], places: Mapping[str, Placement], left: Mappin
         if more and free.get(place.machine, 0) >= more - place.workers:
             free[place.machine] -= more - place.workers
             now[last] = Placement(place.machine, more)
-        elif more and free.get(roomiest, 0) >= more:  # its old place stays its own until it has moved
+        elif more and free.get(roomiest, 0) >= more:  # its old devices are not free until it has moved
             free[roomiest] -= more
             now[last] = Placement(roomiest, more)
         else:

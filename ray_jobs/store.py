@@ -1,9 +1,8 @@
-"""Store: a run folder on a disk that all machines share, or in an object store, of which each process then
-has a copy.
+"""Store: a run folder on a disk that all machines share, or in an object store with a copy per process.
 
-Files are how the job, which watches, and the workers, which train, tell each other what happens
-(train_scene.py). On a shared disk there is nothing more to do. With S3 or Google Cloud Storage, what a
-process writes is pushed and what it reads is pulled.
+The job, which watches, and the workers, which train, communicate by files (see train_scene.py). On a shared
+disk that needs nothing more. With S3 or Google Cloud Storage, a process pushes what it has written and pulls
+what it is about to read.
 """
 
 import os
@@ -19,25 +18,30 @@ from flexgs.training.checkpoint import checkpoints
 from flexgs.urls import first_line, public
 
 DESCRIPTION = "state.json"
-"""Of the two files of a checkpoint the one that is pushed last: where it is, the other is whole."""
+"""The file of a checkpoint that is pushed last: where it exists, the checkpoint is whole."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """A run folder, and where it is kept: itself, unless there is another file system."""
+    """A run folder, and the file system that keeps it: this machine's, or an object store."""
 
     folder: Path
+    """The run folder, or the local copy of one in an object store."""
     files: pafs.FileSystem = field(default_factory=pafs.LocalFileSystem)
     root: str = ""
-    """The path in a file system that is not this machine's."""
+    """The path of the run folder in an object store; empty without one."""
 
     @staticmethod
     def open(uri: str, folder: Path) -> "Store":
-        """What s3://bucket/path or gs://bucket/path keeps, with a copy in folder; UserError unless it can be
-        written to.
+        """Open an object store.
 
-        Keys come from the environment; options of pyarrow.fs may follow, such as
-        ?endpoint_override=host:port&scheme=http.
+        Args:
+            uri: s3://bucket/path or gs://bucket/path, optionally with options of pyarrow.fs, such as
+                ?endpoint_override=host:port&scheme=http. Keys come from the environment.
+            folder: the local copy.
+
+        Raises:
+            UserError: the object store cannot be written to.
         """
         try:
             files, root = pafs.FileSystem.from_uri(uri)
@@ -53,22 +57,22 @@ class Store:
 
     @property
     def remote(self) -> bool:
+        """Whether the run folder is kept in an object store."""
         return bool(self.root)
 
     def place(self, name: str = "") -> str:
-        """Where a file or folder of the run folder is, in `files`."""
+        """Return the path in `files` of a file or folder of the run folder, by default of itself."""
         return f"{self.root or self.folder}/{name}".rstrip("/")
 
     def __truediv__(self, name: str) -> "Store":
         return replace(self, folder=self.folder / name, root=(self.remote and self.place(name)) or "")
 
     def copied_to(self, folder: Path) -> "Store":
-        """The same with its copy elsewhere; a shared folder stays where it is."""
+        """Return the store with its local copy in another folder; without an object store, itself."""
         return replace(self, folder=folder) if self.remote else self
 
     def push(self, *names: str) -> None:
-        """Keep files and folders as they are in the copy, one after another; what it does not have is
-        deleted."""
+        """Make files and folders of the object store equal to the copy's, in the order of the names."""
         for name in names if self.remote else ():
             mine = {str(p.relative_to(self.folder)) for p in _files(self.folder / name)}
             for there in sorted(mine):
@@ -78,7 +82,7 @@ class Store:
                 self.files.delete_file(self.place(there))
 
     def pull(self, *names: str) -> None:
-        """Make files and folders of the copy what is kept; what it has already is not transferred again."""
+        """Make files and folders of the copy equal to the object store's; equal files are not downloaded."""
         for name in names if self.remote else ():
             kept = self._kept(name)
             for there, info in kept.items():
@@ -88,18 +92,19 @@ class Store:
                     file.unlink()
 
     def exists(self, name: str) -> bool:
+        """Whether there is a file of this name where the run folder is kept."""
         return self.files.get_file_info(self.place(name)).type == pafs.FileType.File
 
     def push_checkpoint(self, name: str) -> None:
-        """Keep this checkpoint of the copy, and of the older ones those that the copy has."""
+        """Push a checkpoint, and delete the older ones that the copy has no longer."""
         if self.remote:
             self.push(f"checkpoints/{name}/state.safetensors", f"checkpoints/{name}/{DESCRIPTION}")
-            for there in sorted(self._kept("checkpoints")):  # a description goes before the rest
+            for there in sorted(self._kept("checkpoints")):  # DESCRIPTION is deleted before the tensors
                 if not (self.folder / there).exists():
                     self.files.delete_file(self.place(there))
 
     def steps(self) -> list[int]:
-        """The views that the checkpoints have seen, the newest first."""
+        """Return the numbers of views that the checkpoints were written after, the newest first."""
         if self.remote:
             names = [Path(there).parent.name for there in self._kept("checkpoints")
                      if there.endswith(f"/{DESCRIPTION}")]
@@ -108,16 +113,16 @@ class Store:
         return sorted((int(name.removeprefix("step_")) for name in names), reverse=True)
 
     def latest_step(self) -> int:
-        """Those of the newest; 0 without one."""
+        """Return the number of views that the newest checkpoint was written after; 0 without one."""
         return next(iter(self.steps()), 0)
 
     def delete(self, name: str) -> None:
-        """Keep a file no longer; the copy stays as it is."""
+        """Delete a file in the object store, but not in the copy."""
         if self.remote and self.exists(name):
             self.files.delete_file(self.place(name))
 
     def _kept(self, name: str) -> dict[str, pafs.FileInfo]:
-        """The files that are kept of a file or folder, by their path in the run folder."""
+        """Return the files that the object store has of a file or folder, by their path in the run folder."""
         found = [self.files.get_file_info(self.place(name))]
         if found[0].type != pafs.FileType.File:
             found = self.files.get_file_info(pafs.FileSelector(self.place(name), recursive=True,

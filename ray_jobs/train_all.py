@@ -1,10 +1,9 @@
-"""Train every scene of a dataset on a Ray cluster, or on this machine; ends with the table over scenes and
-ratios.
+"""Train every scene of a dataset on a Ray cluster, or on this machine, and print a table of the results.
 
-    python ray_jobs/train_all.py                                        # the built-in demo scenes
+    python ray_jobs/train_all.py                         # the built-in demo scenes
     python ray_jobs/train_all.py --data-root ~/captures --scenes garden bicycle
-    python ray_jobs/train_all.py --dataset mipnerf360                   # those of it that `flexgs data get` has put into data/
-    ray job submit --working-dir . -- python ray_jobs/train_all.py --data-root /shared/captures --storage /shared/runs
+    python ray_jobs/train_all.py --dataset mipnerf360    # its captures that are in data/ (`flexgs data get`)
+    ray job submit --working-dir . -- python ray_jobs/train_all.py --data-root /captures --storage /runs
 
 The same command continues what is unfinished and skips what is finished.
 """
@@ -27,24 +26,23 @@ from ray_jobs.train_scene import SceneJob
 
 @dataclass
 class TrainAll(DatasetOptions):
-    """Train every scene of a dataset with Ray Train. The same command continues unfinished scenes and skips
-    finished ones."""
+    """Train every scene of a dataset with Ray Train; the same command continues unfinished scenes."""
 
     workers: str | None = None
     """Workers per scene, one GPU each: a number, or MIN:MAX to give scenes the GPUs that others leave.
-    Default: 1:8, and 1 without a GPU. With every worker a step has one more view, which changes the result a
-    little; a number, or --batch, keeps it as it is."""
+    Default: 1:8, and 1 without a GPU. A step has a view per worker, so the number of workers changes the
+    result a little; a fixed number, or --batch, keeps it as it is."""
     max_failures: int = 2
     """How often a scene is started again, from its last checkpoint, after a worker died."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The exit code: 0, 1 if a scene failed, 2 if all that is wrong is the user's to mend."""
+    """Run the command line; return 0, 1 if a scene failed, or 2 if the user can mend all that failed."""
     return guard(lambda: train_all(parse(TrainAll, args, "train_all.py")))
 
 
 def train_all(options: TrainAll) -> int:
-    """The whole command."""
+    """Train the scenes that are not finished, print the table, and return the exit code (see main)."""
     config = options.checked()
     workers = Workers.parse(options.workers, config.batch) if options.workers is not None else None
     with warm_up.in_background() as wait_for_kernels:
@@ -55,8 +53,7 @@ def train_all(options: TrainAll) -> int:
             jobs = [SceneJob(capture, store / capture.name, options.of(capture, config),
                              max_failures=options.max_failures) for capture in captures
                     if capture.name not in wrong]
-            batch = Batch(store, options.tracking(),
-                          options.typed.command("ray_jobs/train_all.py"))
+            batch = Batch(store, options.tracking(), options.typed.command("ray_jobs/train_all.py"))
             jobs = [job for job in jobs if not batch.skip(job, scenes[job.name])]
             if jobs:
                 least = workers.least if workers else 1
@@ -80,7 +77,7 @@ def train_all(options: TrainAll) -> int:
 
 
 def report(options: TrainAll, batch: Batch, scenes: Sequence[str], errors: Mapping[str, Exception]) -> int:
-    """Print the table, where things are, what failed and how to go on; the exit code."""
+    """Print the table, where the cuts are, and how to continue failed scenes; return the exit code."""
     if batch.results:
         print_results([batch.results[scene] for scene in scenes if scene in batch.results])
         print(f"cuts: {pasted(batch.store.folder)}/<scene>/cuts/*.ply")

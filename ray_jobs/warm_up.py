@@ -1,7 +1,6 @@
-"""Compiles the rasterizer's kernels for the CPU into numba's cache, so that the workers of a scene find them
-there.
+"""Compile the rasterizer's CPU kernels into numba's cache, where the workers of a scene find them.
 
-It takes some 20 seconds of one core the first time, and happens while the scenes are prepared and Ray starts.
+The first time, that takes some 20 seconds of one core, while scenes are read and Ray starts.
 """
 
 import subprocess
@@ -12,9 +11,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def in_background() -> Iterator[Callable[[], None]]:
-    """Compile in another process; yields a function that waits for it."""
+    """Compile in another process, and yield a function that waits for it."""
     command = [sys.executable, "-m", "flexgs.training.warmup"]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as compiler:  # if it fails, the workers compile
+    # Errors are not shown: if it fails, the workers compile the kernels themselves.
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as compiler:
         try:
             yield lambda: _wait(compiler)
         finally:

@@ -1,0 +1,1 @@
+"""Search the settings of a scene with Optuna and Ray Tune."""

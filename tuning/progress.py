@@ -1,4 +1,4 @@
-"""What a person sees of a running search: lines in the terminal, runs in MLflow."""
+"""How a running search is shown: lines in the terminal, runs in MLflow."""
 
 import json
 import math
@@ -20,54 +20,57 @@ from tuning.trial import MEASURED_AT, NUMBER, RUNGS, Record, Search, begun
 
 
 class Progress(tune.Callback):
-    """Follows the trials of Tune. Their records say how they ended."""
+    """A Tune callback that follows the trials, whose records (trial.json) say how they ended."""
 
     def __init__(self, search: Search, objective: str, tracking: Tracking, seconds: float | None):
-        """seconds: the time that the trials have, after which Tune stops all of them."""
+        """Prepare the parent run in MLflow; seconds: the time after which Tune stops all trials."""
         self.search, self.objective, self.tracking = search, objective, tracking
         self._seconds, self._deadline = seconds or math.inf, math.inf
         self.shown = quality(objective)
         self.ended = 0
-        """Trials that are over, of those that Tune has started."""
+        """The number of Tune's trials that have ended."""
         self._start = time.monotonic()
         self.parent = tracking.run(search.folder, f"{search.capture.name}: search", kind="search",
                                    tags={"scene": search.capture.name, "git_sha": git_sha()})
 
     def setup(self, *args: Any, **info: Any) -> None:
+        """Start the clock and the parent run in MLflow."""
         self._deadline = time.monotonic() + self._seconds
         self.parent.start()
 
     def on_trial_result(self, iteration: int, trials: Sequence[Any], trial: Any,
                         result: dict[str, Any], **info: Any) -> None:
+        """Print what a trial was measured at."""
         quarters = {1: "a quarter", 2: "half", RUNGS: "all"}[result["rung"]]
         self._log(trial, f"{self.shown} {result[self.shown]:.3f} after {quarters} of stage 2")
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
+        """Record whether a trial was stopped early, delete what it needs no longer, and send it to MLflow."""
         self.ended += 1
         record = self._record(trial)
         if record.status == "interrupted" and time.monotonic() > self._deadline:
-            return  # it goes on when the search does
+            return  # the time is over: the trial continues when the search does
         if record.status == "interrupted":
             record = replace(record, stopped=True)
             record.save(self.search.trial_folder(record.params))
             self._log(trial, "stopped: others were better")
-        if record.number:  # trial 0 may have to go on
+        if record.number:  # trial 0 is kept: it may be continued to compare it with the best
             shutil.rmtree(self.search.trial_folder(record.params) / "checkpoints", ignore_errors=True)
         self._drop_models()
         self.send(record)
 
     def _drop_models(self) -> None:
-        """Of the trials that others have beaten: a model may be large, and its trial says how to make it
-        again."""
+        """Delete the models of trials that others have beaten; only trial 0, the best and the front stay."""
         records = self.search.records()
         if kept := [r for r in records if r.status == "finished"]:
-            kept = [records[0],
-                    best(records, self.objective), *(front(records) if self.objective == PARETO else [])]
+            kept = [records[0], best(records, self.objective),
+                    *(front(records) if self.objective == PARETO else [])]
         for record in records:
             if record.status == "finished" and record not in kept:
                 shutil.rmtree(self.search.trial_folder(record.params) / "model", ignore_errors=True)
 
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
+        """Record why a trial failed, and send it to MLflow."""
         self.ended += 1
         record = self._record(trial)
         if not record.error:  # its process died
@@ -78,12 +81,11 @@ class Progress(tune.Callback):
         self.send(record)
 
     def send(self, record: Record) -> Run:
-        """The trial's run in MLflow, with what its record says."""
+        """Send MLflow a trial's parameters and figures, and return its run."""
         params = {"number": record.number, **record.params}
         run = self.tracking.run(self.search.trial_folder(record.params), f"trial {record.number}",
                                 kind="trial", parent=self.parent, params=params,
-                                tags={"scene": self.search.capture.name,
-                        "status": record.status})
+                                tags={"scene": self.search.capture.name, "status": record.status})
         stage_2 = self.search.start.steps - self.search.start.base_steps
         run.log_history([{"step": self.search.start.steps - stage_2 * (RUNGS - rung) // RUNGS,
                           "psnr_auc": record.rungs[str(rung)]["psnr_auc"]}
@@ -104,7 +106,7 @@ class Progress(tune.Callback):
         self.parent.finish()
 
     def pages(self, runs: Sequence[Run]) -> list[str]:
-        """Where MLflow shows the curves of these trials, and all of them as parallel coordinates."""
+        """Say where MLflow shows the curves of these trials, and compares them in parallel coordinates."""
         how = self.tracking.how_to_open(runs)
         if not how:
             return []

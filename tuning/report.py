@@ -1,5 +1,4 @@
-"""What a search ends with: best.json, report.md with its figures, and the gain of the best trial over trial
-0."""
+"""The results of a search: best.json, report.md and its figures, and the best trial's gain over trial 0."""
 
 import math
 from collections.abc import Sequence
@@ -22,12 +21,12 @@ from tuning.trial import Record, Search, figures, flat
 
 @dataclass(frozen=True)
 class Gain:
-    """Of a trial over trial 0 in the objective (dB for PSNR): a value per seed."""
+    """The gain of a trial over trial 0 in the objective (dB for PSNR), a value per seed."""
 
     seen: tuple[float, ...]
-    """On the views that trials are chosen by."""
+    """The gain on the test views that trials are chosen by."""
     unseen: tuple[float, ...]
-    """On the others."""
+    """The gain on the other test views."""
 
     def __str__(self) -> str:
         return (f"{_spread(self.unseen)} on the views that the search has not seen, {_spread(self.seen)} "
@@ -35,7 +34,15 @@ class Gain:
 
 
 def gain(searches: Sequence[Search], best: Params, zero: Params, scene: Scene, objective: str) -> Gain:
-    """Measured on the models of both; a search for each seed."""
+    """Measure the gain of the parameters `best` over `zero`, from the models that each search has of them.
+
+    Args:
+        searches: a search for each seed.
+        best: the parameters of one trial.
+        zero: the parameters of trial 0.
+        scene: the capture.
+        objective: the objective of the search.
+    """
     by_views: dict[str, list[float]] = {}
     for views in ("even", "odd"):
         for search in searches:
@@ -49,7 +56,15 @@ def gain(searches: Sequence[Search], best: Params, zero: Params, scene: Scene, o
 
 
 def write(search: Search, objective: str, winner: Record, verdict: str, command: str) -> Sheet:
-    """best.json, report.md and figures, into the search's folder; returns the table of trials."""
+    """Write best.json, report.md and figures into the search's folder, and return the table of trials.
+
+    Args:
+        search: the search, of which at least one trial is finished.
+        objective: the objective of the search.
+        winner: the best trial.
+        verdict: a sentence on how the best trial compares with trial 0.
+        command: the command line that repeats the search.
+    """
     records = search.records()
     write_json(search.folder / "best.json", _whole(applied(winner.params, search.start)).to_dict())
     for record in front(records) if objective == PARETO else []:
@@ -76,7 +91,7 @@ def write(search: Search, objective: str, winner: Record, verdict: str, command:
 
 
 def table(records: Sequence[Record], objective: str) -> Sheet:
-    """A row per trial, the best first; what differs from trial 0."""
+    """Return a table of the trials, the best first: figures, time, and settings that differ from trial 0."""
     names = ("psnr_auc", "mb") if objective == PARETO else (objective,)
     on_front = {record.number for record in front(list(records))} if objective == PARETO else set()
     shown = sorted(records, key=lambda r: (r.status != "finished", -r.figures.get(names[0], -math.inf),
@@ -101,8 +116,10 @@ def table(records: Sequence[Record], objective: str) -> Sheet:
 
 
 def agreement(records: Sequence[Record], objective: str) -> str:
-    """How the order of trials after a part of stage 2 agrees with the order at its end, which stopping early
-    relies on."""
+    """Say how the order of trials in mid-training agrees with the final one, on which early stopping relies.
+
+    Empty with fewer than 4 finished trials.
+    """
     whole = [record for record in records if record.status == "finished"]
     if len(whole) < 4:
         return ""
@@ -117,7 +134,7 @@ def agreement(records: Sequence[Record], objective: str) -> str:
 
 
 def _figures(search: Search, objective: str, records: Sequence[Record]) -> list[str]:
-    """The objective over each setting that half of the trials have and, against bytes, the front."""
+    """Draw the objective over each setting that half of the trials have, and the front; return file names."""
     plt = pyplot()
     measured, name = [record for record in records if record.rungs], quality(objective)
     names = dict.fromkeys(key for record in measured for key in record.params)
@@ -155,12 +172,12 @@ def _figures(search: Search, objective: str, records: Sequence[Record]) -> list[
 
 
 def _importances(search: Search, objective: str, records: Sequence[Record]) -> str:
-    """What mattered. Stopped trials count with what they had reached."""
+    """Say how much each setting matters; stopped trials count with their last figures."""
     study = _study(search, objective, records)
     if len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) < 4:
         return ""
     target = (lambda trial: trial.values[0]) if objective == PARETO else None
-    # named, as Optuna's default changes between its versions
+    # The evaluator is named here because Optuna's default differs between versions.
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     found = optuna.importance.get_param_importances(study, evaluator=evaluator, target=target)
     return ("Share of the variance that each setting explains, by Optuna's fANOVA (with few trials a hint): "
@@ -174,7 +191,7 @@ def _study(search: Search, objective: str, records: Sequence[Record]) -> optuna.
 
 
 def _whole(config: Config) -> Config:
-    """As a user trains it: measured on all test views."""
+    """Return the settings as a user trains with them: measured on all test views."""
     return replace(config, evaluation=replace(config.evaluation, views="all"))
 
 

@@ -1,8 +1,7 @@
-"""Trials on Ray: what each gets of the cluster, how it runs as a trial of Tune, directly or through Ray
-Train.
+"""Trials on Ray: their resources, and how Tune runs them, in one process or with workers of Ray Train.
 
-A trial that trains through Ray Train reserves no CPU for itself: trials that only wait for their workers
-would hold the CPUs that these wait for, and the search would hang.
+A trial with workers reserves no CPU for itself: waiting trials would else hold the CPUs that their workers
+wait for, and the search would hang.
 """
 
 import contextlib
@@ -29,15 +28,17 @@ from tuning.trial import NUMBER, Search, begun, run_trial, train_base
 
 @dataclass(frozen=True)
 class Room:
-    """What a trial gets."""
+    """The resources of a trial."""
 
     gpus: float
-    """Of each worker; 0: it trains on the CPU."""
+    """GPUs per worker, which may be a fraction; 0 to train on the CPU."""
     threads: int = 1
-    """Of the rasterizer on the CPU."""
+    """Threads of the CPU rasterizer."""
     workers: int = 1
+    """Worker processes."""
 
     def device(self) -> str:
+        """Return the device to train on, and set this process's threads."""
         if self.gpus:
             return "cuda"
         torch.set_num_threads(1)
@@ -46,7 +47,7 @@ class Room:
 
 
 def room_for_trial(cluster: Cluster, workers: int, gpus: float) -> tuple[Room, int]:
-    """What each trial gets, and how many find room at a time; UserError if none does."""
+    """Return the resources of a trial, and how many trials have room at a time; UserError if none has."""
     nodes = cluster.nodes(workers).values()
     room = Room(gpus if cluster.has_gpu else 0.0, workers=workers)
     if room.gpus and workers > 1 and gpus != 1:
@@ -64,15 +65,14 @@ def room_for_trial(cluster: Cluster, workers: int, gpus: float) -> tuple[Room, i
 
 
 def trainable(search: Search, room: Room) -> Callable:
-    """A trial, for tune.Tuner."""
+    """Return the function that runs a trial, with its resources, for tune.Tuner."""
     run = tune.with_parameters(_direct if room.workers == 1 else _together, search=search, room=room)
     return tune.with_resources(run, {"cpu": 1, "gpu": room.gpus} if room.workers == 1
                                else {"memory": 64 << 20})
 
 
 def train_first_base(search: Search, cluster: Cluster, room: Room) -> float:
-    """Stage 1 of trial 0 with all CPUs of a machine, before trials have one each; the seconds that it
-    took."""
+    """Train stage 1 of trial 0 with all CPUs of a machine, not one as trials have; return the seconds."""
     cpus = max(1, int(max(node.get("CPU", 1) for node in cluster.nodes().values())))
     start = time.monotonic()
     task = ray.remote(num_cpus=1 if room.gpus else cpus, num_gpus=1 if room.gpus else 0, max_retries=2)(_base)
@@ -81,8 +81,7 @@ def train_first_base(search: Search, cluster: Cluster, room: Room) -> float:
 
 
 def run_to_the_end(trials: Sequence[tuple[Search, Params, int]], room: Room) -> None:
-    """Trials outside of Tune, side by side as far as there is room; those that are finished are not
-    repeated."""
+    """Run trials (search, parameters, number) outside of Tune, in parallel, unless they are finished."""
     remote = ray.remote(num_cpus=1, num_gpus=room.gpus, max_retries=2)(_alone)
     _wait([remote.remote(search, params, number, room) for search, params, number in trials])
 
@@ -140,11 +139,11 @@ def _parts(config: dict[str, Any]) -> tuple[Params, int]:
 
 @contextlib.contextmanager
 def _noted(search: Search, params: Params, number: int) -> Iterator[None]:
-    """Write down that a trial has begun, and why it fails."""
+    """Record that a trial has begun and, if its training fails, why."""
     record = begun(search, params, number)
     try:
         if record.error:
-            raise UserError(record.error)  # as before
+            raise UserError(record.error)  # a trial that has failed is not tried again
         yield
     except Exception as e:
         folder = search.trial_folder(params)

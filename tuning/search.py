@@ -1,12 +1,11 @@
-"""Search the settings of a scene: Optuna's TPE through Ray Tune, trials that fall behind stopped early by
-ASHA.
+"""Search the settings of a scene by Optuna's TPE in Ray Tune; ASHA stops trials that fall behind.
 
-    python tuning/search.py --scene fox --data-root ~/captures --trials 30 python tuning/search.py --scene fox
-    --data-root ~/captures --preset paper --objective psnr/ratio_0.05 --time-budget 2h
+    python tuning/search.py --scene fox --data-root ~/captures --trials 30
+    python tuning/search.py --scene fox --preset paper --objective psnr/ratio_0.05 --time-budget 2h
 
-Trial 0 is what the search starts from. Trials are chosen by every second test view; the others are for the
-report. The same command continues an interrupted search. It ends with best.json (for --config), report.md and
-figures in STORAGE/EXPERIMENT; docs/search.md says how to read them.
+Trial 0 has the settings that the search starts from. Trials are chosen by every second test view; the other
+test views are for the report. The same command continues an interrupted search. It writes best.json (for
+--config), report.md and figures to STORAGE/EXPERIMENT; docs/search.md says how to read them.
 """
 
 import json
@@ -62,37 +61,37 @@ class SearchScene(DatasetOptions):
     scene: str = "studio"
     """A folder of DATA_ROOT, or a built-in scene."""
     trials: int = 30
-    """In all, those of an earlier start included."""
+    """Number of trials, including those of an earlier start."""
     time_budget: str | None = None
     """Stop after this long: 90m, 2h."""
     objective: str = "psnr_auc"
-    """psnr_auc, the area under PSNR over log ratio; or one ratio's, psnr/ratio_0.05 or ssim/ratio_0.05; or
-    pareto: psnr_auc against the bytes of the elastic model."""
+    """psnr_auc, the mean PSNR over the logarithm of the ratio; or the figure of one ratio, psnr/ratio_0.05 or
+    ssim/ratio_0.05; or pareto: psnr_auc against the bytes of the elastic model."""
     early_stopping: bool = True
     """Stop the worse half of the trials after a quarter, and again after half of stage 2; pareto stops
     none."""
     max_concurrent: int | None = None
-    """Trials at a time; default: as many as there is room for. With --gpu, so many are waited for."""
+    """Trials at a time. Default: as many as there is room for. With --gpu, waits for GPUs for so many."""
     gpus_per_trial: float = 1.0
-    """Where there are GPUs: several small trials share one with 0.5 or 0.25."""
+    """GPUs per worker, if there are any: with 0.5 or 0.25, several small trials share one."""
     workers: int = 1
-    """Per trial; several train it together through Ray Train, with a GPU each, or a CPU."""
+    """Workers per trial; several train it together through Ray Train, with a GPU each, or a CPU."""
     confirm: int = 2
-    """Seeds more at which the best trial is compared with trial 0; it wins if it is better in the mean of
-    all."""
+    """Number of further seeds at which the best trial is compared with trial 0; it wins if its mean over all
+    seeds is better."""
     resume: bool = True
-    """Continue the search that is there; otherwise it is put aside."""
+    """Continue the search in the folder; otherwise the folder is renamed and a new search begins."""
     smoke: bool = False
-    """Two tiny trials: does it work here?"""
+    """Run two tiny trials, to see whether a search works here."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The exit code: 0, 1 if no trial succeeded, 2 for a mistake of the user's, 130 if it was interrupted."""
+    """Run the command line; return 0, 1 if no trial succeeded, 2 for a user's mistake, 130 if interrupted."""
     return guard(lambda: search_scene(parse(SearchScene, args, "search.py")))
 
 
 def search_scene(options: SearchScene) -> int:
-    """The whole command."""
+    """Run the search, write and print its results, and return the exit code (see main)."""
     seconds = _checked(options)
     capture = _capture(options)
     options.experiment = options.experiment or f"flexgs-search-{options.scene}"
@@ -139,7 +138,7 @@ def search_scene(options: SearchScene) -> int:
 
 def _search(search: Search, options: SearchScene, progress: Progress, cluster: Cluster, room: Room, most: int,
             seconds: float | None) -> bool:
-    """Run the trials that are missing, `most` at a time; whether it came to its end."""
+    """Run the missing trials, `most` at a time; return whether the search came to its end."""
     records, study = search.records(), history(search, options.objective, storage := InMemoryStorage())
     known = sum(record.status != "interrupted" for record in records)
     missing = options.trials - known
@@ -152,7 +151,7 @@ def _search(search: Search, options: SearchScene, progress: Progress, cluster: C
           flush=True)
     pareto, aim = options.objective == PARETO, goal(options.objective)
     suggest = Suggest(search.start, pareto, first)
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a table of its own, whatever verbose says
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # prevents a table that verbose=0 does not
     early = ASHAScheduler(time_attr="rung", max_t=RUNGS, grace_period=1, reduction_factor=2)
     tuner = tune.Tuner(
         trainable(search, room),
@@ -161,7 +160,7 @@ def _search(search: Search, options: SearchScene, progress: Progress, cluster: C
                                     sampler=study.sampler, **aim),
             scheduler=early if options.early_stopping and not pareto else None, num_samples=missing,
             time_budget_s=seconds, max_concurrent_trials=most, **({} if pareto else aim)),
-        # Tune's own files serve nobody: a search continues from the records of its trials.
+        # Tune's own files are not needed: a search continues from the records of its trials.
         run_config=tune.RunConfig(name="tune", storage_path=str(search.folder), callbacks=[progress],
                                   verbose=0))
     try:
@@ -175,8 +174,7 @@ def _search(search: Search, options: SearchScene, progress: Progress, cluster: C
 
 def _confirmed(search: Search, options: SearchScene, first: Record, scene: Scene,
                room: Room) -> tuple[Record, str]:
-    """The best trial, which is trial 0 unless `first` is better in the mean of some more seeds, and a
-    sentence about it."""
+    """Compare the trial `first` with trial 0 at further seeds; return the better one and a sentence."""
     if not first.number:
         return first, "no trial is better than where the search started"
     if search.records()[0].error:
@@ -196,7 +194,7 @@ def _confirmed(search: Search, options: SearchScene, first: Record, scene: Scene
 
 
 def _send(search: Search, progress: Progress, winner: Record, verdict: str, sheet: Sheet) -> None:
-    """In the terminal and in MLflow, how the search ended."""
+    """Show the results of the search in the terminal and in MLflow."""
     runs = [progress.send(record) for record in search.records()]
     progress.finish(winner, [search.folder / name for name in ("best.json", "report.md")]
                     + sorted(search.folder.glob("*.png")))
@@ -209,7 +207,7 @@ def _send(search: Search, progress: Progress, winner: Record, verdict: str, shee
 
 
 def _checked(options: SearchScene) -> float | None:
-    """The time budget in seconds; UserError for options that cannot be."""
+    """Return the time budget in seconds; UserError for options that are not possible."""
     if is_remote(options.storage):
         raise UserError(f"--storage {options.storage}: expected a folder that all machines share")
     for name, least in {"trials": 1, "confirm": 0, "workers": 1, "max_concurrent": 1,
@@ -235,8 +233,7 @@ def _checked(options: SearchScene) -> float | None:
 
 
 def _capture(options: SearchScene) -> Path:
-    """The folder of the capture. Without --data-root, a scene that is not built in is looked for in
-    ./data."""
+    """Return the folder of the capture; without --data-root, a scene that is not built in is in ./data."""
     options.scenes = (options.scene,)
     if options.data_root is None and options.scene not in SYNTHETIC:
         root = Path("data").absolute()
@@ -249,7 +246,7 @@ def _capture(options: SearchScene) -> Path:
 
 
 def _same_as_before(search: Search, objective: str, scene: Scene) -> None:
-    """Note what the search is about; UserError if the folder has one about something else."""
+    """Record capture, settings and objective; UserError if the folder's search has other ones."""
     about = json.loads(json.dumps({"objective": objective, "start": search.start.to_dict()}))
     path, advice = search.folder / "search.json", "choose another --experiment, or --no-resume to begin anew"
     if path.exists():

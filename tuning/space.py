@@ -1,8 +1,8 @@
-"""What is searched: every setting with its range, its scale and why.
+"""The search space: every setting that is searched, with its range, its scale and the reason.
 
-A parameter is named like the flag it becomes, so that a trial is repeated by typing its parameters behind
-`flexgs train`. What has no meaning without another setting is only suggested with it. The settings that the
-search starts from are always inside: they are trial 0.
+A parameter has the name of its flag, so that typing a trial's parameters behind `flexgs train` repeats it. A
+setting without meaning unless another one is chosen is suggested only with that one. The settings that the
+search starts from, trial 0, are always in the space.
 """
 
 from collections.abc import Mapping
@@ -16,33 +16,37 @@ V = TypeVar("V", str, int, float, None)
 Params = Mapping[str, Value]
 
 STRUCTURES = ("sampled deltas", "importance deltas", "sampled field", "gsnet field")
-"""Order and transform. GsNet needs a transform that follows the Gaussians wherever they come in the order."""
+"""Pairs of order and transform; GsNet needs the field, which changes a Gaussian wherever it is ranked."""
 BANDS = ("0.008 0.035 0.035 0.14 0.14 0.6", "0.008 0.035 0.035 0.14 0.14 0.9", "0.008 0.08 0.08 0.8",
          "0.008 0.02 0.02 0.05 0.05 0.14 0.14 0.6")
 SHAPE = "structure"
-"""The one name that is no flag: order.kind and transform.kind, which exclude each other."""
+"""The one parameter that is no flag: a pair of order.kind and transform.kind from STRUCTURES."""
 AXES = ("x", "y", "z", "e")
 
 
 class Trial(Protocol):
-    """What suggests values: a trial of Optuna, or Own."""
+    """An object that suggests values: a trial of Optuna, or Own."""
 
-    def suggest_categorical(self, name: str, choices: Any) -> Any: ...
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        """Return one of the choices."""
 
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """Return a number between low and high, drawn on a logarithmic scale with `log`."""
 
 
 class Own:
-    """Suggests what a configuration has already, and remembers it: trial 0."""
+    """A trial that suggests the values which a configuration has, and collects them: trial 0."""
 
     def __init__(self, config: Config):
         self.config = config
         self.params: dict[str, Value] = {}
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
+        """Return the configuration's value."""
         return self._note(name)
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """Return the configuration's value."""
         return self._note(name)
 
     def _note(self, name: str) -> Any:
@@ -51,7 +55,7 @@ class Own:
 
 
 def own(config: Config, name: str) -> Any:
-    """The value that config has of a parameter of the space."""
+    """Return the value of a parameter of the space in a configuration."""
     if name == SHAPE:
         return f"{config.order.kind} {config.transform.kind}"
     part, _, axis = name.rpartition(".")
@@ -64,8 +68,13 @@ def own(config: Config, name: str) -> Any:
 
 
 def space(trial: Trial, start: Config, size: bool = False) -> None:
-    """Suggest a value for each parameter, around those of start; size: also what the bytes of a model depend
-    on."""
+    """Let a trial suggest a value for each parameter.
+
+    Args:
+        trial: the trial of Optuna, or Own.
+        start: the settings that the search starts from, which every range includes.
+        size: whether to suggest also the settings that the bytes of a model depend on.
+    """
 
     def one_of(name: str, *choices: V) -> V:
         mine: V = own(start, name)
@@ -127,7 +136,7 @@ def space(trial: Trial, start: Config, size: bool = False) -> None:
 
 
 def flags(params: Params) -> list[str]:
-    """What to type for these parameters."""
+    """Return the flags and values to type for these parameters."""
     found: dict[str, str] = {}
     for name, value in params.items():
         part = name.rpartition(".")[0]
@@ -141,10 +150,10 @@ def flags(params: Params) -> list[str]:
 
 
 def applied(params: Params, start: Config) -> Config:
-    """start with these parameters."""
+    """Return the settings `start` with these parameters in place; UserError for impossible ones."""
     return fill(Config, flags(params), "trial", start).check()
 
 
 def _text(values: tuple) -> str:
-    """A tuple, flat, as it is typed."""
+    """Return a tuple as it is typed: its numbers, also of nested tuples, with blanks between."""
     return " ".join(_text(v) if isinstance(v, tuple) else f"{v:g}" for v in values)

@@ -1,5 +1,4 @@
-"""What Optuna knows: the trials so far, from their own files. Nothing else is kept between two starts of a
-search."""
+"""Optuna's view of a search, made anew at each start from the records of the trials (trial.json)."""
 
 import math
 import warnings
@@ -18,54 +17,54 @@ from tuning.trial import NUMBER, Record, Search
 
 PARETO = "pareto"
 GOALS = {"psnr_auc": "max", "mb": "min"}
-"""What pareto weighs against each other."""
+"""The objectives of pareto, each with its direction."""
 
 
 def goal(objective: str) -> dict[str, Any]:
-    """metric and mode, as Ray Tune calls them."""
+    """Return metric and mode of the objective, as arguments for Ray Tune."""
     return ({"metric": list(GOALS), "mode": list(GOALS.values())} if objective == PARETO
             else {"metric": objective, "mode": "max"})
 
 
 def quality(objective: str) -> str:
-    """What a trial is good by; of pareto, the half that is not bytes."""
+    """Return the name of the objective's quality figure, which for pareto is psnr_auc."""
     return "psnr_auc" if objective == PARETO else objective
 
 
 def directions(objective: str) -> list[StudyDirection]:
-    """The same for Optuna."""
+    """Return the directions of the objective for Optuna."""
     modes = GOALS.values() if objective == PARETO else ["max"]
     return [StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE for mode in modes]
 
 
 @dataclass(frozen=True)
 class Suggest:
-    """The space, as a function of Optuna's trial, and a number for the trial."""
+    """A function that suggests parameters to a trial of Optuna, and returns our number of the trial."""
 
     start: Config
     size: bool
     first: int
-    """The number of Optuna's trial 0."""
+    """Our number of Optuna's trial 0, which counts from 0 at each start."""
 
     def __call__(self, trial: Any) -> dict[str, int]:
+        """Suggest all parameters, and return the constant that Tune adds to them."""
         space(trial, self.start, self.size)
         return {NUMBER: self.first + trial.number}
 
 
 def values(record: Record, objective: str) -> list[float]:
-    """What was measured last."""
+    """Return the last values of the objective, two for pareto."""
     return [record.figures[key] for key in (GOALS if objective == PARETO else [objective])]
 
 
 def best(records: list[Record], objective: str) -> Record:
-    """The finished trial of the highest objective, of pareto's the highest quality; the earliest of equal
-    ones."""
+    """Return the finished trial of the highest objective (psnr_auc for pareto), the earliest if equal."""
     finished = [record for record in records if record.status == "finished"]
     return max(finished, key=lambda record: (values(record, objective)[0], -record.number))
 
 
 def front(records: list[Record]) -> list[Record]:
-    """The finished trials that no other beats in quality and bytes both, by rising bytes."""
+    """Return the Pareto front of the finished trials in psnr_auc and size, by rising size."""
     finished = sorted((record for record in records if record.status == "finished"),
                       key=lambda record: (record.figures["mb"], -record.figures["psnr_auc"]))
     found: list[Record] = []
@@ -76,16 +75,15 @@ def front(records: list[Record]) -> list[Record]:
 
 
 def history(search: Search, objective: str, storage: BaseStorage | None = None) -> optuna.Study:
-    """A study that has the trials so far, and asks for the interrupted ones first; for trial 0 if it is a new
-    search. It is kept in storage, or else in memory.
+    """Make a study of the trials so far, to continue interrupted ones first, or to begin with trial 0.
 
-    UserError if a trial does not fit the space, because the search began with other settings or another
+    It is kept in storage, or else in memory. UserError if a trial does not fit the space, because the search began with other settings or another
     version.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     records, pareto = search.records(), objective == PARETO
     with warnings.catch_warnings():
-        # group: what conditional parameters need
+        # group: sampling of parameters that not all trials have, which is experimental in Optuna
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.TPESampler(seed=search.start.seed + len(records), n_startup_trials=5,
                                              multivariate=True, group=True, constant_liar=True)
@@ -103,8 +101,7 @@ def history(search: Search, objective: str, storage: BaseStorage | None = None) 
 
 
 def frozen(record: Record, search: Search, objective: str) -> FrozenTrial:
-    """The trial as Optuna keeps it. A stopped one counts with what it had reached, which is less than it
-    might have."""
+    """Return a trial as Optuna keeps it; a stopped one counts with its last figures. See history()."""
     fixed = FixedTrial(dict(record.params))
     try:
         space(fixed, search.start, objective == PARETO)

@@ -1,10 +1,10 @@
-"""One trial: a configuration, trained from the stage 1 that it shares with others, and measured on the way.
+"""One trial: settings trained from a stage 1 that trials share, and measured several times in stage 2.
 
     trials/<name>/  trial.json  checkpoints/ until it is finished  model/ then  mlflow.json
     stage1/<name>/seed_0/stage1/done/
 
-The folder is named after the parameters: whoever asks for the same gets what is there already, or continues
-it. trial.json is all that the search remembers of it.
+The folder is named after the parameters, so a trial with equal parameters continues or reuses what is there.
+The search knows of its trials only by trial.json.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from flexgs.training.trainer import Trainer
 from tuning.space import Params, applied
 
 NUMBER = "number"
-"""Of the trial, among the parameters that Tune hands around."""
+"""The key of the trial's number among the parameters that Tune passes to it."""
 RUNGS = 4
 """A trial is measured after 1, 2 and 4 quarters of stage 2; at the first two it may be stopped."""
 MEASURED_AT = (1, 2, RUNGS)
@@ -41,40 +41,44 @@ MEASURED_AT = (1, 2, RUNGS)
 
 @dataclass
 class Record:
-    """trial.json."""
+    """The contents of trial.json."""
 
     params: dict[str, Any]
     number: int
-    """0: what the search started from."""
+    """The trial's number; trial 0 has the settings that the search started from."""
     rungs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By quarters of stage 2: what was measured there on the views that the search may see."""
+    """Results of figures(), by the quarters of stage 2 after which they were measured: "1", "2" and "4"."""
     seconds: float = 0.0
-    """Of training stage 2, over all workers' wall clock."""
+    """Wall-clock time of stage 2."""
     stopped: bool = False
-    """Others were better after as many views."""
+    """Whether the trial was stopped early, since others were better after as many views."""
     error: str | None = None
+    """Why the trial failed, in one line; None if it has not."""
 
     @property
     def status(self) -> str:
+        """How the trial ended: failed, finished or stopped; else interrupted."""
         if self.error:
             return "failed"
         return "finished" if str(RUNGS) in self.rungs else "stopped" if self.stopped else "interrupted"
 
     @property
     def last(self) -> dict[str, Any]:
-        """What was measured last: {"psnr_auc", "mb", "ratios"}; empty if nothing was."""
+        """The last result of figures(): {"psnr_auc", "mb", "ratios"}; empty if nothing was measured."""
         return self.rungs[max(self.rungs, key=int)] if self.rungs else {}
 
     @property
     def figures(self) -> dict[str, float]:
-        """The same, named as objectives are: psnr_auc, mb, psnr/ratio_0.05."""
+        """The last figures, named like objectives: psnr_auc, mb, psnr/ratio_0.05; empty without any."""
         return flat(self.last) if self.rungs else {}
 
     def save(self, folder: Path) -> None:
+        """Write trial.json."""
         write_json(folder / "trial.json", self.__dict__)
 
     @staticmethod
     def load(folder: Path) -> "Record":
+        """Read trial.json; UserError if it is missing or damaged."""
         path = folder / "trial.json"
         record: Record = read_json(path, Record, "remove its folder, and the search begins this trial anew")
         for quarters, measured in record.rungs.items():
@@ -95,20 +99,20 @@ class Search:
     capture: Path
     folder: Path
     start: Config
-    """Trial 0, with the views to choose by."""
+    """The settings of trial 0, measured on the test views that trials are chosen by."""
 
     def trial_folder(self, params: Params) -> Path:
+        """Return the folder of the trial with these parameters."""
         return self.folder / "trials" / _digest(params)
 
     def records(self) -> list[Record]:
-        """Of all trials that were begun, in their order."""
+        """Return the records of all trials that were begun, by number."""
         found = [Record.load(file.parent) for file in (self.folder / "trials").glob("*/trial.json")]
         return sorted(found, key=lambda record: record.number)
 
 
 def begun(search: Search, params: Params, number: int) -> Record:
-    """The record of these parameters, a new one if they have not been tried; an earlier one keeps its
-    number."""
+    """Return the record of these parameters; a new one, with this number, if they have not been tried."""
     folder = search.trial_folder(params)
     if not (folder / "trial.json").exists():
         Record(dict(params), number).save(folder)
@@ -117,7 +121,7 @@ def begun(search: Search, params: Params, number: int) -> Record:
 
 def run_trial(search: Search, params: Params, scene: Scene, device: str, group: Group,
               report: Callable[[dict[str, Any]], None]) -> None:
-    """Train and measure what was begun, or go on where it was interrupted; report all that was measured."""
+    """Train and measure a trial that was begun, or continue it; report all figures, also earlier ones."""
     config, folder = applied(params, search.start), search.trial_folder(params)
     record = Record.load(folder)
     if record.status == "interrupted":
@@ -140,23 +144,25 @@ def run_trial(search: Search, params: Params, scene: Scene, device: str, group: 
     else:
         for quarters, measured in record.rungs.items():
             report({"rung": int(quarters), **flat(measured)})
-    if group.rank == 0:  # also of one that was interrupted here
+    if group.rank == 0:  # also if the trial was killed just before this line
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def figures(model: ElasticModel, scene: Scene, config: Config, group: Group | None = None) -> dict[str, Any]:
-    """Quality over the views that config names, {"psnr_auc", "mb", "ratios"}; mb is what the elastic model
-    takes."""
+    """Measure a model on the test views of the settings, without LPIPS.
+
+    Returns:
+        {"psnr_auc": dB, "mb": megabytes of the elastic model, "ratios": psnr, ssim, ... by ratio}.
+    """
     quick = replace(config.evaluation, lpips=(), format="ply")
     ratios = evaluate(model, scene, quick, config.background, group)["ratios"]
-    size = sum(t.nbytes
-               for t in [*(t for _, t in model.splats.items()), *model.transform.state_dict().values()])
+    tensors = [*(t for _, t in model.splats.items()), *model.transform.state_dict().values()]
+    size = sum(t.nbytes for t in tensors)
     return {"psnr_auc": psnr_auc(ratios), "mb": round(size / 1e6, 3), "ratios": ratios}
 
 
 def train_base(search: Search, config: Config, scene: Scene, device: str) -> Path:
-    """The checkpoint of stage 1 that these settings share with others, trained if nobody has yet; who comes
-    second waits."""
+    """Return the checkpoint of these settings' stage 1; the first trial that needs it trains it."""
     folder = base_folder(search, config)
     with only_one(folder, wait=True):
         train_stage1(scene, config, folder, device, lambda step, metrics: None)
@@ -164,13 +170,13 @@ def train_base(search: Search, config: Config, scene: Scene, device: str) -> Pat
 
 
 def base_folder(search: Search, config: Config) -> Path:
-    """Named after the settings that stage 1 depends on."""
+    """Return the folder of stage 1, named after the settings that stage 1 depends on."""
     return search.folder / "stage1" / _digest([replace(config, seed=0).stage1(), config.steps, config.batch])
 
 
 def _trainer(search: Search, config: Config, scene: Scene, folder: Path, device: str,
              group: Group) -> Trainer:
-    """At the trial's own last checkpoint, or at the end of stage 1."""
+    """Return a trainer at the trial's last checkpoint or, without one, at the end of stage 1."""
     base = None
     if not group.gather(checkpoints(folder / "checkpoints"))[0]:
         base = group.gather(train_base(search, config, scene, device) if group.rank == 0 else None)[0]
@@ -180,10 +186,10 @@ def _trainer(search: Search, config: Config, scene: Scene, folder: Path, device:
 
 
 def flat(measured: dict[str, Any]) -> dict[str, float]:
-    """figures() by the names of objectives: psnr_auc, mb, psnr/ratio_0.05."""
+    """Return a result of figures() with the names of objectives: psnr_auc, mb, psnr/ratio_0.05."""
     return {key: value for key, value in measured.items() if key != "ratios"} | {
-        f"{key}/{metric_name(float(ratio))}": row[key] for ratio,
-        row in measured["ratios"].items() for key in ("psnr", "ssim")}
+        f"{key}/{metric_name(float(ratio))}": row[key]
+        for ratio, row in measured["ratios"].items() for key in ("psnr", "ssim")}
 
 
 def _digest(value: Any) -> str:

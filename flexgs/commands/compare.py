@@ -18,25 +18,23 @@ from flexgs.sizes import fitting
 
 @dataclass
 class Compare:
-    """Methods side by side on one capture: the same stage 1, the same counts, the same steps; or the paper's
-    own table."""
+    """Compare methods on a capture, from one stage 1 at equal counts; or print the paper's table."""
 
     scene: tyro.conf.Positional[Path | None] = None
     """Folder of the capture (COLMAP or transforms.json)."""
     methods: tuple[str, ...] = METHODS
     """Presets, each with settings of its own in quotes: "default --deltas.knots 0.01 0.1"."""
     ratios: tuple[float, ...] = ()
-    """Shares of the Gaussians to compare at; default: --evaluation.ratios."""
+    """Fractions of the Gaussians to compare at; default: --evaluation.ratios."""
     seeds: tuple[int, ...] = ()
-    """Several give means and spread; default: --seed."""
+    """Random seeds; several give means and spread. Default: --seed."""
     published: str | None = None
     """The scene of the paper whose published figures are printed: beside the measured ones, or alone without
-    a capture.
-    Default: that of the capture's name, if there is one."""
+    a capture. Default: the scene that is named as the capture, if there is one."""
     output: Path = Path("runs/compare")
     """Everything goes to OUTPUT/<scene>."""
     mlflow_uri: str | None = None
-    """Default: $MLFLOW_TRACKING_URI, else OUTPUT/mlflow.db."""
+    """MLflow's server or database. Default: $MLFLOW_TRACKING_URI, else OUTPUT/mlflow.db."""
     device: str = "auto"
     config_file: ConfigFile = None
     """A config.json to start from instead of a preset."""
@@ -44,6 +42,7 @@ class Compare:
     typed: Recorded = field(default_factory=Typed, init=False)
 
     def __call__(self) -> None:
+        """Train and measure what is missing, then write, print and log the tables."""
         from flexgs import compare
         from flexgs.device import pick_device
         from flexgs.report.comparison import quality_sheet
@@ -101,6 +100,7 @@ class Eval:
     """Print JSON instead of a table."""
 
     def __call__(self) -> None:
+        """Print the figures; UserError if the capture is not the one that the model was trained on."""
         from flexgs.device import pick_device
         from flexgs.evaluate import evaluate
         from flexgs.model.elastic import ElasticModel

@@ -11,11 +11,12 @@ from flexgs.errors import UserError, pasted
 
 @dataclass
 class DataList:
-    """The captures that can be downloaded, and what is in DATA_ROOT."""
+    """Show the captures that can be downloaded, and which of them are in DATA_ROOT."""
 
     data_root: Path = Path("data")
 
     def __call__(self) -> None:
+        """Print a table of the catalogue, the datasets' licences and other captures in DATA_ROOT."""
         from rich import box
         from rich.table import Table
 
@@ -48,10 +49,11 @@ class DataGet:
     """Download captures to DATA_ROOT/<name>; the same command continues what was interrupted."""
 
     names: tyro.conf.Positional[tuple[str, ...]]
-    """Of captures or datasets, as `flexgs data list` has them."""
+    """Captures or datasets, by the names that `flexgs data list` prints."""
     data_root: Path = Path("data")
 
     def __call__(self) -> None:
+        """Download what is missing and print the folders; UserError for a name that is not known."""
         from flexgs.datasets.catalog import CATALOG, DATASETS, members
         from flexgs.datasets.download import get
 
@@ -69,14 +71,14 @@ class DataGet:
 
 @dataclass
 class DataCheck:
-    """Say what captures hold, what is doubtful, and whether they are whole: the images of every size, the
-    cameras, and as many as released."""
+    """Say what captures hold, what is doubtful, and whether cameras and images of all sizes are complete."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
     model: str | None = None
     """Which of several COLMAP models, such as 1 for sparse/1."""
 
     def __call__(self) -> None:
+        """Print a line per finding; UserError if a capture is not whole."""
         from flexgs.datasets.check import check_capture
 
         if not self.folders:
@@ -100,6 +102,7 @@ class DataMake:
     folder: tyro.conf.Positional[Path] = Path("data/synthetic")
 
     def __call__(self) -> None:
+        """Make the captures that are not there and print the folders of all."""
         from flexgs.demo.synthetic import ensure_synthetic
 
         print("\n".join(map(pasted, ensure_synthetic(self.folder))))
@@ -107,7 +110,7 @@ class DataMake:
 
 @dataclass
 class Data:
-    """List, get and check the captures that the field measures on; make the built-in synthetic ones."""
+    """List, get and check the usual captures of the literature; make the built-in synthetic ones."""
 
     action: tyro.conf.OmitArgPrefixes[
         Annotated[DataList, tyro.conf.subcommand("list", prefix_name=False)]
@@ -116,4 +119,5 @@ class Data:
         | Annotated[DataMake, tyro.conf.subcommand("make", prefix_name=False)]]
 
     def __call__(self) -> None:
+        """Run the subcommand."""
         self.action()

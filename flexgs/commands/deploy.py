@@ -1,4 +1,4 @@
-"""The commands of who has a model: flexgs cut | pack | serve | view | render | info."""
+"""The commands that use a trained model: flexgs cut | pack | serve | view | render | info."""
 
 import tempfile
 from collections.abc import Iterator
@@ -27,18 +27,17 @@ Port = Annotated[int, Range(0, 65_535)]
 
 @dataclass
 class Cut:
-    """Cut a model to a budget and write it as PLY, compressed PLY, SPZ, SOG, .splat or glTF; or as levels; or
-    as a page.
+    """Cut a model to a budget and write it as a file, as levels of detail, or as a web page.
 
-    The model is a run, a packed file (.fgs) or its URL, or anybody's file of splats, whose most important
-    ones stay.
+    The model is a run, a packed file (.fgs) or its URL, or a file of splats from any program, whose Gaussians
+    are merged.
     """
 
     source: Source
     """Run folder, .fgs file or http(s) URL, or a file of splats."""
     budget: str | None = None
     """5%, 0.05, 500k, 20MB (of the format of -o), 16ms (per frame, on this machine), or a device such as
-    quest. A number up to 1 is a share, of which 1 is all; a larger one is a number of Gaussians."""
+    quest. A number up to 1 is a fraction of the Gaussians, 1 being all; a larger one is their number."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """NAME.ply, .compressed.ply, .spz, .sog, .splat or .glb. With --lod a new FOLDER for PLY files, or
     FOLDER/lod-meta.json."""
@@ -48,26 +47,27 @@ class Cut:
     html: Path | None = None
     """PAGE.html: a page that opens without a network, the coarse model first (needs Node.js to make it)."""
     by: Literal["merge", "prune"] = "merge"
-    """How a file of splats is cut. merge: neighbours become one Gaussian; prune: the most important ones stay,
-    for the views of --scene if it is given."""
+    """How a file of splats is cut. merge: neighbours become one Gaussian; prune: the most important ones
+    stay, for the views of --scene if it is given."""
     scene: Path | None = None
-    """The capture of a file of splats: merged Gaussians are trained at its cameras, as --seconds says; what a
-    format loses is measured on its test views."""
+    """Folder of the capture of a file of splats: merged Gaussians are trained at its cameras, as --seconds
+    says; what a format loses is measured on its test views."""
     cameras: Path | None = None
     """In place of --scene, a run or a capture whose photographs need not be there."""
     seconds: Annotated[float, Range(0, 10**6)] | None = None
-    """Train merged Gaussians for so long on renders of the whole model: at the cameras of --scene or
+    """Seconds to train merged Gaussians on renders of the whole model, at the cameras of --scene or
     --cameras, or else at some that are searched for. Default: 5 with these cameras, 0 without."""
     profile: Path | None = None
-    """Of the machine that a budget in ms is for: what `flexgs bench frame` writes. Default: this machine,
-    measured now."""
+    """Frame times of the machine that a budget in ms is for, a file that `flexgs bench frame` writes.
+    Default: this machine, measured now."""
     size: FrameSize = (1280, 720)
     """Width and height of the frames that a budget in ms is for."""
     local: bool = False
-    """Write positions from the model's origin, which is printed, for formats that cannot hold those of its
-    capture."""
+    """Write positions relative to the model's origin, which is printed, for formats whose numbers are too
+    coarse for the coordinates of the capture."""
 
     def __call__(self) -> None:
+        """Write what was asked for, and print its size and what the format loses."""
         from flexgs.deploy.lod import write_lod
         from flexgs.deploy.source import MergedModel, cameras_of, open_model
         from flexgs.ply import local
@@ -180,16 +180,17 @@ class Cut:
 
 @dataclass
 class Pack:
-    """Write a run's model as one file that is read from the front: the smallest cut first, each byte once."""
+    """Write a run's model as one file to be read from the front: the smallest cut first, each byte once."""
 
     run: tyro.conf.Positional[Path]
     """Run folder, or its model folder."""
     output: Output
     """NAME.fgs."""
     ratios: tuple[float, ...] = (0.01, 0.05, 0.15, 0.5, 1.0)
-    """Where its chunks end: what a client may show after each."""
+    """Ratios at which the chunks of the file end: a client may show a cut after each."""
 
     def __call__(self) -> None:
+        """Write the file, and print how many bytes each ratio needs beside a PLY of that cut."""
         from flexgs.deploy.progressive import Progressive, write
         from flexgs.model.elastic import ElasticModel
         from flexgs.ply import ply_bytes
@@ -209,19 +210,21 @@ class Pack:
 
 @dataclass
 class Serve:
-    """Serve a folder over HTTP, with ranges, so that packed files can be read from the front; to this machine
-    by default.
+    """Serve a folder over HTTP with byte ranges, as packed models need; by default to this machine alone.
 
-    Of a run only the packed model, which is made if it is not there, and the cuts.
+    Of a run folder, only the cuts and the packed model are served; the packed model is made if it is missing.
     """
 
     folder: tyro.conf.Positional[Path]
+    """Run folder, or any other folder, all of whose files are served."""
     host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 lets other machines connect."""
     port: Port = 8000
     allow_host: tuple[str, ...] = ()
-    """Further names that it answers to, such as a proxy's: what a browser asks for otherwise is refused."""
+    """Further host names to answer to, such as a proxy's; requests for other names are refused."""
 
     def __call__(self) -> None:
+        """Serve until Ctrl-C."""
         from flexgs.deploy.serve import serve
 
         serve(self.folder, self.host, self.port, self.allow_host)
@@ -229,23 +232,23 @@ class Serve:
 
 @dataclass
 class ViewCommand:
-    """Look at a model in the browser: a slider for the ratio, PSNR at the nearest test view, the photograph
-    beside it."""
+    """Show a model in the browser: a slider for the ratio, the nearest test photograph and its PSNR."""
 
     source: Source
     """Run folder, .fgs file or http(s) URL, or a file of splats."""
     other: tyro.conf.Positional[str | None] = None
-    """Another one, to be seen on the right half."""
+    """A second model, shown on the right half."""
     scene: Path | None = None
-    """The capture. Default: where the run found it, if it is still there."""
+    """Folder of the capture. Default: where the run found it, if it is still there."""
     host: str = "127.0.0.1"
-    """Who may connect; over SSH keep this and forward the port: ssh -L 8080:127.0.0.1:8080 MACHINE."""
+    """Address to listen at; over SSH keep it and forward the port: ssh -L 8080:127.0.0.1:8080 MACHINE."""
     port: Port = 8080
     allow_host: tuple[str, ...] = ()
-    """Further names that it answers to, such as a proxy's: what a browser asks for otherwise is refused."""
+    """Further host names to answer to, such as a proxy's; requests for other names are refused."""
     device: str = "auto"
 
     def __call__(self) -> None:
+        """Serve the viewer until Ctrl-C; UserError if a model was trained on another capture."""
         from flexgs.deploy.source import open_model
         from flexgs.device import pick_device
         from flexgs.model.elastic import ElasticModel
@@ -264,7 +267,7 @@ class ViewCommand:
 
 @dataclass
 class Render:
-    """Render a model along a path, as a video (.mp4, .gif) or a still (.png)."""
+    """Render a model along a camera path, as a video (.mp4, .gif) or a still (.png)."""
 
     source: Source
     """Run folder, .fgs file or http(s) URL, or a file of splats."""
@@ -273,16 +276,17 @@ class Render:
     path: Literal["orbit", "views"] = "orbit"
     """orbit: an ellipse through where the cameras stood; views: from training view to training view."""
     ratio: float | None = None
-    """What is kept, above 0 and at most 1. Default: all."""
+    """Fraction of the Gaussians that is kept, above 0 and at most 1. Default: all."""
     budget: str | None = None
     """In place of a ratio: 5%, 0.05, 500k, 20MB, or a device such as quest, as in `flexgs cut`."""
     frames: Annotated[int, Range(1, 10**6)] = 120
     fps: Annotated[int, Range(1, 1000)] = 30
     size: FrameSize = (1280, 720)
-    """Width and height in pixels."""
+    """Width and height in pixels, both even."""
     device: str = "auto"
 
     def __call__(self) -> None:
+        """Write the video or still, and print how many Gaussians it shows."""
         from flexgs.deploy.source import open_model
         from flexgs.device import pick_device
         from flexgs.view.camera_path import PATHS
@@ -307,8 +311,10 @@ class Info:
     """Say what a run, a packed file or a file of splats holds."""
 
     source: Source
+    """Run folder, .fgs file or http(s) URL, or a file of splats."""
 
     def __call__(self) -> None:
+        """Print what is known of the model, its size at several ratios and, of a run, its results."""
         from flexgs.deploy.info import describe
         from flexgs.deploy.source import open_model
         from flexgs.ply import ply_bytes
@@ -327,14 +333,14 @@ class Info:
 
 
 def _cameras(model: "Cuttable"):
-    """Those of the model, or some around it."""
+    """Return the cameras of the model's capture, or cameras around the model if it has none."""
     from flexgs.view.camera_path import around
 
     return model.cameras or around(model.cut(1.0))
 
 
 def _capture(path: Path | None, source: str) -> "Scene | None":
-    """Read as the run at source was trained, if it is one."""
+    """Load the capture at path, with the settings of the run at source if it is a run; None without path."""
     from flexgs.scene.load import load_capture
 
     recorded = Path(source) / "config.json"
@@ -342,7 +348,7 @@ def _capture(path: Path | None, source: str) -> "Scene | None":
 
 
 def _recorded_capture(source: str) -> Path | None:
-    """Where a run says that its capture was, if one is there."""
+    """Return the folder of the capture that a run has recorded; None if it is gone or source is no run."""
     from flexgs.run import recorded_capture
 
     try:
@@ -352,7 +358,7 @@ def _recorded_capture(source: str) -> Path | None:
 
 
 def _loss(cut: "Splats", stored: "Splats", model: "Cuttable", scene: "Scene | None") -> str:
-    """What a format has cost, in words: on the test views, or against the renders of the float model."""
+    """Say what storing a cut in a format costs, in dB: on the test views, or against renders of the cut."""
     import statistics
 
     from flexgs.image.quality import psnr

@@ -1,7 +1,7 @@
-"""flexgs doctor: what is here, what it is used for, and the cure of what is wrong, a line each.
+"""flexgs doctor: check what a training needs on this machine, and print a line for each check.
 
-A check returns what it found, and raises Wrong for what would stop a training. None may hang: each has
-SECONDS.
+A check is a function that returns what it found, and raises Wrong, with the cure, for what would stop a
+training. A check that takes more than SECONDS counts as wrong.
 """
 
 import importlib.util
@@ -28,15 +28,15 @@ from flexgs.urls import first_line, public
 SECONDS = 30.0
 """How long a check may take."""
 LEAST_FREE = 5e9
-"""Bytes of disk: a run of a real capture with its checkpoints, cuts and pictures takes 1 to 4 GB."""
+"""Bytes of free disk: a run of a real capture, with checkpoints, cuts and pictures, takes 1 to 4 GB."""
 EXTRAS = {"viser": ("view", "the viewer"), "gaussforge": ("export", "SOG, .splat"),
-          "gsply": ("export", "SPZ, compressed PLY"),
-          "imageio_ffmpeg": ("view", "videos"), "lpips": ("lpips", "LPIPS")}
-"""Optional packages: the extra that brings them, and what for."""
+          "gsply": ("export", "SPZ, compressed PLY"), "imageio_ffmpeg": ("view", "videos"),
+          "lpips": ("lpips", "LPIPS")}
+"""Optional packages: the extra of flexgs that installs each, and what it is used for."""
 
 
 class Wrong(Exception):
-    """What is wrong; what to do about it."""
+    """What a check found wrong, and what to do about it."""
 
     def __init__(self, found: str, cure: str):
         super().__init__(f"{found}: {cure}")
@@ -44,7 +44,7 @@ class Wrong(Exception):
 
 @dataclass(frozen=True)
 class Places:
-    """Where a training would read and write."""
+    """The folders and servers that a training would use; see the flags of `flexgs doctor`."""
 
     storage: Path
     data_root: Path | None = None
@@ -53,8 +53,7 @@ class Places:
 
 
 def examine(places: Places) -> int:
-    """Print a line per check; 1 if something would stop a training, or something that was named is not as it
-    should be."""
+    """Print a line per check and return the exit code: 1 if any of them is wrong, else 0."""
     checks: dict[str, Callable[[], str]] = {
         "python": python, "torch": torch_build, "gpu": gpu, "backend": backend, "kernels": kernels,
         "threads": threads, "ray": lambda: ray_cluster(places.ray_address),
@@ -74,7 +73,7 @@ def examine(places: Places) -> int:
 
 
 def _in_time(check: Callable[[], str]) -> str:
-    """What check returns or raises; Wrong if it takes too long, and then its thread is left behind."""
+    """Run a check in a thread; Wrong if it takes longer than SECONDS, and its thread is then left behind."""
     result: list[str | Exception] = []
 
     def run() -> None:
@@ -94,13 +93,14 @@ def _in_time(check: Callable[[], str]) -> str:
 
 
 def python() -> str:
+    """Return the versions of Python and flexgs; Wrong unless Python is 3.11, 3.12 or 3.13."""
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         raise Wrong(f"Python {platform.python_version()}", "flexgs is made for 3.11, 3.12 and 3.13")
     return f"{platform.python_version()}, flexgs {version('flexgs')}"
 
 
 def torch_build() -> str:
-    """torch, its CUDA, the compiler's CUDA and gsplat, which is compiled against both."""
+    """Return the versions of torch, of its CUDA, of nvcc and of gsplat, which is compiled against both."""
     import torch
     from torch.utils import cpp_extension
 
@@ -119,24 +119,29 @@ def torch_build() -> str:
 
 def gsplat_problem(torch_cuda: str | None, compiler: str | None, gsplat: str | None,
                    compiled: bool) -> Wrong | None:
-    """Why gsplat would not render on this machine's GPU, by versions, or None."""
+    """Say why gsplat would not render on this machine's GPU, judged by versions; None if it would.
+
+    Args:
+        torch_cuda: the version of CUDA that torch was built for, such as 12.4.
+        compiler: the version of nvcc; None if there is no nvcc.
+        gsplat: the version of gsplat; None if it is not installed.
+        compiled: whether gsplat's kernels are compiled already, so that nvcc is not needed.
+    """
     if gsplat is None:
         return Wrong("a GPU, but no gsplat", "pip install 'flexgs[cuda]'")
     if compiled:
         return None
     if compiler is None:
         return Wrong("gsplat is not compiled, and there is no nvcc",
-                     f"install the CUDA {torch_cuda} toolkit, or take the "
-                     "image of cluster/Dockerfile")
+                     f"install the CUDA {torch_cuda} toolkit, or take the image of cluster/Dockerfile")
     if compiler.split(".")[0] != str(torch_cuda).split(".")[0]:
         return Wrong(f"torch is for CUDA {torch_cuda}, nvcc is {compiler}",
-                     "gsplat compiles against both: install the toolkit "
-                     f"{torch_cuda} and set CUDA_HOME")
+                     f"gsplat compiles against both: install the toolkit {torch_cuda} and set CUDA_HOME")
     return None
 
 
 def gpu() -> str:
-    """Of torch; a GPU that only the driver sees is told."""
+    """Return the GPUs that torch can use, or that only the driver sees."""
     import torch
 
     if torch.cuda.is_available():
@@ -151,6 +156,7 @@ def gpu() -> str:
 
 
 def backend() -> str:
+    """Return the rasterizer that --device auto would use."""
     import torch
 
     if torch.cuda.is_available():
@@ -159,8 +165,7 @@ def backend() -> str:
 
 
 def kernels() -> str:
-    """Where the CPU kernels are kept once they are compiled, which takes 20 seconds. numba refuses to start
-    without a place."""
+    """Return numba's cache of the compiled CPU kernels; Wrong if no folder can hold it."""
     try:
         from flexgs.raster.cpu.kernels import project_fwd
     except RuntimeError as e:
@@ -176,18 +181,20 @@ def kernels() -> str:
 
 
 def threads() -> str:
+    """Return the CPU rasterizer's threads and the free memory; Wrong for a bad FLEXGS_NUM_THREADS."""
     if (value := os.environ.get("FLEXGS_NUM_THREADS")) and not value.isdecimal():
         raise Wrong(f"FLEXGS_NUM_THREADS={value}", "expected a number")
     from flexgs.raster.cpu.pool import get_num_threads
 
     free = psutil.virtual_memory().available
-    # those that it may use
+    # the cores that this process may use, where the system can say
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (f"{get_num_threads()} of {cores} cores for the rasterizer on the CPU, "
             f"{free / 1e9:.1f} GB of memory free")
 
 
 def ray_cluster(address: str | None) -> str:
+    """Return what the Ray cluster at address has; UserError if an address was named and none answers."""
     from flexgs.ray_address import find
 
     if (found := find(address)) is None:
@@ -198,7 +205,7 @@ def ray_cluster(address: str | None) -> str:
 
 
 def mlflow_server(uri: str | None, storage: Path) -> str:
-    """Writes a run with a file and deletes it; a database that is not there yet is not made."""
+    """Write a run with a file to MLflow and delete it; Wrong if that fails. No database is created."""
     from flexgs.tracking import sqlite_uri
 
     telemetry.turn_off()
@@ -222,7 +229,7 @@ def mlflow_server(uri: str | None, storage: Path) -> str:
         (experiment,) = client.search_experiments(max_results=1)
         run = client.create_run(experiment.experiment_id, run_name="flexgs doctor").info.run_id
         try:
-            if not uri.startswith("sqlite:"):  # with a database, files go where a job says
+            if not uri.startswith("sqlite:"):  # beside a database, files go to a folder that a job chooses
                 client.log_text(run, "written by flexgs doctor\n", "doctor.txt")
         finally:
             client.delete_run(run)
@@ -232,17 +239,18 @@ def mlflow_server(uri: str | None, storage: Path) -> str:
 
 
 def disk(storage: Path) -> str:
-    """Where runs go."""
+    """Return the free space where runs go; Wrong if the folder cannot be written or has under LEAST_FREE."""
     there = _writable(storage)
     free = shutil.disk_usage(there).free
     if free < LEAST_FREE:
         raise Wrong(f"{free / 1e9:.1f} GB free in {storage.absolute()}",
-                    "free some, or choose another with --storage; a run "
-                    f"needs up to {LEAST_FREE / 1e9:.0f} GB")
+                    "free some, or choose another with --storage; a run needs up to "
+                    f"{LEAST_FREE / 1e9:.0f} GB")
     return f"{free / 1e9:.0f} GB free in {storage.absolute()}"
 
 
 def captures(data_root: Path | None) -> str:
+    """Return the captures in data_root, or the built-in ones; Wrong if data_root holds none."""
     from flexgs.datasets.catalog import find_scenes
     from flexgs.demo.synthetic import SYNTHETIC
 
@@ -256,7 +264,7 @@ def captures(data_root: Path | None) -> str:
 
 
 def lpips() -> str:
-    """A folder of weights is read; what torchvision would download is not."""
+    """Return where LPIPS has its weights; Wrong if a named folder of weights cannot be read."""
     from flexgs.image.lpips import FILES, WEIGHTS_VARIABLE, load, unavailable
 
     if folder := os.environ.get(WEIGHTS_VARIABLE):
@@ -268,20 +276,21 @@ def lpips() -> str:
             raise Wrong(str(e), f"correct {WEIGHTS_VARIABLE}, or unset it: LPIPS is then left out") from None
     if reason := unavailable():
         return f"left out: {reason}"
-    return (f"weights in {folder}" if folder else "torchvision downloads the weights when "
-                                                  "they are first needed")
+    return f"weights in {folder}" if folder else "torchvision downloads the weights at their first use"
 
 
 def extras() -> str:
-    """Optional, so never wrong."""
-    found = [f"{name} {'yes' if importlib.util.find_spec(name) else f'no ({what}: pip install flexgs[{extra}])'}"
-             for name, (extra, what) in EXTRAS.items()]
+    """Return which optional packages are installed; a missing one is never wrong."""
+    found = []
+    for name, (extra, what) in EXTRAS.items():
+        cure = f"no ({what}: pip install flexgs[{extra}])"
+        found.append(f"{name} {'yes' if importlib.util.find_spec(name) else cure}")
     node = "yes" if shutil.which("node") else "no (splat-transform: streamed formats)"
     return ", ".join([*found, f"node {node}"])
 
 
 def installed(package: str) -> str | None:
-    """Its version."""
+    """Return the version of an installed package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -289,7 +298,7 @@ def installed(package: str) -> str | None:
 
 
 def _writable(folder: Path) -> Path:
-    """The folder, or the one above it that is there; Wrong unless it can be written."""
+    """Return the folder, or the nearest existing one above it; Wrong unless it can be written."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
@@ -300,7 +309,7 @@ def _writable(folder: Path) -> Path:
 
 
 def said(command: Sequence[str]) -> str:
-    """What a program prints; nothing if it fails or takes long."""
+    """Return what a program prints; an empty text if it cannot be started or takes over 10 s."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):

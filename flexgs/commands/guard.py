@@ -1,4 +1,4 @@
-"""How every command ends: the exit code, and one line for what went wrong."""
+"""How every command ends: with an exit code, and one line that says what went wrong."""
 
 import io
 import os
@@ -18,19 +18,22 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def guard(main: Callable[[], int | None]) -> int:
-    """Run main, whose warnings are a line each. The exit code: what it returns or 0; 2 with one line for what
-    the user can mend, 1 with one line where memory or disk ran out, 130 for Ctrl-C, 143 for SIGTERM, and 1
-    with a stack trace, which has lost its secrets, for a mistake of flexgs."""
+    """Run main with warnings of one line each, print how it failed, and return the exit code.
+
+    The exit code is what main returns, or 0; 2, with one line, for what the user can mend; 1, with one line,
+    where memory or disk ran out; 130 for Ctrl-C; 143 for SIGTERM; and 1 for any other error, with a stack
+    trace from which passwords and tokens are removed.
+    """
     telemetry.turn_off()
     came = listen()
     came.clear()
     warnings.showwarning = _warn
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # names of files may hold what a terminal cannot show
+        # File names may hold characters that the terminal cannot encode.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main() or 0
-    except BrokenPipeError:  # the reader, such as head, has what it wanted
+    except BrokenPipeError:  # the reader of a pipe, such as head, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Exception, KeyboardInterrupt) as e:
@@ -40,7 +43,7 @@ def guard(main: Callable[[], int | None]) -> int:
 
 
 def _ending(error: BaseException) -> tuple[int, str]:
-    """The exit code, and what is said, of a command that an error has ended."""
+    """Return the exit code of a command that ended with this error, and the text to print."""
     if isinstance(error, UserError):
         return 2, f"flexgs: {one_line(public(str(error)))}"
     if isinstance(error, KeyboardInterrupt):
@@ -48,7 +51,7 @@ def _ending(error: BaseException) -> tuple[int, str]:
                 f"flexgs: interrupted{f'; {error}' if str(error) else ''}")
     if advice := cure(error):
         return 1, f"flexgs: {advice}, and give the same command again ({one_line(first_line(error))})"
-    # no such folder, no permission, another kind of file
+    # The file is missing, may not be read or written, or is of another kind.
     if isinstance(error, OSError) and error.filename is not None:
         return 2, f"flexgs: {one_line(public(f'{error.filename}: {error.strerror}'))}"
     return 1, public("".join(traceback.format_exception(error)))

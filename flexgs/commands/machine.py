@@ -14,33 +14,33 @@ from flexgs.inputs import Range
 
 @dataclass
 class Bench:
-    """Time the rasterizer, frames of a model, the steps of stage 2, or what more workers gain, on this
-    machine."""
+    """Time the rasterizer, frames of a model, the steps of stage 2, or training with more workers."""
 
     what: tyro.conf.Positional[Literal["raster", "frame", "step", "ddp"]] = "raster"
     run: str | None = None
     """frame: run folder, .fgs file or file of splats."""
     size: FrameSize = (1280, 720)
-    """frame: width and height."""
+    """frame: width and height in pixels."""
     save: Path | None = None
-    """frame: a .json for `flexgs cut --budget 16ms --profile`."""
+    """frame: a .json to write the times to, for `flexgs cut --budget 16ms --profile`."""
     points: Path | None = None
     """raster: an .npz of real points to place the Gaussians at; default: random ones."""
     scene: Path | None = None
-    """step: folder of the capture that ..."""
+    """step: folder of the capture that the checkpoint was trained on."""
     checkpoint: Path | None = None
-    """... this checkpoint of stage 1 belongs to: stage1/done of a comparison."""
+    """step: a checkpoint of stage 1 to start from, such as stage1/done of a comparison."""
     methods: tuple[str, ...] = ("default", "fast", "paper", "official", "mended")
-    """step: what to time, as in compare."""
+    """step: presets to time, as in `flexgs compare`."""
     workers: Annotated[tuple[Annotated[int, Range(1, 256)], ...], Range(1, 16)] = (1, 2, 4)
     """ddp: numbers of worker processes, of one thread each."""
     splats: Annotated[int, Range(1, 10**8)] = 20_000
-    """ddp: Gaussians, seen in images of 320x240."""
+    """ddp: number of Gaussians; the images are of 320x240 pixels."""
     rounds: Annotated[int, Range(1, 10**6)] = 15
     """ddp: how often each number of workers takes its turn; medians are printed."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def __call__(self) -> None:
+        """Print the times; UserError if a file that the benchmark needs was not named."""
         from flexgs.bench.ddp import bench_ddp
         from flexgs.bench.raster import bench_raster
         from flexgs.bench.step import bench_step
@@ -73,19 +73,19 @@ class Bench:
 
 @dataclass
 class Doctor:
-    """Say whether a training would work here, what with, and the cure of what is wrong; exit code 1 if
-    something is."""
+    """Check whether a training would work here, and say the cure of what is wrong (exit code 1)."""
 
     storage: Path = Path("runs")
-    """Where runs are to go."""
+    """Folder that runs are to go to."""
     data_root: Path | None = None
-    """Folder of captures to look into."""
+    """Folder of captures to check."""
     mlflow_uri: str | None = None
-    """Default: $MLFLOW_TRACKING_URI, else STORAGE/mlflow.db."""
+    """MLflow's server or database. Default: $MLFLOW_TRACKING_URI, else STORAGE/mlflow.db."""
     ray_address: str | None = None
     """host:port of a cluster. Default: $RAY_ADDRESS."""
 
     def __call__(self) -> int:
+        """Print a line per check and return the exit code."""
         from flexgs.commands.doctor import Places, examine
 
         return examine(Places(self.storage, self.data_root, self.mlflow_uri, self.ray_address))

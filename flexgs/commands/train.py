@@ -30,6 +30,7 @@ class Train:
     typed: Recorded = field(default_factory=Typed, init=False)
 
     def __call__(self) -> None:
+        """Train or continue the run, unless it is finished; print its results and what to do next."""
         from flexgs.device import pick_device
         from flexgs.distributed import Group
         from flexgs.model.elastic import ElasticModel
@@ -46,7 +47,7 @@ class Train:
         with only_one(folder):
             results = finished(folder, self.config, scene)
             if results:
-                ElasticModel.load(folder)  # or a line says that it is not whole
+                ElasticModel.load(folder)  # UserError if it is not whole
                 print(f"{pasted(folder)}: already finished at {results['steps']} views; "
                       "raise --steps to go on")
             else:
@@ -59,7 +60,7 @@ class Train:
 
 @dataclass
 class Adapt(Train):
-    """Make the Gaussians of any 3DGS PLY elastic; the whole model stays as it is, bit for bit.
+    """Make the Gaussians of any 3DGS PLY elastic; the whole model stays bit-equal.
 
     On the photographs of its capture or, without one, on renders of the model at viewpoints that are
     searched for; quality is then measured on such renders too.
@@ -73,6 +74,7 @@ class Adapt(Train):
     """The run goes to OUTPUT/<scene>."""
 
     def __call__(self) -> None:
+        """Train or continue the run, with the PLY in place of stage 1."""
         self.config.base.ply = str(self.ply)
         if self.scene is None:
             self.scene = self._renders()
@@ -94,7 +96,7 @@ class Adapt(Train):
 
 
 def where_to_go(folder: Path) -> str:
-    """Where a trained run is, and what to do with it, to be copied into a shell."""
+    """Say where a trained run is, and which commands use it, to be copied into a shell."""
     run, ply = pasted(folder), pasted(f"{folder.name}.ply")
     return (f"model, cuts and renders: {run}\nnext:\n  flexgs view {run}\n  flexgs cut {run} "
             f"--budget 20MB -o {ply}\n  flexgs eval {run} --ratios 0.02 0.07 0.3")

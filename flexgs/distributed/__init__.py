@@ -1,4 +1,4 @@
-"""The workers that train one scene together."""
+"""Training one scene with several worker processes: their group, and the sums of their gradients."""
 
 from flexgs.distributed.group import Group
 

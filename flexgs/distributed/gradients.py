@@ -1,4 +1,4 @@
-"""The gradients of a step, added up over the workers, whole or in fewer bytes."""
+"""The sum of a step's gradients over the workers, sent in full or in fewer bytes."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,17 @@ from flexgs.distributed.group import Group
 
 
 def summed_gradients(named: dict[str, Tensor], group: Group, options: DistributedConfig) -> dict[str, Tensor]:
-    """Each gradient summed over the workers, by the name of its parameter.
+    """Sum each gradient over the workers; every worker gets the same bits.
 
-    rows = seen: where all of a Gaussian's gradients are 0 on every worker, so are the sums, and its row stays
-    at home. sh_rest = bfloat16: the gradient of shN is rounded before and after the sum, alike on all
-    workers.
+    Args:
+        named: this worker's gradients, by the name of the parameter; those of Gaussians, named splats.*,
+            have a row per Gaussian.
+        group: the workers, all of which call this.
+        options: with rows = seen, the rows of Gaussians whose gradients are 0 on every worker are not sent;
+            with sh_rest = bfloat16, the gradient of shN is rounded before and after the sum.
+
+    Returns:
+        The sums, by the same names, with the shapes and dtypes of the gradients.
     """
     if group.world == 1:
         return named
@@ -24,8 +30,7 @@ def summed_gradients(named: dict[str, Tensor], group: Group, options: Distribute
     totals = dict(zip(sent, group.summed(list(sent.values())), strict=True))
     for name, total in totals.items():
         if rows is not None and name.startswith("splats."):
-            # Not into the worker's own gradient: its zeros may be negative, and replicas are compared bit for
-            # bit.
+            # A new tensor, since the worker's own gradient may hold -0.0 and replicas must be bit-equal.
             totals[name] = torch.zeros_like(named[name]).index_copy_(0, rows, total.to(named[name].dtype))
         elif total.dtype != named[name].dtype:
             totals[name] = total.to(named[name].dtype)
@@ -33,7 +38,7 @@ def summed_gradients(named: dict[str, Tensor], group: Group, options: Distribute
 
 
 def _seen(named: dict[str, Tensor], group: Group) -> Tensor | None:
-    """The rows of the Gaussians that have a gradient on any worker; None if the Gaussians are not trained."""
+    """Return the rows of the Gaussians with a gradient on any worker; None if no Gaussians are trained."""
     gradients = [g for name, g in named.items() if name.startswith("splats.")]
     if not gradients:
         return None
@@ -43,6 +48,8 @@ def _seen(named: dict[str, Tensor], group: Group) -> Tensor | None:
 
 
 def totals(named: dict[str, Tensor]) -> dict[str, float]:
-    """The sum of each tensor; not finite if any of its values is not. Read at once, since a GPU waits at each
-    reading."""
+    """Return the sum of each tensor, which is not finite if any of its values is not.
+
+    All sums are read from the GPU at once, since each reading makes the CPU wait for it.
+    """
     return dict(zip(named, torch.stack([t.sum() for t in named.values()]).tolist(), strict=True))

@@ -1,7 +1,7 @@
-"""Group: the workers that train one scene together, each with a full replica.
+"""Group: the workers that train one scene together, each with a full replica of the model.
 
-torch's DistributedDataParallel registers parameters once, but the number of Gaussians changes while training,
-so gradients are summed by hand. A group of one runs the same code and communicates nothing.
+torch's DistributedDataParallel registers parameters once, but the number of Gaussians changes in training,
+so gradients are summed explicitly. A group of one runs the same code and communicates nothing.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,43 +10,43 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-# Its default arguments keep the group of the moment it is imported. The optimiser imports it at the first
-# step, and the group would outlive its destruction with gloo's threads, one of which now and then aborted a
-# process that was ending.
+# Default arguments of this module keep the process group of the moment of its import. The optimizer would
+# import it at the first step: the group would then outlive its destruction, with threads of gloo that
+# sometimes abort a process at its end.
 import torch.distributed.nn.functional
 from torch import Tensor
 
 from flexgs.distributed.shared_memory import SharedMemory
 
-SMALL = 100_000  # bytes; what is smaller travels as fast through gloo
+SMALL = 100_000
+"""Bytes up to which gloo sends a tensor as fast as shared memory does."""
 
 
 class Group:
-    """rank of world workers that share one model; Group() is a world of one."""
+    """The workers of a model, of which this process is number `rank` of `world`; Group() is one alone."""
 
     def __init__(self, rank: int = 0, world: int = 1):
         self.rank, self.world = rank, world
-        self._memory: SharedMemory | Literal[False] | None = None  # False: found not to work here
+        self._memory: SharedMemory | Literal[False] | None = None  # None: not tried; False: not available
 
     @staticmethod
     def current() -> "Group":
-        """The group that torch.distributed was initialised with, or a world of one."""
+        """Return the group that torch.distributed was initialized with, or a group of one."""
         return Group(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Group()
 
     def my_indices(self, n: int) -> range:
-        """The indices out of range(n) that this worker takes: every world-th."""
+        """Return the indices below n that this worker takes: every world-th one, from its rank on."""
         return range(self.rank, n, self.world)
 
     def sum_(self, tensors: Iterable[Tensor]) -> None:
-        """Add up each tensor over the workers, in place."""
+        """Sum each tensor over the workers, in place."""
         tensors = list(tensors)
         for t, total in zip(tensors, self.summed(tensors), strict=True):
             if total is not t:
                 t.copy_(total)
 
     def summed(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Each tensor added up over the workers, as one flat message per dtype; a world of one gives back
-        what it was given."""
+        """Return each tensor summed over the workers; tensors of one dtype are sent as one message."""
         if self.world == 1:
             return list(tensors)
         by_dtype: dict[torch.dtype, list[int]] = {}
@@ -61,13 +61,15 @@ class Group:
         return totals
 
     def _sum_flat(self, parts: Sequence[Tensor]) -> Tensor:
-        """The flat sum over the workers of tensors of one dtype: through memory on one machine's CPUs, else
-        by a message."""
+        """Return the sum over the workers of the concatenation of tensors of one dtype.
+
+        Large CPU tensors are summed in shared memory if all workers are on one machine.
+        """
         size = sum(t.nbytes for t in parts)
         if parts[0].device.type == "cpu" and size > SMALL:
             if self._memory is None or (self._memory and self._memory.size < size):
-                self._memory = SharedMemory.open(self.rank, self.gather,
-                                                 -(-size * 5 // 4 // 64) * 64) or False
+                room = -(-size * 5 // 4 // 64) * 64  # a quarter more, in multiples of 64 bytes
+                self._memory = SharedMemory.open(self.rank, self.gather, room) or False
             if self._memory:
                 return self._memory.sum(parts)
         flat = torch.cat([t.reshape(-1) for t in parts])
@@ -75,7 +77,7 @@ class Group:
         return flat
 
     def gather(self, value: object) -> list:
-        """The value of each worker, in the order of ranks, on every worker."""
+        """Return the values of all workers, in the order of ranks, to every worker."""
         if self.world == 1:
             return [value]
         values: list = [None] * self.world
@@ -83,8 +85,7 @@ class Group:
         return values
 
     def check_equal(self, named: Iterator[tuple[str, Tensor]], step: int) -> None:
-        """Raise RuntimeError naming the first tensor in which the replicas differ (compares bytes, not
-        closeness)."""
+        """Raise a RuntimeError that names a tensor whose bits differ between the replicas, if any does."""
         if self.world == 1:
             return
         sums = {name: (tuple(t.shape), _checksum(t)) for name, t in named}
@@ -96,6 +97,6 @@ class Group:
 
 
 def _checksum(t: Tensor) -> int:
-    """Order-dependent sum of the bits."""
+    """Return a sum of the bits that depends on their order."""
     bits = t.detach().contiguous().view(-1).view(torch.int32).to(torch.int64)
     return int((bits * (torch.arange(bits.numel(), device=bits.device) % 65521 + 1)).sum())

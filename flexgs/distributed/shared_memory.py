@@ -1,5 +1,4 @@
-"""SharedMemory: workers of one machine add up by reading each other's memory, which costs a third of gloo's
-TCP on loopback."""
+"""SharedMemory: sums over the workers of one machine, in a third of the time of gloo's TCP on loopback."""
 
 import os
 import shutil
@@ -15,11 +14,11 @@ ROOM = Path("/dev/shm")
 
 
 class SharedMemory:
-    """Two boxes of `size` bytes per worker, that all workers can read.
+    """Two buffers of `size` bytes per worker, which all workers can read.
 
-    A worker fills its box of this turn, waits for the others, and adds up all boxes in the order of ranks:
-    the sum is bit-equal everywhere. Nobody can be two turns ahead, so a box that is filled again has been
-    read by all.
+    For each sum, a worker fills one of its buffers, waits for the others, and adds up the buffers in the
+    order of ranks, so that the sum is bit-equal everywhere. Sums use the two buffers in turn: no worker can
+    be two sums ahead of another, so a buffer that is filled again has been read by all.
     """
 
     def __init__(self, rank: int, files: list[Path], size: int):
@@ -29,21 +28,28 @@ class SharedMemory:
 
     @staticmethod
     def open(rank: int, gather: Callable[[object], list], size: int) -> "SharedMemory | None":
-        """Called by all workers together; None, for all, if they are on several machines or there is too
-        little room."""
+        """Open the memory; all workers call this together.
+
+        Args:
+            rank: the rank of this worker.
+            gather: Group.gather.
+            size: bytes of a buffer, a multiple of 8.
+
+        Returns:
+            The memory; None, to all workers, if they are on several machines or memory is short.
+        """
         world = len(gather(None))
         folder = gather(_reserve(world, size) if rank == 0 else None)[0]
         here = all(gather(folder is not None and folder.is_dir()))
         memory = SharedMemory(rank, [folder / str(r) for r in range(world)], size) if here else None
-        # all have opened the files, which need no names any more: nothing is left behind, however a worker
-        # ends
+        # All workers have opened the files, so their names can go: nothing is left if a worker is killed.
         gather(None)
         if rank == 0 and folder is not None:
             shutil.rmtree(folder)
         return memory
 
     def sum(self, parts: Sequence[Tensor]) -> Tensor:
-        """The flat sum over the workers of tensors of one dtype, `size` bytes at most."""
+        """Return the flat sum over the workers of tensors of one dtype, of `size` bytes at most in all."""
         n = sum(t.numel() for t in parts)
         boxes = [turns[self._turn].view(parts[0].dtype)[:n] for turns in self.boxes]
         self._turn = 1 - self._turn
@@ -56,8 +62,10 @@ class SharedMemory:
 
 
 def _reserve(world: int, size: int) -> Path | None:
-    """A folder with a file for each worker, whose memory is set aside now: without room there would be a
-    SIGBUS later."""
+    """Make a folder with a file for each worker, of reserved memory (else writes could raise SIGBUS).
+
+    Returns None if there is no such file system or too little room in it.
+    """
     folder = None
     try:
         folder = Path(tempfile.mkdtemp(prefix="flexgs-", dir=ROOM))

@@ -1,19 +1,16 @@
 """Runs in MLflow: an experiment per dataset, a parent run per folder of runs, a run per scene.
 
-    tracking = Tracking("sqlite:////data/runs/mlflow.db", "flexgs-mipnerf360", artifacts=Path("/data/runs/mlartifacts"))
-    batch = tracking.run(experiment_folder, "all scenes", kind="batch")
-    run = tracking.run(experiment_folder / "garden", "garden", kind="scene", parent=batch, params=flatten(config.to_dict()))
+    tracking = Tracking("sqlite:////runs/mlflow.db", "flexgs-mipnerf360", artifacts=Path("/runs/mlartifacts"))
+    batch = tracking.run(folder, "all scenes", kind="batch")
+    run = tracking.run(folder / "garden", "garden", kind="scene", parent=batch)
     run.start()
     run.log_history(rows)                          # lines of metrics.jsonl; those already logged are skipped
-    run.log_results(results, folder)               # psnr/ratio_0.05, ..., pictures and cuts
+    run.log_results(results, folder / "garden")    # psnr/ratio_0.05, ..., pictures and cuts
     batch.finish()
 
-A run's id is kept in <folder>/mlflow.json, so the same folder goes on in the same run. Nothing here stops a
-training: what MLflow does not take is warned about once, stays in metrics.jsonl and results.json, and is sent
-at the next chance.
-
-mlflow is imported when it is used: here, in registry.py (the trained models) and in pyfunc.py (what a model
-is there).
+The id of a run is kept in <folder>/mlflow.json, so the same folder continues the same run. No failure of
+MLflow stops a training: it is warned about once, and what MLflow did not take stays in metrics.jsonl and
+results.json and is sent at the next chance. mlflow is imported when it is first used, since that takes long.
 """
 
 from flexgs.tracking.experiment import SERVER, Tracking, sqlite_uri

@@ -1,4 +1,4 @@
-"""MLflow experiments: one per dataset, opened when first used, and how a person opens their page."""
+"""MLflow experiments: opened when they are first used, and how a person opens their page."""
 
 import json
 import logging
@@ -21,25 +21,31 @@ from flexgs.urls import first_line, public
 log = logging.getLogger("flexgs.tracking")
 
 SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **telemetry.MLFLOW}
-"""The environment of MLflow's server."""
+"""The environment variables of MLflow's server."""
 RETRY_SECONDS = 60.0
-"""How long an MLflow that failed is left alone."""
+"""How long MLflow is not called after a failure."""
 _VIEW = "flexgs"
+"""The name of the experiment's table of runs, with its columns and order."""
 
 
 class Tracking:
-    """An MLflow experiment, opened when it is first used; without effect while it cannot be reached."""
+    """An MLflow experiment, opened when it is first used; while it cannot be reached, nothing is logged."""
 
     def __init__(self, uri: str, experiment: str, artifacts: Path | None = None):
-        """artifacts: where files go that belong to a local database; a server decides for itself."""
+        """Note the store and the experiment's name; no connection is made yet.
+
+        Args:
+            uri: MLflow's server (http://...) or database (sqlite:///...).
+            experiment: the name, such as flexgs-mipnerf360.
+            artifacts: the folder for the files of a local database; a server chooses its own.
+        """
         self.uri, self.name, self.artifacts = uri, experiment, artifacts
         self.client: Any = None
         self.id: str | None = None
         self._retry_at, self._warned = 0.0, False
 
     def available(self) -> bool:
-        """Whether MLflow may be called now; opens the experiment when it is first asked, which takes
-        seconds."""
+        """Whether MLflow may be called now; the first call opens the experiment, which takes seconds."""
         if time.monotonic() < self._retry_at:
             return False
         if self.id is None:
@@ -50,37 +56,46 @@ class Tracking:
         return self.id is not None
 
     def retry(self) -> None:
-        """Call MLflow again the next time, although it has failed a moment ago."""
+        """Let the next call reach MLflow, although it has failed less than RETRY_SECONDS ago."""
         self._retry_at = 0.0
 
     def failed(self, error: Exception) -> None:
-        """Warn, and leave MLflow alone for a while."""
+        """Warn of the error, and do not call MLflow for RETRY_SECONDS."""
         self._retry_at = time.monotonic() + RETRY_SECONDS
         self.warn(error)
 
     def warn(self, error: Exception) -> None:
+        """Log the first error as a warning, and further ones for debugging only."""
         (log.debug if self._warned else log.warning)(
-            "MLflow at %s: %s; the training is not affected, metrics.jsonl and "
-            "results.json have every figure",
-            public(self.uri), first_line(error))
+            "MLflow at %s: %s; the training is not affected, "
+            "metrics.jsonl and results.json have every figure", public(self.uri), first_line(error))
         self._warned = True
 
     def run(self, folder: Path, name: str, *, kind: str, parent: Run | None = None,
             tags: Mapping[str, object] | None = None, params: Mapping[str, object] | None = None) -> Run:
-        """The run that belongs to folder, continued if there is one; kind is batch, scene, search or
-        trial."""
+        """Make the run of a folder, which continues the folder's run in MLflow if there is one.
+
+        Args:
+            folder: the folder whose results the run shows; it keeps the run's id.
+            name: the name that MLflow shows.
+            kind: batch, scene, search or trial; MLflow gets it as a tag.
+            parent: the run below which MLflow shows this one.
+            tags: further tags; those that are None are left out.
+            params: the parameters of the run.
+        """
         return Run(self, folder, name, {**(tags or {}), "kind": kind}, params or {}, parent)
 
     def page(self, compared: Sequence[str] = ()) -> str:
-        """Where MLflow's server shows the runs, or PSNR over ratio of those with these ids, behind its
-        address."""
+        """Return the part of a URL after MLflow's address that shows the runs, or compares these run ids."""
         if compared:
             return f"#/metric?{_chart(str(self.id), compared, CURVE)}"
         return f"#/experiments/{self.id}/runs?viewStateShareKey={_VIEW}&workflowType=machine_learning"
 
     def how_to_open(self, compared: Sequence[Run] = ()) -> str:
-        """What a person types and where they look to see the runs, or PSNR over ratio of those compared; may
-        be empty."""
+        """Say how to see the runs, or PSNR over ratio of those compared: a URL, or a command and its URL.
+
+        Empty if the experiment has not been opened.
+        """
         if self.id is None:
             return ""
         page = self.page([run._id for run in compared if run._id])
@@ -88,18 +103,19 @@ class Tracking:
             return f"{public(self.uri).rstrip('/')}/{page}"
         mlflow = shlex.quote(str(Path(sys.executable).with_name("mlflow")))
         settings = " ".join(f"{name}={value}" for name, value in SERVER.items())
-        return (f"{settings} {mlflow} server --host 127.0.0.1 --port 5000 --allowed-hosts "
-                f"127.0.0.1:5000,localhost:5000 --backend-store-uri {shlex.quote(public(self.uri))}\n  and "
-                f"open http://127.0.0.1:5000/{page}")
+        return (f"{settings} {mlflow} server --host 127.0.0.1 --port 5000 "
+                "--allowed-hosts 127.0.0.1:5000,localhost:5000 "
+                f"--backend-store-uri {shlex.quote(public(self.uri))}\n"
+                f"  and open http://127.0.0.1:5000/{page}")
 
 
 def sqlite_uri(database: Path) -> str:
-    """The URI of a database file, which is read with percent signs decoded."""
+    """Return the URI of an SQLite file; percent signs in its path are encoded, as MLflow decodes them."""
     return f"sqlite:///{str(database.absolute()).replace('%', '%25')}"
 
 
 def _open(uri: str, name: str, artifacts: Path | None) -> tuple[Any, str]:
-    """A client of the store at uri, and the id of the experiment, created if need be."""
+    """Return a client of the store at uri and the id of the experiment, which is created if missing."""
     telemetry.turn_off()
     for key, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
                        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -110,7 +126,7 @@ def _open(uri: str, name: str, artifacts: Path | None) -> tuple[Any, str]:
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # it ends when MLflow goes, which we say ourselves
+    # It complains when MLflow cannot be reached, which Tracking.warn() says already.
     logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
     local = uri.startswith("sqlite:///")
     if local:
@@ -129,30 +145,29 @@ def _open(uri: str, name: str, artifacts: Path | None) -> tuple[Any, str]:
             assert experiment is not None
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
-    for key in tags.keys() - experiment.tags.keys():  # what a person has changed stays
+    for key in tags.keys() - experiment.tags.keys():  # tags that a person has changed stay
         client.set_experiment_tag(experiment.experiment_id, key, tags[key])
     return client, experiment.experiment_id
 
 
 def _page() -> dict[str, str]:
-    """The tags of an experiment that say how MLflow shows it."""
+    """Return the tags that make MLflow show an experiment with its description, columns and order."""
     ratios = [metric_name(ratio) for ratio in EvaluationConfig().ratios]
     columns = ["metrics.`psnr_auc`", *(f"metrics.`psnr/{ratio}`" for ratio in ratios),
                "metrics.`splats/ratio_1.00`", "metrics.`train_seconds`", "attributes.`Dataset`",
                "attributes.`Models`"]
     return {
-        # training runs; MLflow's own default is language models
+        # an experiment of training runs; by default MLflow shows one of language models
         "mlflow.experimentKind": "custom_model_development",
         "mlflow.note.content": notes.EXPERIMENT,
-        # Sorted by a metric, the list is flat: scenes are not folded away below their batch, and the best
-        # come first.
+        # Sorted by a metric, the list is flat: scenes are not folded away below their batch.
         f"mlflow.sharedViewState.{_VIEW}": json.dumps(
             {"selectedColumns": columns, "orderByKey": "metrics.`psnr_auc`", "orderByAsc": False}),
     }
 
 
 def _create_database(path: Path) -> None:
-    """Make the database aside and link it into place: processes that create one file together destroy it."""
+    """Make the database elsewhere and link it into place, as two processes at one new file destroy it."""
     if path.exists():
         return
     import mlflow
@@ -170,7 +185,7 @@ def _create_database(path: Path) -> None:
 
 
 def _chart(experiment: str, runs: Sequence[str], metric: str) -> str:
-    """The query of MLflow's page that draws one metric of several runs over its step."""
+    """Return the query string of MLflow's page that draws one metric of several runs over its step."""
     return urlencode({key: json.dumps(value, separators=(",", ":")) for key, value in {
         "runs": runs, "metric": metric, "experiments": [experiment], "plot_metric_keys": [metric],
         "plot_layout": {"autosize": True}}.items()} | {"x_axis": "step", "show_point": "true"})

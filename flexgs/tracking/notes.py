@@ -1,5 +1,4 @@
-"""What a visitor of MLflow reads: the descriptions of an experiment, of a scene and of a batch of scenes, in
-Markdown."""
+"""Descriptions, in Markdown, that MLflow shows of an experiment, a batch, a scene and a model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,23 +9,31 @@ from flexgs.errors import pasted
 from flexgs.report.table import mean_ratios
 
 EXPERIMENT = """\
-Elastic 3D Gaussian Splatting: a scene is trained once, then cut to any number of Gaussians without further training. \
-Unfold this for what the figures mean.
+Elastic 3D Gaussian Splatting: a scene is trained once, then cut to any number of Gaussians without further \
+training. Unfold this for what the figures mean.
 
-- **Runs.** One for a batch, with the means over its scenes, and below it one per scene; or one for a comparison, and below it
-  one per method. What a run is, and the command that repeats it, is in its description.
-- **Quality.** `psnr/ratio_0.05` is the PSNR, in dB, on test views when 5 % of the Gaussians are kept. `ssim`, `lpips`, `splats`
-  (Gaussians), `mb` (size of the file) and `ms` (time of a frame) are named likewise. `psnr_auc` is the mean PSNR over the
-  logarithm of the ratio: one number to sort by.
-- **Chart.** `curve/psnr_by_ratio_permille` is PSNR over what is kept: its step is the ratio in thousandths.
-- **Files.** A scene's run has its cuts (`cuts/*.ply`, for any 3DGS viewer), its pictures (`renders/grid.png`) and how it was
-  measured (`results.json`).
-- **Models.** `models:/flexgs-<scene>@best` is a scene's best model so far; how to cut it is in its description.
+- **Runs.** One for a batch, with the means over its scenes, and below it one per scene; or one for a
+  comparison, and below it one per method. What a run is, and the command that repeats it, is in its
+  description.
+- **Quality.** `psnr/ratio_0.05` is the PSNR, in dB, on test views when 5 % of the Gaussians are kept. `ssim`,
+  `lpips`, `splats` (Gaussians), `mb` (size of the file) and `ms` (time of a frame) are named likewise.
+  `psnr_auc` is the mean PSNR over the logarithm of the ratio: one number to sort by.
+- **Chart.** `curve/psnr_by_ratio_permille` is PSNR over the fraction kept: its step is the ratio in
+  thousandths.
+- **Files.** A scene's run has its cuts (`cuts/*.ply`, for any 3DGS viewer), its pictures
+  (`renders/grid.png`) and how it was measured (`results.json`).
+- **Models.** `models:/flexgs-<scene>@best` is a scene's best model so far; how to cut it is in its
+  description.
 """
 
 
 def scene(results: Mapping[str, Any], folder: Path) -> str:
-    """What results.json says, the commands that train and cut the scene again, and where the files are."""
+    """Describe a scene: a table of its results, the commands that train and cut it again, and its folder.
+
+    Args:
+        results: the contents of results.json.
+        folder: the run folder.
+    """
     protocol, capture = results.get("protocol", {}), results.get("capture", "CAPTURE")
     ratios = _sorted(results["ratios"])
     rows = [[head, *(form.format(row[key]) for _, row in ratios)] for head, key, form in (
@@ -47,24 +54,23 @@ def scene(results: Mapping[str, Any], folder: Path) -> str:
 
 
 def model(name: str, alias: str) -> str:
-    """How to cut a registered model."""
+    """Describe a registered model: the Python code that cuts it."""
     return "\n".join([
         "Cut to any budget in Python:", "", "```python",
         f'model = mlflow.pyfunc.load_model("models:/{name}@{alias}")',
-        'model.predict(pd.DataFrame({"budget": ["5%", "500k", "20MB"], "path": ["a.ply", '
-        '"b.ply", "c.ply"]}))', "```", "",
+        'model.predict(pd.DataFrame({"budget": ["5%", "20MB"], "path": ["a.ply", "b.ply"]}))', "```", "",
         f"The alias `{alias}` is the version of the highest `psnr_auc` among those measured in the same way.",
         ""])
 
 
 def batch(results: Sequence[Mapping[str, Any]], command: str) -> str:
-    """PSNR of every scene and their mean, and the command."""
+    """Describe a batch: PSNR of every scene and their mean, from results.json of each, and its command."""
     means = mean_ratios(results)
     rows = [[str(r["scene"]), *(f"{r['ratios'][ratio]['psnr']:.2f}" for ratio, _ in _sorted(means))]
             for r in results]
     if len(results) > 1:
         rows.append(["mean", *(f"{row['psnr']:.2f}" for _, row in _sorted(means))])
-    return "\n".join(["**All scenes**, PSNR in dB by the share of the Gaussians that is kept:", "",
+    return "\n".join(["**All scenes**, PSNR in dB by the fraction of the Gaussians that is kept:", "",
                       *_table(["scene", *(percent(ratio) for ratio, _ in _sorted(means))], rows), "",
                       "The same again; what is finished is not repeated:", "", "```", command, "```", ""])
 

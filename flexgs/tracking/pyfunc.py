@@ -1,16 +1,15 @@
-"""The elastic model as an MLflow pyfunc model: a row says how much to keep, and comes back as a PLY.
+"""The elastic model as an MLflow pyfunc model: a row with a budget goes in, a cut as PLY comes back.
 
     model = mlflow.pyfunc.load_model("models:/flexgs-garden@best")
-    cuts = model.predict(pd.DataFrame({"budget": ["5%", "500k", "20MB"], "path": ["a.ply", "b.ply", "c.ply"]}))
+    cuts = model.predict(pd.DataFrame({"budget": ["5%", "20MB"], "path": ["a.ply", "b.ply"]}))
     cuts                                           # a row each: gaussians, ratio, bytes, path
 
-Without a path the file itself comes back, in the column ply: nothing is left lying about, and it works from
-another machine (`mlflow models serve`), where a path of the server's means nothing.
+Without a path, the column ply of the answer holds the file itself, so that a model that is served on another
+machine (`mlflow models serve`) can be used.
 
 MLflow keeps a copy of this file and of the package's modules beside the model and runs it on loading ("models
 from code"); the weights are safetensors and JSON. Nothing is pickled, and flexgs need not be installed where
-the model is loaded. Compiled files, backups of an editor and other leftovers in the folders of the package
-and of the model are not kept.
+the model is loaded.
 """
 
 import shutil
@@ -33,6 +32,7 @@ from flexgs.ply import write_ply
 MODEL = ("model.safetensors", "model.json")
 """The files that ElasticModel.save writes."""
 NEEDS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "plyfile", "filelock")
+"""The packages that cutting a model imports."""
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(AnyType(), "budget"), ColSpec(DataType.string, "path", required=False)]),
     outputs=Schema([ColSpec(DataType.long, "gaussians"), ColSpec(DataType.double, "ratio"),
@@ -41,15 +41,24 @@ SIGNATURE = ModelSignature(
 
 
 class Cutter(PythonModel):
-    """Cuts the model that it was logged with."""
+    """The MLflow model, which cuts the elastic model beside it."""
 
     def load_context(self, context: PythonModelContext) -> None:
+        """Load the elastic model."""
         self.model = ElasticModel.load(Path(context.artifacts["model.json"]).parent)
 
     def predict(self, context: PythonModelContext | None, model_input: pd.DataFrame,
                 params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """A row per row of model_input: budget is as in ElasticModel.cut, path (optional) a .ply file to
-        write."""
+        """Cut the model once for each row of model_input.
+
+        Args:
+            context: MLflow's, not used.
+            model_input: the columns budget, as in ElasticModel.cut, and optionally path, a .ply to write.
+            params: not used.
+
+        Returns:
+            The columns gaussians (number kept), ratio, bytes, path and ply (the file, where path is missing).
+        """
         rows = []
         for row in model_input.to_dict("records"):
             path = row.get("path")
@@ -57,8 +66,9 @@ class Cutter(PythonModel):
         return pd.DataFrame(rows, columns=["gaussians", "ratio", "bytes", "path", "ply"])
 
     def cut(self, budget: str | float, path: Path | None) -> dict[str, Any]:
+        """Return one row of predict(); UserError unless path is None or the name of an uncompressed PLY."""
         if path is not None and (path.suffix.lower() != ".ply" or path.stem.lower().endswith(".compressed")):
-            # A served model overwrites nothing else, and a compressed PLY would be another format.
+            # Visitors of a served model choose the path: no file of another kind may be overwritten.
             raise UserError(f"path {path}: expected a name that ends in .ply, and not in .compressed.ply")
         splats = self.model.cut(budget)
         with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +80,13 @@ class Cutter(PythonModel):
 
 
 def save(model: Path, folder: Path, about: Model | None = None) -> None:
-    """Write the MLflow model of what ElasticModel.save has put into the folder model."""
+    """Write an MLflow model.
+
+    Args:
+        model: the folder that ElasticModel.save has written.
+        folder: the folder to write.
+        about: MLflow's description of the model, such as the run that it belongs to.
+    """
     here = Path(__file__)
     with tempfile.TemporaryDirectory() as temporary:
         package = shutil.copytree(here.parents[1], Path(temporary) / "flexgs", ignore=_no_modules)
@@ -82,8 +98,7 @@ def save(model: Path, folder: Path, about: Model | None = None) -> None:
 
 
 def _no_modules(folder: str, names: list[str]) -> list[str]:
-    """Those of the names in a folder of a package that Python would not import as a module or package of
-    it."""
+    """Return the names in a package's folder that are no modules or packages, such as compiled files."""
     modules = {name for name in names if name.removesuffix(".py").isidentifier()
                and (name.endswith(".py") or Path(folder, name, "__init__.py").is_file())}
     return [name for name in names if name not in modules]

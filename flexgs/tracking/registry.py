@@ -1,9 +1,7 @@
-"""Trained models in MLflow's registry: a model per scene, a version per training, the best of them under an
-alias.
+"""Trained models in MLflow's registry: a model per scene, a version per training.
 
-    models:/flexgs-garden@best
-
-What a version is and does: pyfunc.py.
+The version of the highest PSNR has the alias best: models:/flexgs-garden@best. Versions are the pyfunc models
+of pyfunc.py.
 """
 
 import hashlib
@@ -27,11 +25,19 @@ BEST = "best"
 
 
 def register(client: MlflowClient, run_id: str, results: Mapping[str, Any], model: Path, digest: str) -> str:
-    """Make what ElasticModel.save has put into the folder model a version, unless the run has one of this
-    digest; its URI.
+    """Register a trained model, and give it the alias best if it is better than the one that has it.
 
-    The alias goes to the version if it has a higher PSNR than the one that holds it and was measured in the
-    same way.
+    Only versions that were measured in the same way are compared, by psnr_auc.
+
+    Args:
+        client: of the MLflow store.
+        run_id: the run that trained the model.
+        results: the contents of results.json.
+        model: the folder that ElasticModel.save has written.
+        digest: a name for these results; if the run has a version of this name, no other is made.
+
+    Returns:
+        The URI of the version, models:/<name>/<number>.
     """
     name = "flexgs-" + re.sub(r"[^\w -]", "_", results["scene"])  # MLflow refuses dots, quotes and others
     known = [v for v in client.search_model_versions(f"run_id='{run_id}'") if v.tags.get("results") == digest]
@@ -43,8 +49,7 @@ def register(client: MlflowClient, run_id: str, results: Mapping[str, Any], mode
 
 
 def _add(client: MlflowClient, run_id: str, name: str, model: Path, tags: dict[str, str]) -> ModelVersion:
-    """A new version, through the client alone: mlflow.pyfunc.log_model would use, and leave, an active
-    run."""
+    """Make a new version by the client alone, as mlflow.pyfunc.log_model would leave an active run."""
     run = client.get_run(run_id)
     logged = client.create_logged_model(run.info.experiment_id, name, run_id, tags, run.data.params,
                                         "elastic 3DGS")
@@ -64,6 +69,7 @@ def _add(client: MlflowClient, run_id: str, name: str, model: Path, tags: dict[s
 
 
 def _better(client: MlflowClient, version: ModelVersion) -> bool:
+    """Whether no version has the alias best, or one that was measured alike and has a lower psnr_auc."""
     try:
         best = client.get_model_version_by_alias(version.name, BEST)
     except MlflowException as e:
@@ -75,8 +81,7 @@ def _better(client: MlflowClient, version: ModelVersion) -> bool:
 
 
 def _measured(results: Mapping[str, Any]) -> str:
-    """A name for the images, the test views, the ratios and the file format: equal where PSNR may be
-    compared."""
+    """Return a digest of the images, test views, ratios and file format; if equal, PSNR may be compared."""
     protocol = results["protocol"]
     how = [sorted(results["ratios"], key=float), *(protocol.get(key) for key in (
         "digest", "resize", "test_every", "test_views", "background", "mb"))]

@@ -1,4 +1,4 @@
-"""One run of an MLflow experiment: what a folder of runs, a scene, a search or a trial sends."""
+"""One run of an MLflow experiment: what a batch of scenes, a scene, a search or a trial sends."""
 
 import functools
 import hashlib
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 CUT_BYTES = 50_000_000
 """Cuts larger than this are not copied to MLflow; they are in the run folder anyway."""
 MODEL_BYTES = 500_000_000
-"""Likewise models: MLflow gets a copy per training, and copies it twice. A tag says where the model is."""
+"""Models larger than this are not copied to MLflow, which copies them twice; a tag names their folder."""
 CURVE = "curve/psnr_by_ratio_permille"
+"""The metric of PSNR over the ratio, whose step is the ratio in thousandths."""
 _BATCH = 900  # MLflow takes at most 1000 metrics and 100 parameters in a call
 _NOT_METRICS = {"step", "steps", "time", "eta_seconds"}
 _METRIC_NAMES = {"lpips_vgg": "lpips", "lpips_alex": "lpips_alex"}
 
 
 def _tolerant(method: Callable[..., None]) -> Callable[..., bool]:
-    """Turn a failure of MLflow into a warning and leave it alone for a while. The method returns whether
-    MLflow took it all."""
+    """Let a method return whether MLflow took all it sent; a failure becomes a warning and a pause."""
 
     @functools.wraps(method)
     def call(self: "Run", *args: Any, **kwargs: Any) -> bool:
@@ -49,13 +49,12 @@ def _tolerant(method: Callable[..., None]) -> Callable[..., bool]:
 
 
 class Run:
-    """One run of a Tracking; made by Tracking.run."""
+    """A run in MLflow, made by Tracking.run; methods without a result return whether MLflow took it all."""
 
     def __init__(self, tracking: "Tracking", folder: Path, name: str, tags: Mapping[str, object],
                  params: Mapping[str, object], parent: "Run | None"):
-        self.tracking, self.folder, self.name, self.tags, self.params = (tracking, folder, name, dict(tags),
-                                                                         params)
-        self.parent = parent
+        self.tracking, self.folder, self.name = tracking, folder, name
+        self.tags, self.params, self.parent = dict(tags), params, parent
         self._id: str | None = None
         self._logged = -1
         """The last step of the history that MLflow has."""
@@ -63,23 +62,21 @@ class Run:
 
     @property
     def id(self) -> str:
-        """MLflow's id of the run: the one in mlflow.json if MLflow knows it, else a new run."""
+        """MLflow's id of the run, from mlflow.json if MLflow still knows that one, else of a new run."""
         if self._id is None:
             self._id = self._continued() or self._created()
         return self._id
 
     @_tolerant
     def start(self) -> None:
-        """Show the run as running, created if need be."""
+        """Show the run as running; it is created if MLflow does not have it."""
         self.tracking.client.update_run(self.id, status="RUNNING")
 
     @_tolerant
     def watch_machine(self) -> None:
-        """From now to the end of the run, log CPU, memory, disk, network and GPUs of the machine that calls
-        this.
+        """Log CPU, memory, disk, network and GPUs of this machine until the run ends.
 
-        That is the one that the job was started on; on a cluster, what a scene needs is in its
-        train/memory_mb.
+        On a cluster these are not the machines that train: the metric train/memory_mb has a scene's memory.
         """
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -88,20 +85,19 @@ class Run:
 
     @_tolerant
     def describe(self, text: str) -> None:
-        """Show the Markdown text as the description of the run."""
+        """Show a Markdown text as the description of the run."""
         self.tracking.client.set_tag(self.id, "mlflow.note.content", public(text))
 
     @_tolerant
     def log_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Log each row's numbers as train/<name> at row["step"] and row["time"], except rows up to the last
-        step logged."""
+        """Log the numbers of each row after the last step logged, as train/<name> at row["step"]."""
         from mlflow.entities import Metric
 
         run_id, metrics = self.id, []
         new = sorted((row for row in rows if row["step"] > self._logged), key=lambda row: row["step"])
         for i, row in enumerate(new):
-            # A step goes whole or not at all; and what is sent again, because the answer was lost, has the
-            # same time as before and is one metric to MLflow.
+            # A step is sent whole or not at all. Metrics that are sent twice, because the answer was lost,
+            # have the same time, and are one metric to MLflow.
             metrics += [Metric(f"train/{key}", float(value), _ms(row.get("time")), row["step"])
                         for key, value in row.items() if key not in _NOT_METRICS and _is_number(value)]
             if i + 1 == len(new) or len(metrics) + len(new[i + 1]) > _BATCH:
@@ -110,12 +106,12 @@ class Run:
 
     @_tolerant
     def log_metric(self, name: str, value: float, step: int = 0) -> None:
+        """Log one number."""
         self.tracking.client.log_metric(self.id, name, value, step=step)
 
     @_tolerant
     def log_results(self, results: Mapping[str, Any], folder: Path) -> None:
-        """Log results.json, the renders and the smaller cuts of the run folder, end the run, and register the
-        model.
+        """Log results.json, renders and small cuts of a run folder, end the run, and register the model.
 
         Results that the run has already are not logged again.
         """
@@ -137,11 +133,11 @@ class Run:
                 if part == "renders" or file.stat().st_size <= CUT_BYTES:
                     client.log_artifact(run_id, str(file), part)
         client.set_tag(run_id, "mlflow.note.content", notes.scene(results, folder))
-        client.set_tag(run_id, "results", _digest(results["ratios"]))  # after the rest: all of it is there
+        client.set_tag(run_id, "results", _digest(results["ratios"]))  # last: it says that the rest is there
         self._end("FINISHED", None)
 
     def _log_model(self, results: Mapping[str, Any], model: Path) -> None:
-        """Register the model in this folder, with its results; a large one stays where it is."""
+        """Register the model of a folder, unless it is too large, and tag the run with where the model is."""
         if not model.is_dir():
             return
         where = str(model)
@@ -150,7 +146,7 @@ class Run:
 
             try:
                 where = register(self.tracking.client, self.id, results, model, _digest(results["ratios"]))
-            # a full disk, a registry that is not ours to write to: no reason to lose other results
+            # After a full disk or a refusal of the registry, the other results are still logged.
             except Exception as e:
                 self.tracking.warn(e)
         self.tracking.client.set_tag(self.id, "model", where)
@@ -158,10 +154,13 @@ class Run:
     @_tolerant
     def log_summary(self, ratios: Mapping[str, Mapping[str, float]], steps: int,
                     numbers: Mapping[str, float] | None = None, when: float | None = None) -> None:
-        """Log figures per ratio, for instance means over scenes, and other numbers, unless the run has them
-        already.
+        """Log figures by ratio, such as means over scenes, and other numbers, unless the run has them.
 
-        when: the time that they are of, in seconds since 1970; default: now.
+        Args:
+            ratios: the figures, such as psnr, by name of the ratio.
+            steps: the step to log them at.
+            numbers: further metrics.
+            when: the time of the figures, in seconds since 1970; None for now.
         """
         client, digest = self.tracking.client, _digest([ratios, numbers])
         if client.get_run(self.id).data.tags.get("results") != digest:
@@ -170,6 +169,7 @@ class Run:
 
     @_tolerant
     def log_files(self, files: Iterable[Path]) -> None:
+        """Copy files to the run's artifacts."""
         for file in files:
             self.tracking.client.log_artifact(self.id, str(file))
 
@@ -192,10 +192,10 @@ class Run:
                     when: float | None) -> None:
         from mlflow.entities import Metric
 
-        at = _ms(when)  # sent again with the same time, it is one metric to MLflow
-        metrics = [Metric(f"{_METRIC_NAMES.get(key, key)}/{metric_name(float(ratio))}", float(value), at,
-                          steps)
-                   for ratio, row in ratios.items() for key, value in row.items() if _is_number(value)]
+        at = _ms(when)  # a metric that is sent twice with the same time is one to MLflow
+        metrics = [
+            Metric(f"{_METRIC_NAMES.get(key, key)}/{metric_name(float(ratio))}", float(value), at, steps)
+            for ratio, row in ratios.items() for key, value in row.items() if _is_number(value)]
         # MLflow draws over steps and time only: with the ratio as the step, it draws quality over ratio.
         metrics += [Metric(CURVE, row["psnr"], at, round(1000 * float(ratio)))
                     for ratio, row in ratios.items() if _is_number(row.get("psnr"))]
@@ -203,21 +203,21 @@ class Run:
         self.tracking.client.log_batch(self.id, metrics=metrics)
 
     def _log_capture(self, results: Mapping[str, Any]) -> None:
-        """The capture as the run's dataset; nothing if the results are older than the digest of captures."""
+        """Log the capture as the run's dataset, unless the results are of before captures had digests."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         protocol = results.get("protocol", {})
         if "digest" in protocol:
             profile = {key: protocol[key]
                        for key in ("train_views", "test_views", "width", "height", "points")}
-            dataset = Dataset(results["scene"], protocol["digest"], "local",
-                              json.dumps({"uri": results["capture"]}),
+            source = json.dumps({"uri": results["capture"]})
+            dataset = Dataset(results["scene"], protocol["digest"], "local", source,
                               profile=json.dumps(profile))
-            self.tracking.client.log_inputs(self.id,
-                                            [DatasetInput(dataset,
-                                                          [InputTag("mlflow.data.context", "training")])])
+            context = [InputTag("mlflow.data.context", "training")]
+            self.tracking.client.log_inputs(self.id, [DatasetInput(dataset, context)])
 
     def _continued(self) -> str | None:
+        """Return the id in mlflow.json and update the run's tags; None if MLflow has no such run any more."""
         from mlflow.exceptions import MlflowException
 
         client = self.tracking.client
@@ -240,6 +240,7 @@ class Run:
         return run_id
 
     def _created(self) -> str:
+        """Create the run, with its tags and parameters, and write its id to mlflow.json."""
         from mlflow.entities import Param
 
         client = self.tracking.client
@@ -258,12 +259,12 @@ class Run:
 
 
 def metric_name(ratio: float) -> str:
-    """0.05 -> ratio_0.05: at least two decimals, as many as the ratio needs."""
+    """Return the part of a metric's name for a ratio: 0.05 is ratio_0.05, with two decimals or more."""
     return "ratio_" + max(f"{ratio:.2f}", f"{Decimal(ratio_name(ratio)):f}", key=len)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"base": {"stage1_fraction": 0.5}} -> {"base.stage1_fraction": 0.5}."""
+    """Make nested dicts one: {"base": {"stage1_fraction": 0.5}} is {"base.stage1_fraction": 0.5}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
@@ -275,10 +276,10 @@ def _is_number(value: object) -> bool:
 
 
 def _digest(value: object) -> str:
-    """A short name for the value, the same in every process."""
+    """Return a short hexadecimal name for a JSON value, the same in every process."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 def _ms(when: float | None) -> int:
-    """MLflow's time, for seconds since 1970, or for now."""
+    """Return a time in seconds since 1970, or now, in MLflow's milliseconds."""
     return int(1000 * (time.time() if when is None else when))
