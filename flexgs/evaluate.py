@@ -24,8 +24,7 @@ from flexgs.splats import Splats
 @torch.no_grad()
 def measure(splats: Splats, view: View, background: Tensor,
             networks: Mapping[str, Lpips]) -> dict[str, float]:
-    """PSNR, SSIM, LPIPS by each network and milliseconds per frame of one view. Pixels outside its mask count
-    as perfect."""
+    """Return PSNR, SSIM, LPIPS and ms (of one render) of a view; pixels outside its mask count as perfect."""
     device = splats.means.device
     camera = view.camera.to(device)
     start = clock(device)
@@ -40,13 +39,12 @@ def measure(splats: Splats, view: View, background: Tensor,
 
 def evaluate(model: ElasticModel, scene: Scene, options: EvaluationConfig, background: Sequence[float],
              group: Group | None = None) -> dict[str, Any]:
-    """Means over the test views at each ratio, the views split over the workers.
+    """Measure the model's cuts on the test views, which are split over the workers.
 
     Returns {"protocol": ..., "ratios": {"0.05": {"psnr", "ssim", "lpips_vgg", "lpips_alex", "splats", "mb",
-    "ms", "cut_seconds"}}}; mb is the size of the file in options.format in 10^6 bytes, ms the median over the
-    views of one render on this machine, cut_seconds what cutting took and, for a format other than PLY,
-    writing and reading it back. An LPIPS that was not computed is
-    None, and the protocol says why.
+    "ms", "cut_seconds"}}}. Quality is the mean over the views; an LPIPS that was not computed is None, and
+    the protocol says why. mb is the size in 10^6 bytes of a file in options.format, ms the median time of a
+    render on this machine, cut_seconds the time to cut and, unless the format is PLY, to write and read back.
     """
     group = group or Group()
     colour = torch.tensor(background, device=model.splats.means.device)
@@ -54,8 +52,7 @@ def evaluate(model: ElasticModel, scene: Scene, options: EvaluationConfig, backg
     smallest = _smallest(test)
     loaded = {net: lpips.load(net, options.lpips_weights, options.lpips_range) if smallest >= lpips.LEAST else
               f"its backbone needs images of {lpips.LEAST} pixels, found {smallest}" for net in options.lpips}
-    networks: dict[str, Lpips] = {net: network for net,
-                                  network in loaded.items() if isinstance(network, Lpips)}
+    networks = {net: network for net, network in loaded.items() if isinstance(network, Lpips)}
     for ratio in options.ratios:
         start = clock(colour.device)
         cut = model.cut(ratio)
@@ -63,8 +60,7 @@ def evaluate(model: ElasticModel, scene: Scene, options: EvaluationConfig, backg
         cut, size, encode_seconds = as_stored(cut, options.format, scene.train)
         mine = {i: measure(cut, test[i], colour, networks) for i in group.my_indices(len(test))}
         views = {i: m for part in group.gather(mine) for i, m in part.items()}
-        # in the order of views: sums do not depend on the number of workers
-        rows = [views[i] for i in sorted(views)]
+        rows = [views[i] for i in sorted(views)]  # this order for any number of workers: sums are equal
 
         def mean(key: str, rows: list[dict[str, float]] = rows) -> float | None:
             return round(statistics.fmean(r[key] for r in rows), 5) if key in rows[0] else None
@@ -80,13 +76,11 @@ def evaluate(model: ElasticModel, scene: Scene, options: EvaluationConfig, backg
         "pixels": "float, clamped to [0, 1]", **quality.PROTOCOL, "mb": FORMATS[options.format].about,
         "device": str(model.splats.means.device),
         **{f"lpips_{net}": f"inputs in {options.lpips_range}" if net in networks
-           else f"not computed, because {loaded[net]}"
-           for net in options.lpips}}}
+           else f"not computed, because {loaded[net]}" for net in options.lpips}}}
 
 
 def chosen(views: Sequence[View], which: str) -> Sequence[View]:
-    """All views, or the even or odd ones; UserError if that leaves none, or if they are too small for
-    SSIM."""
+    """Return all views, or the even or odd ones; UserError if none is left or one is too small for SSIM."""
     found = views[{"all": 0, "even": 0, "odd": 1}[which]::1 if which == "all" else 2]
     if not found:
         raise UserError(f"--evaluation.views {which}: found {len(views)} test views, expected at least 2; "

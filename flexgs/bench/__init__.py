@@ -1,0 +1,1 @@
+"""Timings of the rasterizer, of a training step, and of several workers."""

@@ -1,4 +1,4 @@
-"""`flexgs bench ddp`: what more workers gain on this machine."""
+"""`flexgs bench ddp`: the speed-up of training steps with more workers on this machine."""
 
 import multiprocessing
 import os
@@ -33,12 +33,12 @@ VIEWS = 16
 
 
 def ring_bytes(size: float, world: int) -> float:
-    """What each worker sends in a ring all-reduce of size bytes (Patarasuk and Yuan 2009)."""
+    """Return the bytes that each worker sends in a ring all-reduce of `size` (Patarasuk and Yuan 2009)."""
     return 2 * (world - 1) / world * size
 
 
 def bench_scene(count: int, width: int, height: int) -> Scene:
-    """VIEWS cameras near the origin that look along z, and images of `count` random Gaussians."""
+    """Return a scene of VIEWS cameras near the origin, looking along z at `count` random Gaussians."""
     truth, cache, views = random_splats(count, seed=1), ImageCache(1 << 30), []
     lens = CameraModel("PINHOLE", width, height, (1.0, 1.0, width / 2, height / 2))
     draw = np.random.default_rng(0)
@@ -55,14 +55,14 @@ def bench_scene(count: int, width: int, height: int) -> Scene:
 
 
 class _Trainer(Trainer):
-    """Starts from other random Gaussians of all sizes and opacities, not from round ones at points."""
+    """A trainer that starts from random Gaussians of all shapes and opacities, not from round ones."""
 
     def _initial_splats(self) -> Splats:
         return random_splats(len(self.scene.points))
 
 
 class _Timed(Group):
-    """Adds up the time spent in sums, waiting for the slower workers included, and the bytes summed."""
+    """A group that counts the bytes summed and the seconds it takes, waiting for slower workers included."""
 
     seconds, bytes = 0.0, 0
 
@@ -75,10 +75,8 @@ class _Timed(Group):
 
 
 def _worker(rank: int, world: int, store: str, count: int, width: int, height: int,
-            options: DistributedConfig,
-            line: Connection) -> None:  # fmt: skip
-    """Serves (stage, steps) with the seconds of each step, and of a step: of CPU, in communication, and the
-    bytes summed."""
+            options: DistributedConfig, line: Connection) -> None:
+    """Answer each (stage, steps) that comes over `line` with a Round, until None comes."""
     torch.set_num_threads(1)
     pool.set_num_threads(1)
     if world > 1:
@@ -106,24 +104,25 @@ def _worker(rank: int, world: int, store: str, count: int, width: int, height: i
 
 
 class Round(NamedTuple):
-    """What a worker measured in a round."""
+    """What a worker measured in a round of steps."""
 
     steps: list[float]
     """Seconds of each step."""
     cpu: float
-    """Seconds of CPU per step, all threads, however busy the machine."""
+    """CPU seconds of a step in all threads, which hardly depend on what else the machine does."""
     communication: float
-    """Seconds per step."""
+    """Seconds of a step spent in sums over the workers."""
     size: float
-    """Bytes added up per step."""
+    """Bytes summed over the workers in a step."""
 
     @property
     def step(self) -> float:
+        """Mean seconds of a step."""
         return sum(self.steps) / len(self.steps)
 
 
 class _Workers:
-    """world processes that train together when told to."""
+    """Processes, `world` in number, that train together when asked to."""
 
     def __init__(self, world: int, folder: Path, *args: Any):
         context, self.lines = multiprocessing.get_context("spawn"), []
@@ -131,29 +130,35 @@ class _Workers:
             ours, theirs = context.Pipe()
             store = str(folder / f"store_{world}")
             context.Process(target=_worker, args=(rank, world, store, *args, theirs), daemon=True).start()
-            theirs.close()  # so that a worker that dies ends our wait
+            theirs.close()  # so that recv() raises when the worker dies
             self.lines.append(ours)
 
     def answers(self) -> list:
-        """What each worker sends next; they start in parallel, and must have."""
+        """Wait for the next message of each worker."""
         return [line.recv() for line in self.lines]
 
     def ask(self, order: tuple[int, int] | None) -> None:
+        """Send (stage, steps) to all workers, or None to end them."""
         for line in self.lines:
             line.send(order)
 
 
 def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width: int = 320, height: int = 240,
               rounds: int = 15, steps: int = 16,
-              options: DistributedConfig | None = None) -> list[dict[str, float]]:  # fmt: skip
-    """Time steps of both stages with W worker processes of one thread each, print a table, return its rows.
+              options: DistributedConfig | None = None) -> list[dict[str, float]]:
+    """Time steps of both stages with several numbers of workers, print a table and return its rows.
 
-    Every W does `steps` steps in each round, one W after another, so that a busy machine disturbs all alike;
-    speed-ups are of the same round, and all figures are medians over the rounds.
+    Workers are processes of one thread. The numbers of workers take turns in each round, so that a busy
+    machine disturbs all alike. Speed-ups are within a round; all figures are medians over the rounds.
 
     Args:
         workers: the numbers of workers; 1 is always measured.
-        options: how gradients are added up.
+        count: number of Gaussians.
+        width: width of the images in pixels.
+        height: height of the images in pixels.
+        rounds: number of rounds.
+        steps: number of steps in each round.
+        options: how gradients are summed over the workers.
     """
     smallest = {"workers": min(workers, default=0), "splats": count, "rounds": rounds, "steps": steps}
     for option, value in smallest.items():

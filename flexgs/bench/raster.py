@@ -1,4 +1,4 @@
-"""`flexgs bench raster`: how long the CPU rasterizer takes, beside the same image in plain torch."""
+"""`flexgs bench raster`: times of the CPU rasterizer, beside those of the reference in plain torch."""
 
 import statistics
 import time
@@ -19,7 +19,7 @@ from flexgs.training.warmup import warmup
 
 @dataclass(frozen=True)
 class RasterCase:
-    """One line of the table."""
+    """Number of Gaussians and size of the image in pixels for one line of the table."""
 
     count: int
     width: int
@@ -53,19 +53,19 @@ def _milliseconds(step: Callable, args: tuple, repeats: int, clock: Callable[[],
 
 def bench_raster(cases: tuple[RasterCase, ...] = CASES, *, threads: tuple[int, ...] = (1, 2),
                  sh_degree: int = 3, repeats: int = 9, reference_up_to: int = 50_000 * 320 * 240,
-                 points: Path | None = None) -> list[dict[str, float]]:  # fmt: skip
-    """Time rendering, forward (f) and forward + backward (f+b), print a table, return its rows in
-    milliseconds.
+                 points: Path | None = None) -> list[dict[str, float]]:
+    """Time rendering, forward (f) and forward + backward (f+b), print a table, return its rows in ms.
 
-    One thread is timed by CPU time, so that a busy machine disturbs little; more threads by wall clock.
+    One thread is timed by CPU time, which a busy machine disturbs little; more threads by wall clock.
 
     Args:
+        cases: numbers of Gaussians and image sizes.
         threads: numbers of threads; the plain torch reference (float32, per tile, autograd) has one.
-        repeats: the median of so many; of the reference one, after a warm-up.
-        reference_up_to: run the reference where splats * pixels does not exceed this; it takes seconds.
-        points: an .npz (see load_points) in place of random points.
+        sh_degree: degree of the spherical harmonics.
+        repeats: number of renders whose median is taken; the reference has one, after a warm-up.
+        reference_up_to: largest splats * pixels at which the reference, which takes seconds, is run.
+        points: an .npz file (see load_points) in place of random points.
     """
-
     warmup()
     cloud, given = load_points(points) if points else (None, None)
     heads = [f"{kind}, {n} thr" for n in threads for kind in ("f", "f+b")] + ["torch f", "torch f+b", "ratio"]

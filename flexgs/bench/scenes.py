@@ -14,18 +14,17 @@ FOV = 60.0  # degrees across the image
 
 
 def random_splats(count: int, *, sh_degree: int = 3, seed: int = 0, points: np.ndarray | None = None,
-                  size: float = 0.6) -> Splats:  # fmt: skip
-    """Gaussians in front of a camera at the origin that looks along z, or at `points` [M, 3] (subset, or
-    repeated).
+                  size: float = 0.6) -> Splats:
+    """Return `count` random Gaussians at `points` [M, 3], or in view of a camera at the origin along z.
 
-    Standard deviations are `size` times the mean distance to the 3 nearest neighbours, log-normal per axis;
-    opacities are uniform in [0.05, 0.95].
+    There may be more or fewer points than Gaussians. Standard deviations are `size` times the mean distance
+    to the 3 nearest neighbours, log-normal per axis; opacities are uniform in [0.05, 0.95].
     """
     from scipy.spatial import cKDTree
 
     rng = np.random.default_rng(seed)
     if points is None:
-        # Clusters, ground and a far wall, half of it outside the image, as in a real capture.
+        # Clusters, ground and a far wall, half of them outside the image, as in a real capture.
         centres = rng.uniform([-6, -4, 4], [6, 2, 12], (40, 3))
         near = centres[rng.integers(40, size=count)] + 0.4 * rng.standard_normal((count, 3))
         ground = np.stack([rng.uniform(-14, 14, count), np.full(count, 2.0), rng.uniform(-2, 16, count)], 1)
@@ -51,7 +50,7 @@ def random_splats(count: int, *, sh_degree: int = 3, seed: int = 0, points: np.n
 
 
 def front_camera(width: int, height: int) -> Camera:
-    """A camera at the origin that looks along z, 60 degrees wide."""
+    """Return a camera at the origin that looks along z, FOV degrees wide."""
     f = width / (2 * np.tan(np.radians(FOV / 2)))
     K = torch.tensor([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]], dtype=torch.float32)
     return Camera(torch.eye(4), K, width, height)
@@ -59,17 +58,16 @@ def front_camera(width: int, height: int) -> Camera:
 
 POINTS: dict[str, tuple[int, ...]] = {"means3d": (0, 3), "viewmats": (0, 4, 4), "Ks": (0, 3, 3), "width": (),
                                       "height": ()}
-"""Shapes of what load_points reads; 0 is any number."""
+"""Shapes of the arrays that load_points reads; 0 is any number."""
 
 
 def load_points(path: Path) -> tuple[np.ndarray, Camera]:
-    """Points and the first camera of an .npz with means3d [M, 3], viewmats [C, 4, 4], Ks [C, 3, 3], width,
-    height."""
+    """Read the points [M, 3] and the first camera of an .npz file of POINTS; UserError if it is not one."""
     arrays = load_arrays(path, POINTS, "points")
     for name, shape in POINTS.items():
         found = arrays[name]
         if (found.dtype.kind not in "fiu" or found.ndim != len(shape) or not found.size
-            or not np.isfinite(found).all()
+                or not np.isfinite(found).all()
                 or any(size and size != n for size, n in zip(shape, found.shape, strict=True))):
             raise UserError(f"{path}: found {name} of {found.dtype} {found.shape}, expected finite "
                             f"numbers {shape}, 0 for any")

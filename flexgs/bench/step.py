@@ -1,4 +1,4 @@
-"""`flexgs bench step`: what a step of stage 2 costs under each preset, in steps of plain 3DGS."""
+"""`flexgs bench step`: the time of a step of stage 2 under each preset, relative to plain 3DGS."""
 
 import statistics
 import time
@@ -13,18 +13,17 @@ from flexgs.scene import Scene
 from flexgs.training.checkpoint import Checkpoint
 from flexgs.training.trainer import Trainer
 
-# steps after which the renders of a step repeat: fast takes two kinds in turn, and every eighth has one more
 ROUND = 8
+"""Steps after which the renders repeat: `fast` alternates two kinds, and every eighth step has one more."""
 
 
 def bench_step(scene: Scene, checkpoint: Path, methods: Sequence[str], *,
                repeats: int = 7) -> dict[str, dict[str, float]]:
-    """Time steps of stage 2 from a checkpoint of stage 1 (`flexgs compare` leaves one), all methods in turn
-    on the same views.
+    """Time steps of stage 2 from a checkpoint of stage 1, such as `flexgs compare` leaves.
 
-    Prints a table and returns it: {method: {"ms": median CPU time of a step with 1 thread, "ratio": over that
-    of plain 3DGS}}. More rows leave one of default's cuts out each, which shows what it costs. Importance,
-    computed when stage 2 begins and by GsNet now and then, is not part of a step.
+    All methods take turns on the same views. Prints a table and returns it: {method: {"ms": median CPU time
+    of a step with 1 thread, "ratio": to that of plain 3DGS}}. For `default`, further rows leave out one band
+    of cut ratios each, which shows its cost. Computing importance is not part of a step.
     """
     common = Checkpoint(checkpoint).config
     configs = {name: method_config(name, common) for name in ("plain", *methods)}

@@ -1,5 +1,4 @@
-"""The captures that the field measures on: where they are from, what is in them; and which captures a folder
-holds."""
+"""The captures that the field measures on: where to get them and what they hold; captures in a folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ class Archive:
 
     url: str
     file: str
-    """What it is called in the folder of downloads, where it may also be put by hand."""
+    """Name of the file in the folder of downloads, where it may also be put by hand."""
     gigabytes: float | None = None
-    """About as many to download; None: unknown."""
+    """Size of the download, about; None if unknown."""
     sha256: str | None = None
 
 
@@ -29,11 +28,11 @@ class Dataset:
     title: str
     page: str
     licence: str
-    """As far as its source says."""
+    """Licence as the source states it."""
     camera: str
-    """COLMAP's name of the lens model."""
+    """COLMAP's name of the camera model."""
     smaller: tuple[int, ...] = ()
-    """Factors of which it holds reduced images, in images_<factor>."""
+    """Factors by which images were reduced, each in a folder images_<factor>."""
 
 
 @dataclass(frozen=True)
@@ -45,47 +44,46 @@ class Known:
     """A key of DATASETS."""
     archive: Archive
     inside: str
-    """Its folder in the archive."""
+    """Folder of the capture in the archive."""
     factor: int
-    """What the field usually measures it at; PROTOCOLS says what FlexGS does."""
+    """Factor of image reduction at which the field usually measures the capture; see PROTOCOLS."""
     images: int | None = None
-    """None: unknown, as below."""
+    """Number of images; None if unknown."""
     size: tuple[int, int] | None = None
-    """Pixels of an image at factor."""
+    """Width and height in pixels of an image at `factor`; None if unknown."""
 
     def factor_of(self, protocol: str) -> int:
-        """The factor under one of PROTOCOLS."""
+        """Return the factor of image reduction under one of PROTOCOLS."""
         return self.factor if protocol == "standard" else 4
 
     def memory(self, factor: int) -> int | None:
-        """Bytes that its decoded images take at a factor, about; what the cache of a scene wants at most."""
+        """Return about how many bytes all decoded images take at a factor; None if unknown."""
         if self.images is None or self.size is None:
             return None
         return round(3 * self.images * self.size[0] * self.size[1] * (self.factor / factor) ** 2)
 
     def find(self, data_root: Path) -> Path | None:
-        """Where it is: DATA_ROOT/<name> or DATA_ROOT/<dataset>/<name>; None if it is not there."""
+        """Return DATA_ROOT/<name> or DATA_ROOT/<dataset>/<name>, whichever is a capture; None if none is."""
         places = (data_root / self.name, data_root / self.dataset / self.name)
         return next((place for place in places if is_capture(place)), None)
 
 
 PROTOCOLS = ("paper", "standard")
-"""paper: every capture at 1/4, as FlexGS's README has it (`--resolution 4`); standard: as each dataset is
-usually measured."""
+"""How images are reduced: paper: every capture by 4, as in FlexGS's README (`--resolution 4`); standard: each
+dataset as it is usually measured."""
 
 DATASETS = {
     # Released as photographs, images_2, images_4, images_8, sparse/0 and poses_bounds.npy, undistorted.
     "mipnerf360": Dataset("Mip-NeRF 360", "https://jonbarron.info/mipnerf360/", "unknown", "PINHOLE",
                           (2, 4, 8)),
-    # Of both, the images and reconstructions that the 3DGS release has: images and sparse/0. The cameras of
-    # train and truck are calibrated for images twice as large as those that are there, which load_scene
-    # allows for.
+    # The next two have the images and reconstructions of the 3DGS release: images and sparse/0. The cameras
+    # of train and truck are calibrated for images twice as large as those there, which load_scene allows for.
     "tanksandtemples": Dataset("Tanks and Temples", "https://www.tanksandtemples.org/",
                                "CC BY-NC-SA 3.0, for non-commercial research only", "PINHOLE"),
     "deepblending": Dataset("Deep Blending", "http://visual.cs.ucl.ac.uk/pubs/deepblending/", "unknown",
                             "PINHOLE"),
-    # Photographed with fisheye lenses and released twice, as they are and undistorted; both as Mip-NeRF 360
-    # is laid out.
+    # Zip-NeRF was photographed with fisheye lenses and released twice, as photographed and undistorted; the
+    # folders are laid out as in Mip-NeRF 360.
     "zipnerf": Dataset("Zip-NeRF", "https://jonbarron.info/zipnerf/", "unknown", "PINHOLE", (2, 4, 8)),
     "zipnerf-fisheye": Dataset("Zip-NeRF with fisheye lenses", "https://jonbarron.info/zipnerf/", "unknown",
                                "OPENCV_FISHEYE", (2, 4, 8)),
@@ -113,27 +111,27 @@ CATALOG = {known.name: known for known in (
     Known("drjohnson", "deepblending", _TANDT, "db/drjohnson", 1, 263, (1332, 876)),
     Known("playroom", "deepblending", _TANDT, "db/playroom", 1, 225, (1264, 832)),
     *(Known(name, "zipnerf", Archive(f"{_GOOGLE}/zipnerf-undistorted/{name}.zip", f"zipnerf_{name}.zip"),
-            name, 2)
-      for name in _ZIPNERF),
+            name, 2) for name in _ZIPNERF),
     *(Known(f"{name}-fisheye", "zipnerf-fisheye",
             Archive(f"{_GOOGLE}/zipnerf/{name}.zip", f"zipnerf_fisheye_{name}.zip"),
             name, 4, 1984 if name == "london" else None) for name in _ZIPNERF),
 )}
-"""The known captures by name, each a folder of that name once it is there.
+"""The known captures by name, which is also the name of the folder of a downloaded one.
 
-Sources; nothing was downloaded to check them. URLs: gsplat's examples/datasets/download_dataset.py and the
-README of the 3DGS release. Layout in the archives: nerfbaselines' datasets/mipnerf360.py and zipnerf.py, and
-of tandt_db.zip users of the 3DGS release. Images and sizes: benches/README.md of DirectXSplat. Cameras of
-Zip-NeRF: nerfbaselines, and for fisheye lenses pull request 1777 of LichtFeld Studio, as the number of images
-of london. Factors: 4 outdoors and 2 indoors as in nerfbaselines; undistorted Zip-NeRF is measured at images_2
-by nerfbaselines and EVER, at images_4 by gsplat's scripts, and fisheye lenses too. SHA-256 of tandt_db.zip:
-several projects agree on it. Licence of Tanks and Temples: its own terms. For what is unknown, no source was
-found.
+Sources of the figures, none of them checked by a download:
+URLs: gsplat's examples/datasets/download_dataset.py and the README of the 3DGS release.
+Folders in the archives: nerfbaselines' datasets/mipnerf360.py and zipnerf.py; for tandt_db.zip, users of the
+3DGS release. Its SHA-256: several projects agree on it.
+Numbers and sizes of images: benches/README.md of DirectXSplat; for london-fisheye, pull request 1777 of
+LichtFeld Studio, which also names the fisheye cameras of Zip-NeRF. Other cameras of Zip-NeRF: nerfbaselines.
+Factors: 4 outdoors and 2 indoors as in nerfbaselines. Undistorted Zip-NeRF is measured at images_2 by
+nerfbaselines and EVER; gsplat's scripts measure it and the fisheye images at images_4.
+Licence of Tanks and Temples: the dataset's own terms.
 """
 
 
 def how_to_get(name: str) -> str:
-    """Half a sentence about a known capture, empty for others."""
+    """Return half a sentence, for the end of a message, about where to get a known capture; else ""."""
     if known := CATALOG.get(name):
         dataset = DATASETS[known.dataset]
         return (f"; {name} is a capture of {dataset.title}, to be had by `flexgs data get {name}` "
@@ -142,23 +140,21 @@ def how_to_get(name: str) -> str:
 
 
 def members(dataset: str) -> list[str]:
-    """The names of the captures of a dataset."""
+    """Return the names of the captures of a dataset."""
     return [known.name for known in CATALOG.values() if known.dataset == dataset]
 
 
 def find_dataset(data_root: Path, dataset: str, names: Sequence[str] = ()) -> tuple[list[Path], list[str]]:
-    """(folders, absent names) of a dataset's captures, or of those with these names, where Known.find finds
-    them.
+    """Return the folders of a dataset's captures, or of those named, and the names of absent ones.
 
-    UserError for a name that is not in the dataset, if none of the captures is there, or one that was named
-    is not.
+    UserError for a name that is not in the dataset, if all captures are absent, or if a named one is.
     """
     if strange := [name for name in names if name not in members(dataset)]:
         raise UserError(f"--scenes {' '.join(strange)}: not in {dataset}; expected of "
                         f"{', '.join(members(dataset))}")
     places = {name: CATALOG[name].find(data_root) for name in names or members(dataset)}
-    found, absent = [place for place in places.values()
-                     if place], [name for name in places if not places[name]]
+    found = [place for place in places.values() if place]
+    absent = [name for name, place in places.items() if not place]
     if not found or (names and absent):
         raise UserError(f"{data_root}: found no capture {', '.join(absent)} of "
                         f"{DATASETS[dataset].title}, here or in {dataset}/; {_getting(absent, data_root)}, "
@@ -167,7 +163,7 @@ def find_dataset(data_root: Path, dataset: str, names: Sequence[str] = ()) -> tu
 
 
 def say_absent(dataset: str, absent: Sequence[str], data_root: Path) -> str:
-    """A line about captures of a dataset that are left out."""
+    """Return a line about the captures of a dataset that are left out because they are absent."""
     return f"{dataset}: without {', '.join(absent)}, not under {data_root}; {_getting(absent, data_root)}"
 
 
@@ -176,22 +172,19 @@ def _getting(names: Sequence[str], data_root: Path) -> str:
 
 
 def find_scenes(data_root: str | Path, names: list[str] | None = None) -> list[Path]:
-    """The folders right under data_root that hold a capture, sorted by name; or those of these names, in that
-    order.
+    """Return the folders of captures directly in data_root by name, or of those named, in that order.
 
-    UserError if data_root is no folder, holds no capture, or has none of some name.
+    UserError if data_root is no folder, holds no capture, or lacks a named one.
     """
     root = Path(data_root)
     if not root.is_dir():
         raise UserError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}; expected "
-                        "a folder of captures"
-                        + "".join(map(how_to_get, names or ())))
+                        "a folder of captures" + "".join(map(how_to_get, names or ())))
     found = {path.name: path for path in sorted(root.iterdir()) if is_capture(path)}
     if not found:
         inside = " (it is itself a capture: give the folder that it is in)" if is_capture(root) else ""
         raise UserError(f"{root}: no capture here{inside}; expected folders with sparse/0 or "
-                        "transforms.json in them"
-                        + "".join(map(how_to_get, names or ())))
+                        "transforms.json in them" + "".join(map(how_to_get, names or ())))
     if unknown := [name for name in names or () if name not in found]:
         raise UserError(f"{root}: no capture named {', '.join(unknown)}; found {', '.join(found)}"
                         + "".join(map(how_to_get, unknown)))
@@ -199,6 +192,6 @@ def find_scenes(data_root: str | Path, names: list[str] | None = None) -> list[P
 
 
 def is_capture(path: Path) -> bool:
-    """Whether the folder looks like something that load_scene reads; hidden folders do not."""
-    return path.is_dir() and not path.name.startswith(".") and bool(find_models(path)
-                                                                    or find_transforms(path))
+    """Whether the path is a folder, not a hidden one, with a model that load_scene reads."""
+    return (path.is_dir() and not path.name.startswith(".")
+            and bool(find_models(path) or find_transforms(path)))

@@ -1,4 +1,4 @@
-"""Is a capture whole: every photograph, at every size that there is, and as many as the catalogue says."""
+"""A check whether a capture is whole: all images at all sizes, and as many as the catalogue says."""
 
 import os
 import warnings
@@ -13,15 +13,18 @@ from flexgs.scene.views import find_image, image_size
 
 
 class Checked(NamedTuple):
-    """What a capture holds, what is doubtful about it and what is wrong with it, each a line."""
+    """The findings about a capture, each in one line."""
 
     holds: str
+    """What the capture holds; empty if it cannot be read."""
     doubts: list[str]
+    """What is doubtful, but allows training."""
     wrong: list[str]
+    """What is wrong; empty for a whole capture."""
 
 
 def check_capture(folder: Path, model: str | None = None) -> Checked:
-    """Of images only the heads are read. model: as of load_scene."""
+    """Check a capture, reading only the heads of images; `model` names one of several, as in load_scene."""
     try:
         capture = read_capture(folder, model)
     except UserError as e:
@@ -35,7 +38,7 @@ def check_capture(folder: Path, model: str | None = None) -> Checked:
         if not broken:
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # they are in Scene.doubts
+                    warnings.simplefilter("ignore")  # Scene.doubts has what they say
                     scene = load_scene(folder, factor=factor, model=model)
                 holds, doubts = holds or scene.summary(), [*dict.fromkeys([*doubts, *scene.doubts])]
             except UserError as e:
@@ -58,9 +61,9 @@ def check_capture(folder: Path, model: str | None = None) -> Checked:
 
 
 def _factors(capture: Capture) -> list[int]:
-    """1, and those of which there are reduced images."""
+    """Return 1 and the factors for which there is a folder of reduced images."""
     frame = capture.frames[0]
-    if not os.path.isdir(frame.folder.parent):  # false too for what is no name of a folder
+    if not os.path.isdir(frame.folder.parent):  # unlike Path.is_dir, False for an impossible name too
         return [1]
     ends = [path.name.removeprefix(f"{frame.folder.name}_")
             for path in frame.folder.parent.glob(f"{frame.folder.name}_*")]
@@ -68,7 +71,7 @@ def _factors(capture: Capture) -> list[int]:
 
 
 def _images(capture: Capture, factor: int) -> list[str]:
-    """What is wrong with the images of one factor."""
+    """Return lines about absent and broken images of one factor."""
     absent, broken = [], []
     for frame in capture.frames:
         whole, reduced = frame.folder / frame.file, frame.reduced_folder(factor) / frame.file
@@ -77,8 +80,8 @@ def _images(capture: Capture, factor: int) -> list[str]:
             continue
         try:
             size, full = image_size(file), find_image(whole)
-            if factor > 1 and full and any(abs(factor * a - b) > factor for a,
-                                           b in zip(size, image_size(full), strict=True)):
+            sides = zip(size, image_size(full), strict=True) if factor > 1 and full else ()
+            if any(abs(factor * small - large) > factor for small, large in sides):
                 broken.append(f"{file}: found {size[0]}x{size[1]} pixels, which is not 1/{factor} of {full}")
         except UserError as e:
             broken.append(str(e))

@@ -1,9 +1,9 @@
-"""Known captures from the web: an archive that arrives whole however often the line drops, then one scene's
-folder of it.
+"""Download of known captures: an archive, resumed when the connection breaks, then one capture unpacked.
 
-    DATA_ROOT/downloads/360_v2.zip        an archive that is whole, from here or put there by hand
-    DATA_ROOT/downloads/360_v2.zip.part/  one on its way, and the lock of the process that fetches and unpacks it
-    DATA_ROOT/bicycle                     the capture, once all of it is there
+Files below DATA_ROOT:
+    downloads/360_v2.zip        a whole archive, downloaded or put there by hand
+    downloads/360_v2.zip.part/  a partial download, with the lock of the process at work on it
+    bicycle/                    a whole capture
 """
 
 import base64
@@ -40,27 +40,27 @@ from flexgs.urls import public
 CHUNK = 1 << 20
 LONGEST_PAUSE = 60.0
 LONGEST = 24 * 3600.0
-"""Seconds for an archive, all attempts of one call together."""
+"""Seconds that all attempts of one call to fetch may take."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """Which file a server has, by its headers; a download goes on only while this stays the same."""
+    """The version of a file on a server, by its headers; only the same version can be resumed."""
 
     validator: str | None
-    """What If-Range takes: a strong ETag, or else the date; None if a download cannot go on."""
+    """Value for If-Range: a strong ETag, or else the date; None if a download cannot be resumed."""
     size: int | None
+    """Size of the whole file in bytes; None if the server does not say it."""
     md5: str | None
-    """Base64, as Google Cloud Storage says it in x-goog-hash; of its crc32c no use is made."""
+    """MD5 in base64 from the header x-goog-hash of Google Cloud Storage; None if there is none."""
 
 
 def get(wanted: Sequence[Known], data_root: Path, *, tries: int = 6, pause: float = 1.0) -> list[Path]:
-    """The folders of captures under data_root, downloaded and unpacked where they are not there yet.
+    """Return the folders of captures under data_root, downloading and unpacking those that are absent.
 
-    tries, pause: of fetch.
-    Nothing is under the name of a capture until all of it is. The same call goes on where it was interrupted.
-    UserError, which says how to do it by hand, if the server does not answer; also for a disk without room, a
-    damaged archive, one that would write elsewhere, and if another process works on the same archive.
+    A capture's folder appears only once it is whole, and the same call resumes an interrupted one. `tries`
+    and `pause` are passed to fetch. UserError if the server does not answer (with how to do it by hand), the
+    disk is full, the archive is damaged or would write elsewhere, or another process works on it.
     """
     targets = {known: known.find(data_root) or data_root / known.name for known in wanted}
     for target in targets.values():
@@ -83,11 +83,17 @@ def get(wanted: Sequence[Known], data_root: Path, *, tries: int = 6, pause: floa
 
 def fetch(archive: Archive, folder: Path, *, tries: int = 6, pause: float = 1.0,
           longest: float = LONGEST) -> Path:
-    """The archive as a file in folder. One that is there already is taken as it is, after a look at its
-    checksum.
+    """Download the archive into folder, unless it is there with the right checksum, and return its path.
 
-    tries: how often in a row a connection may fail without getting further than any before; between them
-    pause seconds, doubled each time. longest: seconds in all. UserError as of get.
+    Args:
+        archive: the archive.
+        folder: the folder of downloads.
+        tries: number of successive failures, each without any progress, after which to give up.
+        pause: seconds before the next attempt, doubled after each failure without progress.
+        longest: seconds that all attempts together may take.
+
+    Raises:
+        UserError: the download failed, as in get().
     """
     file, part = folder / archive.file, make_folder(folder / f"{archive.file}.part")
     url = public(archive.url)
@@ -102,7 +108,7 @@ def fetch(archive: Archive, folder: Path, *, tries: int = 6, pause: float = 1.0,
         try:
             version = _attempt(archive, part, end - time.monotonic())
         except HTTPError as e:
-            if longer := e.status == 416:  # what is here is longer than the file
+            if longer := e.status == 416:  # the data here are longer than the file on the server
                 data.unlink(missing_ok=True)
             left = tries if _size(data) > most else left - 1
             most = max(most, _size(data))
@@ -128,8 +134,7 @@ def _by_hand(file: Path) -> str:
 
 
 def _attempt(archive: Archive, part: Path, seconds: float) -> Version:
-    """Bring part/data to its end in one request of so many seconds at most. HTTPError, and what has arrived
-    stays."""
+    """Complete part/data in one request of at most `seconds`; HTTPError, and the received data stay."""
     data, about = part / "data", part / "version.json"
     have, version, headers = _size(data), _read(about), {}
     if have and version and version.validator:
@@ -147,8 +152,7 @@ def _attempt(archive: Archive, part: Path, seconds: float) -> Version:
                 raise HTTPError(archive.url, "the file has changed on the server", transient=True)
             now = before
         else:
-            # first: what is of another version must not be taken for the start of this one
-            data.unlink(missing_ok=True)
+            data.unlink(missing_ok=True)  # before version.json: these data are of another version
             have = 0
             write_json(about, asdict(now))
         if now.size is not None:
@@ -158,16 +162,16 @@ def _attempt(archive: Archive, part: Path, seconds: float) -> Version:
             for chunk in answer.chunks(shutil.disk_usage(part).free if now.size is None else now.size - have):
                 out.write(chunk)
                 progress.advance(task, len(chunk))
-    if now.size is not None and _size(data) != now.size:  # the server has sent a part of what was asked for
+    if now.size is not None and _size(data) != now.size:  # the server sent fewer bytes than asked for
         raise HTTPError(archive.url, "the connection broke", transient=True)
     return now
 
 
 def unpack(file: Path, inside: str, target: Path) -> None:
-    """The folder inside of a zip file becomes the folder target, as a whole or not at all.
+    """Unpack the folder `inside` of a zip file as the folder target, as a whole or not at all.
 
-    UserError if the archive is damaged, has no such capture, or has any member that is a link or lies outside
-    of it.
+    UserError if the archive is damaged, has no such capture, or has a member that is a link or would be
+    written outside the target.
     """
     regular_file(file, "an archive")
     work = target.with_name(f".{target.name}.unpacking")
@@ -201,14 +205,14 @@ def unpack(file: Path, inside: str, target: Path) -> None:
         os.rename(work, target)
     except (zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, RuntimeError, EOFError,
             FileExistsError, NotADirectoryError, IsADirectoryError) as e:
-        raise UserError(f"{file}: damaged ({e}): remove it, and the same command downloads it again") from None
+        raise UserError(f"{file}: damaged ({e}): remove it, and the same command downloads it "
+                        "again") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _is_evil(info: zipfile.ZipInfo) -> bool:
-    """Whether unpacking it could write anywhere but below the folder, or make anything but files and
-    folders."""
+    """Whether unpacking a member could write outside the folder, or make other than files and folders."""
     name, kind = info.filename, stat.S_IFMT(info.external_attr >> 16)
     return (name.startswith("/") or "\\" in name or ":" in name.partition("/")[0] or ".." in name.split("/")
             or kind not in (0, stat.S_IFREG, stat.S_IFDIR))
@@ -225,12 +229,12 @@ def _version(answer: Answer) -> Version:
 def _read(file: Path) -> Version | None:
     try:
         return read_json(file, Version)
-    except UserError:  # not there or damaged: the download begins again
+    except UserError:  # absent or damaged: the download begins again
         return None
 
 
 def _wrong(file: Path, archive: Archive, version: Version | None) -> str:
-    """What its end or a checksum says against the file; empty if nothing does."""
+    """Say why the file is not the whole archive, by its zip directory and checksums; "" if it is."""
     if not zipfile.is_zipfile(regular_file(file, "an archive")):
         return "not a zip file"
     for kind, expected in (("sha256", archive.sha256), ("md5", _hex(version.md5) if version else None)):

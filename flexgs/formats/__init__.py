@@ -1,8 +1,8 @@
-"""What a cut can be stored as, so that quality and bytes are those of one file.
+"""File formats that a cut can be stored in, so that its quality and its bytes are those of one file.
 
-A new format is one entry of FORMATS, and its name in the choices of Evaluation.format (config.py). Whatever
-is written is read again before it takes its place, and refused if it is not what was given; whatever is read
-is recognised by its first bytes.
+A new format is one entry of FORMATS, and its name in the choices of Evaluation.format (config.py). Every file
+is read back before it takes its place, and refused if its Gaussians are not those that were given. A file to
+read is recognised by its first bytes.
 """
 
 import functools
@@ -33,35 +33,34 @@ from flexgs.splats import SH_C0, Splats, unit_quaternions
 
 @dataclass(frozen=True)
 class Format:
+    """A file format: how to write and read it, and how much of the Gaussians it may lose."""
+
     about: str
-    """What the protocol says of it."""
+    """The format's name in messages and in the protocol of results.json."""
     suffix: str
     encode: Callable[[Splats, Path, Sequence[View]], None]
-    """Make a file, of a name with this suffix, of finite Gaussians on the CPU and of the training views."""
+    """Write a file of this suffix from finite Gaussians on the CPU and the training views."""
     read: Callable[[Path], Splats]
     loses: str = "nothing"
-    """What it cannot hold."""
+    """What the format cannot hold, in words."""
     bounds: Bounds = BITS
-    """How much it may change."""
+    """How far the Gaussians read back may be from those written."""
     order: Callable[[Splats], torch.Tensor] | None = None
-    """[N] indices: in which order Gaussians are encoded, if not in their own."""
+    """Returns the order of encoding as indices [N]; None keeps the order of the Gaussians."""
     kept: Callable[[Splats], Splats] = lambda splats: splats
-    """What it is meant to keep of them."""
+    """Returns the Gaussians without what the format leaves out on purpose."""
 
     def write(self, splats: Splats, path: Path, views: Sequence[View] = ()) -> Splats:
-        """Put splats into a file, given the training views, and return what a reader gets, on the device of
-        the original.
+        """Write splats, given the training views, and return what a reader gets, on the splats' device.
 
-        UserError, and the file that was there stays, if splats are not finite or come back as others than
-        they were.
+        UserError, and an existing file stays, if splats are not finite or do not come back as they were.
         """
         given = checked(splats, path).detach().to("cpu")
         given = given.changed(quats=unit_quaternions(given.quats))
         given = given[self.order(given)] if self.order else given
         with atomic_file(path) as out:
             try:
-                # a writer that changes them would be compared with itself
-                self.encode(given.clone(), out, views)
+                self.encode(given.clone(), out, views)  # a clone: writers may change what they are given
                 stored = self.read(out)
             except UserError as e:
                 raise UserError(str(e).replace(str(out), str(path))) from None
@@ -72,11 +71,14 @@ class Format:
 
 
 class StoredCut(NamedTuple):
+    """A cut as a file of some format holds it."""
+
     splats: Splats
     """What a reader of the file gets, on the device of the original."""
     bytes: int
+    """Size of the file."""
     seconds: float
-    """That writing took, with the check of what was written; 0 for a PLY."""
+    """Time to write the file and read it back; 0 for a PLY, which is not written."""
 
 
 def _encode_vq(splats: Splats, path: Path, views: Sequence[View]) -> None:
@@ -87,16 +89,16 @@ def _encode_vq(splats: Splats, path: Path, views: Sequence[View]) -> None:
 
 
 def _shown(splats: Splats) -> Splats:
-    """Colours of 0 to 1 that are the same from everywhere."""
+    """Return the splats with view-independent colours, clamped to [0, 1]."""
     return splats.changed(sh0=splats.sh0.clamp(-0.5 / SH_C0, 0.5 / SH_C0), shN=splats.shN[:, :0])
 
 
 def _interchange(about: str, kind: str, loses: str, bounds: Bounds = BITS,
                  kept: Callable[[Splats], Splats] = lambda splats: splats) -> Format:
     return Format(about, f".{kind}",
-                  lambda splats, path, views: interchange.write(in_world(splats, path), path, kind),
-                  functools.partial(interchange.read, kind=kind), loses, bounds,
-                  lambda s: vq.morton_order(s.means), kept)
+                  encode=lambda splats, path, views: interchange.write(in_world(splats, path), path, kind),
+                  read=functools.partial(interchange.read, kind=kind), loses=loses, bounds=bounds,
+                  order=lambda s: vq.morton_order(s.means), kept=kept)
 
 
 FORMATS: Mapping[str, Format] = {
@@ -104,14 +106,15 @@ FORMATS: Mapping[str, Format] = {
     "compressed_ply": _interchange(
         "PlayCanvas compressed PLY", "compressed.ply",
         "positions and scales to 11, 10, 11 bits per box of 256, the rest to 8"),
-    "spz": _interchange("Niantic SPZ 3", "spz", "positions to 1/4096 of a unit or finer in small "
-                                                "models, the rest to 8 bits"),
-    "sog": _interchange("PlayCanvas SOG", "sog",
-                        "positions to 16 bits, harmonics to a palette, the rest to 8 bits",
-                        Bounds(harmonics=ANY)),
-    "splat": _interchange("antimatter15 .splat", "splat",
-                          "view-dependent colour (all harmonics); the rest to 8 bits",
-                          kept=_shown),
+    "spz": _interchange(
+        "Niantic SPZ 3", "spz",
+        "positions to 1/4096 of a unit or finer in small models, the rest to 8 bits"),
+    "sog": _interchange(
+        "PlayCanvas SOG", "sog", "positions to 16 bits, harmonics to a palette, the rest to 8 bits",
+        Bounds(harmonics=ANY)),
+    "splat": _interchange(
+        "antimatter15 .splat", "splat", "view-dependent colour (all harmonics); the rest to 8 bits",
+        kept=_shown),
     "gltf": Format("glTF KHR_gaussian_splatting, uncompressed", ".glb",
                    lambda splats, path, views: gltf.write(in_world(splats, path), path), gltf.read),
     "vq": Format("Compressed 3DGS, not fine-tuned", ".vq.npz", _encode_vq, vq.read,
@@ -126,23 +129,20 @@ FORMATS: Mapping[str, Format] = {
 
 
 def save(splats: Splats, path: Path | str, views: Sequence[View] = ()) -> Splats:
-    """Write splats to a file of the format that its suffix names; what a reader of it gets. views: those of
-    the training.
+    """Write splats in the format of the path's suffix, given the training views; return what a reader gets.
 
-    UserError, and the file that was there stays, for an unknown suffix and for Gaussians that the format
-    cannot hold.
+    UserError, and an existing file stays, for an unknown suffix or Gaussians that the format cannot hold.
     """
     return FORMATS[format_of(path)].write(splats, Path(path), views)
 
 
 def read(path: Path | str) -> Splats:
-    """The Gaussians of a file of any format; UserError if it is none, or broken."""
+    """Read the Gaussians of a file of any format; UserError if the format is unknown or the file broken."""
     return FORMATS[format_at(path)].read(Path(path))
 
 
 def format_of(path: Path | str) -> str:
-    """The name in FORMATS of what a file is by its suffix, the longest that fits; UserError if there is
-    none."""
+    """Return the key in FORMATS whose suffix is the longest that the path ends in; UserError if none is."""
     name = str(path).lower()
     fitting = [key for key, chosen in FORMATS.items() if name.endswith(chosen.suffix)]
     if not fitting:
@@ -152,8 +152,7 @@ def format_of(path: Path | str) -> str:
 
 
 def format_at(path: Path | str) -> str:
-    """The name in FORMATS of what a file is by its first bytes, which its name may belie, or else by its
-    suffix; UserError if it is none."""
+    """Return the key in FORMATS of a file by its first bytes, or else by its suffix; UserError if unknown."""
     with regular_file(path, "a file of splats").open("rb") as file:
         start = file.read(4)
     if start[:3] == b"ply":
@@ -171,7 +170,7 @@ def format_at(path: Path | str) -> str:
 
 
 def _packed(path: Path | str) -> set[str]:
-    """The names of the files in a zip; none if it is broken, which its reader says better."""
+    """Return the names of the files in a zip; none of a broken zip, which its reader explains better."""
     try:
         with zipfile.ZipFile(path) as packed:
             return {Path(name).name for name in packed.namelist()}
@@ -180,16 +179,16 @@ def _packed(path: Path | str) -> set[str]:
 
 
 def localised(splats: Splats, views: Sequence[View]) -> tuple[Splats, list[View]]:
-    """Splats and views in coordinates whose (0, 0, 0) is the splats' origin, which every format can hold."""
+    """Return splats and views in coordinates relative to the splats' origin, which every format can hold."""
     return local(splats), [replace(view, camera=replace(view.camera.at(splats.origin), origin=WORLD))
                            for view in views]
 
 
 def as_stored(splats: Splats, name: str, views: Sequence[View]) -> StoredCut:
-    """The splats after writing them to a file of this format, a name in FORMATS, and reading it back.
+    """Return the splats as they come back from a file of the format `name`, a key of FORMATS.
 
-    Each of several workers does it for itself: the encoders are deterministic. A PLY loses nothing and is not
-    written.
+    Each of several workers writes a file of its own, since the encoders are deterministic. A PLY loses
+    nothing and is not written.
     """
     if name not in FORMATS:
         raise UserError(f"--evaluation.format {name}: unknown; expected one of {', '.join(FORMATS)}")

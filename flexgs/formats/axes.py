@@ -1,4 +1,4 @@
-"""Other axes: formats differ in which way x, y and z point.
+"""Conversion between the coordinate axes of file formats.
 
 Three letters name the directions of x, y and z: Right or Left, Up or Down, Back or Front. A PLY of 3DGS is
 RDF, as cameras of COLMAP are; SPZ is RUB, as three.js is; glTF is LUF.
@@ -11,12 +11,11 @@ from flexgs.splats import Splats
 
 PLY = "RDF"
 ODD = ("y", "z", "x", "xy", "yz", "", "xz", "", "y", "xyz", "y", "z", "x", "z", "x")
-"""Of each harmonic above degree 0, the axes along which it is odd: mirrored there, it changes its sign."""
+"""The axes along which each harmonic above degree 0 is odd: its sign changes when one of them is mirrored."""
 
 
 def turned(splats: Splats, axes: str) -> Splats:
-    """Splats whose axes are those of a PLY, along these axes instead; or the reverse, which changes the same
-    signs."""
+    """Convert splats from the axes of a PLY to other ones, or back: both ways change the same signs."""
     x, y, z = (1.0 if mine == other else -1.0 for mine, other in zip(PLY, axes, strict=True))
     odd = [math.prod({"x": x, "y": y, "z": z}[axis] for axis in names) for names in ODD[:splats.shN.shape[1]]]
     ox, oy, oz = splats.origin

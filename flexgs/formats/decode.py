@@ -1,7 +1,6 @@
-"""A program, python decode.py KIND FILE PLY SECONDS: reads a file with gaussforge.
+"""A program, python decode.py KIND FILE PLY SECONDS: converts a file to PLY with gaussforge.
 
-Its memory is bounded by the size of the file and its time by SECONDS of the processor, and it ends with its
-parent.
+Its memory is bounded in proportion to the file, its CPU time by SECONDS, and it ends with its parent process.
 """
 
 import runpy
@@ -9,13 +8,14 @@ import sys
 from pathlib import Path
 
 MOST_MEMORY = 1 << 30
-"""Of the address space, in bytes, besides TIMES what the file has."""
+"""Bytes of address space for a file of size 0; each byte of the file adds TIMES more."""
 TIMES = 128
 
 
 def main(kind: str, file: str, ply: str, seconds: str = "10") -> None:
+    """Convert the file of this kind to a PLY within the bounds; exit with gaussforge's error, if any."""
     raw = Path(file).read_bytes()
-    # to import flexgs takes longer than to read a file
+    # importing flexgs would take longer than reading a file
     bounded = runpy.run_path(str(Path(__file__).parents[1] / "bounded.py"))
     bounded["limit"](MOST_MEMORY + TIMES * len(raw), int(seconds))
     from gaussforge import GaussForge

@@ -1,7 +1,7 @@
-"""Whether a file holds the Gaussians that it was made of: compared in their parameters, one by one.
+"""Whether a file holds the Gaussians that it was made of: their parameters are compared one by one.
 
-An error is a number per Gaussian, counted in what can be seen: of the position in the extent of the model, of
-the shape in the Gaussian's own size, of opacity and colour as displayed.
+Errors are numbers per Gaussian in visible units: an error of the position is relative to the size of the
+model, of the shape to the size of the Gaussian; opacity and colour are compared as displayed.
 """
 
 from typing import NamedTuple
@@ -16,8 +16,7 @@ ANY = float("inf")
 
 
 class Bounds(NamedTuple):
-    """Largest error of each kind that a format may make. By default what 8 bits leave, and 10 of a
-    position."""
+    """Largest error of each kind that a format may make; by default that of 8 bits, 10 for a position."""
 
     positions: float = 1e-3
     shapes: float = 0.05
@@ -28,21 +27,19 @@ class Bounds(NamedTuple):
 
 BITS = Bounds()
 OUTLIERS = 0.01
-"""Of the Gaussians, those that may be beyond a bound."""
+"""Fraction of the Gaussians whose error may exceed a bound."""
 GROSS = 10.0
-"""Times a bound, a position or a shape that no Gaussian may have: one in a million covers the whole
-picture."""
+"""Multiple of the bound that no position or shape may exceed: a single Gaussian can cover the whole image."""
 
 
 def damage(given: Splats, stored: Splats, bounds: Bounds) -> str | None:
-    """What is wrong with Gaussians that were read back from a file, in words; None if they are those that
-    were given."""
+    """Say what is wrong with the Gaussians read back from a file; None if they are those given."""
     if len(stored) != len(given) or stored.sh_degree != given.sh_degree:
         return (f"{len(stored):,} Gaussians of degree {stored.sh_degree} came back, of "
                 f"{len(given):,} of degree {given.sh_degree}")
     for name, error in errors(given, stored).items():
         bound = getattr(bounds, name)
-        beyond = ~(error <= bound)  # NaN is beyond
+        beyond = ~(error <= bound)  # also true for NaN
         gross = ~(error <= GROSS * bound) if name in ("positions", "shapes") else torch.zeros_like(beyond)
         if int(beyond.sum()) > OUTLIERS * len(given) or bool(gross.any()):
             return (f"{name} of {int(beyond.sum()):,} of {len(given):,} Gaussians come back changed by "
@@ -51,45 +48,44 @@ def damage(given: Splats, stored: Splats, bounds: Bounds) -> str | None:
 
 
 def errors(given: Splats, stored: Splats) -> dict[str, Tensor]:
-    """The error [N] of each kind, the stored Gaussians in the given order, or else matched to them."""
-    extent = _extent(given)
+    """Return the error [N] of each kind; stored Gaussians that come in another order are matched first."""
+    side = _side(given)
     stored = stored.at(given.origin)
     means = given.means.double()
-    far, size = (means - means.median(0).values).norm(dim=1), given.scales.double().amax(1).clamp(max=100).exp()
-    tolerated = extent + far + 50 * size  # what is far away or large may be further off
+    far = (means - means.median(0).values).norm(dim=1)
+    size = given.scales.double().amax(1).clamp(max=100).exp()
+    tolerated = side + far + 50 * size  # a Gaussian that is far away or large may be further off
 
     def moved(other: Splats) -> Tensor:
         return (other.means.double() - means).norm(dim=1) / tolerated.clamp(min=1e-30)
 
     if bool((moved(stored) > BITS.positions).double().mean() > OUTLIERS):
-        stored = stored[_match(given, stored)]  # SOG sorts
-    mine, its = _halves(given), _halves(stored)
-    seen = (mine.flatten(1).norm(dim=1) + 4e-4 * extent).clamp(min=1e-30)
-    return {"positions": moved(stored), "shapes": (its - mine).flatten(1).norm(dim=1) / seen,
+        stored = stored[_match(given, stored)]  # SOG sorts the Gaussians
+    roots, stored_roots = _roots(given), _roots(stored)
+    visible = (roots.flatten(1).norm(dim=1) + 4e-4 * side).clamp(min=1e-30)
+    harmonics = (stored.shN - given.shN).abs().flatten(1)
+    return {"positions": moved(stored), "shapes": (stored_roots - roots).flatten(1).norm(dim=1) / visible,
             "opacities": (torch.sigmoid(stored.opacities) - torch.sigmoid(given.opacities)).abs(),
             "colours": SH_C0 * (stored.sh0 - given.sh0).abs().amax(1),
-            "harmonics": torch.cat([torch.zeros(len(given), 1), (stored.shN - given.shN).abs().flatten(1)],
-                                   dim=1).amax(1)}
+            "harmonics": torch.cat([torch.zeros(len(given), 1), harmonics], dim=1).amax(1)}
 
 
-def _extent(splats: Splats) -> float:
-    """The largest side of the box around the Gaussians but for some far ones: 1 % at each end, and three
-    where they are few."""
+def _side(splats: Splats) -> float:
+    """Return the largest side of the bounding box without the outermost 1 % (or 3 Gaussians) at each end."""
     left = min(0.25, max(0.01, 3 / len(splats)))
     sides = quantile(splats.means.double(), 1 - left) - quantile(splats.means.double(), left)
     return float(sides.max())
 
 
-def _halves(splats: Splats) -> Tensor:
-    """[N, 3, 3] square roots of the covariances: the same however axes are named. Beyond e^100 sizes are all
-    alike."""
+def _roots(splats: Splats) -> Tensor:
+    """Return the square roots [N, 3, 3] of the covariances, the same in any order of a Gaussian's axes."""
     axes = rotation_matrices(splats.quats.double())
-    return axes * splats.scales.double().clamp(max=100).exp()[:, None, :] @ axes.mT
+    return axes * splats.scales.double().clamp(max=100).exp()[:, None, :] @ axes.mT  # e^100: finite
 
 
 def _match(given: Splats, stored: Splats) -> Tensor:
-    """For each given Gaussian the stored one nearest to it that is most like it."""
-    from scipy.spatial import cKDTree  # most formats keep the order
+    """Return, for each given Gaussian, the index of the most similar among the 8 nearest stored ones."""
+    from scipy.spatial import cKDTree  # not at the top: most formats keep the order
 
     tree, nearest = cKDTree(stored.means.double().numpy()), list(range(1, min(8, len(stored)) + 1))
     near = torch.from_numpy(tree.query(given.means.double().numpy(), k=nearest)[1])

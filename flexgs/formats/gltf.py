@@ -20,7 +20,7 @@ _HEAD, _CHUNK = struct.Struct("<4sII"), struct.Struct("<I4s")
 
 
 def write(splats: Splats, path: Path) -> None:
-    """Uncompressed; the axes are those of glTF, y up."""
+    """Write an uncompressed file, along the axes of glTF: y up."""
     from flexgs.formats.interchange import splat_transform
 
     with tempfile.TemporaryDirectory() as folder:
@@ -30,7 +30,7 @@ def write(splats: Splats, path: Path) -> None:
 
 
 def read(path: Path) -> Splats:
-    """The first mesh of Gaussians in a file with float accessors, turned to the axes of a PLY, y down."""
+    """Read the first mesh of Gaussians, with float accessors, into the axes of a PLY: y down."""
     raw = regular_file(path, "a .glb file of Gaussians").read_bytes()
     try:
         return checked(_read(raw, str(path)), path)
@@ -57,8 +57,10 @@ def _read(raw: bytes, where: str) -> Splats:
                          f"{where}: accessor of {name}")
         view = typed(dict, about["bufferViews"][typed(Entry, accessor["bufferView"], where)],
                      f"{where}: buffer of {name}")
-        if accessor["componentType"] != 5126 or accessor.get("type", f"VEC{width}") not in (f"VEC{width}", "SCALAR") or (
-                view.get("byteStride", 4 * width) != 4 * width or "sparse" in accessor):
+        floats = accessor["componentType"] == 5126
+        vectors = accessor.get("type", f"VEC{width}") in (f"VEC{width}", "SCALAR")
+        dense = view.get("byteStride", 4 * width) == 4 * width and "sparse" not in accessor
+        if not (floats and vectors and dense):
             raise ValueError(f"{name} is not of {width} plain floats each")
         at = sum(typed(Entry, part.get("byteOffset", 0), f"{where}: byteOffset of {name}")
                  for part in (view, accessor))

@@ -1,9 +1,9 @@
-"""Formats that others define, through the libraries that their makers or users keep.
+"""Formats of other projects, written and read by existing libraries (extra `export`).
 
-Extra `export`: gsply writes compressed PLY and SPZ (gaussforge 0.6.0 mixes up the harmonics of the one and
-leaves 4 bits to those of the other, which costs 1.4 to 1.8 dB); gaussforge writes SOG and .splat, and reads
-all four. splat-transform of PlayCanvas, a program for Node.js that is fetched on first use, writes glTF and
-streamed SOG.
+gsply writes compressed PLY and SPZ: gaussforge 0.6.0 mixes up the harmonics of compressed PLY and leaves 4
+bits to those of SPZ, which costs 1.4 to 1.8 dB. gaussforge writes SOG and .splat, and reads all but .splat.
+splat-transform of PlayCanvas, a program for Node.js that is fetched on first use, writes glTF and streamed
+SOG.
 """
 
 import functools
@@ -33,11 +33,10 @@ SPLAT_TRANSFORM = Path(__file__).with_name("splat_transform")
 
 
 def write(splats: Splats, path: Path, kind: str) -> None:
-    """splats, on the CPU, as a file of a kind: compressed.ply, spz, sog or splat, which is the suffix of
-    path.
+    """Write splats on the CPU as compressed.ply, spz, sog or splat: `kind` is also the suffix of the path.
 
-    They are packed in their order: compressed PLY has a box for each 256, so neighbours in space should come
-    after each other.
+    Gaussians keep their order. Neighbours in space should follow each other, since compressed PLY has one
+    bounding box for each 256 of them.
     """
     _WRITERS[kind](splats, path)
 
@@ -50,12 +49,11 @@ def _write_gsply(splats: Splats, path: Path) -> None:
     s = (turned(splats, spz.AXES) if path.suffix == ".spz" else splats).map(lambda t: t.contiguous())
     data = gsply.GSData(means=s.means.numpy(), scales=s.scales.numpy(), opacities=s.opacities.numpy(),
                         sh0=s.sh0.numpy(), shN=s.shN.numpy(), quats=s.quats.numpy(),
-                        _format=gsply.create_ply_format(s.sh_degree))  # which it would guess from the values
+                        _format=gsply.create_ply_format(s.sh_degree))  # else gsply guesses it from the values
     if path.suffix == ".spz":
         gsply.write_spz(path, data, fractional_bits=spz.bits(s, path))
         raw = path.read_bytes()
-        # gzip's time of writing: equal splats make equal files
-        path.write_bytes(raw[:4] + bytes(4) + raw[8:])
+        path.write_bytes(raw[:4] + bytes(4) + raw[8:])  # no time in gzip's head: equal splats, equal files
     else:
         gsply.plywrite(path, data, compressed=True)
 
@@ -72,10 +70,10 @@ _WRITERS = {"compressed.ply": _write_gsply, "spz": _write_gsply, "sog": _write_g
 
 
 def read(path: Path, kind: str) -> Splats:
-    """What write() wrote, or any other file of the kind; UserError if it is broken.
+    """Read a file of a kind (see write) from any program; UserError if it is broken.
 
-    Such a file may come from anywhere and the library is C++: what its head asks for is compared with the
-    file, and then a process of its own with bounded memory and time reads it.
+    The file may come from anywhere and gaussforge is C++: the sizes in the file's head are checked first, and
+    then a separate process with bounded memory and time reads it.
     """
     regular_file(path, f"a {kind} file")
     if kind == "splat":
@@ -92,9 +90,8 @@ def read(path: Path, kind: str) -> Splats:
         except subprocess.TimeoutExpired:
             raise _broken(path, kind, f"the reader did not end in {4 * most} s") from None
         if done.returncode:
-            raise _broken(path, kind,
-                          (done.stderr.strip()
-                           or f"the reader ended with {done.returncode}").splitlines()[-1])
+            said = done.stderr.strip() or f"the reader ended with {done.returncode}"
+            raise _broken(path, kind, said.splitlines()[-1])
         try:
             return turned(read_ply(plain), axes)
         except UserError as e:
@@ -102,8 +99,7 @@ def read(path: Path, kind: str) -> Splats:
 
 
 def _read_splat(path: Path) -> Splats:
-    """32 bytes each: position and standard deviations as float32, red, green, blue, opacity and a rotation as
-    bytes."""
+    """Read rows of 32 bytes: position and standard deviations (float32), RGB, opacity, rotation (bytes)."""
     row = np.dtype([("means", "<f4", 3), ("sizes", "<f4", 3), ("rgba", "u1", 4), ("quats", "u1", 4)])
     if (size := path.stat().st_size) % row.itemsize or not size:
         raise _broken(path, "splat", f"found {size:,} bytes, expected a multiple of {row.itemsize}")
@@ -122,7 +118,7 @@ def _read_splat(path: Path) -> Splats:
 
 
 def _check_sog(path: Path) -> None:
-    """UserError unless the description of a SOG file asks for no more than its images hold."""
+    """Raise UserError if meta.json of a SOG file claims more Gaussians than the images have pixels."""
     try:
         with zipfile.ZipFile(path) as packed:
             names = {Path(name).name: name for name in packed.namelist()}
@@ -130,7 +126,7 @@ def _check_sog(path: Path) -> None:
             count = about.get("count", typed(dict, about["means"], str(path)).get("shape", [None])[0])
             bands = typed(dict, about.get("shN") or {}, str(path)).get("bands", 0)
             file = typed(list[str], about["means"]["files"], str(path))[0]
-            width, height = Image.open(io.BytesIO(_entry(packed, names, file))).size  # the head alone
+            width, height = Image.open(io.BytesIO(_entry(packed, names, file))).size  # reads only the head
     except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, NotImplementedError, RuntimeError,
             zlib.error, zipfile.BadZipFile, Image.DecompressionBombError) as e:
         raise _broken(path, "sog", str(e) or type(e).__name__) from None
@@ -148,16 +144,17 @@ def _broken(path: Path, kind: str, why: str) -> UserError:
 
 
 def splat_transform(inputs: Sequence[str | Path], output: Path) -> None:
-    """Let splat-transform make output, of a kind that its suffix says, from PLY files and options between
-    them."""
+    """Run splat-transform on PLY files, with options between them; the suffix of output says its format."""
     seconds = 600 + sum(part.stat().st_size for part in inputs if isinstance(part, Path)) / 50_000
     _splat_transform("--quiet", "--overwrite", *_without_gpu(), *inputs, output, seconds=seconds)
 
 
 @functools.cache
 def _without_gpu() -> tuple[str, ...]:
-    """Without a GPU splat-transform wants to be told, and its k-means takes minutes: one iteration costs some
-    0.03 dB."""
+    """Return splat-transform's options for a machine without a GPU.
+
+    Its k-means takes minutes there; a single iteration costs some 0.03 dB.
+    """
     none = "No GPU adapters" in _splat_transform("--list-gpus", seconds=60)
     return ("--gpu", "cpu", "--sh-iterations", "1") if none else ()
 

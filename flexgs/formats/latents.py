@@ -1,14 +1,14 @@
-"""Splats to and from files of integer latents: EAGLES (Girish et al., ECCV 2024, arXiv 2312.04564).
+"""Files of integer latents: EAGLES (Girish et al., ECCV 2024, arXiv 2312.04564).
 
 Colours above degree 0, rotations and opacities are integer latents, which one linear layer per attribute
 decodes. Positions, scales and the constant colour are float32, as in the paper, which finds them too
 sensitive.
 
-Ours: latents and decoders are fitted after the training, by principal component analysis, the best linear
-decoder in the sense of least squares; four values of a rotation have at most four components, where the paper
-has eight latents. The integers have 8 bits and one step per attribute, packed with DEFLATE instead of
-arithmetic coding. Left out: learning both while training, with a straight-through estimator, and the schedule
-from coarse to fine images.
+Different from the paper: latents and decoders are fitted after the training by principal component analysis,
+which gives the linear decoder of least squared error; a rotation has at most 4 latents (it has 4 values)
+instead of 8; the integers have 8 bits and one step per attribute, and are packed with DEFLATE instead of
+arithmetic coding. Left out: learning latents and decoders in training, with a straight-through estimator, and
+the schedule from coarse to fine images.
 """
 
 from pathlib import Path
@@ -25,18 +25,18 @@ from flexgs.ply import checked
 from flexgs.splats import Splats
 
 SIZES = {"shN": 16, "quats": 4, "opacities": 1}
-"""Most latents of an attribute."""
+"""Largest number of latents per Gaussian for each attribute."""
 KIND = "latents 1"
 LAYOUT: Layout = {"means": ("float32", (3, "n")), "scales": ("float32", (3, "n")),
                   "sh0": ("float32", (3, "n"))} | {
-f"{name}_{part}": shape for name in SIZES for part, shape in {
-"latents": ("int8", (f"latents of {name}", "n")),
-"decoder": ("float32", (f"latents of {name}", f"values of {name}")),
-"bias": ("float32", (f"values of {name}",))}.items()}
+    f"{name}_{part}": shape for name in SIZES for part, shape in {
+        "latents": ("int8", (f"latents of {name}", "n")),
+        "decoder": ("float32", (f"latents of {name}", f"values of {name}")),
+        "bias": ("float32", (f"values of {name}",))}.items()}
 
 
 def write(splats: Splats, path: Path | str) -> None:
-    """The file of splats, which keep their order."""
+    """Write splats to a file; they keep their order."""
     s = splats.detach().to("cpu")
     quats = torch.nn.functional.normalize(s.quats, dim=1)
     quats = torch.where(quats[:, :1] < 0, -quats, quats)  # q and -q are the same rotation
@@ -48,7 +48,7 @@ def write(splats: Splats, path: Path | str) -> None:
 
 
 def read(path: Path | str) -> Splats:
-    """The Gaussians of a file that write() made."""
+    """Read the Gaussians of a file that write() made."""
     arrays = read_arrays(path, KIND, LAYOUT)
     plain = {name: torch.from_numpy(arrays[name].T.copy()) for name in ("means", "scales", "sh0")}
     decoded = {name: decode(*(arrays[f"{name}_{part}"] for part in ("latents", "decoder", "bias")))
@@ -63,10 +63,10 @@ def read(path: Path | str) -> Splats:
 
 
 def encode(values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """values [N, D] -> (latents int8 [K, N], decoder float32 [K, D], bias float32 [D]), K the smaller of size
-    and D.
+    """Encode values [N, D] as latents int8 [K, N], decoder float32 [K, D] and bias float32 [D].
 
-    Directions of the largest variance, one step for all: the largest latent is 127.
+    K is the smaller of size and D. The latents are coordinates along the directions of largest variance, in
+    one step for all, so that the largest is 127.
     """
     bias = values.mean(0)
     centred = values - bias
@@ -78,5 +78,5 @@ def encode(values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def decode(latents: np.ndarray, decoder: np.ndarray, bias: np.ndarray) -> Tensor:
-    """[N, D] float32: latents [K, N] through the linear layer."""
+    """Decode latents [K, N] by the linear layer to values [N, D] float32."""
     return torch.from_numpy(latents.T.astype(np.float32)) @ torch.from_numpy(decoder) + torch.from_numpy(bias)

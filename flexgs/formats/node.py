@@ -1,7 +1,6 @@
-"""Programs of the npm registry, where Node.js is installed: the packages that a package-lock.json names, and
-no others.
+"""Programs of the npm registry, run by an installed Node.js.
 
-Nothing that a package would run to install itself is run.
+Only the packages that a package-lock.json names are fetched, and none of their install scripts is run.
 """
 
 import hashlib
@@ -18,23 +17,23 @@ from flexgs.inputs import parse_json
 from flexgs.urls import public
 
 FETCH = 600.0
-"""Seconds that all packages may take to arrive."""
+"""Seconds that fetching all packages may take."""
 _CI = ("ci", "--json", "--ignore-scripts", "--no-audit", "--no-fund", "--logs-max=0", "--fetch-retries=1",
        "--fetch-retry-mintimeout=1000")
 _CURES = {"EUSAGE": "package.json and package-lock.json do not belong together; install flexgs again",
           "EINTEGRITY": "the registry has sent something else than package-lock.json names; is there a "
                         "proxy that changes it?"}
-"""What to do about npm's errors; about any other: UNREACHED."""
+"""Advice for error codes of npm; UNREACHED is the advice for any other."""
 UNREACHED = "the npm registry is needed once; npm config get registry says where it is looked for"
 
 
 def cache() -> Path:
-    """Where flexgs keeps what it has fetched or built: $XDG_CACHE_HOME/flexgs, else ~/.cache/flexgs."""
+    """Return the folder for fetched and built files: $XDG_CACHE_HOME/flexgs, else ~/.cache/flexgs."""
     return make_folder(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "flexgs")
 
 
 def digest(source: Path) -> str:
-    """Of the packages and programs of a folder, for this kind of machine: they may hold machine code."""
+    """Hash a folder's packages and programs, and the platform, since packages may hold machine code."""
     parts = [platform.system(), platform.machine(), *(file.read_text() for file in _files(source))]
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=6).hexdigest()
 
@@ -42,7 +41,7 @@ def digest(source: Path) -> str:
 def fetch(source: Path, folder: Path, doing: str) -> None:
     """Copy source's programs and package-lock.json into folder, and fetch the packages into its node_modules.
 
-    UserError if they cannot be had. doing: what they are needed for, in words for the user.
+    UserError if they cannot be fetched; it begins with `doing`, the task or option that needs them.
     """
     for file in _files(source):
         shutil.copy(file, folder)
@@ -51,14 +50,14 @@ def fetch(source: Path, folder: Path, doing: str) -> None:
         try:
             error = parse_json(done.stdout.encode(), "npm")["error"]
             code, said = str(error["code"]), str(error["summary"])
-        except (UserError, KeyError, TypeError):  # it was killed, or is another npm
+        except (UserError, KeyError, TypeError):  # npm was killed, or is of another version
             code, said = "", done.stderr
         reason = _line(said) or f"exit code {done.returncode}"
         raise UserError(f"{doing}: npm ci failed ({reason}); {_CURES.get(code, UNREACHED)}")
 
 
 def kept(source: Path, doing: str) -> Path:
-    """The folder of fetch(), which is filled once by whoever comes first, and then kept in the cache."""
+    """Return a folder in the cache with the packages of source, fetched by the first process that asks."""
     folder = cache() / "npm" / f"{source.name}-{digest(source)}"
     if not folder.exists():
         with only_one(folder.parent, wait=True):
@@ -69,10 +68,9 @@ def kept(source: Path, doing: str) -> Path:
 
 
 def run(folder: Path, program: str, *args: str | Path, seconds: float, doing: str) -> str:
-    """Run a program of the packages that were fetched into folder, in the current one, and return what it
-    prints.
+    """Run a program of the packages in folder, in the current directory, and return what it prints.
 
-    UserError with its last line if it fails, or if it takes more than so many seconds.
+    UserError with the program's last line if it fails, or if it takes longer than `seconds`.
     """
     _installed("node", doing)
     done = _run([folder / "node_modules" / ".bin" / program, *args], seconds, doing)
@@ -83,7 +81,7 @@ def run(folder: Path, program: str, *args: str | Path, seconds: float, doing: st
 
 
 def _line(said: str, which: int = 0) -> str:
-    """One of the lines that a program has said, without secrets."""
+    """Return one line of a program's output, without secrets."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return public(lines[which])[:200] if lines else ""
 
@@ -103,4 +101,5 @@ def _run(command: list[str | Path], seconds: float, doing: str,
     try:
         return bounded.run(command, seconds, folder=folder)
     except subprocess.TimeoutExpired:
-        raise UserError(f"{doing}: {Path(command[0]).name} did not end in {seconds:.0f} s; try again") from None
+        program = Path(command[0]).name
+        raise UserError(f"{doing}: {program} did not end in {seconds:.0f} s; try again") from None

@@ -1,8 +1,8 @@
-"""SPZ of Niantic: positions in a box that the scene decides, axes that its tag or the standard says, heads
-that are checked.
+"""Heads of Niantic's SPZ files: the bits of a position, the axes, and a check before a library reads them.
 
-The standard is RUB (right, up, back) since a tag for other axes exists; files of older converters, also those
-of flexgs 0.1, have the axes of a PLY in them without saying so, and come back turned by 180 degrees about x.
+Without a tag that names other axes, those of a file are RUB (right, up, back), as the standard says. Files of
+older converters, also of flexgs 0.1, are along the axes of a PLY without a tag, and are read rotated by 180
+degrees about x.
 """
 
 import math
@@ -17,15 +17,18 @@ AXES = "RUB"
 MAGIC = 0x5053474E
 VERSIONS = (1, 2, 3, 4)
 TAGGED, TAG = 2, 0xADBE0003
-"""The flag of a head with records after it, and the record of the axes (SPZ_ADOBE_coordinate_system)."""
+"""The flag in the head of a file with records, and the record of the axes (SPZ_ADOBE_coordinate_system)."""
 TAGS = ("RUB", "LDB", "RDB", "LUB", "RUB", "LDF", "RDF", "LUF", "RUF")
-"""0 is unspecified. Further ones have z up."""
+"""The axes by their number in the record; 0 is unspecified. Larger numbers have z up and are refused."""
 _HEAD, _HEAD_4 = struct.Struct("<IIIBBBB"), struct.Struct("<IIIBBBBI12x")
 
 
 def bits(splats: Splats, path: Path) -> int:
-    """Fractional bits of positions, of 24: the 12 of other writers, fewer where the scene is larger than that
-    holds, more where a step would show in Gaussians that are so small. UserError if not even one is left."""
+    """Return how many of a position's 24 bits are fractional: 12, as in other writers, where that fits.
+
+    A larger scene has fewer; a scene of small Gaussians has more, so that a step is an eighth of their median
+    size at most. UserError if the scene is too large even for one.
+    """
     far = max(float(splats.means.abs().max()), 0.25)
     most = math.floor(math.log2((2**23 - 1) / far))
     if most < 1:
@@ -36,8 +39,7 @@ def bits(splats: Splats, path: Path) -> int:
 
 
 def axes(path: Path) -> str:
-    """The axes of a file. UserError for a version that is not known, and for a head that does not fit to the
-    file."""
+    """Return the axes of a file; UserError for an unknown version, or a head that contradicts the file."""
     raw = path.read_bytes()
     records = _records(raw, path)
     at = 0
@@ -54,7 +56,7 @@ def axes(path: Path) -> str:
 
 
 def _records(raw: bytes, path: Path) -> bytes:
-    """What stands beside the Gaussians: after them, or from version 4 on before them."""
+    """Return the records of a file: after the Gaussians, or from version 4 on before them."""
     modern = raw[:4] == struct.pack("<I", MAGIC)
     start = raw if modern else _inflated(raw, _HEAD.size, path)
     if len(start) < (_HEAD_4 if modern else _HEAD).size:
@@ -67,7 +69,7 @@ def _records(raw: bytes, path: Path) -> bytes:
     if degree > 3 or fraction > 24 or not n:
         raise _broken(path, f"found {n:,} Gaussians of degree {degree}, {fraction} fractional bits")
     row = (6 if version == 1 else 9) + 7 + (4 if version > 2 else 3) + 3 * ((degree + 1) ** 2 - 1)
-    if n * row > 1032 * len(raw) + 64:  # no more comes out of DEFLATE
+    if n * row > 1032 * len(raw) + 64:  # DEFLATE packs by a factor of 1032 at most
         raise _broken(path, f"found {len(raw):,} bytes, too few for {n:,} Gaussians")
     if not flags & TAGGED:
         return b""

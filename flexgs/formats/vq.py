@@ -1,16 +1,15 @@
-"""Splats to and from vector-quantised files: Compressed 3DGS (Niedermayr et al., CVPR 2024, arXiv
-2401.02436).
+"""Vector-quantised files: Compressed 3DGS (Niedermayr et al., CVPR 2024, arXiv 2401.02436).
 
 Colours (all spherical harmonics) and shapes (covariances divided by their trace) are replaced by entries of
 two codebooks, found by k-means in which a Gaussian weighs as much as the images are sensitive to it. The most
-sensitive ones keep entries of their own. Positions are float16; opacities, sizes and codebooks 8 bits between
-the minimum and the maximum of their column; Gaussians in Morton order, packed with DEFLATE. A shape is
-clustered as a covariance and stored as a rotation and scales.
+sensitive Gaussians keep entries of their own. Positions are float16; opacities, sizes and codebooks have 8
+bits between the minimum and the maximum of their column; Gaussians are in Morton order, packed with DEFLATE.
+A shape is clustered as a covariance and stored as a rotation and scales.
 
-Ours: opacities are quantised as logits and sizes as logarithms; entries of their own go to a share of the
-Gaussians, not to those above a fixed sensitivity, which would depend on how many there are. Left out: the
-fine-tuning under quantisation that follows in the paper; the sensitivity to the shape, for which that to the
-colour stands in.
+Different from the paper: opacities are quantised as logits and sizes as logarithms; a fixed fraction of the
+Gaussians has entries of its own, not all above a fixed sensitivity, whose number would depend on the scene.
+Left out: the fine-tuning under quantisation, and the sensitivity to the shape, in place of which that to the
+colour is used.
 """
 
 from pathlib import Path
@@ -27,28 +26,27 @@ from flexgs.ply import checked
 from flexgs.splats import Splats
 
 CODEBOOK = 4096
-"""Clusters of a codebook, the paper's number."""
+"""Number of clusters of a codebook, as in the paper."""
 OWN_COLOURS, OWN_SHAPES = 0.1, 0.3
-"""Shares of the Gaussians with entries of their own: a colour of degree 3 takes 48 bytes there, a shape 7.
+"""Fractions of the Gaussians with entries of their own: 48 bytes for a colour of degree 3, 7 for a shape.
 
-Two models of fox (24,000 Gaussians) lose 0.19 and 0.52 dB with them; without them 0.79 and 1.52 dB, in three
-quarters of the bytes.
+Two models of fox (24,000 Gaussians) lose 0.19 and 0.52 dB with these entries; without them they lose 0.79 and
+1.52 dB, in three quarters of the bytes.
 """
 KIND = "vq 1"
 LAYOUT: Layout = {
     "means": ("float16", (3, "n")),
-    # logit of the opacity, log of the size
+    # logit of the opacity, logarithm of the size
     "scalars": ("uint8", (2, "n")), "scalars_range": ("float32", (2, 2)),
     "colour": ("uint16", ("n",)), "colours": ("uint8", ("c", "colours")),
-    "colours_range": ("float32", ("c", 2)), "shape": ("uint16", ("n",)), "shapes": ("uint8", (7, "shapes")),
-    "shapes_range": ("float32", (7, 2)),
+    "colours_range": ("float32", ("c", 2)),
+    "shape": ("uint16", ("n",)), "shapes": ("uint8", (7, "shapes")), "shapes_range": ("float32", (7, 2)),
 }
 _UPPER = np.triu_indices(3)  # the six numbers of a symmetric matrix
 
 
 def write(splats: Splats, path: Path | str, sensitivity: Tensor, codebook: int = CODEBOOK) -> None:
-    """The file of splats, given the sensitivity [N] >= 0 of the images to each. A position beyond float16 is
-    brought back."""
+    """Write splats, given the sensitivity [N] >= 0 of the images to each; positions become float16."""
     order = morton_order(splats.means)
     s, weight = splats.detach().to("cpu")[order], sensitivity.detach().to("cpu")[order].double().numpy()
     variances = (2 * s.scales.double()).exp().numpy()
@@ -69,7 +67,7 @@ def write(splats: Splats, path: Path | str, sensitivity: Tensor, codebook: int =
 
 
 def read(path: Path | str) -> Splats:
-    """The Gaussians of a file that write() made, in Morton order."""
+    """Read the Gaussians of a file that write() made, in Morton order."""
     arrays = read_arrays(path, KIND, LAYOUT)
     if len(arrays["colours"]) not in (3, 12, 27, 48):
         raise UserError(f"{path}: found {len(arrays['colours'])} values per colour, expected 3, 12, 27 "
@@ -89,8 +87,7 @@ def read(path: Path | str) -> Splats:
 
 
 def morton_order(means: Tensor) -> Tensor:
-    """[N] indices that put positions [N, 3] on a Z-curve through a cube of 2^21 cells a side: neighbours in
-    space are close."""
+    """Return indices [N] that sort positions [N, 3] along a Z-curve: neighbours in space are close."""
     cells = means.detach().cpu().double() - means.detach().cpu().double().amin(0)
     cells = (cells / cells.max().clamp(min=1e-12) * (2**21 - 1)).long()
     code = torch.zeros(len(means), dtype=torch.int64)
@@ -102,11 +99,11 @@ def morton_order(means: Tensor) -> Tensor:
 
 def clustered(values: np.ndarray, weight: np.ndarray, codebook: int,
               own: float) -> tuple[np.ndarray, np.ndarray]:
-    """(index [N] uint16, entries [M, D]): row i of values [N, D] is replaced by entries[index[i]].
+    """Return index uint16 [N] and entries [M, D], so that entries[index[i]] replaces row i of values [N, D].
 
-    The entries are `codebook` means of k-means with this weight [N] >= 0, then the share `own` of the rows of
-    largest weight. All rows are entries, in their order, where the others are no more than the codebook
-    holds. The same twice on a machine.
+    The entries are `codebook` means of k-means with weights [N] >= 0, then the rows of largest weight, a
+    fraction `own` of all. If the remaining rows fit in the codebook, every row is an entry, in order. The
+    result is deterministic on one machine.
     """
     from sklearn.cluster import MiniBatchKMeans  # takes a second to import, and most runs need no k-means
 
@@ -115,9 +112,8 @@ def clustered(values: np.ndarray, weight: np.ndarray, codebook: int,
         return np.arange(len(values), dtype=np.uint16), values
     order = np.argsort(-weight, kind="stable")
     first, rest = np.sort(order[:kept]), np.sort(order[kept:])
-    # what no view sees still has an entry nearby
-    weight = weight[rest] / max(weight[rest].mean(), 1e-30) + 1e-3
-    # No reassignment of small clusters to random rows: small are those of little weight, not of few rows.
+    weight = weight[rest] / max(weight[rest].mean(), 1e-30) + 1e-3  # unseen Gaussians count a little
+    # Small clusters are not reassigned to random rows: they have little weight, not few rows.
     kmeans = MiniBatchKMeans(codebook, init="random", n_init=1, batch_size=8192, reassignment_ratio=0,
                              random_state=0)
     kmeans.fit(values[rest], sample_weight=weight)
@@ -127,8 +123,7 @@ def clustered(values: np.ndarray, weight: np.ndarray, codebook: int,
 
 
 def to_bytes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """values [N, C] -> (uint8 [C, N], float32 [C, 2]): 8 bits from each column's minimum to its maximum;
-    minimum and step."""
+    """Quantise each column of values [N, C] to 8 bits: numbers uint8 [C, N], minimum and step [C, 2]."""
     low = values.min(0).astype(np.float32)
     step = ((values.max(0) - low) / 255).astype(np.float32)
     numbers = np.rint((values - low) / np.where(step > 0, step, 1)).clip(0, 255)
@@ -136,18 +131,17 @@ def to_bytes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def from_bytes(numbers: np.ndarray, low_and_step: np.ndarray) -> Tensor:
-    """The reverse of to_bytes: [N, C] float32."""
+    """Return the values [N, C] float32 of what to_bytes returns."""
     low, step = torch.from_numpy(low_and_step).unbind(1)
     return low + torch.from_numpy(numbers).T * step
 
 
 def _rotations_and_scales(covariances: np.ndarray) -> np.ndarray:
-    """Upper triangles [M, 6] of covariances of trace 1 -> [M, 7] unit quaternions and logarithms of standard
-    deviations."""
+    """Convert upper triangles [M, 6] of covariances to unit quaternions and logarithms of scales, [M, 7]."""
     matrices = np.empty((len(covariances), 3, 3))
     matrices[:, *_UPPER] = matrices[:, *_UPPER[::-1]] = covariances
     variances, vectors = np.linalg.eigh(matrices)
     vectors[:, :, 2] *= np.linalg.det(vectors)[:, None]  # right-handed
     quats = Rotation.from_matrix(vectors).as_quat(canonical=True, scalar_first=True)
-    # Flatter than a thousandth of its size looks the same, and would take the 8 bits away from the others.
+    # Clipped at a thousandth of the size: flatter shapes look the same and would widen the 8-bit range.
     return np.concatenate([quats, np.log(variances.clip(1e-6)) / 2], axis=1)

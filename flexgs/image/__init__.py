@@ -1,0 +1,1 @@
+"""Images: the photometric loss and the measures of quality (PSNR, SSIM, LPIPS)."""

@@ -1,9 +1,9 @@
-"""L1 + SSIM and its gradient on the CPU, fused: two numba kernels over image rows.
+"""L1 + SSIM and the gradient of the sum on the CPU, fused: two numba kernels over image rows.
 
 A row is a flat vector of W * 3 floats, so that the horizontal taps of one channel lie 3 floats apart and the
-loops vectorise without regard to channels. Each row's values depend on no other range of rows, so results are
-bitwise equal for any number of threads. All buffers belong to one call: a loss may be computed again before
-its first backward.
+loops vectorise without regard to channels. A row is computed in the same way in any range of rows, so results
+are bitwise equal for any number of threads. All buffers belong to one call, so that several losses can wait
+for their backward pass at once.
 """
 
 from typing import Any
@@ -22,8 +22,8 @@ helper = njit(nogil=True, fastmath=FASTMATH, error_model="numpy")
 
 f32, u64 = np.float32, np.uint64
 ZERO, ONE, TWO = f32(0), f32(1), f32(2)
-REACH = u64(5)  # rows above and below; 11 taps
-ROWS = u64(11)
+REACH = u64(5)  # rows above and below a pixel in its window
+ROWS = u64(11)  # taps of the window
 EDGE = u64(16)  # zeros left and right of a row: 5 pixels of 3 floats, and one more to be even
 TWO_EDGES = u64(32)
 _taps = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
@@ -34,7 +34,7 @@ C1, C2 = f32(0.01**2), f32(0.03**2)
 
 @helper
 def blur_row(src, s, dst, d, n):
-    """dst[d : d + n] = the row src[s : s + n] blurred along x; src has zeros on both sides."""
+    """Blur the row src[s : s + n], which has zeros on both sides, along x into dst[d : d + n]."""
     for i in range(n):
         c = s + i
         dst[d + i] = (
@@ -49,9 +49,9 @@ def blur_row(src, s, dst, d, n):
 
 @helper
 def blur_column(ring, row, field, n, fields, dst):
-    """dst[:n] = the rows around `row` of one field in the ring, blurred along y.
+    """Blur the rows around `row` of one field in the ring buffer along y into dst[:n].
 
-    Three passes: more arrays in one loop than LLVM will check for overlap would leave it scalar.
+    In three passes: a loop over more arrays than LLVM checks for overlap would not be vectorised.
     """
     stride = fields * n
     base = field * n
@@ -72,19 +72,19 @@ def blur_column(ring, row, field, n, fields, dst):
 
 @kernel
 def loss_fwd(lo, hi, image, target, height, n, sums, slopes, want_slopes):
-    """sums[row] = (sum |a - b|, sum SSIM) of rows lo..hi.
+    """Write (sum |a - b|, sum SSIM) of rows lo..hi to sums [H, 2]: a is the image, b the target.
 
-    slopes [3, H * n]: d sum SSIM / d (blurred a, blurred a a + b b, blurred a b), if wanted. SSIM needs four
-    blurred fields only, since it sees the two variances as a sum.
+    Writes d sum SSIM / d (blurred a, blurred a a + b b, blurred a b) to slopes [3, H * n] if wanted. Four
+    blurred fields are enough, since SSIM depends on the sum of the two variances only.
     """
     n = u64(n)
     pad = n + TWO_EDGES
     line = np.zeros(u64(4) * pad, np.float32)
     ring = np.empty(ROWS * u64(4) * n, np.float32)
-    mu, nu, ss, ab = (np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32),
-                      np.empty(n, np.float32))
+    mu, nu = np.empty(n, np.float32), np.empty(n, np.float32)
+    ss, ab = np.empty(n, np.float32), np.empty(n, np.float32)
     area = u64(height) * n
-    for step in range(u64(lo), u64(hi) + u64(10)):  # row number + 5
+    for step in range(u64(lo), u64(hi) + u64(10)):  # the number of the row to read, plus 5
         slot = ((step + u64(6)) % ROWS) * u64(4) * n  # (row + 11) % 11
         if step < REACH or step >= u64(height) + REACH:
             for i in range(u64(4) * n):
@@ -135,7 +135,7 @@ def loss_fwd(lo, hi, image, target, height, n, sums, slopes, want_slopes):
 
 @kernel
 def loss_bwd(lo, hi, image, target, height, n, slopes, l1, ssim, out):
-    """out = l1 * d sum |a - b| / d a + ssim * d sum SSIM / d a, for rows lo..hi."""
+    """Write l1 * d sum |a - b| / d a + ssim * d sum SSIM / d a of rows lo..hi to out [H * n]."""
     n = u64(n)
     pad = n + TWO_EDGES
     line = np.zeros(pad, np.float32)
@@ -174,6 +174,7 @@ class L1SSIM(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, target: Tensor, l1: float, ssim: float) -> Tensor:
+        """Return the loss, a scalar tensor."""
         H, n = image.shape[0], image.shape[1] * image.shape[2]
         a, b = (t.detach().contiguous().numpy().reshape(-1) for t in (image, target))
         want = ctx.needs_input_grad[0]
@@ -186,6 +187,7 @@ class L1SSIM(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v: Tensor) -> tuple:
+        """Return the gradient [H, W, 3] to the image, given v, the gradient to the loss."""
         a, b, H, n, slopes = ctx.saved
         l1, ssim = (w * v.item() / (H * n) for w in ctx.weights)
         out = np.empty_like(a)

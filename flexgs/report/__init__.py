@@ -1,0 +1,1 @@
+"""Results as tables and pictures, and the published figures to compare them with."""

@@ -1,4 +1,4 @@
-"""A comparison of methods as sheets: quality, cost, and the distance to what FlexGS's paper reports."""
+"""Sheets that compare methods: quality, cost, and the difference to the figures in FlexGS's paper."""
 
 import itertools
 import shlex
@@ -14,18 +14,17 @@ from flexgs.report.sheet import Sheet, TableCell
 from flexgs.report.table import mean_ratios
 
 Entry = Mapping[str, Any]
-"""One training of a method: {"seed", "ratios": as evaluate() returns them, each with the "cut_seconds" it
-took to get that cut, "train_seconds": in all, "stored_mb": what is kept on disk to serve all ratios}. All but
-"ratios" may be missing or None."""
+"""One training of a method: {"seed", "ratios": as evaluate() returns them, "train_seconds": of the whole
+training, "stored_mb": 10^6 bytes on disk to serve all ratios}. All but "ratios" may be missing or None."""
 Rows = Mapping[str, Sequence[Entry]]
-"""Method, as the user writes it -> an entry per seed. Methods need not have the same ratios."""
+"""An entry per seed for each method, as the user writes it. Methods need not have the same ratios."""
 
 _OF_RATIO = ("psnr", "ssim", "lpips_vgg", "lpips_alex", "splats", "mb", "ms", "cut_seconds")
 _OF_ENTRY = ("train_seconds", "stored_mb")
 CSV_HEADER = ("method", "seed", "ratio", *_OF_RATIO, *_OF_ENTRY)
 
 Figure = tuple[str, str, int, Callable[..., float]]
-"""Key, heading, decimals, and which of two is the better one."""
+"""Key of a figure, heading, decimals, and max or min, which picks the best value."""
 _PSNR: Figure = ("psnr", "PSNR", 2, max)
 _SSIM: Figure = ("ssim", "SSIM", 3, max)
 _VGG: Figure = ("lpips_vgg", "LPIPS", 3, min)
@@ -33,19 +32,18 @@ _ALEX: Figure = ("lpips_alex", "LPIPS alex", 3, min)
 
 
 def quality_figures(rows: Rows) -> tuple[Figure, ...]:
-    """PSNR, SSIM and one LPIPS: that of VGG, as in papers, or of AlexNet where there is no other."""
-    vgg = any(_values(entries, ratio, "lpips_vgg") for entries in rows.values() for ratio in _ratios(entries))
-    alex = any(_values(entries, ratio, "lpips_alex") for entries in rows.values()
-               for ratio in _ratios(entries))
-    return _PSNR, _SSIM, *([_VGG] if vgg else [_ALEX] if alex else [])
+    """Return PSNR, SSIM and one LPIPS: of VGG, as in papers, or of AlexNet if there is no other."""
+    measured = [lpips for lpips in (_VGG, _ALEX) if any(
+        _values(entries, ratio, lpips[0]) for entries in rows.values() for ratio in _ratios(entries))]
+    return _PSNR, _SSIM, *measured[:1]
 
 
 def quality_sheet(rows: Rows, title: str = "Quality", more_digits: int = 0) -> Sheet:
-    """A row per method, with PSNR (dB), SSIM and LPIPS at each ratio; the best of a column, as printed, is
-    bold.
+    """Return a sheet with a row per method: PSNR (dB), SSIM and LPIPS at each ratio.
 
-    Figures are means over the seeds; where there are several, ± the sample standard deviation follows PSNR.
-    They have 2, 3 and 3 decimals, or more_digits more, as the paper has.
+    The best figure of a column, as printed, is bold. Figures are means over the seeds; if there are several,
+    ± the sample standard deviation follows PSNR. They have 2, 3 and 3 decimals as in the paper, or
+    more_digits more.
     """
     columns = [(("", "method"), [TableCell(method) for method in rows])]
     for ratio, (key, heading, decimals, better) in itertools.product(_ratios(*rows.values()),
@@ -63,14 +61,12 @@ def quality_sheet(rows: Rows, title: str = "Quality", more_digits: int = 0) -> S
 
 
 def cost_sheet(rows: Rows) -> Sheet:
-    """A row per method and ratio: Gaussians, size in 10^6 bytes and seconds to get the cut.
+    """Return a sheet with a row per method and ratio: Gaussians, size in 10^6 bytes and seconds to cut.
 
-    The times are those of this machine with what else it did meanwhile, and the title says so. Milliseconds
-    per frame stay out: at equal numbers of Gaussians they say more about the machine than about the method;
-    `flexgs bench frame` measures them.
-
-    The first row of a method adds its training in seconds, what is kept on disk for all of its ratios, and
-    its number of seeds. Figures are means over the seeds.
+    The first row of a method adds the seconds of training, the size on disk for all ratios and the number of
+    seeds. Figures are means over the seeds. The title says that times depend on what else the machine did.
+    Milliseconds per frame are left out: at equal numbers of Gaussians they say more about the machine than
+    about the method; `flexgs bench frame` measures them.
     """
     lines = [(method, ratio) for method, entries in rows.items() for ratio in _ratios(entries) or [""]]
     first = [i == 0 or lines[i - 1][0] != method for i, (method, _) in enumerate(lines)]
@@ -79,9 +75,8 @@ def cost_sheet(rows: Rows) -> Sheet:
                (("", "kept"), [TableCell(ratio and percent(ratio)) for _, ratio in lines])]
     for key, heading, form in (("splats", "Gaussians", ",.0f"), ("mb", "MB", ",.2f"),
                                ("cut_seconds", "s to cut", ".3g")):
-        columns.append((("", heading),
-                        [TableCell(_mean(_values(rows[method], ratio, key), form)) for method,
-                         ratio in lines]))
+        columns.append((("", heading), [TableCell(_mean(_values(rows[method], ratio, key), form))
+                                        for method, ratio in lines]))
     for key, heading, form in (("train_seconds", "s to train", ",.0f"), ("stored_mb", "MB stored", ",.2f")):
         columns.append((("", heading), [TableCell(_mean(_known(rows[method], key), form) if f else "")
                                         for (method, _), f in zip(lines, first, strict=True)]))
@@ -92,11 +87,10 @@ def cost_sheet(rows: Rows) -> Sheet:
 
 
 def published_sheet(rows: Rows, published: Rows) -> Sheet:
-    """Three rows per method: reproduced, published, and the first minus the second; PSNR (dB), SSIM and LPIPS
-    by VGG.
+    """Return a sheet with three rows per method: reproduced, published (see published()), and the difference.
 
-    published: as published() returns it. Only methods, ratios and figures that both sides have; there may be
-    none.
+    The figures are PSNR (dB), SSIM and LPIPS by VGG. Methods, ratios and figures that are not on both sides
+    are left out, so that the sheet may be empty.
     """
     pairs = {method: name for method, entries in rows.items()
              if (name := PUBLISHED_AS.get(shlex.split(method)[0]))
@@ -120,23 +114,21 @@ def published_sheet(rows: Rows, published: Rows) -> Sheet:
 
 
 def mean_entry(entries: Sequence[Entry]) -> Entry:
-    """The mean of every number that all entries have, without a seed."""
+    """Return an entry, without a seed, with the mean of every number that all entries have."""
     totals = {key: _known(entries, key) for key in _OF_ENTRY}
-    return {"ratios": mean_ratios(entries),
-            **{key: statistics.fmean(values) for key,
-               values in totals.items() if len(values) == len(entries)}}
+    return {"ratios": mean_ratios(entries), **{key: statistics.fmean(values) for key, values in totals.items()
+                                               if len(values) == len(entries)}}
 
 
 def mean_rows(scenes: Sequence[Rows]) -> Rows:
-    """The methods and ratios that every scene has, one entry each: the mean over the scenes of the means over
-    their seeds."""
+    """Return one entry per method that all scenes have: the mean over scenes of the means over seeds."""
     return {method: [mean_entry([mean_entry(rows[method]) for rows in scenes])]
             for method in scenes[0] if all(rows.get(method) for rows in scenes)}
 
 
 def write_csv(rows: Rows, path: Path) -> None:
-    """A line per method, seed and ratio under CSV_HEADER, unrounded; empty where there is no value."""
-    import pandas as pd  # not before: every training imports this file
+    """Write unrounded figures, one line per method, seed and ratio; a missing figure is an empty field."""
+    import pandas as pd  # not at the top: every training imports this file
 
     lines = [{**entry, **entry["ratios"][ratio], "method": method, "ratio": ratio}
              for method, entries in rows.items() for entry in entries for ratio in _ratios([entry])]
@@ -145,12 +137,12 @@ def write_csv(rows: Rows, path: Path) -> None:
 
 
 def _ratios(*methods: Sequence[Entry]) -> list[str]:
-    """Those that any entry has, rising."""
+    """Return the ratios that any entry has, rising."""
     return sorted({ratio for entries in methods for entry in entries for ratio in entry["ratios"]}, key=float)
 
 
 def _values(entries: Sequence[Entry], ratio: str, key: str) -> list[float]:
-    """One of a ratio's figures, of the entries that have it."""
+    """Return a figure at a ratio from the entries that have it."""
     return _known([entry["ratios"].get(ratio, {}) for entry in entries], key)
 
 

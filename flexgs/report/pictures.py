@@ -1,4 +1,4 @@
-"""What people look at: renders at each ratio beside the photograph, and quality over ratio."""
+"""PNG pictures of results: renders beside the photograph, and quality over the size of a cut."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,14 +20,14 @@ _MARKERS = "os^Dv<>PXph*"
 @torch.no_grad()
 def write_grid(model: ElasticModel, scene: Scene, ratios: Sequence[float], background: Sequence[float],
                path: Path, views: int = 3) -> None:
-    """A PNG: a row per test view (evenly chosen), a column per ratio, the photograph last."""
+    """Write a row of images per test view (evenly chosen): one per ratio, and the photograph last."""
     plt = pyplot()
     device = model.splats.means.device
     colour = torch.tensor(background, device=device)
     chosen = [scene.test[i * len(scene.test) // views] for i in range(min(views, len(scene.test)))]
     cuts = [model.cut(r) for r in ratios]
-    titles = [f"{percent(r)}\n{len(c):,} Gaussians" for r,
-              c in zip(ratios, cuts, strict=True)] + ["photograph"]
+    titles = [f"{percent(r)}\n{len(c):,} Gaussians" for r, c in zip(ratios, cuts, strict=True)]
+    titles.append("photograph")
     shape = (len(chosen), len(titles))
     aspect = chosen[0].camera.height / chosen[0].camera.width
     figure, axes = plt.subplots(*shape, figsize=(2.2 * shape[1], 2.2 * aspect * shape[0] + 0.5),
@@ -44,7 +44,7 @@ def write_grid(model: ElasticModel, scene: Scene, ratios: Sequence[float], backg
 
 
 def write_curve(tables: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
-    """A PNG of PSNR over ratio, one line per named table ({"0.05": {"psnr": ...}})."""
+    """Draw PSNR over ratio, one line per named table {"0.05": {"psnr": ...}}."""
     plt = pyplot()
     figure, ax = plt.subplots(figsize=(5, 3.4), layout="constrained")
     for name, table in tables.items():
@@ -57,8 +57,7 @@ def write_curve(tables: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Pat
 
 
 def write_tradeoff(rows: Rows, path: Path) -> None:
-    """A PNG of PSNR, SSIM and LPIPS over the number of Gaussians and over MB: a line per method, means over
-    its seeds."""
+    """Draw PSNR, SSIM and LPIPS, means over seeds, over the number of Gaussians and MB: a line per method."""
     plt = pyplot()
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
@@ -88,7 +87,7 @@ def write_tradeoff(rows: Rows, path: Path) -> None:
 
 
 def pyplot() -> Any:
-    """matplotlib's, drawing without a display; imported when it is needed."""
+    """Import matplotlib's pyplot, which takes a while, so that it draws without a display."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -98,7 +97,7 @@ def pyplot() -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
-    """As a PNG, atomically."""
+    """Write the figure as a PNG, atomically, and close it."""
     with atomic_file(path) as out:
         figure.savefig(out, dpi=110, format="png")
     pyplot().close(figure)

@@ -1,22 +1,21 @@
-"""What FlexGS's paper reports: published.csv, the supplementary's Tables 1 to 8, digit for digit.
+"""The figures of FlexGS's paper: published.csv, the supplementary's Tables 1 to 8, digit for digit.
 
     Liu et al., FlexGS: Train Once, Deploy Everywhere with Many-in-One Flexible 3D Gaussian Splatting, CVPR
     2025, arXiv 2506.04174.
 
-Methods are named as there, except for "Ours", which is FlexGS. The tables do not name LPIPS' network; its
-values fit VGG. The released code gives it inputs in [0, 1] instead of [-1, 1]
-(config.EvaluationConfig.lpips_range). Some cells look wrong. They are kept as printed, and here is why to
-doubt them:
+Methods are named as in the paper, except for "Ours", which is FlexGS. The tables do not name the network of
+LPIPS; the values fit VGG. The released code gives the network inputs in [0, 1] instead of [-1, 1]
+(config.EvaluationConfig.lpips_range). Some cells look wrong; they are kept as printed:
 
-- bicycle, EAGLES, 15 %: PSNR 23.530 is below the 23.690 at 10 %, SSIM 0.6300 equals it, and LPIPS improves;
-  the one place where more Gaussians are worse.
+- bicycle, EAGLES, 15 %: PSNR 23.530 is below the 23.690 at 10 %, SSIM 0.6300 is the same as there, and LPIPS
+  improves; nowhere else are more Gaussians worse.
 - train, C3DGS, 5 %: LPIPS 0.2159 is 0.03 below LightGS's, whose PSNR and SSIM there are higher. At the other
   ratios C3DGS is 0.013 to 0.028 above it.
 - counter, C3DGS, 1 %: SSIM 0.6640 and LPIPS 0.4420 are those of bonsai, and so is LPIPS 0.2660 at 5 %.
-- flowers, FlexGS: gains 3.1 dB from 1 % to 5 % and 0.2 dB from there to 15 %; ahead of LightGS by 0.09, 1.65,
+- flowers, FlexGS: gains 3.1 dB from 1 % to 5 % and 0.2 dB from 5 % to 15 %; ahead of LightGS by 0.09, 1.65,
   0.93 and 0.39 dB.
-- Tables 1 to 4 print SSIM and LPIPS of C3DGS with a zero as fourth digit, and of EAGLES from 5 % on with two:
-  rounded before.
+- Tables 1 to 4 seem to print rounded SSIM and LPIPS: a zero as last digit for C3DGS, two zeros for EAGLES
+  from 5 % on.
 """
 
 from collections.abc import Mapping
@@ -32,14 +31,13 @@ PUBLISHED_AS: Mapping[str, str] = {
     "lightgs": "LightGS", "c3dgs": "C3DGS", "eagles": "EAGLES",
     "paper": "FlexGS", "official": "FlexGS", "mended": "FlexGS", "default": "FlexGS", "fast": "FlexGS",
 }
-"""Preset -> the published method that it is to be measured against."""
+"""The published method that each preset is compared with."""
 
 
 def published(scene: str) -> dict[str, list[dict[str, Any]]]:
-    """{method: [{"ratios": {"0.05": {"psnr", "ssim", "lpips_vgg"}}}]} of one of SCENES: comparison.Rows
-    without seeds and cost.
+    """Return the published figures of one of SCENES as comparison.Rows; UserError for another scene.
 
-    PSNR is in dB. UserError for another scene.
+    They are {method: [{"ratios": {"0.05": {"psnr" (dB), "ssim", "lpips_vgg"}}}]}.
     """
     if scene not in SCENES:
         raise UserError(f"{scene}: no published figures; expected one of {', '.join(SCENES)}")

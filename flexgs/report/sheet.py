@@ -1,4 +1,4 @@
-"""A sheet of figures, and how it goes to a terminal, into Markdown and into LaTeX."""
+"""A sheet of figures, which can be printed to a terminal, in Markdown and in LaTeX."""
 
 import itertools
 import re
@@ -13,16 +13,17 @@ _MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*_`<["})
 _LATEX = str.maketrans({
     **{c: f"\\{c}" for c in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$",
-    "*": "{*}", "[": "{[}",  # right behind the \\ of the row above they would be read as its arguments
+    "*": "{*}", "[": "{[}",  # directly after \\ of the row above, LaTeX would read them as its arguments
     "-": "{-}",              # -- would become a dash
 })
 
 
 @dataclass(frozen=True)
 class TableCell:
+    """The text of a cell, in bold if it is the best of its column."""
+
     text: str = ""
     best: bool = False
-    """The best of its column: bold."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,20 @@ class Sheet:
 
     title: str
     headings: tuple[tuple[str, str], ...]
-    """(group, heading) of every column, "" for none; neighbours of one group share its heading. The first
-    column and those without a heading hold words, the others figures."""
+    """(group, heading) of every column, "" for none; adjacent columns of one group share the group's heading.
+    The first column and columns without a heading hold words, the others figures."""
     rows: tuple[tuple[TableCell, ...], ...]
-    """A row whose first cell is empty belongs to the one above."""
+    """A row whose first cell is empty belongs to the row above."""
 
     @staticmethod
     def of(title: str, columns: Iterable[tuple[tuple[str, str], Sequence[TableCell]]]) -> "Sheet":
-        """From ((group, heading), cells) of every column; columns without any text are left out."""
+        """Make a sheet from ((group, heading), cells) of every column, leaving out columns without text."""
         kept = [(heading, cells) for heading, cells in columns if any(cell.text for cell in cells)]
         return Sheet(title, tuple(heading for heading, _ in kept),
                      tuple(zip(*(cells for _, cells in kept), strict=True)))
 
     def rich(self) -> Table:
-        """For table.print_table: names are folded where the terminal is narrow, figures never."""
+        """Return the sheet for table.print_table: a narrow terminal folds names, never figures."""
         table = Table(title=Text(self.title), title_style="bold", title_justify="left", box=box.SIMPLE_HEAD,
                       pad_edge=False, padding=(0, 1, 0, 0))
         grouped = any(group for group, _ in self.headings)
@@ -62,19 +63,19 @@ class Sheet:
         return table
 
     def markdown(self) -> str:
-        """A table of GitHub's Markdown below its title; a group's heading is repeated before each of its
-        columns' headings."""
+        """Return the title and a table in GitHub's Markdown; columns are headed by group and heading."""
+
         def cell(text: str, bold: bool) -> str:
             return f"**{text.translate(_MARKDOWN)}**" if bold else text.translate(_MARKDOWN)
 
         heads = [cell(f"{group} {heading}".strip(), False) for group, heading in self.headings]
         rule = [":---" if self._words(i) else "---:" for i in range(len(heads))]
         rows = [[cell(c.text, c.best) for c in row] for row in self.rows]
-        return "\n".join([cell(self.title, True),
-                          "", *(f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows))]) + "\n"
+        lines = [f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows)]
+        return "\n".join([cell(self.title, True), "", *lines]) + "\n"
 
     def latex(self) -> str:
-        r"""A table* environment; the document needs \usepackage{booktabs}."""
+        r"""Return the sheet as a table* environment; the document needs \usepackage{booktabs}."""
         lines = []
         groups, rules, at = [], "", 1
         for group, shared in itertools.groupby(group for group, _ in self.headings):
@@ -96,14 +97,14 @@ class Sheet:
                           r"\toprule", *lines, r"\bottomrule", r"\end{tabular}", r"\end{table*}"]) + "\n"
 
     def _words(self, i: int) -> bool:
+        """Whether column i holds words."""
         return i == 0 or not self.headings[i][1]
 
     def _blocks(self) -> Iterator[list[tuple[TableCell, ...]]]:
-        """The rows of one name after those of the other."""
+        """Return the rows in blocks, each a row with a name and the rows that belong to it."""
         starts = [i for i, row in enumerate(self.rows) if i == 0 or row[0].text]
         return (list(self.rows[a:b]) for a, b in itertools.pairwise([*starts, len(self.rows)]))
 
 
 def _latex(text: str) -> str:
-    # the sign of a number is a minus, not a hyphen
-    return re.sub(r"^\{-\}(?=\d)", "$-$", text.translate(_LATEX))
+    return re.sub(r"^\{-\}(?=\d)", "$-$", text.translate(_LATEX))  # a minus before a number, not a hyphen

@@ -1,4 +1,4 @@
-"""The table that a run ends with: quality and size of every scene at every ratio."""
+"""The table at the end of a run: quality and size of every scene at every ratio."""
 
 import io
 import itertools
@@ -15,8 +15,7 @@ from rich.table import Table
 
 from flexgs.config import percent
 
-# key in results.json, heading, format
-_COLUMNS = (
+_COLUMNS = (  # key in results.json, heading, format
     ("psnr", "PSNR", "{:.2f}"),
     ("ssim", "SSIM", "{:.4f}"),
     ("lpips_vgg", "LPIPS vgg", "{:.4f}"),
@@ -28,9 +27,9 @@ _COLUMNS = (
 
 
 def results_table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """A row per scene and ratio of results.json dictionaries; several scenes are followed by their mean.
+    """Return a table of contents of results.json: a row per scene and ratio, and the mean of several scenes.
 
-    A column that no result has a value for is left out.
+    Columns without any value are left out.
     """
     results = list(results)
     columns = [c for c in _COLUMNS
@@ -50,7 +49,7 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def mean_ratios(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """The mean over scenes of every figure, at the ratios that all scenes have."""
+    """Return the mean over results of every figure that all have, at the ratios that all have."""
     common = [ratio for ratio in results[0]["ratios"] if all(ratio in r["ratios"] for r in results)]
     means: dict[str, dict[str, float]] = {}
     for ratio in common:
@@ -62,11 +61,10 @@ def mean_ratios(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, flo
 
 
 def psnr_auc(ratios: Mapping[str, Mapping[str, Any]]) -> float:
-    """One number for a model at all its ratios: the area under PSNR over log ratio, by the width of that
-    axis, so in dB.
+    """Return the mean PSNR (dB) of a model over the logarithm of the ratio, by the trapezoidal rule.
 
-    On the logarithm a step from 1 to 10 % counts as much as one from 10 to 100 %. Comparable only over the
-    same ratios.
+    On this scale the ratios from 1 to 10 % count as much as those from 10 to 100 %. Two models can be
+    compared only at the same ratios.
     """
     curve = sorted((math.log(float(ratio)), row["psnr"]) for ratio, row in ratios.items())
     area = sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in itertools.pairwise(curve))
@@ -74,18 +72,19 @@ def psnr_auc(ratios: Mapping[str, Mapping[str, Any]]) -> float:
 
 
 def print_results(results: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
+    """Print results_table(results) by print_table."""
     print_table(results_table(results), console)
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
-    """Print table to console, by default standard output: into a file or pipe as wide as it needs to be.
+    """Print a table to the console, by default standard output; in a file or pipe it is never folded.
 
-    A terminal that is too narrow folds names between their words. Below that the lines are longer than the
-    terminal; no figure is cut.
+    A narrow terminal folds names between words. If that is not enough, lines are longer than the terminal:
+    figures are never cut.
     """
     if console is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # where there is no ±, ? is no reason to fail
+            sys.stdout.reconfigure(errors="replace")  # an encoding without ± gets ? instead of an error
         console = Console()
     need = Measurement.get(console, console.options.update(width=10_000), table)
     console.width = max(console.width, need.minimum) if console.is_terminal else need.maximum
