@@ -19,7 +19,8 @@ LISTS = ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initializatio
 CONFIG = {
     "cluster_name": "counted", "max_workers": 2, "idle_timeout_minutes": 0.05, "upscaling_speed": 100.0,
     "auth": {}, "provider": {"type": "external",
-                             "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+                             "module": "ray.autoscaler._private.fake_multi_node.node_provider."
+                                       "FakeMultiNodeProvider",
                  "gcs_address": "10.77.0.1:6379", "head_node_id": HEAD, "launch_multiple": True,
                  "disable_node_updaters": True, "disable_launch_config_check": True},
     "available_node_types": {
@@ -44,7 +45,8 @@ with Cluster("10.77.0.1:6379", gpu=True) as cluster:
     cluster.ask(allocation.bundles(2))
     while gpus() < 2:
         time.sleep(0.2)
-    print("second", allocation.machines(cluster.nodes()) == {name: int("GPU" in node) for name, node in cluster.nodes().items()})
+    wanted = {name: int("GPU" in node) for name, node in cluster.nodes().items()}
+    print("second", allocation.machines(cluster.nodes()) == wanted)
     cluster.ask(allocation.bundles(0))
     while gpus():
         time.sleep(0.2)

@@ -146,8 +146,8 @@ def test_nobody_is_compared_twice():
     config = tiny_config("plain")
     assert [cell.method for cell in compare.cells(("plain", "default", "plain"), config,
                                                   Path("x"))] == ["plain", "default"]
-    assert [common.seed
-            for common in compare.seeded(config, (2, 0, 2))] == [2, 0] and compare.seeded(config, ()) == [config]
+    assert [common.seed for common in compare.seeded(config, (2, 0, 2))] == [2, 0]
+    assert compare.seeded(config, ()) == [config]
 
 
 def test_ratios_have_names_of_their_own():

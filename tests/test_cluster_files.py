@@ -168,7 +168,8 @@ def check_compose(path: Path) -> subprocess.CompletedProcess:
 def test_compose(tmp_path):
     done = check_compose(FOLDER / "compose.yaml")
     assert done.returncode == 0, done.stdout
-    (tmp_path / "compose.yaml").write_text((FOLDER / "compose.yaml").read_text().replace("depends_on", "depend_on", 1))
+    text = (FOLDER / "compose.yaml").read_text()
+    (tmp_path / "compose.yaml").write_text(text.replace("depends_on", "depend_on", 1))
     assert check_compose(tmp_path / "compose.yaml").returncode == 1
     config = read("compose.yaml")
     for name, service in config["services"].items():
@@ -193,7 +194,8 @@ STUB = """#!/bin/bash
 case $(basename "$0") in
   scontrol) printf 'node1\\nnode2\\n';;
   srun) case " $* " in *" hostname "*) echo 10.1.2.3 10.9.9.9;; *) exec "$@";; esac;;
-  ray) stat -c %a "$RAY_AUTH_TOKEN_PATH"; wc -c < "$RAY_AUTH_TOKEN_PATH"; printf '%s\\n' "$@"; exit "${STUB_CODE:-0}";;
+  ray) stat -c %a "$RAY_AUTH_TOKEN_PATH"; wc -c < "$RAY_AUTH_TOKEN_PATH"
+       printf '%s\\n' "$@"; exit "${STUB_CODE:-0}";;
 esac
 """
 
@@ -225,7 +227,8 @@ def test_slurm(tmp_path, code):
     from ray.scripts.symmetric_run import symmetric_run
 
     assert {"--address", "--min-nodes"} <= {name for option in symmetric_run.params for name in option.opts}
-    assert (FOLDER / "slurm.sh").stat().st_mode & stat.S_IXUSR and (TOP / "ray_jobs" / "train_all.py").exists()
+    assert (FOLDER / "slurm.sh").stat().st_mode & stat.S_IXUSR
+    assert (TOP / "ray_jobs" / "train_all.py").exists()
 
 
 def test_slurm_says_what_it_needs():

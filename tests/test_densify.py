@@ -128,8 +128,9 @@ def test_a_reset_leaves_a_hundredth_and_no_momentum():
 
 def test_the_trainer_grows_in_stage_1_and_not_in_stage_2():
     config = tiny_config(steps=60)
-    config.base.refine_every, config.base.refine_start, config.base.refine_stop, config.base.grow_grad2d = (5, 0.1, 1.0, 1e-9)
-    config.base.max_splats, config.base.prune_opa = 10_000, 0.0
+    base = config.base
+    base.refine_every, base.refine_start, base.refine_stop, base.grow_grad2d = 5, 0.1, 1.0, 1e-9
+    base.max_splats, base.prune_opa = 10_000, 0.0
     trainer, counts = begun(Trainer(config, tiny_scene()), tiny_splats()), {}
     while trainer.step < 60:
         before = len(trainer.splats)

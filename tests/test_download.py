@@ -398,12 +398,13 @@ def test_the_command_gets_lists_and_checks(capture, tmp_path, capsys):
     assert re.search(rf"^ *nyc +zipnerf +PINHOLE .*{tmp_path / 'nyc'}", out,
                      re.M) and f"also in {tmp_path}: mine\n" in out
     assert flexgs("data", "get", "nyc", "sydney", "--data-root", tmp_path) == 2
-    assert ("data get sydney: found no such capture or dataset; expected of mipnerf360, " in capsys.readouterr().err)
+    assert ("data get sydney: found no such capture or dataset; expected of mipnerf360, "
+            in capsys.readouterr().err)
     assert flexgs("data", "check", tmp_path / "mine", tmp_path / "nyc") == 2
     out, err = capsys.readouterr()
     line = f"{tmp_path}/mine: mine: 18 photographs, 18 with a pose, 15 to train on, 3 to test on"
     assert line in out and f"{tmp_path}/mine: whole\n" in out
-    assert (f"{tmp_path}/nyc: found no images_2/, images_4/, images_8/, which the released capture has\n" in out)
+    assert f"{tmp_path}/nyc: found no images_2/, images_4/, images_8/, which the released capture has\n" in out
     assert err == f"flexgs: data check: {tmp_path}/nyc is not whole\n"
 
 

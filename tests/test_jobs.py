@@ -95,7 +95,7 @@ def test_settings_come_from_flags_a_preset_or_a_file(tmp_path):
 
 
 def test_what_was_typed_is_no_flag():
-    with pytest.raises(UserError, match="--typed.words"):
+    with pytest.raises(UserError, match=r"--typed\.words"):
         parse(train_all.TrainAll, ["--typed.words", "x"], "")
     assert parse(train_all.TrainAll, ["--rates.sh0=1e-3", "--gpu"], "").typed.has("--lr.sh0")
 
@@ -333,8 +333,8 @@ def test_runs_are_kept_in_an_object_store(two_scenes, s3, tmp_path, monkeypatch)
     assert client.available()
     # one, although the machine was another
     (run,) = client.client.search_runs([client.id], "tags.kind = 'scene'")
-    assert [m.step
-            for m in client.client.get_metric_history(run.info.run_id, "train/loss")] == [20, 40, 60, 80, 100, 120]
+    losses = client.client.get_metric_history(run.info.run_id, "train/loss")
+    assert [loss.step for loss in losses] == [20, 40, 60, 80, 100, 120]
 
 
 def compare(root: Path, storage: Path, *more: str) -> tuple[int, str, str]:
@@ -472,8 +472,9 @@ def test_mip_nerf_360_as_released(ray_here, garden_and_bonsai, shared):
     assert measured(folder / "garden") == (4, 32, None) and measured(folder / "bonsai") == (2, 64, None)
     tracking = Tracking(f"sqlite:///{shared / 'mlflow.db'}", "flexgs-mipnerf360")
     assert tracking.available()
-    assert {run.info.run_name: run.data.params["data.factor"] for run in
-            tracking.client.search_runs([tracking.id], "tags.kind = 'scene'")} == {"garden": "4", "bonsai": "2"}
+    found = tracking.client.search_runs([tracking.id], "tags.kind = 'scene'")
+    assert {run.info.run_name: run.data.params["data.factor"] for run in found} == {"garden": "4",
+                                                                                    "bonsai": "2"}
 
 
 @pytest.mark.ray

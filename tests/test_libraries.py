@@ -35,8 +35,8 @@ def private(path: Path) -> list[str]:
             while isinstance(root, ast.Attribute):
                 root = root.value
             mine = isinstance(root, ast.Name) and root.id in names | {"study"}
-            if mine and (isinstance(node.ctx, ast.Store) or node.attr.startswith("_")
-                         and not node.attr.startswith("__")):
+            if mine and (isinstance(node.ctx, ast.Store) or (node.attr.startswith("_")
+                         and not node.attr.startswith("__"))):
                 found.append(ast.unparse(node))
         if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "sys.modules":
             found.append(ast.unparse(node))

@@ -42,7 +42,7 @@ def test_flags_and_files(tmp_path):
 
 
 def test_both_names_at_once_are_refused():
-    with pytest.raises(UserError, match="base: found unknown key 'share'|base: .*share"):
+    with pytest.raises(UserError, match=r"base: .*share"):
         Config.from_dict({"base": {"share": 0.25, "stage1_fraction": 0.5}})
 
 

@@ -54,7 +54,8 @@ def test_what_is_suggested_can_be_trained_and_depends_on_the_structure():
         names = set(trial.params)
         assert ("gsnet.temperature" in names) == (config.order.kind == "gsnet")
         assert ("order.temperature" in names) == (config.order.kind == "sampled")
-        assert ("field.resolution.e" in names) == (config.transform.kind == "field") == ("deltas.merge" not in names)
+        is_field = config.transform.kind == "field"
+        assert ("field.resolution.e" in names) == is_field == ("deltas.merge" not in names)
         again = flags(trial.params)
         assert "--order.kind" in again and applied(trial.params, start) == config
     assert len(structures) == 4
@@ -153,7 +154,7 @@ def test_another_search_in_the_folder_is_refused(scene, tmp_path):
         command._same_as_before(replace(search, start=Config(steps=7)), "psnr_auc", scene)
 
 
-def test_a_trial_is_measured_on_the_way_and_continues_where_it_was_interrupted(capture, scene, config, tmp_path):
+def test_a_trial_is_measured_on_the_way_and_continues_where_it_was(capture, scene, config, tmp_path):
     config.evaluation = replace(config.evaluation, ratios=(0.05, 1.0), views="even")
     whole, parts = (Search(capture, tmp_path / name, config) for name in ("whole", "parts"))
     own = Own(config)

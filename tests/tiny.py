@@ -75,8 +75,9 @@ def tiny_splats(n: int = 40, sh_degree: int = 2, seed: int = 0) -> Splats:
 def tiny_config(preset: str = "default", steps: int = 40) -> Config:
     """A preset of a few views; stage 1 and stage 2 are half each, nothing is measured but PSNR and SSIM."""
     config = Config.from_preset(preset)
-    config.steps, config.base.stage1_fraction, config.base.sh_degree, config.evaluation.lpips = (steps, 0.5, 2, ())
-    config.field.resolution, config.field.channels, config.field.levels, config.field.width = ((4, 5, 6, 7), 2, (1, 2), 8)
+    config.steps, config.base.stage1_fraction, config.base.sh_degree = steps, 0.5, 2
+    config.evaluation.lpips, field = (), config.field
+    field.resolution, field.channels, field.levels, field.width = (4, 5, 6, 7), 2, (1, 2), 8
     config.report_every = config.checkpoint_every = config.check_every = 10**6
     return config
 

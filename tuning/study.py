@@ -77,8 +77,8 @@ def front(records: list[Record]) -> list[Record]:
 def history(search: Search, objective: str, storage: BaseStorage | None = None) -> optuna.Study:
     """Make a study of the trials so far, to continue interrupted ones first, or to begin with trial 0.
 
-    It is kept in storage, or else in memory. UserError if a trial does not fit the space, because the search began with other settings or another
-    version.
+    It is kept in storage, or else in memory. UserError if a trial does not fit the space, because the search
+    began with other settings or another version.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     records, pareto = search.records(), objective == PARETO

@@ -191,8 +191,10 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
 
 
 def load_cameras(path: str | Path, model: str | None = None) -> list[Camera]:
-    """The cameras of a capture, in the order of their names and without distortion; its photographs need not
-    be there. UserError as of load_scene."""
+    """Read the cameras of a capture, by name and without distortion; its photographs need not be there.
+
+    UserError as of load_scene().
+    """
     capture = read_capture(Path(path), model)
     frames = sorted(capture.frames, key=lambda frame: frame.name)
     if len(frames) < 2:

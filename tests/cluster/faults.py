@@ -142,7 +142,8 @@ def look(cluster: Cluster, storage: Path, seconds: float) -> Outcome:
             outcome.left[f"{scene}: results"] = [[row[key] for key in ("splats", "psnr", "ssim")]
                                                  for row in ratios.values()]
             files = [*sorted((run / "model").glob("*.safetensors")), *sorted((run / "cuts").iterdir())]
-            outcome.left[f"{scene}: model and cuts"] = (hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest())
+            whole = b"".join(file.read_bytes() for file in files)
+            outcome.left[f"{scene}: model and cuts"] = hashlib.sha256(whole).hexdigest()
     return outcome
 
 

@@ -87,7 +87,8 @@ class Cluster:
 
     def objects(self, name: str) -> set[str]:
         """The names of what the run has in the bucket."""
-        keys = (json.loads(self.client(f"list_objects_v2(Bucket='bucket', Prefix='{name}/{name}/studio/')"))["Contents"])
+        asked = f"list_objects_v2(Bucket='bucket', Prefix='{name}/{name}/studio/')"
+        keys = json.loads(self.client(asked))["Contents"]
         return {key["Key"].partition("/studio/")[2] for key in keys}
 
     def log(self, name: str) -> str:

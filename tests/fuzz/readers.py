@@ -101,7 +101,7 @@ def _lines(texts: Iterable[str]) -> None:
 
 
 # -- Gaussians
-# --------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 def _splats(n: int = 40, degree: int = 1) -> Splats:
     g = torch.Generator().manual_seed(n + degree)
@@ -121,7 +121,8 @@ def _cameras() -> list[Camera]:
 def _model(kind: str) -> ElasticModel:
     config, splats = Config.from_preset("smoke"), _splats()
     config.transform.kind = kind  # type: ignore[assignment]
-    config.field.resolution, config.field.levels, config.field.channels, config.field.width = ((4, 4, 4, 4), (1,), 2, 8)
+    field = config.field
+    field.resolution, field.levels, field.channels, field.width = (4, 4, 4, 4), (1,), 2, 8
     return ElasticModel(splats, make_transform(config, splats).stored(), config, _cameras(),
                         "4-01234567-01234567-01234567")
 
@@ -248,7 +249,7 @@ def _without(path: Path, key: str) -> None:
 
 
 # -- captures
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 def _photographs(folder: Path, suffixes: tuple[str, ...] = (".png",), masks: bool = False) -> list[str]:
     """VIEWS of them, of the kinds of these suffixes in turn; their names."""

@@ -140,8 +140,9 @@ class _Worker:
 
     def end(self) -> None:
         self.ended = True
-        for child in psutil.Process(self.process.pid).children(recursive=True) if self.process.is_alive() else ():
-            child.kill()
+        if self.process.is_alive():
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                child.kill()
         self.process.kill()
         self.process.join()
         shutil.rmtree(self.folder, ignore_errors=True)
