@@ -52,7 +52,8 @@ def evaluate(model: ElasticModel, scene: Scene, options: EvaluationConfig, backg
     smallest = _smallest(test)
     loaded = {net: lpips.load(net, options.lpips_weights, options.lpips_range) if smallest >= lpips.LEAST else
               f"its backbone needs images of {lpips.LEAST} pixels, found {smallest}" for net in options.lpips}
-    networks: dict[str, Lpips] = {net: network for net, network in loaded.items() if isinstance(network, Lpips)}
+    networks: dict[str, Lpips] = {net: network for net, network in loaded.items()
+                                  if isinstance(network, Lpips)}
     for ratio in options.ratios:
         start = clock(colour.device)
         cut = model.cut(ratio)

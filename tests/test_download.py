@@ -404,7 +404,7 @@ def test_the_command_gets_lists_and_checks(capture, tmp_path, capsys):
     out, err = capsys.readouterr()
     line = f"{tmp_path}/mine: mine: 18 photographs, 18 with a pose, 15 to train on, 3 to test on"
     assert line in out and f"{tmp_path}/mine: whole\n" in out
-    assert f"{tmp_path}/nyc: found no images_2/, images_4/, images_8/, which the released capture has\n" in out
+    assert f"{tmp_path}/nyc: found no images_2/, images_4/, images_8/, which the released capture has" in out
     assert err == f"flexgs: data check: {tmp_path}/nyc is not whole\n"
 
 
