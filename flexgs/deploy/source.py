@@ -90,8 +90,7 @@ class MergedModel:
     @cached_property
     def viewpoints(self) -> Sequence[Camera]:
         """The cameras, or else some that are searched for, at the size that shows the model's detail."""
-        some = self._tree.cut(SEARCHED)
-        return at_detail(some, self.cameras or viewpoints(some))
+        return at_detail(self.splats, self.cameras or viewpoints(self._tree.cut(SEARCHED)))
 
     @property
     def sh_degree(self) -> int:

@@ -2,8 +2,8 @@
 
 From where it was trained, a model fills the image and is sharp; from elsewhere there are holes, floaters
 close to the camera and needles seen from the side. So viewpoints are drawn at random, judged by both in small
-renders, and the best are kept and varied, as in an evolution strategy. These come close; so as many more look
-at the whole from a sphere around it, as one looks at an object.
+renders, and the best are kept and varied, as in an evolution strategy. These come close; so some more look at
+the whole from a sphere around it, as one looks at an object, from where it is about as sharp.
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,8 @@ FOV = 45.0
 """Vertical angle of view in degrees."""
 AWAY = 4.0
 """Radius of the sphere, in median distances of the Gaussians from their middle."""
+SHARP = 1.5
+"""Largest blur from the sphere, in mean blurs of the viewpoints that were searched for."""
 SHARPNESS = 5.0
 """Weight of the blur, as a fraction of the width, against the covered fraction of the image."""
 DETAIL = 6.0
@@ -67,9 +69,11 @@ def viewpoints(splats: Splats, count: int = 48) -> list[Camera]:
             for child in range(CHILDREN):
                 moved = eye + (at - eye).norm() / 4 * torch.randn(3, generator=draws)
                 pool.append(judged(moved, target() if child % 2 else at))
-    best = sorted(pool, key=lambda one: -one[0])[:count // 2]
-    outside = [camera(middle + AWAY * reach * _direction(draws), middle) for _ in range(count - len(best))]
-    return [*(made for _, made, _, _ in best), *outside]
+    found = [made for _, made, _, _ in sorted(pool, key=lambda one: -one[0])[:count]]
+    blur = sum(_seen(splats, made)[1] for made in found) / count
+    around = (camera(middle + AWAY * reach * _direction(draws), middle) for _ in range(count // 2))
+    outside = [made for made in around if _seen(splats, made)[1] <= SHARP * blur]
+    return [*found[:count - len(outside)], *outside]
 
 
 def at_detail(splats: Splats, cameras: Sequence[Camera]) -> list[Camera]:
