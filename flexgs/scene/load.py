@@ -120,44 +120,15 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
     frames, files, reduced = _locate(capture, frames, factor, doubts)
     photographs = _count(capture, frames, files, doubts)
     resize = factor if not reduced else 1
-
-    places = np.stack([_place(frame.viewmat) for frame in frames])
-    if not np.abs(places).max() < FARTHEST:
-        far = frames[int(np.abs(places).max(1).argmax())]
-        raise UserError(f"{capture.file}: found the camera of {far.name} over {FARTHEST:g} units "
-                        "from 0 0 0, expected a capture that float32 can hold: the file is damaged, "
-                        "copy or export it again")
-    origin = local_origin(places, np.linalg.norm(places - places.mean(0), axis=1).max())
+    origin = _origin(capture, frames)
     cache = ImageCache(default_cache() if cache_bytes is None else cache_bytes)
-    finder = Masks(frames, factor) if masks else None
-    views, heads = [], []
-    for frame, file in zip(frames, files, strict=True):
-        head = _checked_head(file, frame, capture.file)
-        lens = frame.lens.scaled(head.width, head.height)
-        pinhole = lens.pinhole()
-        camera = pinhole.camera(_about(origin, frame.viewmat), origin)
-        if resize > 1:
-            camera = camera.scaled(max(1, round(pinhole.width / resize)),
-                                   max(1, round(pinhole.height / resize)))
-        views.append(View(frame.name, camera, file, finder.find(frame, head) if finder else None, lens,
-                          cache))
-        heads.append(head)
-    doubts += finder.doubts() if finder else []
-    doubts += _doubts_of_heads(files, heads)
+    views = _views(capture, frames, files, origin, Masks(frames, factor) if masks else None, resize, cache)
     splits = [frame.split for frame in frames] if any(frame.split for frame in frames) else None
     train, test = _split(root, views, splits, test_every, doubts)
     if len(train) < 2:
         raise UserError(f"{root}: found {len(train)} training views of {len(views)} images, "
                         "expected at least 2: change test_every or add images")
-    points, points_from = _near(capture, doubts), "capture"
-    if points is None:
-        poses = [view.camera.viewmat.double().numpy() for view in train]
-        points, points_from = _random_points(poses, seed), "random"
-        doubts.append(f"{capture.file.parent}: the capture has no points; starting from "
-                      f"{RANDOM_POINTS} random ones")
-    else:
-        points = Points((points.xyz.double() - torch.tensor(origin, dtype=torch.float64)).float(), points.rgb)
-
+    points, points_from = _points(capture, train, origin, seed)
     centres = torch.stack([view.camera.center for view in train])
     scene_scale = 1.1 * float((centres - centres.mean(0)).norm(dim=1).max())
     if scene_scale == 0:
@@ -166,13 +137,10 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
     doubts += _blind(capture.file, views, points) if capture.points is not None else []
     for view in views:
         view.camera = replace(view.camera, near=NEAR * unit_of(scene_scale))
-    (width, height), _ = Counter((view.camera.width, view.camera.height) for view in views).most_common(1)[0]
     folder = frames[0].folder.name
     protocol = {
         "format": capture.format, "images": f"{folder}_{factor}" if reduced else folder, "factor": factor,
-        "resize": "pillow bicubic" if resize > 1 else None,
-        "width": width, "height": height,
-        "one_size": all((v.camera.width, v.camera.height) == (width, height) for v in views),
+        "resize": "pillow bicubic" if resize > 1 else None, **_sizes(views),
         "split": "files" if splits else "every nth by name", "test_every": None if splits else test_every,
         "train_views": len(train), "test_views": len(test),
         "undistorted": any(view.lens.distorted for view in views),
@@ -190,6 +158,55 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
                  origin, doubts)
 
 
+def _origin(capture: Capture, frames: list[Frame]) -> Origin:
+    """Choose the origin about which float32 is enough for these cameras; UserError if there is none."""
+    places = np.stack([_place(frame.viewmat) for frame in frames])
+    if not np.abs(places).max() < FARTHEST:
+        far = frames[int(np.abs(places).max(1).argmax())]
+        raise UserError(f"{capture.file}: found the camera of {far.name} over {FARTHEST:g} units "
+                        "from 0 0 0, expected a capture that float32 can hold: the file is damaged, "
+                        "copy or export it again")
+    return local_origin(places, np.linalg.norm(places - places.mean(0), axis=1).max())
+
+
+def _views(capture: Capture, frames: list[Frame], files: list[Path], origin: Origin, finder: Masks | None,
+           resize: int, cache: ImageCache) -> list[View]:
+    """Make the views of frames, whose photographs are files, at 1/resize of the size of these."""
+    views, heads = [], []
+    for frame, file in zip(frames, files, strict=True):
+        head = _checked_head(file, frame, capture.file)
+        lens = frame.lens.scaled(head.width, head.height)
+        pinhole = lens.pinhole()
+        camera = pinhole.camera(_about(origin, frame.viewmat), origin)
+        if resize > 1:
+            camera = camera.scaled(max(1, round(pinhole.width / resize)),
+                                   max(1, round(pinhole.height / resize)))
+        views.append(View(frame.name, camera, file, finder.find(frame, head) if finder else None, lens,
+                          cache))
+        heads.append(head)
+    capture.doubts += finder.doubts() if finder else []
+    capture.doubts += _doubts_of_heads(files, heads)
+    return views
+
+
+def _points(capture: Capture, train: list[View], origin: Origin, seed: int) -> tuple[Points, str]:
+    """Return the points about origin, and where they are from: "capture", or "random" if it has none."""
+    points = _near(capture, capture.doubts)
+    if points is None:
+        capture.doubts.append(f"{capture.file.parent}: the capture has no points; starting from "
+                              f"{RANDOM_POINTS} random ones")
+        return _random_points([view.camera.viewmat.double().numpy() for view in train], seed), "random"
+    xyz = (points.xyz.double() - torch.tensor(origin, dtype=torch.float64)).float()
+    return Points(xyz, points.rgb), "capture"
+
+
+def _sizes(views: list[View]) -> dict[str, int | bool]:
+    """Return the most common size of the views in pixels, and whether all have it."""
+    sizes = Counter((view.camera.width, view.camera.height) for view in views)
+    (width, height), _ = sizes.most_common(1)[0]
+    return {"width": width, "height": height, "one_size": len(sizes) == 1}
+
+
 def load_cameras(path: str | Path, model: str | None = None) -> list[Camera]:
     """Read the cameras of a capture, by name and without distortion; its photographs need not be there.
 
@@ -199,9 +216,8 @@ def load_cameras(path: str | Path, model: str | None = None) -> list[Camera]:
     frames = sorted(capture.frames, key=lambda frame: frame.name)
     if len(frames) < 2:
         raise UserError(f"{capture.file}: found {len(frames)} images with a pose, expected at least 2")
-    places = np.stack([_place(frame.viewmat) for frame in frames])
-    scene_scale = np.linalg.norm(places - places.mean(0), axis=1).max()
-    origin, near = local_origin(places, scene_scale), NEAR * unit_of(scene_scale)
+    origin, places = _origin(capture, frames), np.stack([_place(frame.viewmat) for frame in frames])
+    near = NEAR * unit_of(np.linalg.norm(places - places.mean(0), axis=1).max())
     return [replace(frame.lens.pinhole().camera(_about(origin, frame.viewmat), origin), near=near)
             for frame in frames]
 
