@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 import io
 import itertools
 import re
@@ -44,7 +45,6 @@ class Typed:
         return public(shlex.join(["python", program, *self.words]))
 
 
-
 Recorded = tyro.conf.Suppress[tyro.conf.Fixed[Typed]]
 """The field of a command that parse() fills in; it is no flag."""
 
@@ -75,7 +75,7 @@ def parse(command: type[T], args: Sequence[str] | None, prog: str) -> T:
               else Config.from_preset("default" if preset is None else preset))
     given = {name: _default_of(f) for name, f in fields.items() if f.init}
     start = command(**{**given, "config": config})
-    filled: Any = fill(command, args, prog, start, f"{command.__doc__}\n\nPresets:\n{presets()}")
+    filled: Any = fill(command, args, prog, start, f"{inspect.getdoc(command)}\n\nPresets:\n{presets()}")
     filled.typed = Typed(tuple(args))
     return filled
 
@@ -103,7 +103,7 @@ def fill(kind: type[T], args: Sequence[str], prog: str, start: Any = tyro.MISSIN
     try:
         with contextlib.redirect_stderr(complaint), READABLE:
             filled = tyro.cli(kind, args=old_names.flags(args), prog=prog,
-                              description=description or kind.__doc__, default=start)
+                              description=description or inspect.getdoc(kind), default=start)
     except SystemExit as e:
         if not e.code:
             raise
