@@ -92,6 +92,7 @@ def unavailable() -> str | None:
 
 def read_layers(path: Path) -> dict[str, Tensor]:
     """Read the layers of a file of weights as {"0.weight": float32, ...}; UserError if there are none."""
+    regular_file(path)
     try:
         found = _layers(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as e:  # torch.load raises many kinds for broken files
@@ -118,6 +119,6 @@ def _file(net: str, folder: Path) -> Path:
     """Return the file of the network's weights in the folder; UserError if there is none."""
     for name in FILES[net]:
         if (folder / name).exists():
-            return regular_file(folder / name)
+            return folder / name
     raise UserError(f"{folder}: found no LPIPS backbone {net}, expected "
                     f"{' or '.join(FILES[net])} in this folder")
