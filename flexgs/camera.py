@@ -89,6 +89,12 @@ def local_origin(places: np.ndarray, scene_scale: float) -> Origin:
     return x, y, z
 
 
+def scene_scale_of(cameras: Sequence["Camera"]) -> float:
+    """Return the scene scale: 1.1 times the largest distance of a camera from the mean of all."""
+    centres = torch.stack([camera.center for camera in cameras])
+    return 1.1 * float((centres - centres.mean(0)).norm(dim=1).max())
+
+
 def unit_of(scene_scale: float) -> float:
     """Compute the unit of length of a scene: the power of two nearest to a fifth of its scale.
 

@@ -53,5 +53,7 @@ def flags(args: Sequence[str]) -> list[str]:
         path = name.removeprefix("--").replace("-", "_")
         if name.startswith("--") and (today := setting(path)) != path:
             arg = f"--{today.replace('_', '-')}{equals}{value}"
+        if (name, value) in VALUES:
+            arg = f"{name}={VALUES[name, value]}"
         words.append(VALUES.get((words[-1] if words else "", arg), arg))
     return words

@@ -6,15 +6,20 @@ import pytest
 import torch
 from conftest import random_splats
 
+from flexgs.errors import UserError
 from flexgs.model import merge_tree
 from flexgs.model.elastic import ElasticModel
-from flexgs.model.merge_tree import MergeTree, Mixture, merge
+from flexgs.model.merge_tree import MergeTree, Mixture
 from flexgs.model.viewpoints import at_detail, viewpoints
 from flexgs.ply import read_ply
 from flexgs.raster import render
 from flexgs.splats import Splats, rotation_matrices
 from flexgs.training.distill import distill
 from tests.test_cli import flexgs
+
+
+def merge(splats: Splats, count: int) -> Splats:
+    return MergeTree(splats).cut(count)
 
 
 def covariances(splats: Splats) -> torch.Tensor:
@@ -169,7 +174,7 @@ def test_a_budget_in_bytes_holds_after_training(ply, tmp_path):
 
 @pytest.mark.parametrize("words, said", [
     (["PLY", "--scene", "CAPTURE", "--cameras", "RUN"], "found --scene and --cameras, expected one"),
-    (["RUN", "--seconds", "3"], "found --seconds, expected it with --budget for a file of splats"),
+    (["RUN", "--seconds", "3"], "found --seconds, expected it with --output for a file of splats"),
     (["PLY", "--by", "prune", "--cameras", "RUN"], "found --cameras, expected it with"),
     (["PLY", "--cameras", "NONE"], "NONE: no such folder"), (["PLY", "--seconds", "-1"], "--seconds: found")])
 def test_what_cannot_be_is_one_line(words, said, ply, trained, capture, tmp_path, monkeypatch, capsys):
@@ -189,5 +194,30 @@ def test_a_file_becomes_elastic_without_a_capture(ply, tmp_path, capsys):
     assert len(model.cut(0.1)) == len(whole) // 10
     assert torch.equal(model.cut(1.0).means.sort(0).values, whole.means.sort(0).values)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "renders").rglob("*.png")}
+    assert len(before) == 48
     assert flexgs(*command) == 0 and "already finished" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_folder_of_somebody_else_stays(ply, tmp_path, capsys):
+    mine = tmp_path / "renders" / ply.stem / "transforms.json"
+    mine.parent.mkdir(parents=True)
+    mine.write_text('{"frames": []}')
+    assert flexgs("adapt", "--ply", ply, "--output", tmp_path, "--preset", "smoke") == 2
+    assert "holds no renders of a model" in capsys.readouterr().err and mine.read_text() == '{"frames": []}'
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e30])
+def test_viewpoints_that_cannot_be(spread):
+    splats = random_splats(50)
+    splats.means[:] *= spread
+    with pytest.raises(UserError, match="give the cameras"):
+        viewpoints(splats)
+
+
+def test_levels_are_trained_too(ply, tmp_path):
+    command = ["cut", ply, "--lod", "100", "20", "--seconds"]
+    assert flexgs(*command, "0", "-o", tmp_path / "merged") == 0
+    assert flexgs(*command, "0.2", "-o", tmp_path / "trained") == 0
+    a, b = (read_ply(tmp_path / way / "lod1.ply") for way in ("merged", "trained"))
+    assert len(a) == len(b) and not torch.equal(a.means, b.means)

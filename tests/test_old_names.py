@@ -38,7 +38,8 @@ def test_flags_and_files(tmp_path):
     (tmp_path / "old.json").write_text(json.dumps(WAS))
     assert parse(Train, ["x", "--config", str(tmp_path / "old.json")], "train").config == config
     assert not parse(Train, ["x", "--rates.no-restart", "--base.share=1"], "train").config.lr.restart
-    assert parse(TrainAll, ["--protocol", "field"], "train_all.py").protocol == "standard"
+    for words in (["--protocol", "field"], ["--protocol=field"]):
+        assert parse(TrainAll, words, "train_all.py").protocol == "standard"
 
 
 def test_both_names_at_once_are_refused():

@@ -85,14 +85,17 @@ class Cut:
         model = open_model(self.source, scene, self.by)
         if self.cameras and isinstance(model, MergedModel):
             model.cameras = cameras_of(self.cameras)
-        if (self.cameras or self.seconds) and not (isinstance(model, MergedModel) and self.budget):
+        if (self.cameras or self.seconds) and not (isinstance(model, MergedModel) and self.output):
             raise UserError(f"cut: found --{'cameras' if self.cameras else 'seconds'}, expected it with "
-                            "--budget for a file of splats by --by merge: a run is trained already")
+                            "--output for a file of splats by --by merge: a run is trained already")
         if self.html:
             print(write_page(model, self.html, Path(urlsplit(self.source).path.rstrip("/")).stem))
         if self.output and self.lod:
-            print(write_lod(model, self.output, self.lod, local) if self.local
-                  else write_lod(model, self.output, self.lod))
+            def made(cut: "Splats") -> "Splats":
+                cut = self._trained(model, cut)
+                return local(cut) if self.local else cut
+
+            print(write_lod(model, self.output, self.lod, made))
         elif self.output:
             assert self.budget
             self._write(model, self.budget, self.output, scene)
@@ -148,6 +151,7 @@ class Cut:
 
     def _trained(self, model: "Cuttable", cut: "Splats") -> "Splats":
         """The cut; of merged Gaussians, after so many seconds of training on renders of the whole model."""
+        from rich.console import Console
         from rich.progress import Progress
 
         from flexgs.deploy.source import MergedModel
@@ -157,7 +161,8 @@ class Cut:
         if not isinstance(model, MergedModel) or not seconds or len(cut) == len(model):
             return cut
         cameras = model.viewpoints
-        with Progress(transient=True) as bar:
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task(f"training {len(cut):,} Gaussians on renders of the whole", total=1)
 
             def shown() -> Iterator[float]:
@@ -257,7 +262,7 @@ class ViewCommand:
         from flexgs.view.viewer import view
 
         scene = _capture(self.scene or _recorded_capture(self.source), self.source)
-        models = {public(name): open_model(name, scene)
+        models = {public(name): open_model(name, scene, "prune")  # each move of the slider is another cut
                   for name in [self.source, *([self.other] if self.other else [])]}
         for name, model in models.items():
             if scene and isinstance(model, ElasticModel):

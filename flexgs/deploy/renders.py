@@ -1,7 +1,6 @@
 """A capture of a model's own renders, for training on a model that comes without photographs."""
 
 import hashlib
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +9,14 @@ import torch
 from PIL import Image
 
 from flexgs.camera import WORLD, Camera
+from flexgs.errors import UserError
 from flexgs.files import atomic_folder, write_json
 from flexgs.formats import save
 from flexgs.inputs import read_json
 from flexgs.raster import render
+from flexgs.scene.transforms import OPENGL_TO_OPENCV
 from flexgs.splats import Splats
 
-OPENCV_TO_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 POINTS = 10_000
 """Gaussians whose means are the points of the capture."""
 
@@ -24,13 +24,19 @@ POINTS = 10_000
 def write_renders(model: Splats, cameras: Sequence[Camera], folder: Path, source: Path) -> None:
     """Write the renders of model at cameras into folder: images/ and a transforms.json, as nerfstudio has it.
 
-    A folder that was written for the same bytes of source, the file that model was read from, stays.
+    A folder that was written for the same bytes of source, the file that model was read from, stays; one of
+    other renders is replaced when the new ones are complete. UserError for a folder of anything else.
     """
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    about = folder / "transforms.json"
-    if about.is_file() and read_json(about).get("rendered_from") == digest:
-        return
-    shutil.rmtree(folder, ignore_errors=True)
+    with source.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if folder.exists():
+        about = folder / "transforms.json"
+        before = read_json(about, dict).get("rendered_from") if about.is_file() else None
+        if before == digest:
+            return
+        if before is None:
+            raise UserError(f"{folder}: found a folder that holds no renders of a model, expected none; "
+                            "move it away, or choose another --output")
     with atomic_folder(folder) as out:
         (out / "images").mkdir()
         frames = []
@@ -39,7 +45,7 @@ def write_renders(model: Splats, cameras: Sequence[Camera], folder: Path, source
                 image = render(model, camera).image.clamp(0, 1)
             name = f"images/{i:03}.png"
             Image.fromarray((255 * image).round().byte().numpy()).save(out / name)
-            pose = np.linalg.inv(camera.at(WORLD).viewmat.double().numpy()) @ OPENCV_TO_OPENGL
+            pose = np.linalg.inv(camera.at(WORLD).viewmat.double().numpy()) @ OPENGL_TO_OPENCV
             K = camera.K
             frames.append({"file_path": name, "transform_matrix": pose.tolist(), "w": camera.width,
                            "h": camera.height, "fl_x": float(K[0, 0]), "fl_y": float(K[1, 1]),

@@ -38,26 +38,19 @@ CHUNK = 1 << 18
 Array = np.ndarray
 
 
-def merge(splats: Splats, count: int) -> Splats:
-    """Exactly count Gaussians that stand for splats, or splats itself if it has no more.
-
-    Computed on the CPU, in float64 but for the harmonics, and deterministic.
-    """
-    mixture = Mixture.of(splats)
-    while len(mixture) > count:
-        mixture = mixture.after_pass(count)
-    return mixture.splats(splats)
-
-
 class MergeTree:
-    """The same Gaussians at every count. Whole passes are kept, so that a second cut is cheap."""
+    """The same Gaussians at every count, from all down to one.
+
+    Computed on the CPU, in float64 but for the harmonics, and deterministic: a count has one result. Whole
+    passes are kept, so that a second cut is cheap.
+    """
 
     def __init__(self, splats: Splats):
         self._splats = splats
         self._passes = [Mixture.of(splats)]
 
     def cut(self, count: int) -> Splats:
-        """What merge() returns for count."""
+        """Return exactly count Gaussians, or the given ones if they are no more."""
         while (last := self._passes[-1]).fewest > max(count, 1):
             self._passes.append(last.after_pass(count))
         mixture = next(m for m in reversed(self._passes) if len(m) >= min(count, len(self._splats)))
@@ -167,7 +160,7 @@ class Mixture:
 
     def splats(self, given: Splats) -> Splats:
         """Return the Gaussians; those that were not merged are rows of given, which the mixture is of."""
-        n, device = len(self), given.means.device
+        device = given.means.device
         new = given[torch.from_numpy(self.kept).to(device)].detach().clone()
         at = ~self.alone
         variances, vectors = np.linalg.eigh(_unpacked(self.covariances[at]))
@@ -180,7 +173,6 @@ class Mixture:
         where = torch.from_numpy(at).to(device)
         for name, tensor in new.items():
             tensor[where] = torch.from_numpy(values[name]).to(tensor)
-        assert len(new) == n
         return new
 
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flexgs.camera import Camera, look_at
+from flexgs.camera import FARTHEST, Camera, look_at
+from flexgs.errors import UserError
 from flexgs.raster import render
 from flexgs.seeds import generator
 from flexgs.splats import Splats
@@ -38,13 +39,17 @@ def viewpoints(splats: Splats, count: int = 48) -> list[Camera]:
     """Search for the cameras that show splats best, and add some around it; deterministic.
 
     Some thousands of Gaussians are enough to search with: merge a large model first. The cameras are of the
-    size of SMALL: see at_detail().
+    size of SMALL: see at_detail(). UserError for Gaussians that are all at one place, or too far apart.
     """
     draws = generator(0, "viewpoints")
     seen = torch.sigmoid(splats.opacities) * (splats.scales.sum(1) - splats.scales.amin(1)).exp()
     chances = seen.double().sqrt().cumsum(0)
     middle = splats.means.median(0).values
-    reach = float((splats.means - middle).norm(dim=1).median())
+    reach = float((splats.means.double() - middle).norm(dim=1).median())
+    if not 0 < reach < FARTHEST:
+        raise UserError(f"found Gaussians with a median distance of {reach:g} from their middle, expected "
+                        f"above 0 and below {FARTHEST:g} to search for viewpoints; give the cameras of a "
+                        "capture")
 
     def target() -> Tensor:
         drawn = torch.rand((), generator=draws, dtype=torch.float64) * chances[-1]
@@ -84,12 +89,6 @@ def at_detail(splats: Splats, cameras: Sequence[Camera]) -> list[Camera]:
     width = round(min(max(DETAIL / blur, SMALL[0]), WIDEST))
     return [c if width / 2 <= c.width <= WIDEST else
             c.scaled(width, max(1, round(width * c.height / c.width))) for c in cameras]
-
-
-def scale_of(cameras: Sequence[Camera]) -> float:
-    """The scene scale: 1.1 times the largest distance of a camera from the mean of all."""
-    centers = torch.stack([camera.center.double() for camera in cameras])
-    return max(1.1 * float((centers - centers.mean(0)).norm(dim=1).max()), 1e-6)
 
 
 def _direction(draws: torch.Generator) -> Tensor:

@@ -10,7 +10,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flexgs.camera import FARTHEST, WORLD, Camera, Origin, focus, local_origin, offset, unit_of
+from flexgs.camera import (
+    FARTHEST,
+    WORLD,
+    Camera,
+    Origin,
+    focus,
+    local_origin,
+    offset,
+    scene_scale_of,
+    unit_of,
+)
 from flexgs.config import Config
 from flexgs.errors import UserError, one_line
 from flexgs.scene.capture import Capture, Frame, Points
@@ -129,8 +139,7 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         raise UserError(f"{root}: found {len(train)} training views of {len(views)} images, "
                         "expected at least 2: change test_every or add images")
     points, points_from = _points(capture, train, origin, seed)
-    centres = torch.stack([view.camera.center for view in train])
-    scene_scale = 1.1 * float((centres - centres.mean(0)).norm(dim=1).max())
+    scene_scale = scene_scale_of([view.camera for view in train])
     if scene_scale == 0:
         raise UserError(f"{capture.file}: all cameras are at the same place; expected a "
                         "capture from several places")
@@ -216,10 +225,10 @@ def load_cameras(path: str | Path, model: str | None = None) -> list[Camera]:
     frames = sorted(capture.frames, key=lambda frame: frame.name)
     if len(frames) < 2:
         raise UserError(f"{capture.file}: found {len(frames)} images with a pose, expected at least 2")
-    origin, places = _origin(capture, frames), np.stack([_place(frame.viewmat) for frame in frames])
-    near = NEAR * unit_of(np.linalg.norm(places - places.mean(0), axis=1).max())
-    return [replace(frame.lens.pinhole().camera(_about(origin, frame.viewmat), origin), near=near)
-            for frame in frames]
+    origin = _origin(capture, frames)
+    cameras = [frame.lens.pinhole().camera(_about(origin, frame.viewmat), origin) for frame in frames]
+    near = NEAR * unit_of(scene_scale_of(cameras))
+    return [replace(camera, near=near) for camera in cameras]
 
 
 def _near(capture: Capture, doubts: list[str]) -> Points | None:

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from flexgs.camera import Camera
+from flexgs.camera import Camera, scene_scale_of
 from flexgs.config import LearningRatesConfig
 from flexgs.image.losses import photometric
-from flexgs.model.viewpoints import scale_of
 from flexgs.raster import render
 from flexgs.seeds import generator
 from flexgs.splats import Splats
@@ -36,7 +35,7 @@ def distill(start: Splats, model: Splats, cameras: Sequence[Camera], progress: I
         As many Gaussians as start has.
     """
     splats = start.clone().at(model.origin).requires_grad_()
-    optimizer = Optimizer(splat_groups(splats, LearningRatesConfig(), scale_of(cameras)), 1)
+    optimizer = Optimizer(splat_groups(splats, LearningRatesConfig(), scene_scale_of(cameras)), 1)
     targets: dict[int, Tensor] = {}
     turns: list[int] = []
     for step, done in enumerate(progress):
