@@ -9,16 +9,8 @@ import torch
 from torch import Tensor
 
 from flexgs.errors import UserError
+from flexgs.origin import WORLD, Origin, offset
 
-Origin = tuple[float, float, float]
-"""Position of the (0, 0, 0) of local coordinates in the capture's own coordinates, in float64."""
-WORLD: Origin = (0.0, 0.0, 0.0)
-"""Origin of the capture's own coordinates."""
-MOST_AWAY = 4
-"""Largest distance of a scene from (0, 0, 0), in scene scales, at which it keeps the capture's coordinates.
-
-The last steps of Adam, 1.6e-6 of a scene scale, are still several times the rounding error of float32 there.
-"""
 FARTHEST = 1e15
 """Largest distance of cameras and points from (0, 0, 0), in world units: float32 can still square it."""
 MOST_PIXELS = 1 << 17
@@ -70,38 +62,10 @@ class Camera:
         return replace(self, viewmat=viewmat, origin=origin)
 
 
-def offset(start: Origin, end: Origin) -> Origin:
-    """Compute the vector from one origin to another."""
-    return end[0] - start[0], end[1] - start[1], end[2] - start[2]
-
-
-def local_origin(places: np.ndarray, scene_scale: float) -> Origin:
-    """Choose the origin of coordinates in which float32 is precise enough for a scene.
-
-    It is WORLD where that is enough already, else the median of the positions places [N, 3] float64, rounded
-    to multiples of a power of two below scene_scale so that few digits are needed to write it and to add it.
-    """
-    middle = np.median(places, axis=0)
-    if np.linalg.norm(middle) <= MOST_AWAY * scene_scale:
-        return WORLD
-    step = unit_of(scene_scale) / 16
-    x, y, z = (np.rint(middle / step) * step).tolist()
-    return x, y, z
-
-
 def scene_scale_of(cameras: Sequence["Camera"]) -> float:
     """Return the scene scale: 1.1 times the largest distance of a camera from the mean of all."""
     centres = torch.stack([camera.center for camera in cameras])
     return 1.1 * float((centres - centres.mean(0)).norm(dim=1).max())
-
-
-def unit_of(scene_scale: float) -> float:
-    """Compute the unit of length of a scene: the power of two nearest to a fifth of its scale.
-
-    It is about 1 world unit in the coordinates that COLMAP chooses. Lengths that would be absolute numbers of
-    world units are multiples of it instead.
-    """
-    return 2.0 ** round(math.log2(scene_scale / 5)) if scene_scale > 0 else 1.0
 
 
 def look_at(eye: Tensor, target: Tensor, up: Tensor, width: int, height: int, fov: float = 60.0,

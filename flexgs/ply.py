@@ -3,22 +3,28 @@
 import io
 import re
 import warnings
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
+from numpy.lib.recfunctions import structured_to_unstructured
 from plyfile import PlyData, PlyElement  # writes only; ply_rows.py reads
 
-from flexgs.camera import WORLD, local_origin
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
-from flexgs.ply_rows import read_element
-from flexgs.splats import SH_C0, Splats, unit_quaternions
+from flexgs.origin import WORLD, local_origin
+from flexgs.ply_rows import open_element
+
+if TYPE_CHECKING:
+    from flexgs.splats import Splats
+from flexgs.gaussians import SH_C0, TENSORS, Attributes, Gaussians, unit_quaternions
 
 AXES = ("x", "y", "z")
 COLOURS = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b"))
 HARMONICS = ("f_dc_0", "f_dc_1", "f_dc_2")
+G = TypeVar("G", bound=Attributes)
 GREY = 128
 MOST_LOGIT = 16.0
 """Largest opacity logit that is read: opacity 1 to seven digits. 8-bit formats store 0 and 1 themselves."""
@@ -37,82 +43,98 @@ def ply_bytes(n: int, sh_degree: int, wide: bool = False) -> int:
     return len(_header(n, sh_degree, wide)) + (4 * len(ply_properties(sh_degree)) + 12 * wide) * n
 
 
-def is_wide(splats: Splats) -> bool:
+def is_wide(gaussians: Attributes) -> bool:
     """Whether the capture's own coordinates need float64.
 
     They do if float32 would move more than 1 % of the Gaussians by over 5 % of the median of their three
     standard deviations.
     """
-    if splats.origin == WORLD:
+    if gaussians.origin == WORLD:
         return False
-    world = splats.detach().means.double() + splats.means.new_tensor(splats.origin, dtype=torch.float64)
-    moved = (world - world.float()).abs().amax(1)
-    tolerated = 0.05 * splats.scales.detach().double().median(1).values.exp()
-    return bool((moved > tolerated).double().mean() > 0.01)
+    g = gaussians.arrays()
+    world = g.means.astype(np.float64) + np.array(g.origin)
+    moved = np.abs(world - world.astype(np.float32)).max(1)
+    tolerated = 0.05 * np.exp(np.median(g.scales.astype(np.float64), axis=1))
+    return bool((moved > tolerated).mean() > 0.01)
 
 
-def in_world(splats: Splats, path: Path | str) -> Splats:
+def in_world(gaussians: G, path: Path | str) -> G:
     """Return the Gaussians in the capture's coordinates; UserError names path if they need float64."""
-    if is_wide(splats):
-        raise UserError(f"{path}: positions about {place(splats)} need float64, which this format "
+    if is_wide(gaussians):
+        raise UserError(f"{path}: positions about {place(gaussians)} need float64, which this format "
                         "cannot hold; expected NAME.ply, or --local for positions from there")
-    return splats.at(WORLD)
+    return gaussians.at(WORLD)
 
 
-def local(splats: Splats) -> Splats:
+def local(gaussians: G) -> G:
     """Return the Gaussians with (0, 0, 0) at their origin, wherever that is in the capture."""
-    return replace(splats, origin=WORLD)
+    return replace(gaussians, origin=WORLD)
 
 
-def place(splats: Splats) -> str:
+def place(gaussians: Attributes) -> str:
     """Format the origin of the Gaussians as options and messages write it."""
-    return " ".join(f"{value:.12g}" for value in splats.origin)
+    return " ".join(f"{value:.12g}" for value in gaussians.origin)
 
 
-def write_ply(splats: Splats, path: Path | str) -> None:
+def write_ply(gaussians: Attributes, path: Path | str) -> None:
     """Write a binary 3DGS PLY file in the capture's own coordinates.
 
     Scales are logarithms, opacities logits, quaternions unit, spherical harmonics channel by channel, normals
     zero. All values are float32; x y z are double where float32 is too coarse (is_wide).
     """
     with atomic_file(Path(path)) as out:
-        _ply(splats).write(str(out))
+        _ply(gaussians.arrays()).write(str(out))
 
 
-def to_ply(splats: Splats) -> bytes:
+def to_ply(gaussians: Attributes) -> bytes:
     """Return the bytes of the file that write_ply writes."""
     out = io.BytesIO()
-    _ply(splats).write(out)
+    _ply(gaussians.arrays()).write(out)
     return out.getvalue()
 
 
-def _ply(splats: Splats) -> PlyData:
-    s = splats.detach().to("cpu")
-    n = len(s)
-    quats = unit_quaternions(s.quats)
-    wide = is_wide(s)
-    world = (s.means.double() + torch.tensor(s.origin, dtype=torch.float64)).numpy()
-    columns = torch.cat([torch.from_numpy(world).float(), torch.zeros(n, 3), s.sh0,
-                         s.shN.transpose(1, 2).reshape(n, -1), s.opacities[:, None], s.scales, quats],
-                        dim=1).contiguous().numpy()
-    rows = columns.view([(name, "<f4") for name in ply_properties(s.sh_degree)])[:, 0]
-    if wide:
-        rows = rows.astype([(name, "<f8" if name in AXES else "<f4") for name in ply_properties(s.sh_degree)])
+def _ply(g: Gaussians) -> PlyData:
+    n, names = len(g), ply_properties(g.sh_degree)
+    world = g.means.astype(np.float64) + np.array(g.origin)
+    rows, first = np.zeros((n, len(names)), np.float32), 6  # after the positions, normals of zero
+    rows[:, :3] = world
+    for values in (g.sh0, g.shN.transpose(0, 2, 1).reshape(n, -1), g.opacities[:, None], g.scales,
+                   unit_quaternions(g.quats)):
+        rows[:, first:first + values.shape[1]] = values
+        first += values.shape[1]
+    vertex = rows.view([(name, "<f4") for name in names])[:, 0]
+    if is_wide(g):
+        vertex = vertex.astype([(name, "<f8" if name in AXES else "<f4") for name in names])
         for name, values in zip(AXES, world.T, strict=True):
-            rows[name] = values
-    return PlyData([PlyElement.describe(rows, "vertex")], byte_order="<")
+            vertex[name] = values
+    return PlyData([PlyElement.describe(vertex, "vertex")], byte_order="<")
 
 
-def read_ply(path: Path | str) -> Splats:
+def read_ply(path: Path | str) -> "Splats":
+    """Read the Gaussians of a 3DGS PLY file as tensors on the CPU; see read_gaussians."""
+    from flexgs.splats import Splats  # torch takes seconds to import
+
+    return Splats.of(read_gaussians(path))
+
+
+def read_gaussians(path: Path | str, attributes: Collection[str] = TENSORS) -> Gaussians:
     """Read the Gaussians of a 3DGS PLY file, with spherical harmonics of degree 0 to 3.
 
     The f_rest_* properties may be numbered from 0 or 1, and point colours (red, green, blue) may replace
     f_dc_*. Logits of opacity are clamped to +-MOST_LOGIT, also infinite ones. Positions of type double get an
-    origin where float32 is too coarse. UserError for any other file.
+    origin where float32 is too coarse.
+
+    Args:
+        path: the PLY file.
+        attributes: the attributes whose values are wanted. The others are checked all the same, and are then
+            zeros that take no memory.
+
+    Raises:
+        UserError: it is any other file, or holds no Gaussians or a value that is not finite.
     """
-    vertex = read_element(path, "vertex")
-    names = set(vertex.dtype.names or ())
-    rgb = None if set(HARMONICS) <= names else colours(vertex, Path(path), [])
+    vertex = open_element(path, "vertex")
+    names, n = set(vertex.dtype.names or ()), vertex.count
+    rgb = None if set(HARMONICS) <= names else colours(vertex.all(), Path(path), [])
     known = names if rgb is None else names | set(HARMONICS)
     rest = sorted((name for name in names if re.fullmatch(r"f_rest_\d{1,3}", name)),
                   key=lambda name: int(name[7:]))
@@ -125,38 +147,55 @@ def read_ply(path: Path | str) -> Splats:
     if rest and numbers != list(range(numbers[0], numbers[0] + len(rest))):
         raise UserError(f"{path}: not a 3DGS PLY: found f_rest properties with gaps, expected "
                         f"{len(rest)} in a row")
-
-    def column(*wanted: str) -> torch.Tensor:
-        if not wanted:
-            return torch.zeros(len(vertex), 0)
+    columns = {"quats": [f"rot_{i}" for i in range(4)], "scales": [f"scale_{i}" for i in range(3)],
+               "opacities": ["opacity"], "sh0": list(HARMONICS) if rgb is None else [], "shN": rest}
+    shapes = {"quats": (n, 4), "scales": (n, 3), "opacities": (n,), "sh0": (n, 3),
+              "shN": (n, len(rest) // 3, 3)}
+    values = {name: np.empty(shape, np.float32) if name in attributes
+              else np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+    world, broken, first = np.empty((n, 3)), set[str](), 0
+    for block in vertex:
+        rows = slice(first, first := first + len(block))
         with np.errstate(over="ignore", invalid="ignore"):  # doubles beyond float32 become infinite
-            return torch.from_numpy(np.stack([np.asarray(vertex[w], np.float32) for w in wanted], axis=1))
-
-    shN = column(*rest).reshape(len(vertex), 3, len(rest) // 3).transpose(1, 2).contiguous()
+            world[rows] = structured_to_unstructured(block[list(AXES)], np.float64)
+            for name, wanted in columns.items():
+                if not wanted:
+                    continue
+                part = structured_to_unstructured(block[wanted], np.float32)
+                if name == "opacities":
+                    part = part[:, 0].clip(-MOST_LOGIT, MOST_LOGIT)
+                elif name == "shN":
+                    part = part.reshape(len(part), 3, -1).transpose(0, 2, 1)
+                if not np.isfinite(part).all():
+                    broken.add(name)
+                if name in attributes:
+                    values[name][rows] = part
+    if rgb is not None and "sh0" in attributes:
+        values["sh0"][:] = (rgb / 255 - 0.5) / SH_C0
+    origin = WORLD
     with np.errstate(over="ignore", invalid="ignore"):  # checked() refuses what is not finite
-        world, origin = np.stack([np.asarray(vertex[axis], np.float64) for axis in AXES], axis=1), WORLD
-        if any(vertex[axis].dtype.itemsize > 4 for axis in AXES) and len(world) and np.isfinite(world).all():
+        if any(vertex.dtype[axis].itemsize > 4 for axis in AXES) and n and np.isfinite(world).all():
             origin = local_origin(world, float(np.median(np.abs(world - np.median(world, axis=0)).max(1))))
         means = (world - np.array(origin)).astype(np.float32)
-    splats = Splats(means=torch.from_numpy(means), origin=origin,
-                    quats=column(*(f"rot_{i}" for i in range(4))),
-                    scales=column(*(f"scale_{i}" for i in range(3))),
-                    opacities=column("opacity")[:, 0].clamp(-MOST_LOGIT, MOST_LOGIT),
-                    sh0=column(*HARMONICS) if rgb is None
-                    else torch.from_numpy(((rgb / 255 - 0.5) / SH_C0).astype(np.float32)),
-                    shN=shN)
-    return checked(splats, path)
+    return checked(Gaussians(means=means, origin=origin, **values), path, broken)
 
 
-def checked(splats: Splats, path: Path | str) -> Splats:
-    """Return the Gaussians read from path; UserError if there are none or a value is not finite."""
-    if not len(splats):
+def checked(gaussians: G, path: Path | str, broken: Collection[str] = ()) -> G:
+    """Return the Gaussians of path; UserError if there are none or a value is not finite.
+
+    Args:
+        gaussians: what path holds, or is to hold.
+        path: the file.
+        broken: attributes that are known to have had values that are not finite.
+    """
+    if not len(gaussians):
         raise UserError(f"{path}: found no Gaussians, expected at least one")
-    broken = [name for name, t in splats.items() if not bool(torch.isfinite(t).all())]
+    broken = [name for name, values in gaussians.arrays().items()
+              if name in broken or not np.isfinite(values).all()]
     if broken:
         raise UserError(f"{path}: found NaN or infinite {', '.join(broken)}, expected finite "
                         "numbers; export it again")
-    return splats
+    return gaussians
 
 
 def _header(n: int, sh_degree: int, wide: bool) -> bytes:
@@ -182,7 +221,7 @@ def read_points(file: Path, doubts: list[str] | None = None) -> tuple[np.ndarray
     """
     said: list[str] = []
     try:
-        rows = read_element(file, "vertex")
+        rows = open_element(file, "vertex").all()
         if missing := set(AXES).difference(rows.dtype.names or ()):
             raise UserError(f"{file}: not a PLY of points: found no property {min(missing)}, expected x "
                             "y z; export it again")

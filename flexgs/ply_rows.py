@@ -1,6 +1,7 @@
 """Headers and rows of PLY files, checked against the size of the file before memory is taken."""
 
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,8 @@ from flexgs.inputs import regular_file, shown
 
 MOST_HEAD = 1 << 20
 """The most bytes of a header; compressed PLY with all harmonics has four thousand."""
+BLOCK = 1 << 16
+"""The most rows that are read at once."""
 TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
          "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4",
          "uint32": "u4", "float32": "f4", "float64": "f8"}
@@ -81,8 +84,29 @@ def read_head(path: Path | str) -> PlyHead:
     return PlyHead(order, tuple(elements), end.end())
 
 
-def read_element(path: Path | str, name: str) -> np.ndarray:
-    """Return the rows of one element as a structured array in native byte order.
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one element of a PLY file, which are read in blocks."""
+    dtype: np.dtype
+    """The structured type of a row, in native byte order."""
+    count: int
+    _blocks: Callable[[], Iterator[np.ndarray]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Read the rows as structured arrays of at most BLOCK rows, or of all of a text file."""
+        return self._blocks()
+
+    def all(self) -> np.ndarray:
+        """Read all rows as one structured array."""
+        out, first = np.empty(self.count, self.dtype), 0
+        for block in self:
+            out[first:first + len(block)] = block
+            first += len(block)
+        return out
+
+
+def open_element(path: Path | str, name: str) -> Rows:
+    """Find the rows of one element.
 
     UserError if there is no such element, the file is too short for it, or lists occur in it or, in a binary
     file, before it.
@@ -100,7 +124,7 @@ def read_element(path: Path | str, name: str) -> np.ndarray:
                         "expected numbers alone")
     plain = np.dtype([(p, t) for p, t in wanted.properties.items()])
     if not head.order:
-        return _text(path, head, before, wanted, plain)
+        return Rows(plain, wanted.count, lambda: iter([_text(path, head, before, wanted, plain)]))
     stored = plain.newbyteorder(head.order)
     start = head.bytes + sum(e.count * sum(np.dtype(t).itemsize for t in e.properties.values())
                              for e in before)
@@ -108,9 +132,17 @@ def read_element(path: Path | str, name: str) -> np.ndarray:
     if end > (size := path.stat().st_size):
         raise UserError(f"{path}: not a readable PLY file: found {size:,} bytes, expected {end:,} for its"
                         f" {wanted.count:,} {name} rows; it is cut off or damaged")
-    with path.open("rb") as file:
-        file.seek(start)
-        return np.fromfile(file, stored, wanted.count).astype(plain, copy=False)
+
+    def blocks() -> Iterator[np.ndarray]:
+        with path.open("rb") as file:
+            file.seek(start)
+            for first in range(0, wanted.count, BLOCK):
+                rows = np.fromfile(file, stored, size := min(BLOCK, wanted.count - first))
+                if len(rows) < size:
+                    raise UserError(f"{path}: became shorter while it was read; read it again")
+                yield rows.astype(plain, copy=False)
+
+    return Rows(plain, wanted.count, blocks)
 
 
 def _text(path: Path, head: PlyHead, before: tuple[Element, ...], wanted: Element,

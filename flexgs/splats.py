@@ -1,63 +1,36 @@
-"""Gaussians as plain tensors, in the parametrisation that is optimised and stored."""
+"""Gaussians as tensors, in the parametrisation that is optimised and stored."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from flexgs.camera import WORLD, Origin, offset
-
-SH_C0 = 0.28209479177387814
-"""Constant basis function of the real spherical harmonics, 1 / (2 sqrt(pi))."""
-TENSORS = ("means", "quats", "scales", "opacities", "sh0", "shN")
+from flexgs.gaussians import TENSORS, Attributes, Gaussians
+from flexgs.origin import Origin, offset
 
 
 @dataclass(eq=False)
-class Splats:
-    """N Gaussians of 3D Gaussian Splatting (Kerbl et al. 2023), as raw values before activation."""
+class Splats(Attributes[Tensor]):
+    """Gaussians as tensors, which are rendered and trained."""
 
-    means: Tensor
-    """Positions in world units relative to origin, [N, 3]."""
-    quats: Tensor
-    """Rotations as quaternions (w, x, y, z) of any length, [N, 4]."""
-    scales: Tensor
-    """Natural logarithms of the standard deviations in world units, [N, 3]."""
-    opacities: Tensor
-    """Logits of the opacities, [N]."""
-    sh0: Tensor
-    """Spherical-harmonics coefficients of degree 0 of r, g, b, [N, 3]; colour = 0.5 + SH_C0 * sh0 + ..."""
-    shN: Tensor
-    """Coefficients of the higher degrees, [N, K, 3] with K = 0, 3, 8 or 15 for degree 0 to 3."""
-    origin: Origin = WORLD
-    """Position of means (0, 0, 0) in the capture's own coordinates, where float32 may be too coarse."""
+    @staticmethod
+    def of(gaussians: Attributes) -> "Splats":
+        """Return Gaussians as tensors: arrays on the CPU, in the same memory; splats as they are."""
+        if isinstance(gaussians, Splats):
+            return gaussians
+        return Splats(**{name: torch.from_numpy(a) for name, a in gaussians.items()}, origin=gaussians.origin)
 
-    def __len__(self) -> int:
-        return self.means.shape[0]
+    def arrays(self) -> Gaussians:
+        """Return these Gaussians as NumPy arrays, without gradients."""
+        return Gaussians(**{name: t.detach().cpu().contiguous().numpy() for name, t in self.items()},
+                         origin=self.origin)
 
-    @property
-    def sh_degree(self) -> int:
-        """Degree of the spherical harmonics, 0 to 3."""
-        return int((self.shN.shape[1] + 1) ** 0.5) - 1
+    def like(self, other: Gaussians) -> "Splats":  # type: ignore[override]
+        """Return the other Gaussians as tensors on the device of these."""
+        return Splats.of(other).to(self.means.device)
 
-    def items(self) -> Iterator[tuple[str, Tensor]]:
-        """Iterate over the names and tensors of the attributes, in the order of TENSORS."""
-        return ((name, getattr(self, name)) for name in TENSORS)
-
-    def map(self, fn: Callable[[Tensor], Tensor]) -> "Splats":
-        """Return new splats with fn applied to each tensor."""
-        return self.changed(**{name: fn(t) for name, t in self.items()})
-
-    def changed(self, **tensors: Tensor) -> "Splats":
-        """Return new splats with these tensors in place of those of the same names."""
-        return replace(self, **cast(Any, tensors))
-
-    def __getitem__(self, index: Tensor | slice) -> "Splats":
-        """Return the Gaussians at index (a slice, a boolean mask or int64 indices), in that order."""
-        return self.map(lambda t: t[index])
-
-    def at(self, origin: Origin) -> "Splats":
+    def at(self, origin: Origin) -> Self:
         """Return these Gaussians about another origin; means are shifted in float64 and keep their dtype."""
         if origin == self.origin:
             return self
@@ -97,13 +70,6 @@ def quantile(values: Tensor, q: float) -> Tensor:
     ordered, place = values.sort(dim=0).values, q * (len(values) - 1)
     below = int(place)
     return torch.lerp(ordered[below], ordered[min(below + 1, len(values) - 1)], place - below)
-
-
-def unit_quaternions(quats: Tensor) -> Tensor:
-    """Normalize quaternions [N, 4]; one of length 0 becomes the identity, as which it is rendered."""
-    identity = quats.new_tensor([1.0, 0, 0, 0])
-    unit = torch.nn.functional.normalize(quats, dim=1)
-    return torch.where(quats.norm(dim=1, keepdim=True) > 1e-12, unit, identity)
 
 
 def rotation_matrices(quats: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from flexgs.camera import WORLD
 from flexgs.errors import UserError
 from flexgs.files import write_json
 from flexgs.inputs import Layout, check_tensors, read_json, regular_file, shown, typed
+from flexgs.origin import WORLD
 from flexgs.splats import Splats
 
 FORMAT = 1

@@ -14,7 +14,7 @@ from plyfile import PlyData
 from flexgs import Config, UserError
 from flexgs import config as cfg
 from flexgs.bench.scenes import random_splats
-from flexgs.camera import WORLD, Camera, unit_of
+from flexgs.camera import Camera
 from flexgs.demo.synthetic import write_synthetic
 from flexgs.deploy.progressive import Progressive, write
 from flexgs.distributed import Group
@@ -25,6 +25,7 @@ from flexgs.model.elastic import ElasticModel
 from flexgs.model.field import Field
 from flexgs.model.importance import score
 from flexgs.model.merge import merged
+from flexgs.origin import WORLD, unit_of
 from flexgs.ply import is_wide, ply_bytes, read_ply, write_ply
 from flexgs.raster import render
 from flexgs.scene import initial_splats, load_scene

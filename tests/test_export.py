@@ -11,9 +11,9 @@ from plyfile import PlyData, PlyElement
 
 from flexgs.errors import UserError
 from flexgs.files import atomic_file, atomic_folder
+from flexgs.gaussians import SH_C0
 from flexgs.model.budget import largest, parse, resolve
 from flexgs.ply import ply_bytes, ply_properties, read_ply, write_ply
-from flexgs.splats import SH_C0
 
 
 def read_independently(path):

@@ -64,7 +64,7 @@ def test_cases_repeat(tmp_path: Path):
 
 def test_packed_files_are_changed_inside(tmp_path: Path):
     """Most changes leave a zip whole, with right checksums, and what is in it another."""
-    latents.write(random_splats(20), tmp_path / "x.npz")
+    latents.write(random_splats(20).arrays(), tmp_path / "x.npz")
     raw = (tmp_path / "x.npz").read_bytes()
     whole = 0
     for i in range(40):
@@ -99,7 +99,7 @@ def test_settings_that_contradict_each_other_name_their_file(tmp_path: Path):
 
 
 def test_a_member_that_is_no_array(tmp_path: Path):
-    latents.write(random_splats(20), tmp_path / "x.latents.npz")
+    latents.write(random_splats(20).arrays(), tmp_path / "x.latents.npz")
     with (zipfile.ZipFile(tmp_path / "x.latents.npz") as packed,
           zipfile.ZipFile(tmp_path / "y.latents.npz", "w") as other):
         for name in packed.namelist():

@@ -14,10 +14,11 @@ from torch import Tensor
 from flexgs.camera import Camera
 from flexgs.distributed import Group
 from flexgs.errors import UserError
+from flexgs.gaussians import SH_C0
 from flexgs.model.importance import SCORES, score
 from flexgs.raster.contract import RasterConfig
 from flexgs.raster.reference import project, render_reference, to_float64
-from flexgs.splats import SH_C0, Splats
+from flexgs.splats import Splats
 
 
 def toy() -> tuple[Splats, list[Camera]]:

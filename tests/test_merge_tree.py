@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_splats
@@ -80,8 +81,8 @@ def test_opaque_pairs_spread_in_place_of_an_opacity_above_1():
 
 
 def test_what_was_not_merged_stays_bit_for_bit(splats):
-    mixture = Mixture.of(splats).after_pass(690)
-    cut = mixture.splats(splats)
+    mixture = Mixture.of(splats.arrays(), np.arange(700)).after_pass(690)
+    cut = splats.like(mixture.gaussians(splats.arrays()))
     assert int(mixture.alone.sum()) == 680
     kept = torch.from_numpy(mixture.kept[mixture.alone])
     assert same(cut[torch.from_numpy(mixture.alone)], splats[kept])
@@ -99,12 +100,24 @@ def test_equal_neighbours_go_first():
 def test_the_order_is_the_merges_in_reverse(splats):
     tree = MergeTree(splats)
     order = tree.order()
-    assert torch.equal(order.sort().values, torch.arange(700))
+    assert np.array_equal(np.sort(order), np.arange(700))
     for count in (1, 100, 406, 500):
-        mixture = Mixture.of(splats)
+        mixture = Mixture.of(splats.arrays(), np.arange(700))
         while len(mixture) > count:
             mixture = mixture.after_pass(count)
         assert set(order[:count].tolist()) == set(mixture.kept.tolist())
+
+
+def test_by_blocks_a_cut_is_about_the_same(splats, monkeypatch):
+    """Of more Gaussians than are merged at once, each block of space by itself; counts stay exact."""
+    whole = random_splats(3000)
+    cameras, expected = at_detail(whole, viewpoints(whole, 4)), merge(whole, 300)
+    monkeypatch.setattr(merge_tree, "BLOCK", 500)
+    for count in (1, 100, 300, 2999):
+        cut = merge(whole, count)
+        assert len(cut) == count and same(cut, merge(whole, count))
+    assert error(merge(whole, 300), whole, cameras) < 1.1 * error(expected, whole, cameras)
+    assert same(merge(whole, 3000), whole)
 
 
 @pytest.mark.parametrize("change", ["one place", "flat", "far", "faint", "huge", "bright",

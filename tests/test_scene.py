@@ -24,13 +24,13 @@ from flexgs.demo.stages import STAGES
 from flexgs.demo.synthetic import photograph, write_synthetic
 from flexgs.demo.tracer import Tracer
 from flexgs.errors import UserError
+from flexgs.gaussians import SH_C0
 from flexgs.ply import read_points
 from flexgs.scene import Points, ViewSampler, initial_splats, load_scene
 from flexgs.scene.camera_model import LENSES, CameraModel
 from flexgs.scene.polynomial import POLYNOMIAL
 from flexgs.scene.undistort import MAX_FOV, _sources, remap
 from flexgs.scene.views import ImageCache
-from flexgs.splats import SH_C0
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import torch
 from flexgs.camera import Camera, check_cameras
 from flexgs.errors import UserError
 from flexgs.formats.arrays import load_arrays
-from flexgs.splats import SH_C0, Splats
+from flexgs.gaussians import SH_C0
+from flexgs.splats import Splats
 
 FOV = 60.0  # degrees across the image
 

@@ -14,9 +14,9 @@ from flexgs.errors import UserError, pasted
 from flexgs.inputs import Range
 
 if TYPE_CHECKING:
+    from flexgs.gaussians import Attributes
     from flexgs.model.elastic import Cuttable
     from flexgs.scene import Scene
-    from flexgs.splats import Splats
 
 Source = tyro.conf.Positional[str]
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
@@ -69,9 +69,9 @@ class Cut:
     def __call__(self) -> None:
         """Write what was asked for, and print its size and what the format loses."""
         from flexgs.deploy.lod import write_lod
-        from flexgs.deploy.source import MergedModel, cameras_of, open_model
+        from flexgs.deploy.merged import MergedModel
+        from flexgs.deploy.source import cameras_of, open_model
         from flexgs.ply import local
-        from flexgs.view.page import write_page
 
         if not self.html and not self.output:
             raise UserError("cut: found neither --output nor --html; expected -o NAME.ply, for instance")
@@ -89,9 +89,11 @@ class Cut:
             raise UserError(f"cut: found --{'cameras' if self.cameras else 'seconds'}, expected it with "
                             "--output for a file of splats by --by merge: a run is trained already")
         if self.html:
+            from flexgs.view.page import write_page
+
             print(write_page(model, self.html, Path(urlsplit(self.source).path.rstrip("/")).stem))
         if self.output and self.lod:
-            def made(cut: "Splats") -> "Splats":
+            def made(cut: "Attributes") -> "Attributes":
                 cut = self._trained(model, cut)
                 return local(cut) if self.local else cut
 
@@ -102,7 +104,7 @@ class Cut:
 
     def _write(self, model: "Cuttable", budget: str, output: Path,
                scene: "Scene | None") -> None:
-        from flexgs.deploy.progressive import Progressive
+        from flexgs.deploy.merged import cut_of
         from flexgs.formats import FORMATS, format_of, localised
         from flexgs.model.budget import largest, parse
         from flexgs.ply import is_wide, place
@@ -111,12 +113,12 @@ class Cut:
         chosen, views, n = FORMATS[name], scene.train if scene else [], len(model)
         amount, unit = parse(budget)
 
-        def write(cut: "Splats", path: Path) -> "Splats":
+        def write(cut: "Attributes", path: Path) -> "Attributes":
             cut, near = localised(cut, views) if self.local else (cut, views)
             return chosen.write(cut, path, near)
 
-        def made(budget: str) -> "Splats":
-            return self._trained(model, model.cut(budget))
+        def made(budget: str) -> "Attributes":
+            return self._trained(model, cut_of(model, budget))
 
         if unit == "ms":
             cut = made(f"{self._profile(model).most(amount)} Gaussians")
@@ -124,11 +126,11 @@ class Cut:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / output.name
 
-                def size(cut: "Splats") -> int:
+                def size(cut: "Attributes") -> int:
                     write(cut, path)
                     return path.stat().st_size
 
-                count = largest(n, amount, lambda count: size(model.cut(f"{count} Gaussians")))
+                count = largest(n, amount, lambda count: size(cut_of(model, f"{count} Gaussians")))
                 while count and size(cut := made(f"{count} Gaussians")) > amount:
                     count = int(0.98 * count)  # trained Gaussians may take more bytes
             if not count:
@@ -137,8 +139,8 @@ class Cut:
             cut = made(budget)
         stored = write(cut, output)
         line = f"{pasted(output)}: {len(cut):,} of {n:,} Gaussians, {output.stat().st_size / 1e6:.2f} MB"
-        if isinstance(model, Progressive):
-            line += f"; {model.offset / 1e6:.2f} MB were read"
+        if (read := getattr(model, "offset", None)) is not None:  # a packed file
+            line += f"; {read / 1e6:.2f} MB were read"
         if self.local:
             line += f"; positions from the model's origin, {place(cut)}"
         elif name == "ply" and is_wide(cut):
@@ -149,17 +151,19 @@ class Cut:
             stored = replace(stored, origin=cut.origin) if self.local else stored.at(cut.origin)
             print(f"{chosen.about} loses {chosen.loses}: {_loss(cut, stored, model, scene)}")
 
-    def _trained(self, model: "Cuttable", cut: "Splats") -> "Splats":
+    def _trained(self, model: "Cuttable", cut: "Attributes") -> "Attributes":
         """The cut; of merged Gaussians, after so many seconds of training on renders of the whole model."""
-        from rich.console import Console
-        from rich.progress import Progress
-
-        from flexgs.deploy.source import MergedModel
-        from flexgs.training.distill import distill, within
+        from flexgs.deploy.merged import MergedModel
 
         seconds = self.seconds if self.seconds is not None else 5.0 if self.scene or self.cameras else 0.0
         if not isinstance(model, MergedModel) or not seconds or len(cut) == len(model):
             return cut
+        from rich.console import Console
+        from rich.progress import Progress
+
+        from flexgs.splats import Splats
+        from flexgs.training.distill import distill, within
+
         cameras = model.viewpoints
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -170,7 +174,7 @@ class Cut:
                     bar.update(task, completed=done)
                     yield done
 
-            return distill(cut, model.splats, cameras, shown())
+            return distill(Splats.of(cut), model.splats, cameras, shown())
 
     def _profile(self, model: "Cuttable"):
         from flexgs.deploy.frame_time import Profile, measure_frames
@@ -320,21 +324,23 @@ class Info:
 
     def __call__(self) -> None:
         """Print what is known of the model, its size at several ratios and, of a run, its results."""
-        from flexgs.deploy.info import describe
+        from flexgs.deploy.info import NEEDED, describe
         from flexgs.deploy.source import open_model
         from flexgs.ply import ply_bytes
-        from flexgs.report.table import print_results
-        from flexgs.run import read_results
 
-        model = open_model(self.source)
+        model = open_model(self.source, attributes=NEEDED)
         for name, value in describe(model, self.source).items():
             print(f"{name:12} {value}")
         for ratio in (0.01, 0.05, 0.15, 0.5, 1.0):
             count = count_at(ratio, len(model))
             print(f"{100 * ratio:10g} % {count:>13,} Gaussians "
                   f"{ply_bytes(count, model.sh_degree) / 1e6:9.2f} MB as PLY")
-        if Path(self.source).is_dir() and (results := read_results(Path(self.source))):
-            print_results([results])
+        if Path(self.source).is_dir():
+            from flexgs.report.table import print_results
+            from flexgs.run import read_results
+
+            if results := read_results(Path(self.source)):
+                print_results([results])
 
 
 def _cameras(model: "Cuttable"):
@@ -346,10 +352,12 @@ def _cameras(model: "Cuttable"):
 
 def _capture(path: Path | None, source: str) -> "Scene | None":
     """Load the capture at path, with the settings of the run at source if it is a run; None without path."""
+    if path is None:
+        return None
     from flexgs.scene.load import load_capture
 
     recorded = Path(source) / "config.json"
-    return load_capture(path, Config.load(recorded) if recorded.is_file() else Config()) if path else None
+    return load_capture(path, Config.load(recorded) if recorded.is_file() else Config())
 
 
 def _recorded_capture(source: str) -> Path | None:
@@ -362,16 +370,17 @@ def _recorded_capture(source: str) -> Path | None:
         return None
 
 
-def _loss(cut: "Splats", stored: "Splats", model: "Cuttable", scene: "Scene | None") -> str:
+def _loss(cut: "Attributes", stored: "Attributes", model: "Cuttable", scene: "Scene | None") -> str:
     """Say what storing a cut in a format costs, in dB: on the test views, or against renders of the cut."""
     import statistics
 
     from flexgs.image.quality import psnr
     from flexgs.raster import render
+    from flexgs.splats import Splats
     from flexgs.view.camera_path import orbit
 
-    def image(splats: "Splats", camera):
-        return render(splats, camera).image.clamp(0, 1)
+    def image(gaussians: "Attributes", camera):
+        return render(Splats.of(gaussians), camera).image.clamp(0, 1)
 
     if scene and scene.test:
         was, now = (statistics.fmean(psnr(image(s, v.camera), v.image() / 255) for v in scene.test)

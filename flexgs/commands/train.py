@@ -84,11 +84,11 @@ class Adapt(Train):
 
     def _renders(self) -> Path:
         """The folder of a capture of the model's own renders."""
+        from flexgs.deploy.merged import MergedModel
         from flexgs.deploy.renders import write_renders
-        from flexgs.deploy.source import MergedModel
-        from flexgs.formats import read
+        from flexgs.formats import read_gaussians
 
-        model = MergedModel(read(self.ply), self.config)
+        model = MergedModel(read_gaussians(self.ply), self.config)
         folder = self.output / "renders" / self.ply.stem
         print(f"no capture: training on renders of the model, in {pasted(folder)}", flush=True)
         write_renders(model.splats, model.viewpoints, folder, self.ply)

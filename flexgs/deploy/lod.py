@@ -3,20 +3,24 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from flexgs.deploy.merged import cut_of
 from flexgs.errors import UserError, pasted
 from flexgs.files import atomic_folder
 from flexgs.formats import save
 from flexgs.formats.interchange import splat_transform
-from flexgs.model.elastic import Cuttable
+from flexgs.gaussians import Attributes
 from flexgs.ply import in_world, is_wide, ply_bytes
-from flexgs.splats import Splats
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from flexgs.model.elastic import Cuttable
 
 META = "lod-meta.json"
 
 
-def write_lod(model: Cuttable, output: Path, percentages: Sequence[float],
-              change: Callable[[Splats], Splats] = lambda cut: cut) -> str:
+def write_lod(model: "Cuttable", output: Path, percentages: Sequence[float],
+              change: Callable[[Attributes], Attributes] = lambda cut: cut) -> str:
     """Write cuts of falling size, and return a sentence about them.
 
     Args:
@@ -41,7 +45,7 @@ def write_lod(model: Cuttable, output: Path, percentages: Sequence[float],
         raise UserError(f"--output {output}: {target.absolute()} is there already; expected a new "
                         "folder, or remove it")
     levels = [in_world(cut, output) if streamed else cut
-              for cut in (change(model.cut(p / 100)) for p in percentages)]
+              for cut in (change(cut_of(model, p / 100)) for p in percentages)]
     with tempfile.TemporaryDirectory() as temporary, atomic_folder(target) as folder:
         plain = [(Path(temporary) if streamed else folder) / f"lod{i}.ply" for i in range(len(levels))]
         for level, path in zip(levels, plain, strict=True):
@@ -49,7 +53,7 @@ def write_lod(model: Cuttable, output: Path, percentages: Sequence[float],
         if streamed:
             tagged = [part for i, path in enumerate(plain) for part in (path, "--tag-lod", str(i))]
             splat_transform(tagged, folder / META)
-        whole = ply_bytes(len(model), model.sh_degree, is_wide(change(model.cut(1.0))))
+        whole = ply_bytes(len(model), model.sh_degree, is_wide(change(cut_of(model, 1.0))))
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     counts = ", ".join(f"{len(level):,}" for level in levels)
     return (f"{pasted(output)}: levels of {counts} Gaussians, {size / 1e6:.2f} MB; the whole as PLY "

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flexgs.camera import WORLD, Camera
+from flexgs.camera import Camera
 from flexgs.errors import UserError
 from flexgs.files import atomic_folder, write_json
 from flexgs.formats import save
 from flexgs.inputs import read_json
+from flexgs.origin import WORLD
 from flexgs.raster import render
 from flexgs.scene.transforms import OPENGL_TO_OPENCV
 from flexgs.splats import Splats

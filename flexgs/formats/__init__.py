@@ -10,25 +10,29 @@ import struct
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-import torch
+import numpy as np
 
-from flexgs.camera import WORLD
-from flexgs.distributed import Group
+from flexgs import ply
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
 from flexgs.formats import gltf, interchange, latents, vq
 from flexgs.formats.fidelity import ANY, BITS, Bounds, damage
+from flexgs.gaussians import SH_C0, TENSORS, Attributes, Gaussians, unit_quaternions
 from flexgs.inputs import regular_file
-from flexgs.model.importance import score
-from flexgs.ply import checked, in_world, is_wide, local, ply_bytes, read_ply, write_ply
+from flexgs.origin import WORLD
+from flexgs.ply import checked, in_world, is_wide, local, ply_bytes, write_ply
 from flexgs.ply_rows import read_head
-from flexgs.scene.views import View
-from flexgs.splats import SH_C0, Splats, unit_quaternions
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from flexgs.scene.views import View
+    from flexgs.splats import Splats
+
+G = TypeVar("G", bound=Attributes)
 
 
 @dataclass(frozen=True)
@@ -38,42 +42,49 @@ class Format:
     about: str
     """The format's name in messages and in the protocol of results.json."""
     suffix: str
-    encode: Callable[[Splats, Path, Sequence[View]], None]
-    """Write a file of this suffix from finite Gaussians on the CPU and the training views."""
-    read: Callable[[Path], Splats]
+    encode: Callable[[Gaussians, Path, "Sequence[View]"], None]
+    """Write a file of this suffix from finite Gaussians and the training views."""
+    decode: Callable[[Path], Gaussians]
+    """Read such a file; UserError if it is broken."""
     loses: str = "nothing"
     """What the format cannot hold, in words."""
     bounds: Bounds = BITS
     """How far the Gaussians read back may be from those written."""
-    order: Callable[[Splats], torch.Tensor] | None = None
+    order: Callable[[Gaussians], np.ndarray] | None = None
     """Returns the order of encoding as indices [N]; None keeps the order of the Gaussians."""
-    kept: Callable[[Splats], Splats] = lambda splats: splats
+    kept: Callable[[Gaussians], Gaussians] = lambda given: given
     """Returns the Gaussians without what the format leaves out on purpose."""
 
-    def write(self, splats: Splats, path: Path, views: Sequence[View] = ()) -> Splats:
-        """Write splats, given the training views, and return what a reader gets, on the splats' device.
+    def write(self, gaussians: G, path: Path, views: "Sequence[View]" = ()) -> G:
+        """Write Gaussians, given the training views, and return what a reader gets, as such arrays.
 
-        UserError, and an existing file stays, if splats are not finite or do not come back as they were.
+        UserError, and an existing file stays, if they are not finite or do not come back as they were.
         """
-        given = checked(splats, path).detach().to("cpu")
+        given = checked(gaussians, path).arrays()
         given = given.changed(quats=unit_quaternions(given.quats))
         given = given[self.order(given)] if self.order else given
         with atomic_file(path) as out:
             try:
-                self.encode(given.clone(), out, views)  # a clone: writers may change what they are given
-                stored = self.read(out)
+                self.encode(given.map(np.copy), out, views)  # a copy: writers may change what they are given
+                stored = self.decode(out)
             except UserError as e:
                 raise UserError(str(e).replace(str(out), str(path))) from None
             if wrong := damage(self.kept(given), stored, self.bounds):
                 raise UserError(f"{path}: {self.about} cannot hold these Gaussians: {wrong}; expected "
                                 "NAME.ply, which loses nothing")
-        return stored.to(splats.means.device)
+        return gaussians.like(stored)
+
+    def read(self, path: Path) -> "Splats":
+        """Read a file of this format as tensors on the CPU; UserError if it is broken."""
+        from flexgs.splats import Splats
+
+        return Splats.of(self.decode(path))
 
 
 class StoredCut(NamedTuple):
     """A cut as a file of some format holds it."""
 
-    splats: Splats
+    splats: "Splats"
     """What a reader of the file gets, on the device of the original."""
     bytes: int
     """Size of the file."""
@@ -81,28 +92,34 @@ class StoredCut(NamedTuple):
     """Time to write the file and read it back; 0 for a PLY, which is not written."""
 
 
-def _encode_vq(splats: Splats, path: Path, views: Sequence[View]) -> None:
+def _encode_vq(gaussians: Gaussians, path: Path, views: "Sequence[View]") -> None:
+    from flexgs.distributed import Group
+    from flexgs.model.importance import score
+    from flexgs.splats import Splats
+
     if not views:
         raise UserError(f"{path}: Compressed 3DGS needs the views that the model is for; give "
                         "the capture, --scene")
-    vq.write(in_world(splats, path), path, score("c3dgs", splats, views, Group()))
+    sensitivity = score("c3dgs", Splats.of(gaussians), views, Group()).numpy()
+    vq.write(in_world(gaussians, path), path, sensitivity)
 
 
-def _shown(splats: Splats) -> Splats:
-    """Return the splats with view-independent colours, clamped to [0, 1]."""
-    return splats.changed(sh0=splats.sh0.clamp(-0.5 / SH_C0, 0.5 / SH_C0), shN=splats.shN[:, :0])
+def _shown(given: Gaussians) -> Gaussians:
+    """Return the Gaussians with view-independent colours, clamped to [0, 1]."""
+    return given.changed(sh0=given.sh0.clip(-0.5 / SH_C0, 0.5 / SH_C0), shN=given.shN[:, :0])
 
 
 def _interchange(about: str, kind: str, loses: str, bounds: Bounds = BITS,
-                 kept: Callable[[Splats], Splats] = lambda splats: splats) -> Format:
+                 kept: Callable[[Gaussians], Gaussians] = lambda given: given) -> Format:
     return Format(about, f".{kind}",
-                  encode=lambda splats, path, views: interchange.write(in_world(splats, path), path, kind),
-                  read=functools.partial(interchange.read, kind=kind), loses=loses, bounds=bounds,
-                  order=lambda s: vq.morton_order(s.means), kept=kept)
+                  encode=lambda given, path, views: interchange.write(in_world(given, path), path, kind),
+                  decode=functools.partial(interchange.read, kind=kind), loses=loses, bounds=bounds,
+                  order=lambda given: vq.morton_order(given.means), kept=kept)
 
 
 FORMATS: Mapping[str, Format] = {
-    "ply": Format("standard 3DGS PLY", ".ply", lambda splats, path, views: write_ply(splats, path), read_ply),
+    "ply": Format("standard 3DGS PLY", ".ply", lambda given, path, views: write_ply(given, path),
+                  ply.read_gaussians),
     "compressed_ply": _interchange(
         "PlayCanvas compressed PLY", "compressed.ply",
         "positions and scales to 11, 10, 11 bits per box of 256, the rest to 8"),
@@ -116,29 +133,38 @@ FORMATS: Mapping[str, Format] = {
         "antimatter15 .splat", "splat", "view-dependent colour (all harmonics); the rest to 8 bits",
         kept=_shown),
     "gltf": Format("glTF KHR_gaussian_splatting, uncompressed", ".glb",
-                   lambda splats, path, views: gltf.write(in_world(splats, path), path), gltf.read),
+                   lambda given, path, views: gltf.write(in_world(given, path), path), gltf.read),
     "vq": Format("Compressed 3DGS, not fine-tuned", ".vq.npz", _encode_vq, vq.read,
                  "harmonics and shapes to codebooks",
                  Bounds(shapes=ANY, opacities=0.05, colours=ANY, harmonics=ANY),
-                 lambda s: vq.morton_order(s.means)),
+                 lambda given: vq.morton_order(given.means)),
     "latents": Format("EAGLES, fitted after training", ".latents.npz",
-                      lambda splats, path, views: latents.write(in_world(splats, path), path), latents.read,
+                      lambda given, path, views: latents.write(in_world(given, path), path), latents.read,
                       "attributes but for positions to 8-bit latents",
                       Bounds(shapes=0.2, opacities=0.05, harmonics=ANY)),
 }
 
 
-def save(splats: Splats, path: Path | str, views: Sequence[View] = ()) -> Splats:
-    """Write splats in the format of the path's suffix, given the training views; return what a reader gets.
+def save(gaussians: G, path: Path | str, views: "Sequence[View]" = ()) -> G:
+    """Write Gaussians in the format of the path's suffix, given the training views; return what is read.
 
     UserError, and an existing file stays, for an unknown suffix or Gaussians that the format cannot hold.
     """
-    return FORMATS[format_of(path)].write(splats, Path(path), views)
+    return FORMATS[format_of(path)].write(gaussians, Path(path), views)
 
 
-def read(path: Path | str) -> Splats:
-    """Read the Gaussians of a file of any format; UserError if the format is unknown or the file broken."""
+def read(path: Path | str) -> "Splats":
+    """Read the Gaussians of a file of any format as tensors on the CPU; see read_gaussians."""
     return FORMATS[format_at(path)].read(Path(path))
+
+
+def read_gaussians(path: Path | str, attributes: Collection[str] = TENSORS) -> Gaussians:
+    """Read the Gaussians of a file of any format; UserError if the format is unknown or the file broken.
+
+    Of a PLY, attributes that are not wanted may be zeros that take no memory.
+    """
+    name = format_at(path)
+    return ply.read_gaussians(path, attributes) if name == "ply" else FORMATS[name].decode(Path(path))
 
 
 def format_of(path: Path | str) -> str:
@@ -178,13 +204,13 @@ def _packed(path: Path | str) -> set[str]:
         return set()
 
 
-def localised(splats: Splats, views: Sequence[View]) -> tuple[Splats, list[View]]:
-    """Return splats and views in coordinates relative to the splats' origin, which every format can hold."""
-    return local(splats), [replace(view, camera=replace(view.camera.at(splats.origin), origin=WORLD))
+def localised(gaussians: G, views: "Sequence[View]") -> "tuple[G, list[View]]":
+    """Return Gaussians and views in coordinates relative to the Gaussians' origin, which all formats hold."""
+    return local(gaussians), [replace(view, camera=replace(view.camera.at(gaussians.origin), origin=WORLD))
                            for view in views]
 
 
-def as_stored(splats: Splats, name: str, views: Sequence[View]) -> StoredCut:
+def as_stored(splats: "Splats", name: str, views: "Sequence[View]") -> StoredCut:
     """Return the splats as they come back from a file of the format `name`, a key of FORMATS.
 
     Each of several workers writes a file of its own, since the encoders are deterministic. A PLY loses

@@ -6,11 +6,10 @@ model, of the shape to the size of the Gaussian; opacity and colour are compared
 
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from flexgs.config import percent
-from flexgs.splats import SH_C0, Splats, quantile, rotation_matrices
+from flexgs.gaussians import SH_C0, Gaussians, rotation_matrices, sigmoid
 
 ANY = float("inf")
 
@@ -32,7 +31,7 @@ GROSS = 10.0
 """Multiple of the bound that no position or shape may exceed: a single Gaussian can cover the whole image."""
 
 
-def damage(given: Splats, stored: Splats, bounds: Bounds) -> str | None:
+def damage(given: Gaussians, stored: Gaussians, bounds: Bounds) -> str | None:
     """Say what is wrong with the Gaussians read back from a file; None if they are those given."""
     if len(stored) != len(given) or stored.sh_degree != given.sh_degree:
         return (f"{len(stored):,} Gaussians of degree {stored.sh_degree} came back, of "
@@ -40,58 +39,59 @@ def damage(given: Splats, stored: Splats, bounds: Bounds) -> str | None:
     for name, error in errors(given, stored).items():
         bound = getattr(bounds, name)
         beyond = ~(error <= bound)  # also true for NaN
-        gross = ~(error <= GROSS * bound) if name in ("positions", "shapes") else torch.zeros_like(beyond)
-        if int(beyond.sum()) > OUTLIERS * len(given) or bool(gross.any()):
-            return (f"{name} of {int(beyond.sum()):,} of {len(given):,} Gaussians come back changed by "
+        gross = ~(error <= GROSS * bound) if name in ("positions", "shapes") else np.zeros_like(beyond)
+        if beyond.sum() > OUTLIERS * len(given) or gross.any():
+            return (f"{name} of {beyond.sum():,} of {len(given):,} Gaussians come back changed by "
                     f"over {percent(bound)}")
     return None
 
 
-def errors(given: Splats, stored: Splats) -> dict[str, Tensor]:
+def errors(given: Gaussians, stored: Gaussians) -> dict[str, np.ndarray]:
     """Return the error [N] of each kind; stored Gaussians that come in another order are matched first."""
     side = _side(given)
     stored = stored.at(given.origin)
-    means = given.means.double()
-    far = (means - means.median(0).values).norm(dim=1)
-    size = given.scales.double().amax(1).clamp(max=100).exp()
+    means = given.means.astype(np.float64)
+    far = np.linalg.norm(means - np.median(means, axis=0), axis=1)
+    size = np.exp(given.scales.astype(np.float64).max(1).clip(max=100))
     tolerated = side + far + 50 * size  # a Gaussian that is far away or large may be further off
 
-    def moved(other: Splats) -> Tensor:
-        return (other.means.double() - means).norm(dim=1) / tolerated.clamp(min=1e-30)
+    def moved(other: Gaussians) -> np.ndarray:
+        return np.linalg.norm(other.means - means, axis=1) / tolerated.clip(1e-30)
 
-    if bool((moved(stored) > BITS.positions).double().mean() > OUTLIERS):
+    if (moved(stored) > BITS.positions).mean() > OUTLIERS:
         stored = stored[_match(given, stored)]  # SOG sorts the Gaussians
-    roots, stored_roots = _roots(given), _roots(stored)
-    visible = (roots.flatten(1).norm(dim=1) + 4e-4 * side).clamp(min=1e-30)
-    harmonics = (stored.shN - given.shN).abs().flatten(1)
-    return {"positions": moved(stored), "shapes": (stored_roots - roots).flatten(1).norm(dim=1) / visible,
-            "opacities": (torch.sigmoid(stored.opacities) - torch.sigmoid(given.opacities)).abs(),
-            "colours": SH_C0 * (stored.sh0 - given.sh0).abs().amax(1),
-            "harmonics": torch.cat([torch.zeros(len(given), 1), harmonics], dim=1).amax(1)}
+    roots, n = _roots(given), len(given)
+    visible = (np.linalg.norm(roots.reshape(n, 9), axis=1) + 4e-4 * side).clip(1e-30)
+    shapes = np.linalg.norm((_roots(stored) - roots).reshape(n, 9), axis=1) / visible
+    return {"positions": moved(stored), "shapes": shapes,
+            "opacities": np.abs(sigmoid(stored.opacities) - sigmoid(given.opacities)),
+            "colours": SH_C0 * np.abs(stored.sh0 - given.sh0).max(1),
+            "harmonics": np.abs(stored.shN - given.shN).reshape(n, -1).max(1, initial=0)}
 
 
-def _side(splats: Splats) -> float:
+def _side(gaussians: Gaussians) -> float:
     """Return the largest side of the bounding box without the outermost 1 % (or 3 Gaussians) at each end."""
-    left = min(0.25, max(0.01, 3 / len(splats)))
-    sides = quantile(splats.means.double(), 1 - left) - quantile(splats.means.double(), left)
-    return float(sides.max())
+    left = min(0.25, max(0.01, 3 / len(gaussians)))
+    low, high = np.quantile(gaussians.means.astype(np.float64), (left, 1 - left), axis=0)
+    return float((high - low).max())
 
 
-def _roots(splats: Splats) -> Tensor:
+def _roots(gaussians: Gaussians) -> np.ndarray:
     """Return the square roots [N, 3, 3] of the covariances, the same in any order of a Gaussian's axes."""
-    axes = rotation_matrices(splats.quats.double())
-    return axes * splats.scales.double().clamp(max=100).exp()[:, None, :] @ axes.mT  # e^100: finite
+    axes = rotation_matrices(gaussians.quats.astype(np.float64))
+    scales = np.exp(gaussians.scales.astype(np.float64).clip(max=100))  # e^100: finite
+    return axes * scales[:, None, :] @ axes.transpose(0, 2, 1)
 
 
-def _match(given: Splats, stored: Splats) -> Tensor:
+def _match(given: Gaussians, stored: Gaussians) -> np.ndarray:
     """Return, for each given Gaussian, the index of the most similar among the 8 nearest stored ones."""
     from scipy.spatial import cKDTree  # not at the top: most formats keep the order
 
-    tree, nearest = cKDTree(stored.means.double().numpy()), list(range(1, min(8, len(stored)) + 1))
-    near = torch.from_numpy(tree.query(given.means.double().numpy(), k=nearest)[1])
+    nearest = list(range(1, min(8, len(stored)) + 1))
+    near = cKDTree(stored.means.astype(np.float64)).query(given.means.astype(np.float64), k=nearest)[1]
 
-    def appearance(s: Splats) -> Tensor:
-        return torch.cat([torch.sigmoid(s.opacities)[:, None], SH_C0 * s.sh0, s.scales], dim=1)
+    def appearance(g: Gaussians) -> np.ndarray:
+        return np.concatenate([sigmoid(g.opacities)[:, None], SH_C0 * g.sh0, g.scales], axis=1)
 
-    unlike = (appearance(stored)[near] - appearance(given)[:, None]).abs().sum(2)
-    return near.gather(1, unlike.argmin(1, keepdim=True))[:, 0]
+    unlike = np.abs(appearance(stored)[near] - appearance(given)[:, None]).sum(2)
+    return np.take_along_axis(near, unlike.argmin(1, keepdims=True), 1)[:, 0]

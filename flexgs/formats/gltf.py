@@ -6,30 +6,29 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 
 from flexgs.errors import UserError
 from flexgs.formats.axes import turned
+from flexgs.gaussians import Gaussians
 from flexgs.inputs import Range, parse_json, regular_file, typed
 from flexgs.ply import checked, write_ply
-from flexgs.splats import Splats
 
 Entry = Annotated[int, Range(0, 2**40)]
 PREFIX = "KHR_gaussian_splatting:"
 _HEAD, _CHUNK = struct.Struct("<4sII"), struct.Struct("<I4s")
 
 
-def write(splats: Splats, path: Path) -> None:
+def write(gaussians: Gaussians, path: Path) -> None:
     """Write an uncompressed file, along the axes of glTF: y up."""
     from flexgs.formats.interchange import splat_transform
 
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "cut.ply"
-        write_ply(splats, plain)
+        write_ply(gaussians, plain)
         splat_transform([plain], path)
 
 
-def read(path: Path) -> Splats:
+def read(path: Path) -> Gaussians:
     """Read the first mesh of Gaussians, with float accessors, into the axes of a PLY: y down."""
     raw = regular_file(path, "a .glb file of Gaussians").read_bytes()
     try:
@@ -39,7 +38,7 @@ def read(path: Path) -> Splats:
                         f"({e or type(e).__name__}); export it again") from None
 
 
-def _read(raw: bytes, where: str) -> Splats:
+def _read(raw: bytes, where: str) -> Gaussians:
     magic, version, _ = _HEAD.unpack_from(raw)
     length, kind = _CHUNK.unpack_from(raw, _HEAD.size)
     if magic != b"glTF" or version != 2 or kind != b"JSON":
@@ -52,7 +51,7 @@ def _read(raw: bytes, where: str) -> Splats:
         raise ValueError("it holds no Gaussians")
     attributes = found[0]
 
-    def column(name: str, width: int) -> torch.Tensor:
+    def column(name: str, width: int) -> np.ndarray:
         accessor = typed(dict, about["accessors"][typed(Entry, attributes[name], where)],
                          f"{where}: accessor of {name}")
         view = typed(dict, about["bufferViews"][typed(Entry, accessor["bufferView"], where)],
@@ -65,7 +64,7 @@ def _read(raw: bytes, where: str) -> Splats:
         at = sum(typed(Entry, part.get("byteOffset", 0), f"{where}: byteOffset of {name}")
                  for part in (view, accessor))
         count = typed(Entry, accessor["count"], f"{where}: count of {name}")
-        return torch.from_numpy(np.frombuffer(body, "<f4", count * width, at).reshape(-1, width).copy())
+        return np.frombuffer(body, "<f4", count * width, at).reshape(-1, width).copy()
 
     means, rotations = column("POSITION", 3), column(PREFIX + "ROTATION", 4)
     degree = max(l for l in range(4) if f"{PREFIX}SH_DEGREE_{l}_COEF_0" in attributes)
@@ -73,10 +72,12 @@ def _read(raw: bytes, where: str) -> Splats:
             for m in range(2 * l + 1)]
     if any(len(one) != len(means) for one in rest):
         raise ValueError("its harmonics differ in length")
-    splats = Splats(means=means, quats=rotations[:, [3, 0, 1, 2]], scales=column(PREFIX + "SCALE", 3).log(),
-                    opacities=torch.logit(column(PREFIX + "OPACITY", 1)[:, 0], 1e-7),
-                    sh0=column(PREFIX + "SH_DEGREE_0_COEF_0", 3),
-                    shN=torch.stack(rest, dim=1) if rest else torch.zeros(len(means), 0, 3))
-    if len({len(t) for _, t in splats.items()}) > 1:
+    opacities = column(PREFIX + "OPACITY", 1)[:, 0].clip(1e-7, np.float32(1 - 1e-7))
+    with np.errstate(divide="ignore", invalid="ignore"):  # checked() refuses what is not finite
+        scales, logits = np.log(column(PREFIX + "SCALE", 3)), np.log(opacities) - np.log1p(-opacities)
+    gaussians = Gaussians(means=means, quats=rotations[:, [3, 0, 1, 2]], scales=scales, opacities=logits,
+                          sh0=column(PREFIX + "SH_DEGREE_0_COEF_0", 3),
+                          shN=np.stack(rest, axis=1) if rest else np.zeros((len(means), 0, 3), np.float32))
+    if len({len(values) for _, values in gaussians.items()}) > 1:
         raise ValueError("its attributes differ in length")
-    return turned(splats, "LUF")
+    return turned(gaussians, "LUF")

@@ -18,48 +18,46 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 from PIL import Image
 
 from flexgs import bounded
 from flexgs.errors import MissingDependencyError, UserError
 from flexgs.formats import decode, node, spz
 from flexgs.formats.axes import PLY, turned
+from flexgs.gaussians import SH_C0, Gaussians, unit_quaternions
 from flexgs.inputs import Range, parse_json, regular_file, typed
-from flexgs.ply import MOST_LOGIT, checked, read_ply, to_ply
-from flexgs.splats import SH_C0, Splats, unit_quaternions
+from flexgs.ply import MOST_LOGIT, checked, read_gaussians, to_ply
 
 SPLAT_TRANSFORM = Path(__file__).with_name("splat_transform")
 
 
-def write(splats: Splats, path: Path, kind: str) -> None:
-    """Write splats on the CPU as compressed.ply, spz, sog or splat: `kind` is also the suffix of the path.
+def write(gaussians: Gaussians, path: Path, kind: str) -> None:
+    """Write Gaussians as compressed.ply, spz, sog or splat: `kind` is also the suffix of the path.
 
     Gaussians keep their order. Neighbours in space should follow each other, since compressed PLY has one
     bounding box for each 256 of them.
     """
-    _WRITERS[kind](splats, path)
+    _WRITERS[kind](gaussians, path)
 
 
-def _write_gsply(splats: Splats, path: Path) -> None:
+def _write_gsply(gaussians: Gaussians, path: Path) -> None:
     try:
         import gsply
     except ImportError:
         raise MissingDependencyError("gsply", "export", path.suffix) from None
-    s = (turned(splats, spz.AXES) if path.suffix == ".spz" else splats).map(lambda t: t.contiguous())
-    data = gsply.GSData(means=s.means.numpy(), scales=s.scales.numpy(), opacities=s.opacities.numpy(),
-                        sh0=s.sh0.numpy(), shN=s.shN.numpy(), quats=s.quats.numpy(),
-                        _format=gsply.create_ply_format(s.sh_degree))  # else gsply guesses it from the values
+    g = turned(gaussians, spz.AXES) if path.suffix == ".spz" else gaussians
+    data = gsply.GSData(**dict(g.map(np.ascontiguousarray).items()),  # type: ignore[arg-type]
+                        _format=gsply.create_ply_format(g.sh_degree))  # else gsply guesses it from the values
     if path.suffix == ".spz":
-        gsply.write_spz(path, data, fractional_bits=spz.bits(s, path))
+        gsply.write_spz(path, data, fractional_bits=spz.bits(g, path))
         raw = path.read_bytes()
         path.write_bytes(raw[:4] + bytes(4) + raw[8:])  # no time in gzip's head: equal splats, equal files
     else:
         gsply.plywrite(path, data, compressed=True)
 
 
-def _write_gaussforge(splats: Splats, path: Path) -> None:
-    made = _gaussforge(path.suffix).convert(to_ply(splats), "ply", path.suffix[1:])
+def _write_gaussforge(gaussians: Gaussians, path: Path) -> None:
+    made = _gaussforge(path.suffix).convert(to_ply(gaussians), "ply", path.suffix[1:])
     if "data" not in made:
         raise UserError(f"{path}: cannot be written ({made.get('error')})")
     path.write_bytes(made["data"])
@@ -69,7 +67,7 @@ _WRITERS = {"compressed.ply": _write_gsply, "spz": _write_gsply, "sog": _write_g
             "splat": _write_gaussforge}
 
 
-def read(path: Path, kind: str) -> Splats:
+def read(path: Path, kind: str) -> Gaussians:
     """Read a file of a kind (see write) from any program; UserError if it is broken.
 
     The file may come from anywhere and gaussforge is C++: the sizes in the file's head are checked first, and
@@ -93,12 +91,12 @@ def read(path: Path, kind: str) -> Splats:
             said = done.stderr.strip() or f"the reader ended with {done.returncode}"
             raise _broken(path, kind, said.splitlines()[-1])
         try:
-            return turned(read_ply(plain), axes)
+            return turned(read_gaussians(plain), axes)
         except UserError as e:
             raise UserError(str(e).replace(str(plain), str(path))) from None
 
 
-def _read_splat(path: Path) -> Splats:
+def _read_splat(path: Path) -> Gaussians:
     """Read rows of 32 bytes: position and standard deviations (float32), RGB, opacity, rotation (bytes)."""
     row = np.dtype([("means", "<f4", 3), ("sizes", "<f4", 3), ("rgba", "u1", 4), ("quats", "u1", 4)])
     if (size := path.stat().st_size) % row.itemsize or not size:
@@ -107,14 +105,14 @@ def _read_splat(path: Path) -> Splats:
     if not (np.isfinite(rows["means"]).all() and np.isfinite(rows["sizes"]).all()
             and (rows["sizes"] > 0).all()):
         raise _broken(path, "splat", "found positions or sizes that are not finite or not above 0")
-    rgba = torch.from_numpy(rows["rgba"] / np.float32(255))
-    return checked(Splats(
-        means=torch.from_numpy(rows["means"].astype(np.float32)),
-        scales=torch.from_numpy(np.log(rows["sizes"])),
-        quats=unit_quaternions(torch.from_numpy((rows["quats"].astype(np.float32) - 128) / 128)),
-        sh0=(rgba[:, :3] - 0.5) / SH_C0,
-        opacities=torch.logit(rgba[:, 3].double()).clamp(-MOST_LOGIT, MOST_LOGIT).float(),
-        shN=torch.zeros(len(rows), 0, 3)), path)
+    rgb, opacities = rows["rgba"][:, :3] / np.float32(255), rows["rgba"][:, 3] / 255
+    with np.errstate(divide="ignore"):  # 0 and 255 are infinite logits
+        logits = np.log(opacities) - np.log1p(-opacities)
+    return checked(Gaussians(
+        means=rows["means"].astype(np.float32), scales=np.log(rows["sizes"]),
+        quats=unit_quaternions((rows["quats"].astype(np.float32) - 128) / 128),
+        sh0=(rgb - np.float32(0.5)) / np.float32(SH_C0), shN=np.zeros((len(rows), 0, 3), np.float32),
+        opacities=logits.clip(-MOST_LOGIT, MOST_LOGIT).astype(np.float32)), path)
 
 
 def _check_sog(path: Path) -> None:

@@ -12,17 +12,15 @@ the schedule from coarse to fine images.
 """
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from flexgs.errors import UserError
 from flexgs.formats.arrays import read_arrays, write_arrays
+from flexgs.gaussians import Gaussians, unit_quaternions
 from flexgs.inputs import Layout
 from flexgs.ply import checked
-from flexgs.splats import Splats
 
 SIZES = {"shN": 16, "quats": 4, "opacities": 1}
 """Largest number of latents per Gaussian for each attribute."""
@@ -35,22 +33,22 @@ LAYOUT: Layout = {"means": ("float32", (3, "n")), "scales": ("float32", (3, "n")
         "bias": ("float32", (f"values of {name}",))}.items()}
 
 
-def write(splats: Splats, path: Path | str) -> None:
-    """Write splats to a file; they keep their order."""
-    s = splats.detach().to("cpu")
-    quats = torch.nn.functional.normalize(s.quats, dim=1)
-    quats = torch.where(quats[:, :1] < 0, -quats, quats)  # q and -q are the same rotation
-    arrays = {name: getattr(s, name).numpy().T for name in ("means", "scales", "sh0")}
-    for name, values in (("shN", s.shN.flatten(1)), ("quats", quats), ("opacities", s.opacities[:, None])):
-        parts = encode(values.double().numpy(), SIZES[name])
+def write(gaussians: Gaussians, path: Path | str) -> None:
+    """Write Gaussians to a file; they keep their order."""
+    g, quats = gaussians, unit_quaternions(gaussians.quats)
+    quats = np.where(quats[:, :1] < 0, -quats, quats)  # q and -q are the same rotation
+    arrays = {name: getattr(g, name).T for name in ("means", "scales", "sh0")}
+    for name, values in (("shN", g.shN.reshape(len(g), -1)), ("quats", quats),
+                         ("opacities", g.opacities[:, None])):
+        parts = encode(values.astype(np.float64), SIZES[name])
         arrays |= {f"{name}_{part}": a for part, a in zip(("latents", "decoder", "bias"), parts, strict=True)}
     write_arrays(path, KIND, arrays)
 
 
-def read(path: Path | str) -> Splats:
+def read(path: Path | str) -> Gaussians:
     """Read the Gaussians of a file that write() made."""
     arrays = read_arrays(path, KIND, LAYOUT)
-    plain = {name: torch.from_numpy(arrays[name].T.copy()) for name in ("means", "scales", "sh0")}
+    plain: dict[str, Any] = {name: arrays[name].T.copy() for name in ("means", "scales", "sh0")}
     decoded = {name: decode(*(arrays[f"{name}_{part}"] for part in ("latents", "decoder", "bias")))
                for name in SIZES}
     sizes = tuple(values.shape[1] for values in decoded.values())
@@ -59,7 +57,7 @@ def read(path: Path | str) -> Splats:
                         "and 1; write it again")
     shN, quats, opacities = decoded.values()
     shN = shN.reshape(len(shN), sizes[0] // 3, 3)
-    return checked(Splats(quats=quats, opacities=opacities[:, 0], shN=shN, **cast(Any, plain)), path)
+    return checked(Gaussians(quats=quats, opacities=opacities[:, 0], shN=shN, **plain), path)
 
 
 def encode(values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -77,6 +75,6 @@ def encode(values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.nd
             bias.astype(np.float32))
 
 
-def decode(latents: np.ndarray, decoder: np.ndarray, bias: np.ndarray) -> Tensor:
+def decode(latents: np.ndarray, decoder: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Decode latents [K, N] by the linear layer to values [N, D] float32."""
-    return torch.from_numpy(latents.T.astype(np.float32)) @ torch.from_numpy(decoder) + torch.from_numpy(bias)
+    return latents.T.astype(np.float32) @ decoder + bias

@@ -10,8 +10,10 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
+
 from flexgs.errors import UserError
-from flexgs.splats import Splats
+from flexgs.gaussians import Gaussians
 
 AXES = "RUB"
 MAGIC = 0x5053474E
@@ -23,18 +25,18 @@ TAGS = ("RUB", "LDB", "RDB", "LUB", "RUB", "LDF", "RDF", "LUF", "RUF")
 _HEAD, _HEAD_4 = struct.Struct("<IIIBBBB"), struct.Struct("<IIIBBBBI12x")
 
 
-def bits(splats: Splats, path: Path) -> int:
+def bits(gaussians: Gaussians, path: Path) -> int:
     """Return how many of a position's 24 bits are fractional: 12, as in other writers, where that fits.
 
     A larger scene has fewer; a scene of small Gaussians has more, so that a step is an eighth of their median
     size at most. UserError if the scene is too large even for one.
     """
-    far = max(float(splats.means.abs().max()), 0.25)
+    far = max(float(np.abs(gaussians.means).max()), 0.25)
     most = math.floor(math.log2((2**23 - 1) / far))
     if most < 1:
         raise UserError(f"{path}: SPZ holds positions up to {2**22:,} units, found {far:.3g}; expected "
                         "NAME.ply, or --local")
-    step = float(splats.scales.double().amax(1).median().exp()) / 8
+    step = float(np.exp(np.median(gaussians.scales.max(1).astype(np.float64)))) / 8
     return min(most, max(12, math.ceil(-math.log2(max(step, 1e-9)))), 24)
 
 

@@ -15,15 +15,12 @@ colour is used.
 from pathlib import Path
 
 import numpy as np
-import torch
-from scipy.spatial.transform import Rotation
-from torch import Tensor
 
 from flexgs.errors import UserError
 from flexgs.formats.arrays import read_arrays, write_arrays
+from flexgs.gaussians import Gaussians, rotation_matrices
 from flexgs.inputs import Layout
 from flexgs.ply import checked
-from flexgs.splats import Splats
 
 CODEBOOK = 4096
 """Number of clusters of a codebook, as in the paper."""
@@ -45,28 +42,27 @@ LAYOUT: Layout = {
 _UPPER = np.triu_indices(3)  # the six numbers of a symmetric matrix
 
 
-def write(splats: Splats, path: Path | str, sensitivity: Tensor, codebook: int = CODEBOOK) -> None:
-    """Write splats, given the sensitivity [N] >= 0 of the images to each; positions become float16."""
-    order = morton_order(splats.means)
-    s, weight = splats.detach().to("cpu")[order], sensitivity.detach().to("cpu")[order].double().numpy()
-    variances = (2 * s.scales.double()).exp().numpy()
+def write(gaussians: Gaussians, path: Path | str, sensitivity: np.ndarray, codebook: int = CODEBOOK) -> None:
+    """Write Gaussians, given the sensitivity [N] >= 0 of the images to each; positions become float16."""
+    order = morton_order(gaussians.means)
+    g, weight = gaussians[order], sensitivity[order].astype(np.float64)
+    variances = np.exp(2 * g.scales.astype(np.float64))
     size = np.sqrt(variances.sum(1))
-    rotations = Rotation.from_quat(s.quats.double().numpy(), scalar_first=True).as_matrix()
-    axes = rotations * (np.sqrt(variances) / size[:, None])[:, None, :]
+    axes = rotation_matrices(g.quats.astype(np.float64)) * (np.sqrt(variances) / size[:, None])[:, None, :]
     covariances = (axes @ axes.transpose(0, 2, 1))[:, *_UPPER]
-    colour, colours = clustered(torch.cat([s.sh0, s.shN.flatten(1)], dim=1).numpy(), weight, codebook,
+    colour, colours = clustered(np.concatenate([g.sh0, g.shN.reshape(len(g), -1)], axis=1), weight, codebook,
                                 OWN_COLOURS)
     shape, shapes = clustered(covariances, weight, codebook, OWN_SHAPES)
-    arrays = {"means": s.means.numpy().T.clip(-65504, 65504).astype(np.float16), "colour": colour,
+    arrays = {"means": g.means.T.clip(-65504, 65504).astype(np.float16), "colour": colour,
               "shape": shape}
-    scalars = np.stack([s.opacities.numpy(), np.log(size)], axis=1)
+    scalars = np.stack([g.opacities, np.log(size)], axis=1)
     for name, values in (("scalars", scalars), ("colours", colours),
                          ("shapes", _rotations_and_scales(shapes))):
         arrays[name], arrays[f"{name}_range"] = to_bytes(values)
     write_arrays(path, KIND, arrays)
 
 
-def read(path: Path | str) -> Splats:
+def read(path: Path | str) -> Gaussians:
     """Read the Gaussians of a file that write() made, in Morton order."""
     arrays = read_arrays(path, KIND, LAYOUT)
     if len(arrays["colours"]) not in (3, 12, 27, 48):
@@ -79,22 +75,22 @@ def read(path: Path | str) -> Splats:
             raise UserError(f"{path}: found {index} {last}, expected below the {len(entries)} of the "
                             "codebook; write it again")
     colour, shape = colours[arrays["colour"].astype(int)], shapes[arrays["shape"].astype(int)]
-    return checked(Splats(
-        means=torch.from_numpy(arrays["means"].T.astype(np.float32)), quats=shape[:, :4],
+    return checked(Gaussians(
+        means=arrays["means"].T.astype(np.float32), quats=shape[:, :4],
         scales=shape[:, 4:] + scalars[:, 1:], opacities=scalars[:, 0], sh0=colour[:, :3],
         shN=colour[:, 3:].reshape(len(colour), colours.shape[1] // 3 - 1, 3),
-    ).map(Tensor.contiguous), path)
+    ).map(np.ascontiguousarray), path)
 
 
-def morton_order(means: Tensor) -> Tensor:
+def morton_order(means: np.ndarray) -> np.ndarray:
     """Return indices [N] that sort positions [N, 3] along a Z-curve: neighbours in space are close."""
-    cells = means.detach().cpu().double() - means.detach().cpu().double().amin(0)
-    cells = (cells / cells.max().clamp(min=1e-12) * (2**21 - 1)).long()
-    code = torch.zeros(len(means), dtype=torch.int64)
+    cells = means.astype(np.float64) - means.min(0)
+    cells = (cells / max(cells.max(), 1e-12) * (2**21 - 1)).astype(np.int64)
+    code = np.zeros(len(means), np.int64)
     for bit in range(21):
         for axis in range(3):
             code |= (cells[:, axis] >> bit & 1) << (3 * bit + axis)
-    return code.argsort(stable=True)
+    return code.argsort(kind="stable")
 
 
 def clustered(values: np.ndarray, weight: np.ndarray, codebook: int,
@@ -130,14 +126,16 @@ def to_bytes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(numbers.T.astype(np.uint8)), np.stack([low, step], axis=1)
 
 
-def from_bytes(numbers: np.ndarray, low_and_step: np.ndarray) -> Tensor:
+def from_bytes(numbers: np.ndarray, low_and_step: np.ndarray) -> np.ndarray:
     """Return the values [N, C] float32 of what to_bytes returns."""
-    low, step = torch.from_numpy(low_and_step).unbind(1)
-    return low + torch.from_numpy(numbers).T * step
+    low, step = low_and_step.T
+    return low + numbers.T * step
 
 
 def _rotations_and_scales(covariances: np.ndarray) -> np.ndarray:
     """Convert upper triangles [M, 6] of covariances to unit quaternions and logarithms of scales, [M, 7]."""
+    from scipy.spatial.transform import Rotation  # takes a fifth of a second to import
+
     matrices = np.empty((len(covariances), 3, 3))
     matrices[:, *_UPPER] = matrices[:, *_UPPER[::-1]] = covariances
     variances, vectors = np.linalg.eigh(matrices)

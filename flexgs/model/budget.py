@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from flexgs.config import check_ratio, count_at
 from flexgs.errors import UserError
+from flexgs.gaussians import Attributes
 from flexgs.ply import is_wide, ply_bytes
-from flexgs.splats import Splats
 
+G = TypeVar("G", bound=Attributes)
 DEVICES = {"quest": 500_000, "visionpro": 750_000, "android": 1_000_000, "iphone": 1_500_000,
            "desktop": 2_500_000}
 """Most Gaussians that the web renderer Spark 2.2 draws on each kind of device, by its documentation."""
@@ -89,7 +90,7 @@ def resolve(budget: str | float, n: int, sh_degree: int, wide: bool = False) -> 
     return Kept(count, count / n)
 
 
-def fitting(budget: str | float, n: int, sh_degree: int, cut: Callable[[int, float], Splats]) -> Splats:
+def fitting(budget: str | float, n: int, sh_degree: int, cut: Callable[[int, float], G]) -> G:
     """Call cut(number of Gaussians, ratio) as a budget asks; bytes are those of the PLY of the result."""
     made = cut(*resolve(budget, n, sh_degree))
     if parse(budget).unit == "bytes" and is_wide(made):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flexgs import stored
-from flexgs.camera import WORLD, Camera, check_cameras
+from flexgs.camera import Camera, check_cameras
 from flexgs.config import Config
 from flexgs.errors import UserError
 from flexgs.extensions import named
@@ -19,6 +19,7 @@ from flexgs.model.budget import fitting
 from flexgs.model.deltas import Deltas
 from flexgs.model.field import Field
 from flexgs.model.transform import Transform
+from flexgs.origin import WORLD
 from flexgs.splats import Splats
 from flexgs.stored import SPLATS, Stored, layout_of, part, splats_of
 

@@ -7,16 +7,18 @@ approach to Gaussian mixture reduction", IEEE Trans. AES 43, equation 16), plus 
 within the pair. The weight of a Gaussian is its opacity times its area: about what it adds to an image.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Generic, TypeVar
 
 import numpy as np
-import torch
 from numba import njit, prange
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
-from torch import Tensor
 
-from flexgs.splats import Splats, unit_quaternions
+from flexgs.gaussians import Attributes, Gaussians, rotation_matrices, sigmoid
 
 NEIGHBOURS = 8
 """Nearest Gaussians, by their means, that each is compared with."""
@@ -32,40 +34,65 @@ FLATTEST = 1e-6
 """Variance of the thinnest axis, against the sum over all axes, that the divergence tells from none."""
 WORST = 1e38
 """Cost of a pair whose own cost float32 cannot hold: it is merged last, so that every count is reached."""
+BLOCK = 1 << 20
+"""The most Gaussians that are merged at once."""
 CHUNK = 1 << 18
-"""Gaussians whose neighbours are looked up at once, which bounds the memory."""
+"""Gaussians whose neighbours are looked up at once."""
 
 Array = np.ndarray
+G = TypeVar("G", bound=Attributes)
 
 
-class MergeTree:
+class MergeTree(Generic[G]):
     """The same Gaussians at every count, from all down to one.
 
     Computed on the CPU, in float64 but for the harmonics, and deterministic: a count has one result. Whole
-    passes are kept, so that a second cut is cheap.
+    passes are kept, so that a second cut is cheap. More than BLOCK Gaussians are first merged block by block,
+    which bounds the memory.
     """
 
-    def __init__(self, splats: Splats):
-        self._splats = splats
-        self._passes = [Mixture.of(splats)]
+    def __init__(self, gaussians: G):
+        self._given = gaussians
+        self._gaussians = gaussians.arrays()
 
-    def cut(self, count: int) -> Splats:
+    @cached_property
+    def _passes(self) -> list["Mixture"]:
+        return [Mixture.of(self._gaussians, np.arange(len(self._gaussians)))]
+
+    def cut(self, count: int) -> G:
         """Return exactly count Gaussians, or the given ones if they are no more."""
-        while (last := self._passes[-1]).fewest > max(count, 1):
-            self._passes.append(last.after_pass(count))
-        mixture = next(m for m in reversed(self._passes) if len(m) >= min(count, len(self._splats)))
+        n, count = len(self._gaussians), max(count, 1)
+        if count >= n:
+            return self._given
+        passes = self._passes if n <= BLOCK else [self._by_blocks(count)]
+        while (last := passes[-1]).fewest > count:
+            passes.append(last.after_pass(count))
+        mixture = next(m for m in reversed(passes) if len(m) >= count)
         while len(mixture) > count:
             mixture = mixture.after_pass(count)
-        return mixture.splats(self._splats)
+        return self._given.like(mixture.gaussians(self._gaussians))
 
-    def order(self) -> Tensor:
+    def order(self) -> Array:
         """[N] int64: all indices of the given Gaussians, the merges in reverse.
 
-        The first k are the heaviest ones of the k clusters that a cut of k Gaussians is made of.
+        The first k are the heaviest ones of the k clusters that a cut of k Gaussians is made of, if there are
+        at most BLOCK Gaussians in all.
         """
         while len(last := self._passes[-1]) > 1:
             self._passes.append(last.after_pass(1))
-        return torch.from_numpy(np.concatenate([last.kept, *(m.removed[::-1] for m in self._passes[::-1])]))
+        return np.concatenate([last.kept, *(m.removed[::-1] for m in self._passes[::-1])])
+
+    def _by_blocks(self, count: int) -> "Mixture":
+        """Merge each block by itself, to twice the count in all or to BLOCK Gaussians, whichever is more."""
+        fraction = min(1, max(2 * count, BLOCK) / len(self._gaussians))
+        parts = []
+        for rows in _blocks(self._gaussians.means, np.arange(len(self._gaussians))):
+            part, fewer = Mixture.of(self._gaussians[rows], rows), math.ceil(fraction * len(rows))
+            while len(part) > fewer:
+                part = part.after_pass(fewer)
+            parts.append(part)
+        return Mixture(**{field.name: np.concatenate([getattr(part, field.name) for part in parts])
+                          for field in fields(Mixture)})
 
 
 @dataclass
@@ -90,17 +117,16 @@ class Mixture:
     """int64: the given Gaussians that the last pass has removed from kept, the cheapest first."""
 
     @staticmethod
-    def of(splats: Splats) -> "Mixture":
-        """The moments of Gaussians."""
-        n, splats = len(splats), splats.detach().to("cpu")
-        scales = splats.scales.double().clamp(-40, 40).exp().numpy()
-        quats = unit_quaternions(splats.quats.double()).numpy()
-        axes = Rotation.from_quat(quats, scalar_first=True).as_matrix() * scales[:, None, :]
+    def of(gaussians: Gaussians, kept: Array) -> "Mixture":
+        """The moments of Gaussians, which stand in the places kept."""
+        g, n = gaussians, len(gaussians)
+        scales = np.exp(g.scales.astype(np.float64).clip(-40, 40))
+        axes = rotation_matrices(g.quats.astype(np.float64)) * scales[:, None, :]
         largest = np.sort(scales, axis=1)
-        return Mixture(splats.means.double().numpy(), _packed(axes @ axes.transpose(0, 2, 1)),
-                       largest[:, 1] * largest[:, 2], torch.sigmoid(splats.opacities.double()).numpy(),
-                       torch.cat([splats.sh0[:, None], splats.shN], 1).reshape(n, -1).float().numpy(),
-                       np.arange(n), np.ones(n, bool), np.empty(0, np.int64))
+        return Mixture(g.means.astype(np.float64), _packed(axes @ axes.transpose(0, 2, 1)),
+                       largest[:, 1] * largest[:, 2], sigmoid(g.opacities.astype(np.float64)),
+                       np.concatenate([g.sh0[:, None], g.shN], 1).reshape(n, -1),
+                       kept, np.ones(n, bool), np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.means)
@@ -158,22 +184,31 @@ class Mixture:
         pairs = pairs[np.argsort(flat[pairs], kind="stable")]
         return _disjoint(pairs, neighbours, most)
 
-    def splats(self, given: Splats) -> Splats:
+    def gaussians(self, given: Gaussians) -> Gaussians:
         """Return the Gaussians; those that were not merged are rows of given, which the mixture is of."""
-        device = given.means.device
-        new = given[torch.from_numpy(self.kept).to(device)].detach().clone()
-        at = ~self.alone
+        new, at = given[self.kept], ~self.alone
         variances, vectors = np.linalg.eigh(_unpacked(self.covariances[at]))
         vectors[np.linalg.det(vectors) < 0, :, 0] *= -1
-        quats = Rotation.from_matrix(vectors).as_quat(scalar_first=True) if at.any() else np.empty((0, 4))
+        opacities = self.opacities[at].clip(1e-4, 1 - 1e-4)
         harmonics = self.harmonics[at].reshape(-1, 1 + given.shN.shape[1], 3)
-        values = {"means": self.means[at], "quats": quats, "scales": np.log(variances.clip(1e-30)) / 2,
-                  "opacities": torch.logit(torch.from_numpy(self.opacities[at]), 1e-4).numpy(),
-                  "sh0": harmonics[:, 0], "shN": harmonics[:, 1:]}
-        where = torch.from_numpy(at).to(device)
-        for name, tensor in new.items():
-            tensor[where] = torch.from_numpy(values[name]).to(tensor)
+        new.means[at] = self.means[at]
+        new.scales[at] = np.log(variances.clip(1e-30)) / 2
+        new.opacities[at] = np.log(opacities) - np.log1p(-opacities)
+        new.sh0[at], new.shN[at] = harmonics[:, 0], harmonics[:, 1:]
+        if at.any():
+            new.quats[at] = Rotation.from_matrix(vectors).as_quat(scalar_first=True)
         return new
+
+
+def _blocks(means: Array, rows: Array) -> Iterator[Array]:
+    """Split the rows of means into blocks of at most BLOCK: in halves, along the longest axis of each."""
+    if len(rows) <= BLOCK:
+        yield np.sort(rows)
+        return
+    low, high = means[rows].min(0), means[rows].max(0)
+    halves = rows[np.argpartition(means[rows, (high - low).argmax()], len(rows) // 2)]
+    yield from _blocks(means, halves[:len(rows) // 2])
+    yield from _blocks(means, halves[len(rows) // 2:])
 
 
 def _packed(matrices: Array) -> Array:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from flexgs.camera import Camera
+from flexgs.gaussians import SH_C0
 from flexgs.raster.contract import RasterConfig, RenderOutput
-from flexgs.splats import SH_C0, Splats, rotation_matrices
+from flexgs.splats import Splats, rotation_matrices
 
 TILE = 16
 DEFAULTS = RasterConfig()

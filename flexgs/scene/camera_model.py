@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from flexgs.camera import WORLD, Camera, Origin
+from flexgs.camera import Camera
 from flexgs.errors import UserError
+from flexgs.origin import WORLD, Origin
 from flexgs.scene.polynomial import POLYNOMIAL, Polynomial
 from flexgs.scene.pycolmap_library import library
 from flexgs.scene.undistort import widest_pinhole

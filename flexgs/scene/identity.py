@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from flexgs.camera import WORLD
 from flexgs.errors import UserError
 from flexgs.inputs import typed
+from flexgs.origin import WORLD
 from flexgs.scene.views import View
 
 GIVE_SCENE = "give the capture that it was made from with --scene"

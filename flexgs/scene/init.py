@@ -5,9 +5,10 @@ import math
 import numpy as np
 import torch
 
-from flexgs.camera import WORLD, Origin
+from flexgs.gaussians import SH_C0
+from flexgs.origin import WORLD, Origin
 from flexgs.scene.capture import Points
-from flexgs.splats import SH_C0, Splats
+from flexgs.splats import Splats
 
 
 def initial_splats(points: Points, sh_degree: int, *, opacity: float = 0.1, alone: float = 1.0,

@@ -10,19 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flexgs.camera import (
-    FARTHEST,
-    WORLD,
-    Camera,
-    Origin,
-    focus,
-    local_origin,
-    offset,
-    scene_scale_of,
-    unit_of,
-)
+from flexgs.camera import FARTHEST, Camera, focus, scene_scale_of
 from flexgs.config import Config
 from flexgs.errors import UserError, one_line
+from flexgs.origin import WORLD, Origin, local_origin, offset, unit_of
 from flexgs.scene.capture import Capture, Frame, Points
 from flexgs.scene.colmap import PLACES, find_models, read_colmap
 from flexgs.scene.identity import capture_digest
@@ -45,7 +36,7 @@ from flexgs.seeds import generator
 RANDOM_POINTS = 10_000
 """Number of initial points of a capture that has none."""
 NEAR = 0.01
-"""Depth of the near plane, in units of camera.unit_of (about a fifth of the scene scale)."""
+"""Depth of the near plane, in units of origin.unit_of (about a fifth of the scene scale)."""
 
 
 @dataclass(eq=False)
@@ -91,7 +82,7 @@ class Scene:
 
     @property
     def unit(self) -> float:
-        """Unit of length of this scene, in world units (camera.unit_of)."""
+        """Unit of length of this scene, in world units (origin.unit_of)."""
         return unit_of(self.scene_scale)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation, Slerp
 
-from flexgs.camera import Camera, focus, look_at, unit_of
+from flexgs.camera import Camera, focus, look_at
+from flexgs.origin import unit_of
 from flexgs.splats import Splats
 
 Path = Callable[[Sequence[Camera], int, int, int], list[Camera]]

@@ -16,12 +16,13 @@ from string import Template
 
 import numpy as np
 
-from flexgs.camera import WORLD, Camera
+from flexgs.camera import Camera
 from flexgs.config import percent
 from flexgs.errors import UserError, pasted
 from flexgs.files import atomic_file
 from flexgs.formats import node, save
 from flexgs.model.elastic import Cuttable
+from flexgs.origin import WORLD
 from flexgs.splats import Splats
 from flexgs.view.camera_path import around, fov, start
 

@@ -225,7 +225,7 @@ def _splat_seeds(folder: Path) -> None:
 
 def _vq_seeds(folder: Path) -> None:
     for degree in (0, 3):
-        vq.write(_splats(40, degree), folder / f"degree{degree}.vq.npz", torch.linspace(0, 1, 40))
+        vq.write(_splats(40, degree).arrays(), folder / f"degree{degree}.vq.npz", np.linspace(0, 1, 40))
 
 
 def _fgs_seeds(folder: Path) -> None:
