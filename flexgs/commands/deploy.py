@@ -104,8 +104,9 @@ class Cut:
 
     def _write(self, model: "Cuttable", budget: str, output: Path,
                scene: "Scene | None") -> None:
-        from flexgs.deploy.merged import cut_of
+        from flexgs.deploy.merged import MergedModel, cut_of
         from flexgs.formats import FORMATS, format_of, localised
+        from flexgs.formats.fidelity import summary
         from flexgs.model.budget import largest, parse
         from flexgs.ply import is_wide, place
 
@@ -149,7 +150,11 @@ class Cut:
         print(line)
         if name != "ply":
             stored = replace(stored, origin=cut.origin) if self.local else stored.at(cut.origin)
-            print(f"{chosen.about} loses {chosen.loses}: {_loss(cut, stored, model, scene)}")
+            if isinstance(model, MergedModel) and not scene:  # torch is not needed to compare the attributes
+                lost = summary(chosen.kept(cut.arrays()), stored.arrays())
+            else:
+                lost = _loss(cut, stored, model, scene)
+            print(f"{chosen.about} loses {chosen.loses}: {lost}")
 
     def _trained(self, model: "Cuttable", cut: "Attributes") -> "Attributes":
         """The cut; of merged Gaussians, after so many seconds of training on renders of the whole model."""

@@ -69,6 +69,15 @@ def errors(given: Gaussians, stored: Gaussians) -> dict[str, np.ndarray]:
             "harmonics": np.abs(stored.shN - given.shN).reshape(n, -1).max(1, initial=0)}
 
 
+def summary(given: Gaussians, stored: Gaussians) -> str:
+    """Say in words how far the Gaussians read back are from those given: the error that 99 % stay below."""
+    most = {name: f"{100 * float(np.quantile(error, 1 - OUTLIERS)):.2g} %"
+            for name, error in errors(given, stored).items()}
+    return (f"99 % of the Gaussians keep their position to {most['positions']} of the model's size, their "
+            f"shape to {most['shapes']}, opacity to {most['opacities']}, colour to {most['colours']}, and "
+            f"coefficients of the harmonics to {most['harmonics']}")
+
+
 def _side(gaussians: Gaussians) -> float:
     """Return the largest side of the bounding box without the outermost 1 % (or 3 Gaussians) at each end."""
     left = min(0.25, max(0.01, 3 / len(gaussians)))
