@@ -71,8 +71,11 @@ def errors(given: Gaussians, stored: Gaussians) -> dict[str, np.ndarray]:
 
 def summary(given: Gaussians, stored: Gaussians) -> str:
     """Say in words how far the Gaussians read back are from those given: the error that 99 % stay below."""
-    most = {name: f"{100 * float(np.quantile(error, 1 - OUTLIERS)):.2g} %"
-            for name, error in errors(given, stored).items()}
+    def percentage(error: np.ndarray) -> str:
+        value = 100 * float(np.quantile(error, 1 - OUTLIERS))
+        return f"{value:.2g} %" if value >= 0.001 else "less than 0.001 %"
+
+    most = {name: percentage(error) for name, error in errors(given, stored).items()}
     return (f"99 % of the Gaussians keep their position to {most['positions']} of the model's size, their "
             f"shape to {most['shapes']}, opacity to {most['opacities']}, colour to {most['colours']}, and "
             f"coefficients of the harmonics to {most['harmonics']}")
