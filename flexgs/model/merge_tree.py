@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import njit
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from flexgs.pool import run_ranges
 from flexgs.splats import Splats, unit_quaternions
 
 NEIGHBOURS = 8
@@ -151,8 +152,8 @@ class Mixture:
         for start in range(0, n, CHUNK):
             neighbours[start:start + CHUNK] = tree.query(self.means[start:start + CHUNK], k, workers=-1)[1]
         costs = np.empty((n, k), np.float32)
-        _costs(neighbours, self.means, self.covariances, self.harmonics, weights,
-               _log_volumes(self.covariances), costs)
+        run_ranges(_costs, n, neighbours, self.means, self.covariances, self.harmonics, weights,
+                   _log_volumes(self.covariances), costs)
         flat = costs.ravel()
         pairs = np.flatnonzero(np.isfinite(flat))
         pairs = pairs[np.argsort(flat[pairs], kind="stable")]
@@ -189,7 +190,7 @@ def _unpacked(packed: Array) -> Array:
 def _log_volumes(covariances: Array) -> Array:
     """[N] logarithms of the determinants, thin ones as thick as FLATTEST."""
     out = np.empty(len(covariances))
-    _fill_log_volumes(covariances, out)
+    run_ranges(_fill_log_volumes, len(out), covariances, out)
     return out
 
 
@@ -201,20 +202,20 @@ def _log_volume(xx, xy, xz, yy, yz, zz):
     return np.log(max(det, 1e-300))
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
-def _fill_log_volumes(c, out):
-    for i in prange(len(c)):
+@njit(nogil=True, cache=True, error_model="numpy")
+def _fill_log_volumes(lo, hi, c, out):
+    for i in range(lo, hi):
         out[i] = _log_volume(c[i, 0], c[i, 1], c[i, 2], c[i, 3], c[i, 4], c[i, 5])
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
-def _costs(neighbours, means, c, harmonics, weights, log_volumes, out):
-    """Fill out [N, k] with the cost of merging each Gaussian with each of its neighbours.
+@njit(nogil=True, cache=True, error_model="numpy")
+def _costs(lo, hi, neighbours, means, c, harmonics, weights, log_volumes, out):
+    """Fill rows lo to hi of out [N, k] with the cost of merging each Gaussian with each of its neighbours.
 
     Infinite for itself, and for a neighbour that comes first and has this pair among its own.
     """
-    n, k = neighbours.shape
-    for i in prange(n):
+    k = neighbours.shape[1]
+    for i in range(lo, hi):
         for place in range(k):
             j = neighbours[i, place]
             out[i, place] = np.inf
