@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from flexgs import config as cfg
 from flexgs.config import Config, count_at
-from flexgs.model.merge import along, merged
+from flexgs.model.merge import merged, merged_by
 from flexgs.model.merge_tree import MergeTree
 from flexgs.model.transform import Transform
 from flexgs.splats import Splats
@@ -84,7 +84,7 @@ class Deltas(Transform):
         for knot, count in zip(self.knots, self.counts, strict=True):
             if knot <= self.options.merge and self.options.start != "none":
                 kept = min(count, count_at(knot, len(splats)))  # rows beyond the cut start from zero
-                target = experiment(tree, splats, kept) if tree else merged(splats, score, kept)
+                target = merged_by(tree, splats, kept) if tree else merged(splats, score, kept)
                 for name, width in WIDTHS.items():
                     change = getattr(target, name) - getattr(splats, name)[:kept]
                     change = change / self.unit if name == "means" else change
@@ -133,27 +133,3 @@ class _Shift(torch.autograd.Function):
         for t in ctx.terms:
             rows[t.start:t.start + t.rows].add_(flat[t.first:t.first + t.rows], alpha=t.weight)
         return gradient, rows, None
-
-
-def experiment(tree, splats, kept):
-    import os
-
-    import numpy as np
-    from scipy.optimize import linear_sum_assignment
-    cut = tree.cut(kept)
-    rep = tree.order()[:kept].sort().values
-    lost = np.setdiff1d(np.arange(kept), rep.numpy())
-    print("experiment", kept, "left over", len(lost), flush=True)
-    rows = rep.clone()
-    if len(lost):
-        at = np.flatnonzero(rep.numpy() >= kept)
-        a, b = splats.means.detach()[torch.from_numpy(lost)].numpy(), cut.means[torch.from_numpy(at)].numpy()
-        cost = np.log(((a[None] - b[:, None])**2).sum(-1)+1e-12)
-        i, j = linear_sum_assignment(cost if os.environ.get("LOGCOST") else np.exp(cost/2))
-        rows[torch.from_numpy(at[i])] = torch.from_numpy(lost[j])
-    cut = cut[rows.argsort()]
-    if os.environ.get("CLAMP"):
-        m = float(os.environ["CLAMP"])
-        o, mine = cut.opacities, splats.opacities.detach()[:kept]
-        cut = cut.changed(opacities=torch.where(o > mine.clamp(min=m), mine.clamp(min=m), o))
-    return along(cut, splats[:kept])

@@ -7,6 +7,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from flexgs.model.merge_tree import MergeTree
 from flexgs.splats import Splats, rotation_matrices
 
 
@@ -42,14 +43,18 @@ def merged(splats: Splats, weight: Tensor, k: int) -> Splats:
     return new.map(torch.Tensor.float).to(splats.means.device)
 
 
-def along(splats: Splats, like: Splats) -> Splats:
-    """Number and sign the axes of Gaussians as those of as many others, so that they differ by little.
+def merged_by(tree: MergeTree, splats: Splats, k: int) -> Splats:
+    """Return the k Gaussians of a tree's cut, each in the place of the one of the first k that it stands for.
 
-    What they look like does not change. Computed in float64 on the CPU.
+    That is for splats in the order of the tree. The axes are numbered and signed as in merged().
     """
-    mine, theirs = (s.detach().to("cpu").map(torch.Tensor.double) for s in (splats, like))
-    scales, quats = _along(theirs, (2 * mine.scales).exp(), rotation_matrices(mine.quats))
-    return splats.changed(scales=scales.to(splats.scales), quats=quats.to(splats.quats))
+    kept = torch.tensor(tree.kept(k))
+    rest = torch.ones(k, dtype=torch.bool).index_fill_(0, kept[kept < k], False)
+    kept[kept >= k] = rest.nonzero()[:, 0]  # of equal Gaussians the tree may keep any
+    cut = tree.cut(k)[kept.argsort()]
+    mine, first = (s.detach().to("cpu").map(torch.Tensor.double) for s in (cut, splats[:k]))
+    scales, quats = _along(first, (2 * mine.scales).exp(), rotation_matrices(mine.quats))
+    return cut.changed(scales=scales.to(cut.scales), quats=quats.to(cut.quats))
 
 
 def _along(like: Splats, variances: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,12 +52,19 @@ class MergeTree:
 
     def cut(self, count: int) -> Splats:
         """Return exactly count Gaussians, or the given ones if they are no more."""
+        return self._mixture(count).splats(self._splats)
+
+    def kept(self, count: int) -> Array:
+        """[count] int64: which of the given Gaussians each one of cut(count) stands for, the heaviest."""
+        return self._mixture(count).kept
+
+    def _mixture(self, count: int) -> "Mixture":
         while (last := self._passes[-1]).fewest > max(count, 1):
             self._passes.append(last.after_pass(count))
         mixture = next(m for m in reversed(self._passes) if len(m) >= min(count, len(self._splats)))
         while len(mixture) > count:
             mixture = mixture.after_pass(count)
-        return mixture.splats(self._splats)
+        return mixture
 
     def order(self) -> Tensor:
         """[N] int64: all indices of the given Gaussians, the merges in reverse.

@@ -94,13 +94,14 @@ class Tree(Order):
 
     def begin(self, splats: Splats, scores: Tensor) -> tuple[Tensor, Splats] | None:
         """Merge the Gaussians to as many as stage 2 keeps."""
-        tree = MergeTree(splats)
-        rows = tree.order()[:count_at(self.config.order.keep, len(splats))].to(scores.device)
-        return rows, tree.cut(len(rows))[rows.argsort().argsort()]  # a cut is in the order of the rows
+        tree, count = MergeTree(splats), count_at(self.config.order.keep, len(splats))
+        merged = tree.cut(count)
+        rows = self.permutation(merged, scores)
+        return torch.as_tensor(tree.kept(count), device=scores.device)[rows], merged[rows]
 
     def permutation(self, splats: Splats, scores: Tensor) -> Tensor:
         """Return the merges in reverse."""
-        return MergeTree(splats).order().to(scores.device)
+        return torch.as_tensor(MergeTree(splats).order(), device=scores.device)
 
 
 class Opacity(Order):
