@@ -426,6 +426,9 @@ class Config:
             raise UserError(f"--order.keep: found {self.order.keep} with --order.kind {self.order.kind}, "
                             "whose order is known at the end only; "
                             "expected --order.kind importance, sampled or tree")
+        if self.deltas.start == "tree" and self.transform.kind == "deltas" and self.order.kind != "tree":
+            raise UserError(f"--deltas.start tree: found --order.kind {self.order.kind}, expected tree, "
+                            "whose first Gaussians are those that a merge leaves")
         if self.base.ply and self.transform.kind == "none":
             raise UserError("--transform.kind none: with --base.ply there is nothing to train; "
                             "expected deltas or field")

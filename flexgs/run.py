@@ -198,7 +198,7 @@ def train(trainer: Trainer, session: Session, report: Report, until: int | None 
 def check_before(config: Config, scene: Scene, splats: Splats, folder: Path) -> None:
     """Check, before training, everything that would fail only after the last view.
 
-    UserError if there is no test view, LPIPS weights are missing, or the format cannot be written here.
+    UserError if there is no test view, LPIPS weights are missing, or cuts cannot be made or written here.
     Prints a line if the disk may be too small.
     """
     options = config.evaluation
@@ -209,7 +209,7 @@ def check_before(config: Config, scene: Scene, splats: Splats, folder: Path) -> 
             lpips.load(net, options.lpips_weights, options.lpips_range)
     as_stored(splats[:64].detach(), options.format, scene.train)
     if options.cuts != "own":
-        DECIMATE[options.cuts](splats[:64].detach(), 1)
+        DECIMATE[options.cuts](splats[:64].detach(), min(len(splats), 32))
     make_folder(folder / "checkpoints")
     need = expected_disk(config)
     if (free := shutil.disk_usage(folder).free) < need:

@@ -171,8 +171,8 @@ def test_merged_gaussians_have_the_moments_of_their_mixture():
 
 @pytest.mark.parametrize("clones", [0, 50])
 def test_gaussians_of_a_tree_take_the_places_that_they_stand_for(clones):
-    """The first k are the tree's cut, with the axes of those in whose place they stand; of equal Gaussians the
-    tree may keep another one."""
+    """The first k are the tree's cut, with the axes of those in whose place they stand; of equal Gaussians
+    the tree may keep another one."""
     splats = random_splats(300)
     splats = splats[torch.cat([torch.arange(300), torch.arange(clones)])]
     splats = splats[MergeTree(splats).order()]
