@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,7 @@ from flexgs.errors import MissingDependencyError, UserError
 from flexgs.formats import decode, node, spz
 from flexgs.formats.axes import PLY, turned
 from flexgs.inputs import Range, parse_json, regular_file, typed
-from flexgs.ply import MOST_LOGIT, checked, read_ply, to_ply, write_ply
+from flexgs.ply import MOST_LOGIT, checked, local, read_ply, to_ply, write_ply
 from flexgs.splats import SH_C0, Splats, unit_quaternions
 
 SPLAT_TRANSFORM = Path(__file__).with_name("splat_transform")
@@ -153,9 +154,9 @@ def decimate(splats: Splats, count: int) -> Splats:
     """Merge Gaussians to exactly `count` with splat-transform."""
     with tempfile.TemporaryDirectory() as folder:
         whole, cut = Path(folder) / "whole.ply", Path(folder) / "cut.ply"
-        write_ply(splats, whole)
+        write_ply(local(splats), whole)
         splat_transform([whole, "--decimate", str(count)], cut)
-        return read_ply(cut).at(splats.origin).to(splats.means.device)
+        return replace(read_ply(cut).to(splats.means.device), origin=splats.origin)
 
 
 @functools.cache

@@ -254,7 +254,7 @@ class Trainer:
         """Sort the Gaussians, and make the parameters of the order and the transform."""
         scores = self._scores()
         if begin := self.order.begin(self.splats.detach(), scores):
-            rows, merged = begin
+            rows, merged = begin  # which are those in these rows, unless the order merges
             self.splats, scores = reorder(self.splats, self.optimizer, rows), scores[rows]
             for (_, mine), (_, new) in zip(self.splats.items(), merged.items(), strict=True):
                 mine.data.copy_(new)
