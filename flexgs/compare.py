@@ -236,8 +236,9 @@ def _trained_alike(cell: Cell) -> Path | None:
             check_same_method(theirs, _sized(cell), True, results.parent)
         except UserError:
             continue
-        if theirs.steps == cell.config.steps:
-            return latest_checkpoint(results.parent / "checkpoints")
+        last = latest_checkpoint(results.parent / "checkpoints")  # none if it was not trained itself
+        if theirs.steps == cell.config.steps and last:
+            return last
     return None
 
 

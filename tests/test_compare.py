@@ -82,12 +82,13 @@ def test_costs_are_counted_for_all_that_a_method_trains(scene, config, tmp_path)
 def test_another_evaluation_of_the_same_training_is_only_measured(scene, config, tmp_path):
     config.evaluation.ratios, config.evaluation.lpips = (0.2,), ()
     rows = compared(scene, config,
-                    ("lightgs", "lightgs --evaluation.format vq", "lightgs --lr.shN-factor 4"), tmp_path)
-    ply, vq, other = (row["ratios"]["0.2"] for (row,) in rows.values())
+                    ("lightgs", "lightgs --evaluation.format vq", "lightgs --evaluation.format splat",
+                     "lightgs --lr.shN-factor 4"), tmp_path)
+    ply, vq, _, other = (row["ratios"]["0.2"] for (row,) in rows.values())
     assert vq["mb"] < ply["mb"] and vq["splats"] == ply["splats"] and other["psnr"] != ply["psnr"]
     folder = tmp_path / "seed_0"
     # nothing was trained
-    assert not (folder / "lightgs-evaluation.format-vq-20pct" / "metrics.jsonl").exists()
+    assert not [*folder.glob("lightgs-evaluation*/metrics.jsonl")]
     assert (folder / "lightgs-lr.shN-factor-4-20pct" / "metrics.jsonl").exists()
     (first,), (again,) = rows["lightgs"], rows["lightgs --evaluation.format vq"]
     assert first["train_seconds"] == pytest.approx(again["train_seconds"], abs=1)

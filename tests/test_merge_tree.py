@@ -45,6 +45,13 @@ def test_every_count_is_exact_whatever_was_asked_before(splats, count):
     assert all(bool(torch.isfinite(t).all()) for _, t in cut.items())
 
 
+def test_torch_keeps_its_threads(splats):
+    """numba's own parallel loops set those of torch too, and training after a merge waits for them."""
+    before = torch.get_num_threads()
+    merge(splats, 5)
+    assert torch.get_num_threads() == before
+
+
 def test_no_fewer_than_asked_is_the_model_itself(splats):
     assert same(merge(splats, 700), splats) and same(MergeTree(splats).cut(10_000), splats)
 
