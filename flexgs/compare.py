@@ -74,8 +74,11 @@ def method_config(method: str, common: Config) -> Config:
     config = Config.from_preset(preset)
     own = ("stage1_fraction", "reset_every") if config.base.stage1_fraction == 1 else ()
     own_base = {name: getattr(config.base, name) for name in own}
+    own_cuts = config.evaluation.cuts
     config = dataclasses.replace(config, **{name: getattr(common, name) for name in COMMON})
     config.base = dataclasses.replace(common.base, **own_base)
+    if own_cuts != "own":
+        config.evaluation = dataclasses.replace(common.evaluation, cuts=own_cuts)
     config.lr = dataclasses.replace(config.lr, **common.stage1()["lr"])
     config = fill(Config, flags, f"--methods {preset}", start := config).check()
     if differing := [name for name in ("preset", *SAME) if getattr(config, name) != getattr(start, name)]:
@@ -233,8 +236,9 @@ def _trained_alike(cell: Cell) -> Path | None:
             check_same_method(theirs, _sized(cell), True, results.parent)
         except UserError:
             continue
-        if theirs.steps == cell.config.steps:
-            return latest_checkpoint(results.parent / "checkpoints")
+        last = latest_checkpoint(results.parent / "checkpoints")  # none if it was not trained itself
+        if theirs.steps == cell.config.steps and last:
+            return last
     return None
 
 

@@ -197,17 +197,17 @@ class RatiosConfig:
 class OrderConfig:
     """The order of the Gaussians: a cut at ratio e keeps the first floor(e N) of them, so cuts are nested."""
 
-    kind: Annotated[str, Name("sampled", "importance", "opacity", "gsnet")] = "sampled"
-    """sampled, importance: fixed when stage 2 starts, by weighted sampling without replacement or by
-    descending score; opacity: re-sorted at every step; gsnet: learned."""
+    kind: Annotated[str, Name("sampled", "importance", "tree", "opacity", "gsnet")] = "sampled"
+    """sampled, importance, tree: fixed when stage 2 starts, by weighted sampling without replacement, by
+    descending score, or by merging pairs; opacity: re-sorted at every step; gsnet: learned."""
     score: Annotated[str, SCORES] = "alpha_t"
     """Importance score of a Gaussian; model/importance.py has the formula and the paper of each."""
     temperature: Factor = 1.0
     """Scale of the random (Gumbel) noise on the log score, for sampled. 0: by descending score; larger: more
     random."""
     keep: Ratio = 1.0
-    """Fraction of the Gaussians that stage 2 keeps, the first ones of the order: prune, then fine-tune. 1:
-    all."""
+    """Fraction of the Gaussians that stage 2 keeps, the first ones of the order: prune, then fine-tune. With
+    kind tree the others are merged into them. 1: all."""
 
     @property
     def fixed(self) -> bool:
@@ -265,9 +265,11 @@ class DeltasConfig:
     rows: tuple[Ratio, ...] | None = None
     """Fraction of the Gaussians with a stored delta at each knot, rising. None: the knot itself, as many as
     its cut keeps. More at a single knot (knots 0.01, rows 0.32): one change per Gaussian, times log e."""
+    start: Literal["nearest", "tree", "none"] = "nearest"
+    """What the knots up to `merge` start from. nearest: the Gaussians kept, each merged with the dropped ones
+    that it is nearest to; tree: the merge tree's; none: no change."""
     merge: Fraction = 0.1
-    """Knots up to this ratio start from Gaussians merged with the nearest dropped ones, others from no
-    change. 0: all start from no change."""
+    """Knots above this ratio start from no change."""
 
 
 @dataclass
@@ -318,6 +320,9 @@ class EvaluationConfig:
 
     ratios: Annotated[tuple[Ratio, ...], Range(1, 1000)] = (0.01, 0.05, 0.10, 0.15, 0.5, 1.0)
     """Fractions of the Gaussians at which cuts are measured."""
+    cuts: Literal["own", "merged", "splat-transform"] = "own"
+    """How the cuts are made. own: as the model was trained; merged: from the whole model, by merging;
+    splat-transform: from the whole, by that program's --decimate, which needs Node.js."""
     format: Literal["ply", "compressed_ply", "spz", "sog", "splat", "gltf", "vq", "latents"] = "ply"
     """File format of the cuts: quality is measured after reading the file back, and its bytes are counted."""
     lpips: tuple[Literal["vgg", "alex"], ...] = ("vgg", "alex")
@@ -420,7 +425,10 @@ class Config:
         if not self.order.fixed and self.order.keep < 1:
             raise UserError(f"--order.keep: found {self.order.keep} with --order.kind {self.order.kind}, "
                             "whose order is known at the end only; "
-                            "expected --order.kind importance or sampled")
+                            "expected --order.kind importance, sampled or tree")
+        if self.deltas.start == "tree" and self.transform.kind == "deltas" and self.order.kind != "tree":
+            raise UserError(f"--deltas.start tree: found --order.kind {self.order.kind}, expected tree, "
+                            "whose first Gaussians are those that a merge leaves")
         if self.base.ply and self.transform.kind == "none":
             raise UserError("--transform.kind none: with --base.ply there is nothing to train; "
                             "expected deltas or field")
@@ -635,6 +643,24 @@ def _eagles(config: Config) -> None:
     config.order.score = "eagles"
 
 
+def _decimate(config: Config) -> None:
+    """Plain 3DGS trained as long, merged to each ratio by model/merge_tree.py and not fine-tuned."""
+    _plain(config)
+    config.evaluation.cuts = "merged"
+
+
+def _decimate_st(config: Config) -> None:
+    """Plain 3DGS trained as long, merged to each ratio by splat-transform's --decimate; needs Node.js."""
+    _plain(config)
+    config.evaluation.cuts = "splat-transform"
+
+
+def _decimate_ft(config: Config) -> None:
+    """Stage 1's Gaussians merged by model/merge_tree.py, then fine-tuned, one model per ratio."""
+    _lightgs(config)
+    config.order.kind = "tree"
+
+
 def _matryoshka(config: Config) -> None:
     """Matryoshka Gaussian Splatting (Guo et al. 2026): Gaussians sorted by opacity at every step.
 
@@ -665,9 +691,10 @@ def _smoke(config: Config) -> None:
     config.base.max_splats, config.base.refine_every, config.base.sh_degree = 4_000, 40, 1
 
 
-PRESETS = {f.__name__[1:]: f for f in (_default, _fast, _paper, _official, _mended, _plain, _lightgs, _c3dgs,
-                                       _eagles, _matryoshka, _scratch, _smoke)}
+PRESETS = {f.__name__[1:].replace("_", "-"): f for f in (
+    _default, _fast, _paper, _official, _mended, _plain, _lightgs, _c3dgs, _eagles, _decimate, _decimate_st,
+    _decimate_ft, _matryoshka, _scratch, _smoke)}
 
-METHODS = ("plain", "lightgs", "c3dgs", "eagles", "matryoshka", "scratch", "official", "paper", "default",
-           "fast")
-"""What `flexgs compare` compares by default: the FlexGS paper's rivals, two beyond the paper, and FlexGS."""
+METHODS = ("plain", "lightgs", "c3dgs", "eagles", "decimate", "decimate-ft", "matryoshka", "scratch",
+           "official", "paper", "default", "fast")
+"""What `flexgs compare` compares by default: the FlexGS paper's rivals, four beyond the paper, and FlexGS."""

@@ -1,7 +1,8 @@
 """Quality of an elastic model at a list of ratios, under a protocol that is written into the result."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,14 +12,38 @@ from flexgs.config import EvaluationConfig, ratio_name
 from flexgs.device import clock
 from flexgs.distributed import Group
 from flexgs.errors import UserError
-from flexgs.formats import FORMATS, as_stored
+from flexgs.formats import FORMATS, as_stored, interchange
 from flexgs.image import lpips, quality
 from flexgs.image.lpips import Lpips
 from flexgs.image.quality import psnr, ssim
 from flexgs.model.elastic import ElasticModel
+from flexgs.model.merge_tree import MergeTree
 from flexgs.raster import render
 from flexgs.scene import Scene, View
 from flexgs.splats import Splats
+
+DECIMATE: Mapping[str, Callable[[Splats, int], Splats]] = {
+    "merged": lambda splats, count: MergeTree(splats).cut(count), "splat-transform": interchange.decimate}
+"""How a whole model becomes so many Gaussians, by the name in EvaluationConfig.cuts."""
+
+
+@dataclass(eq=False)
+class Decimated(ElasticModel):
+    """A trained model whose cuts are made from the whole of it, as if it were not elastic."""
+
+    by: str = "merged"
+    """A name in DECIMATE."""
+
+    def first(self, kept: int, ratio: float) -> Splats:
+        """Return `kept` Gaussians; all N are unchanged."""
+        whole = self.splats.detach()
+        return DECIMATE[self.by](whole, kept) if kept < len(whole) else whole
+
+
+def cut_as(model: ElasticModel, options: EvaluationConfig) -> ElasticModel:
+    """Return the model with the cuts that options.cuts asks for."""
+    return model if options.cuts == "own" else Decimated(
+        model.splats, model.transform, model.config, model.cameras, model.capture, options.cuts)
 
 
 @torch.no_grad()
@@ -46,7 +71,7 @@ def evaluate(model: ElasticModel, scene: Scene, options: EvaluationConfig, backg
     the protocol says why. mb is the size in 10^6 bytes of a file in options.format, ms the median time of a
     render on this machine, cut_seconds the time to cut and, unless the format is PLY, to write and read back.
     """
-    group = group or Group()
+    group, model = group or Group(), cut_as(model, options)
     colour = torch.tensor(background, device=model.splats.means.device)
     test, table = chosen(scene.test, options.views), {}
     smallest = _smallest(test)
@@ -73,7 +98,8 @@ def evaluate(model: ElasticModel, scene: Scene, options: EvaluationConfig, backg
             "cut_seconds": round(cut_seconds + encode_seconds, 4),
         }
     return {"ratios": table, "protocol": {
-        "test_views": len(test), "of_the_test_views": options.views, "background": list(background),
+        "cuts": options.cuts, "test_views": len(test), "of_the_test_views": options.views,
+        "background": list(background),
         "pixels": "float, clamped to [0, 1]", **quality.PROTOCOL, "mb": FORMATS[options.format].about,
         "device": str(model.splats.means.device),
         **{f"lpips_{net}": f"inputs in {options.lpips_range}" if net in networks

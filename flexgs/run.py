@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from flexgs.config import Config, check_same_method, percent_name
 from flexgs.distributed import Group
 from flexgs.errors import UserError
-from flexgs.evaluate import chosen, evaluate
+from flexgs.evaluate import DECIMATE, chosen, cut_as, evaluate
 from flexgs.files import (
     atomic_file,
     atomic_folder,
@@ -198,7 +198,7 @@ def train(trainer: Trainer, session: Session, report: Report, until: int | None 
 def check_before(config: Config, scene: Scene, splats: Splats, folder: Path) -> None:
     """Check, before training, everything that would fail only after the last view.
 
-    UserError if there is no test view, LPIPS weights are missing, or the format cannot be written here.
+    UserError if there is no test view, LPIPS weights are missing, or cuts cannot be made or written here.
     Prints a line if the disk may be too small.
     """
     options = config.evaluation
@@ -208,6 +208,8 @@ def check_before(config: Config, scene: Scene, splats: Splats, folder: Path) -> 
         for net in options.lpips:
             lpips.load(net, options.lpips_weights, options.lpips_range)
     as_stored(splats[:64].detach(), options.format, scene.train)
+    if options.cuts != "own":
+        DECIMATE[options.cuts](splats[:64].detach(), min(len(splats), 32))
     make_folder(folder / "checkpoints")
     need = expected_disk(config)
     if (free := shutil.disk_usage(folder).free) < need:
@@ -247,11 +249,12 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
     model = trainer.model()
     # making the model sorts the Gaussians a last time, which is a part of the training
     train_seconds = trainer.seconds + time.perf_counter() - training_ended
+    cut = cut_as(model, config.evaluation)
     if group.rank == 0:
         first = not newest(folder, "results.json").exists()
         model.save(_made(staged(folder) / "model"))
         for ratio in config.evaluation.ratios:
-            save(model.cut(ratio), _made(staged(folder) / "cuts") / cut_name(scene.name, ratio))
+            save(cut.cut(ratio), _made(staged(folder) / "cuts") / cut_name(scene.name, ratio))
         if first:
             # a first model is kept even if its evaluation fails; a later one replaces it with its figures
             publish(folder)
@@ -264,7 +267,7 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
     }
     if group.rank == 0:
         renders = _made(staged(folder) / "renders")
-        write_grid(model, scene, config.evaluation.ratios, config.background, renders / "grid.png")
+        write_grid(cut, scene, config.evaluation.ratios, config.background, renders / "grid.png")
         write_curve({config.preset: results["ratios"]}, renders / "psnr_by_ratio.png")
         results["seconds"] = round(time.perf_counter() - start, 1)
         write_json(staged(folder) / "results.json", results)

@@ -18,14 +18,13 @@ from typing import Any
 import ray
 import torch
 
-from flexgs import compare
+from flexgs import compare, pool
 from flexgs.commands.guard import guard
 from flexgs.compare import Cell
 from flexgs.config import METHODS, Config
 from flexgs.errors import UserError, pasted
 from flexgs.files import make_folder, only_one
 from flexgs.options import parse
-from flexgs.raster.cpu import pool
 from flexgs.report.comparison import Rows, mean_rows
 from flexgs.report.published import SCENES, published
 from flexgs.report.table import print_table

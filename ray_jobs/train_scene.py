@@ -31,11 +31,11 @@ from ray.train import Checkpoint, CheckpointUploadMode, ControllerError, UserCal
 from ray.train.torch import TorchConfig
 from ray.util.placement_group import NODE_ID_LABEL_KEY
 
+from flexgs import pool
 from flexgs.config import Config
 from flexgs.distributed import Group
 from flexgs.errors import UserError, cure
 from flexgs.files import only_one
-from flexgs.raster.cpu import pool
 from flexgs.ray_library import no_room_error
 from flexgs.run import LocalSession, StoppedError, run
 from flexgs.scene.load import load_capture

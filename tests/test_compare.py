@@ -3,13 +3,19 @@
 import json
 
 import pytest
+import torch
 
 from flexgs import compare
 from flexgs.bench.step import bench_step
 from flexgs.compare import method_config
 from flexgs.config import Config
 from flexgs.errors import UserError
+from flexgs.evaluate import cut_as
 from flexgs.model.elastic import ElasticModel
+from flexgs.model.merge_tree import MergeTree
+from flexgs.model.transform import Transform
+from flexgs.ply import read_ply
+from flexgs.run import check_before
 
 METHODS = ("default", "default --transform.kind none", "plain", "lightgs", "scratch")
 
@@ -119,12 +125,55 @@ def test_pruned_model_is_the_best_by_its_score(scene, config, tmp_path):
     assert sorted(pruned.splats.means.tolist()) == sorted(cut.means.tolist())
 
 
+def test_merged_models_are_rivals(scene, config, tmp_path):
+    """decimate is `plain`, trained once and merged to each ratio; decimate-ft is stage 1 merged to one ratio,
+    here without a step of fine-tuning."""
+    config.evaluation.ratios, config.evaluation.lpips, config.steps = (0.2, 1.0), (), 61
+    config.base.stage1_fraction = 60 / 61
+    for name in ("means", "quats", "scales", "opacities", "sh0", "shN"):
+        setattr(config.lr, name, 0.0)
+    methods = ("plain", "decimate", "decimate-ft", "plain --evaluation.format vq")
+    rows = compared(scene, config, methods, tmp_path)
+    (plain,), (merged,), (tuned,), _ = rows.values()
+    folder, n = tmp_path / "seed_0", plain["ratios"]["1"]["splats"]
+    cut = MergeTree(ElasticModel.load(folder / "plain").splats).cut(n // 5)
+    for splats in (read_ply(folder / "decimate" / "cuts" / "studio_020.00pct.ply").at(scene.origin),
+                   ElasticModel.load(folder / "decimate-ft-20pct").splats):
+        assert torch.allclose(splats.means.sort(dim=0).values, cut.means.sort(dim=0).values, atol=1e-5)
+    assert merged["ratios"]["0.2"]["psnr"] == pytest.approx(tuned["ratios"]["0.2"]["psnr"], abs=1e-3)
+    assert merged["ratios"]["0.2"]["psnr"] > plain["ratios"]["0.2"]["psnr"]
+    assert merged["ratios"]["1"]["psnr"] == plain["ratios"]["1"]["psnr"]
+    trained = {path.parent.name for path in folder.glob("*/metrics.jsonl")}
+    assert trained == {"plain", "decimate-ft-20pct"}
+    assert merged["stored_mb"] == plain["stored_mb"] > tuned["stored_mb"]
+    assert merged["ratios"]["0.2"]["cut_seconds"] > plain["ratios"]["0.2"]["cut_seconds"]
+    assert list(tuned["ratios"]) == ["0.2"]
+
+
+def test_a_rival_that_needs_a_program(scene, config, splats, tmp_path, monkeypatch):
+    """splat-transform takes part where Node.js is there, and else the training does not begin."""
+    config = method_config("decimate-st", config)
+    try:
+        check_before(config, scene, splats, tmp_path)
+        model = ElasticModel(splats, Transform(), config)
+        assert len(cut_as(model, config.evaluation).cut(0.1)) == 50
+    except UserError as e:
+        assert str(e).startswith("splat-transform: ")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"^splat-transform: found no n\w+, which it needs; install Node"):
+        check_before(config, scene, splats, tmp_path)
+
+
 def test_method_keeps_the_common_part_and_has_the_last_word():
     common = Config.from_preset("smoke", seed=3)
     config = method_config("paper --lr.field 0.001", common)
     assert (config.seed, config.steps, config.base,
             config.background) == (3, 200, common.base, common.background)
     assert (config.order.kind, config.lr.field) == ("gsnet", 0.001)
+    common.evaluation.cuts, common.evaluation.ratios = "merged", (0.3,)
+    cuts = {"default": "merged", "decimate-st": "splat-transform", "decimate --evaluation.cuts own": "own"}
+    assert {method: method_config(method, common).evaluation.cuts for method in cuts} == cuts
+    assert method_config("decimate", common).evaluation.ratios == (0.3,)
 
 
 @pytest.mark.parametrize("method",

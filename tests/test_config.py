@@ -47,6 +47,7 @@ def test_unknown_preset_and_setting_are_named():
                           {"order": {"kind": "opacity"}},
                           {"order": {"kind": "gsnet", "keep": 0.1}, "transform": {"kind": "field"}},
                           {"base": {"ply": "x.ply"}, "transform": {"kind": "none"}},
+                          {"deltas": {"start": "tree"}},
                           {"deltas": {"knots": [0.1], "rows": [0.2, 0.3]}}, {"order": {"keep": 0}}])
 def test_impossible_values_are_refused(values):
     with pytest.raises(UserError, match="expected"):
@@ -94,7 +95,8 @@ def test_scores_are_those_that_are_computed():
 
 def test_every_preset_but_the_untrained_ones_renders_cuts():
     """Also where only the sampling of ratios is changed."""
-    for name in set(PRESETS) - {"plain", "lightgs", "c3dgs", "eagles", "scratch"}:
+    for name in set(PRESETS) - {"plain", "lightgs", "c3dgs", "eagles", "decimate", "decimate-st",
+                                "decimate-ft", "scratch"}:
         config = Config.from_preset(name)
         assert config.ratios.renders > 0
         config.ratios.sampling = "log_uniform"

@@ -11,6 +11,7 @@ from flexgs.config import Config
 from flexgs.distributed import Group
 from flexgs.model.importance import score
 from flexgs.model.merge import merged
+from flexgs.model.merge_tree import MergeTree
 from flexgs.scene import ViewSampler
 from flexgs.seeds import generator
 from flexgs.training.trainer import Trainer
@@ -57,6 +58,27 @@ def test_stage_2_begins_in_the_order_with_moments_and_merged_knots(kind):
             assert not change.any()
         first += count
     assert first == len(deltas.means)
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_with_the_tree_stage_2_begins_merged(keep):
+    """With exactly as many as it keeps, in the order of their own tree, with the moments of those that the
+    merged ones stand for; and the knots start from the tree's cuts."""
+    trainer, _ = started(kind="tree", keep=keep)
+    trainer.config.deltas.start = "tree"
+    before, moments = trainer.splats.clone(), {k: v.clone() for k, v in trainer.optimizer.moments().items()}
+    trainer.model()
+    tree, count = MergeTree(before), int(40 * keep)
+    cut, kept = tree.cut(count), torch.as_tensor(tree.kept(count))
+    rows = MergeTree(cut).order()
+    assert same(trainer.splats, cut[rows]) and same(cut, before) == (keep == 1)
+    assert torch.equal(trainer.optimizer.moments()["splats.means/exp_avg"],
+                       moments["splats.means/exp_avg"][kept[rows]])
+    with torch.no_grad():
+        first = trainer.transform(trainer.splats[:count // 10], 0.1)
+    assert torch.allclose(first.means.sort(dim=0).values,
+                          MergeTree(cut).cut(count // 10).means.sort(dim=0).values, atol=1e-5)
+    assert not torch.allclose(first.means, trainer.splats.means[:count // 10], atol=1e-2)
 
 
 def test_the_temperature_of_the_order_scales_its_noise():

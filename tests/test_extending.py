@@ -39,7 +39,8 @@ def test_the_page_trains_and_cuts(mine, capture, tmp_path, monkeypatch, capsys):
     cut = model.cut(0.1)
     torch.testing.assert_close(cut.scales, model.splats.scales[:len(cut)] + growth * 0.9)
     order = make_order(model.config)
-    assert order.permutation(torch.arange(float(n))).tolist()[:n // 2] == [*range(n - 1, n - 1 - n // 2, -1)]
+    rows = order.permutation(model.splats, torch.arange(float(n)))
+    assert rows.tolist()[:n // 2] == [*range(n - 1, n - 1 - n // 2, -1)]
     capsys.readouterr()
     monkeypatch.delenv(VARIABLE)
     assert flexgs("cut", run, "--budget", "5%", "-o", tmp_path / "x.ply") == 2

@@ -10,7 +10,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from flexgs.bench.scenes import front_camera
 from flexgs.image.losses import halved, photometric, ssim_map
 from flexgs.image.quality import ssim
-from flexgs.raster.cpu.pool import get_num_threads, set_num_threads
+from flexgs.pool import get_num_threads, set_num_threads
 
 
 @pytest.fixture(autouse=True)

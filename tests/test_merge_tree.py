@@ -46,6 +46,13 @@ def test_every_count_is_exact_whatever_was_asked_before(splats, count):
     assert all(bool(torch.isfinite(t).all()) for _, t in cut.items())
 
 
+def test_torch_keeps_its_threads(splats):
+    """numba's own parallel loops set those of torch too, and training after a merge waits for them."""
+    before = torch.get_num_threads()
+    merge(splats, 5)
+    assert torch.get_num_threads() == before
+
+
 def test_no_fewer_than_asked_is_the_model_itself(splats):
     assert same(merge(splats, 700), splats) and same(MergeTree(splats).cut(10_000), splats)
 
@@ -101,11 +108,12 @@ def test_the_order_is_the_merges_in_reverse(splats):
     tree = MergeTree(splats)
     order = tree.order()
     assert np.array_equal(np.sort(order), np.arange(700))
-    for count in (1, 100, 406, 500):
-        mixture = Mixture.of(splats.arrays(), np.arange(700))
-        while len(mixture) > count:
-            mixture = mixture.after_pass(count)
-        assert set(order[:count].tolist()) == set(mixture.kept.tolist())
+    for count in (1, 100, 406, 500, 700):
+        kept, cut = torch.from_numpy(tree.kept(count)), tree.cut(count)
+        assert set(order[:count].tolist()) == set(kept.tolist())
+        unmerged = (cut.means == splats.means[kept]).all(1)
+        assert torch.equal(cut.sh0[unmerged], splats.sh0[kept][unmerged])
+        assert int(unmerged.sum()) >= 2 * count - 700  # a merge leaves one of at least two
 
 
 def test_by_blocks_a_cut_is_about_the_same(splats, monkeypatch):
@@ -210,6 +218,9 @@ def test_a_file_becomes_elastic_without_a_capture(ply, tmp_path, capsys):
     assert len(before) == 48
     assert flexgs(*command) == 0 and "already finished" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert (model.config.order.kind, model.config.deltas.start) == ("tree", "tree")
+    assert flexgs(*command, "--order.kind", "sampled") == 2  # what is typed is what is done
+    assert "was trained with another order, deltas" in capsys.readouterr().err
 
 
 def test_a_folder_of_somebody_else_stays(ply, tmp_path, capsys):

@@ -14,7 +14,8 @@ from flexgs.model.deltas import Deltas
 from flexgs.model.elastic import ElasticModel, make_transform
 from flexgs.model.field import AXES, E_MIN, Field
 from flexgs.model.gsnet import GsNet, importance_mask, top
-from flexgs.model.merge import merged
+from flexgs.model.merge import merged, merged_by
+from flexgs.model.merge_tree import MergeTree
 from flexgs.model.order import sampled_order
 from flexgs.seeds import generator
 from flexgs.splats import Splats, rotation_matrices
@@ -166,6 +167,32 @@ def test_merged_gaussians_have_the_moments_of_their_mixture():
     same = merged(splats, weight, 60)
     assert all(torch.allclose(a, b, atol=1e-5) for (_, a),
                (_, b) in zip(same.items(), splats.items(), strict=True))
+
+
+@pytest.mark.parametrize("clones", [0, 50])
+def test_gaussians_of_a_tree_take_the_places_that_they_stand_for(clones):
+    """The first k are the tree's cut, with the axes of those in whose place they stand; of equal Gaussians
+    the tree may keep another one."""
+    splats = random_splats(300)
+    splats = splats[torch.cat([torch.arange(300), torch.arange(clones)])]
+    splats = splats[MergeTree(splats).order()]
+    tree, k = MergeTree(splats), 200
+    got, cut = merged_by(tree, splats, k), tree.cut(k)
+
+    def covariances(s: Splats) -> torch.Tensor:
+        axes = rotation_matrices(s.quats.double()) * s.scales.double().exp()[:, None]
+        return axes @ axes.mT
+
+    near = torch.cdist(got.means.double(), cut.means.double()).argmin(dim=1)
+    assert sorted(near.tolist()) == [*range(k)]  # each of them once
+    assert torch.allclose(covariances(got), covariances(cut[near]), rtol=1e-3, atol=1e-6)
+    assert torch.equal(got.opacities, cut.opacities[near])
+    alone = (got.means == splats.means[:k]).all(dim=1) & (got.opacities == splats.opacities[:k])
+    assert alone.any() and not alone.all()
+    for name in ("quats", "scales"):  # nothing to interpolate where nothing was merged
+        torch.testing.assert_close(getattr(got, name)[alone], getattr(splats, name)[:k][alone], rtol=1e-4,
+                                   atol=1e-4)
+    assert float((got.quats * splats.quats[:k]).sum(1).min()) >= 0
 
 
 def test_field_features_match_a_slow_interpolation():

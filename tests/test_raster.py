@@ -18,11 +18,11 @@ from flexgs.bench.raster import RasterCase, bench_raster
 from flexgs.bench.scenes import front_camera, random_splats
 from flexgs.camera import Camera
 from flexgs.errors import MissingDependencyError
+from flexgs.pool import get_num_threads, set_num_threads
 from flexgs.raster import render
 from flexgs.raster.contract import RasterConfig, RenderOutput
 from flexgs.raster.cpu import kernels
 from flexgs.raster.cpu.autograd import Project, view_of
-from flexgs.raster.cpu.pool import get_num_threads, set_num_threads
 from flexgs.raster.cuda import render_cuda
 from flexgs.raster.reference import relative_l2, render_reference, to_float64
 from flexgs.splats import Splats, cat

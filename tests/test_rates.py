@@ -32,8 +32,8 @@ MENDED = {"selector": (4e-3, 10), "transform.network": (4e-3, 10), "transform.pl
 SECOND = {
     "default": QUICK_HARMONICS | DELTAS, "fast": QUICK_HARMONICS | DELTAS, "smoke": QUICK_HARMONICS | DELTAS,
     "paper": STAGE_2 | FLEXGS, "official": STAGE_2 | FLEXGS, "mended": STAGE_2 | MENDED,
-    "plain": STAGE_2, "lightgs": STAGE_2, "c3dgs": STAGE_2, "eagles": STAGE_2, "matryoshka": STAGE_2,
-    "scratch": STAGE_2}
+    "plain": STAGE_2, "lightgs": STAGE_2, "c3dgs": STAGE_2, "eagles": STAGE_2, "decimate": STAGE_2,
+    "decimate-st": STAGE_2, "decimate-ft": STAGE_2, "matryoshka": STAGE_2, "scratch": STAGE_2}
 
 
 def moved(optimizer: Optimizer, progress: float) -> dict[str, float]:

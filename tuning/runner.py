@@ -16,9 +16,9 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from flexgs import pool
 from flexgs.distributed import Group
 from flexgs.errors import UserError
-from flexgs.raster.cpu import pool
 from flexgs.scene.load import load_capture
 from ray_jobs.cluster import Cluster
 from ray_jobs.train_scene import Torch, describe

@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from flexgs import pool
 from flexgs.bench.scenes import front_camera, random_splats
 from flexgs.camera import Camera
 from flexgs.config import Config, DistributedConfig
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.raster import render
-from flexgs.raster.cpu import pool
 from flexgs.scene import Points, Scene
 from flexgs.scene.camera_model import CameraModel
 from flexgs.scene.views import ImageCache, View

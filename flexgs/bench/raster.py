@@ -10,8 +10,8 @@ import torch
 
 from flexgs.bench.scenes import front_camera, load_points, random_splats
 from flexgs.camera import Camera
+from flexgs.pool import get_num_threads, set_num_threads
 from flexgs.raster import render
-from flexgs.raster.cpu.pool import get_num_threads, set_num_threads
 from flexgs.raster.reference import render_reference
 from flexgs.splats import Splats
 from flexgs.training.warmup import warmup

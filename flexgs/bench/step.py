@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from flexgs.compare import method_config
-from flexgs.raster.cpu.pool import get_num_threads, set_num_threads
+from flexgs.pool import get_num_threads, set_num_threads
 from flexgs.scene import Scene
 from flexgs.training.checkpoint import Checkpoint
 from flexgs.training.trainer import Trainer

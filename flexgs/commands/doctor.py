@@ -184,7 +184,7 @@ def threads() -> str:
     """Return the CPU rasterizer's threads and the free memory; Wrong for a bad FLEXGS_NUM_THREADS."""
     if (value := os.environ.get("FLEXGS_NUM_THREADS")) and not value.isdecimal():
         raise Wrong(f"FLEXGS_NUM_THREADS={value}", "expected a number")
-    from flexgs.raster.cpu.pool import get_num_threads
+    from flexgs.pool import get_num_threads
 
     free = psutil.virtual_memory().available
     # the cores that this process may use, where the system can say

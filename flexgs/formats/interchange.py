@@ -3,7 +3,7 @@
 gsply writes compressed PLY and SPZ: gaussforge 0.6.0 mixes up the harmonics of compressed PLY and leaves 4
 bits to those of SPZ, which costs 1.4 to 1.8 dB. gaussforge writes SOG and .splat, and reads all but .splat.
 splat-transform of PlayCanvas, a program for Node.js that is fetched on first use, writes glTF and streamed
-SOG.
+SOG, and merges Gaussians.
 """
 
 import functools
@@ -14,8 +14,9 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -24,10 +25,11 @@ from flexgs import bounded
 from flexgs.errors import MissingDependencyError, UserError
 from flexgs.formats import decode, node, spz
 from flexgs.formats.axes import PLY, turned
-from flexgs.gaussians import SH_C0, Gaussians, unit_quaternions
+from flexgs.gaussians import SH_C0, Attributes, Gaussians, unit_quaternions
 from flexgs.inputs import Range, parse_json, regular_file, typed
-from flexgs.ply import MOST_LOGIT, checked, read_gaussians, to_ply
+from flexgs.ply import MOST_LOGIT, checked, local, read_gaussians, to_ply, write_ply
 
+G = TypeVar("G", bound=Attributes)
 SPLAT_TRANSFORM = Path(__file__).with_name("splat_transform")
 
 
@@ -145,6 +147,15 @@ def splat_transform(inputs: Sequence[str | Path], output: Path) -> None:
     """Run splat-transform on PLY files, with options between them; the suffix of output says its format."""
     seconds = 600 + sum(part.stat().st_size for part in inputs if isinstance(part, Path)) / 50_000
     _splat_transform("--quiet", "--overwrite", *_without_gpu(), *inputs, output, seconds=seconds)
+
+
+def decimate(gaussians: G, count: int) -> G:
+    """Merge Gaussians to exactly `count` with splat-transform."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole, cut = Path(folder) / "whole.ply", Path(folder) / "cut.ply"
+        write_ply(local(gaussians), whole)
+        splat_transform([whole, "--decimate", str(count)], cut)
+        return replace(gaussians.like(read_gaussians(cut)), origin=gaussians.origin)
 
 
 @functools.cache

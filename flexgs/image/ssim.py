@@ -14,7 +14,7 @@ from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flexgs.raster.cpu.pool import run_ranges
+from flexgs.pool import run_ranges
 
 FASTMATH = {"contract", "nsz", "arcp", "afn", "reassoc"}
 kernel = njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")

@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from flexgs import config as cfg
 from flexgs.config import Config, count_at
-from flexgs.model.merge import merged
+from flexgs.model.merge import merged, merged_by
+from flexgs.model.merge_tree import MergeTree
 from flexgs.model.transform import Transform
 from flexgs.splats import Splats
 
@@ -78,11 +79,12 @@ class Deltas(Transform):
     @torch.no_grad()
     def start(self, splats: Splats, score: Tensor) -> None:
         """Start the knots up to options.merge from merged Gaussians, the others from no change."""
+        tree = MergeTree(splats) if self.options.start == "tree" else None
         first = 0
         for knot, count in zip(self.knots, self.counts, strict=True):
-            if knot <= self.options.merge:
+            if knot <= self.options.merge and self.options.start != "none":
                 kept = min(count, count_at(knot, len(splats)))  # rows beyond the cut start from zero
-                target = merged(splats, score, kept)
+                target = merged_by(tree, splats, kept) if tree else merged(splats, score, kept)
                 for name, width in WIDTHS.items():
                     change = getattr(target, name) - getattr(splats, name)[:kept]
                     change = change / self.unit if name == "means" else change

@@ -7,7 +7,8 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from flexgs.splats import Splats
+from flexgs.model.merge_tree import MergeTree
+from flexgs.splats import Splats, rotation_matrices
 
 
 def merged(splats: Splats, weight: Tensor, k: int) -> Splats:
@@ -35,16 +36,38 @@ def merged(splats: Splats, weight: Tensor, k: int) -> Splats:
     means = mean(s.means)
     away = s.means - means[owner]
     covariances = mean(axes @ axes.mT + away[:, :, None] * away[:, None, :])
-    variances, vectors = _in_order_of(rotations[:k], *torch.linalg.eigh(covariances))
-    scales = variances.clamp(min=1e-14 * variances.amax(1, keepdim=True).clamp(min=1e-200)).log() / 2
-    length = s.quats[:k].norm(dim=1, keepdim=True)
-    quats = torch.from_numpy(Rotation.from_matrix(vectors.numpy()).as_quat(scalar_first=True)) * length
-    # q and -q are the same rotation: take the nearer one.
-    quats = torch.where((quats * s.quats[:k]).sum(1, keepdim=True) < 0, -quats, quats)
+    scales, quats = _along(s[:k], *torch.linalg.eigh(covariances))
     opacities = (total(torch.sigmoid(s.opacities) * _area(s.scales)) / _area(scales)).clamp(0.02, 0.98)
     new = s.changed(means=means, quats=quats, scales=scales, opacities=torch.logit(opacities),
                     sh0=mean(s.sh0), shN=s.shN[:k])
     return new.map(torch.Tensor.float).to(splats.means.device)
+
+
+def merged_by(tree: MergeTree, splats: Splats, k: int) -> Splats:
+    """Return the k Gaussians of a tree's cut, each in the place of the one of the first k that it stands for.
+
+    That is for splats in the order of the tree. The axes are numbered and signed as in merged().
+    """
+    kept = torch.tensor(tree.kept(k))
+    rest = torch.ones(k, dtype=torch.bool).index_fill_(0, kept[kept < k], False)
+    kept[kept >= k] = rest.nonzero()[:, 0]  # of equal Gaussians the tree may keep any
+    cut = tree.cut(k)[kept.argsort()]
+    mine, first = (s.detach().to("cpu").map(torch.Tensor.double) for s in (cut, splats[:k]))
+    scales, quats = _along(first, (2 * mine.scales).exp(), rotation_matrices(mine.quats))
+    return cut.changed(scales=scales.to(cut.scales), quats=quats.to(cut.quats))
+
+
+def _along(like: Splats, variances: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-scales [k, 3] and quaternions [k, 4] of variances [k, 3] along vectors [k, 3, 3].
+
+    Axes, signs and lengths are the nearest ones to those of the k Gaussians `like`.
+    """
+    variances, vectors = _in_order_of(rotation_matrices(like.quats), variances, vectors)
+    scales = variances.clamp(min=1e-14 * variances.amax(1, keepdim=True).clamp(min=1e-200)).log() / 2
+    length = like.quats.norm(dim=1, keepdim=True)
+    quats = torch.from_numpy(Rotation.from_matrix(vectors.numpy()).as_quat(scalar_first=True)) * length
+    # q and -q are the same rotation: take the nearer one.
+    return scales, torch.where((quats * like.quats).sum(1, keepdim=True) < 0, -quats, quats)
 
 
 def _area(scales: Tensor) -> Tensor:

@@ -14,11 +14,12 @@ from functools import cached_property
 from typing import Generic, TypeVar
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from flexgs.gaussians import Attributes, Gaussians, rotation_matrices, sigmoid
+from flexgs.pool import run_ranges
 
 NEIGHBOURS = 8
 """Nearest Gaussians, by their means, that each is compared with."""
@@ -61,16 +62,23 @@ class MergeTree(Generic[G]):
 
     def cut(self, count: int) -> G:
         """Return exactly count Gaussians, or the given ones if they are no more."""
-        n, count = len(self._gaussians), max(count, 1)
-        if count >= n:
+        if count >= len(self._gaussians):
             return self._given
-        passes = self._passes if n <= BLOCK else [self._by_blocks(count)]
+        return self._given.like(self._mixture(count).gaussians(self._gaussians))
+
+    def kept(self, count: int) -> Array:
+        """[count] int64: which of the given Gaussians each one of cut(count) stands for, the heaviest."""
+        return self._mixture(count).kept
+
+    def _mixture(self, count: int) -> "Mixture":
+        count = min(max(count, 1), len(self._gaussians))
+        passes = self._passes if len(self._gaussians) <= BLOCK else [self._by_blocks(count)]
         while (last := passes[-1]).fewest > count:
             passes.append(last.after_pass(count))
         mixture = next(m for m in reversed(passes) if len(m) >= count)
         while len(mixture) > count:
             mixture = mixture.after_pass(count)
-        return self._given.like(mixture.gaussians(self._gaussians))
+        return mixture
 
     def order(self) -> Array:
         """[N] int64: all indices of the given Gaussians, the merges in reverse.
@@ -177,8 +185,8 @@ class Mixture:
         for start in range(0, n, CHUNK):
             neighbours[start:start + CHUNK] = tree.query(self.means[start:start + CHUNK], k, workers=-1)[1]
         costs = np.empty((n, k), np.float32)
-        _costs(neighbours, self.means, self.covariances, self.harmonics, weights,
-               _log_volumes(self.covariances), costs)
+        run_ranges(_costs, n, neighbours, self.means, self.covariances, self.harmonics, weights,
+                   _log_volumes(self.covariances), costs)
         flat = costs.ravel()
         pairs = np.flatnonzero(np.isfinite(flat))
         pairs = pairs[np.argsort(flat[pairs], kind="stable")]
@@ -224,7 +232,7 @@ def _unpacked(packed: Array) -> Array:
 def _log_volumes(covariances: Array) -> Array:
     """[N] logarithms of the determinants, thin ones as thick as FLATTEST."""
     out = np.empty(len(covariances))
-    _fill_log_volumes(covariances, out)
+    run_ranges(_fill_log_volumes, len(out), covariances, out)
     return out
 
 
@@ -236,20 +244,20 @@ def _log_volume(xx, xy, xz, yy, yz, zz):
     return np.log(max(det, 1e-300))
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
-def _fill_log_volumes(c, out):
-    for i in prange(len(c)):
+@njit(nogil=True, cache=True, error_model="numpy")
+def _fill_log_volumes(lo, hi, c, out):
+    for i in range(lo, hi):
         out[i] = _log_volume(c[i, 0], c[i, 1], c[i, 2], c[i, 3], c[i, 4], c[i, 5])
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
-def _costs(neighbours, means, c, harmonics, weights, log_volumes, out):
-    """Fill out [N, k] with the cost of merging each Gaussian with each of its neighbours.
+@njit(nogil=True, cache=True, error_model="numpy")
+def _costs(lo, hi, neighbours, means, c, harmonics, weights, log_volumes, out):
+    """Fill rows lo to hi of out [N, k] with the cost of merging each Gaussian with each of its neighbours.
 
     Infinite for itself, and for a neighbour that comes first and has this pair among its own.
     """
-    n, k = neighbours.shape
-    for i in prange(n):
+    k = neighbours.shape[1]
+    for i in range(lo, hi):
         for place in range(k):
             j = neighbours[i, place]
             out[i, place] = np.inf

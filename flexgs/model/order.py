@@ -14,6 +14,7 @@ from flexgs.config import Config, count_at
 from flexgs.errors import UserError
 from flexgs.extensions import named
 from flexgs.model.gsnet import GsNet
+from flexgs.model.merge_tree import MergeTree
 from flexgs.model.selection import Selection
 from flexgs.seeds import generator
 from flexgs.splats import Splats
@@ -34,12 +35,18 @@ class Order(nn.Module):
         super().__init__()
         self.config = config
 
-    def begin(self, scores: Tensor) -> Tensor | None:
-        """Return the rows [M] that stage 2 keeps, in order, by importance [N]; None: all, as they are."""
-        return self.permutation(scores)[:count_at(self.config.order.keep, len(scores))]
+    def begin(self, splats: Splats, scores: Tensor) -> tuple[Tensor, Splats] | None:
+        """Return what stage 2 begins with, of N Gaussians and their importance [N].
 
-    def permutation(self, scores: Tensor) -> Tensor:
-        """Return the permutation [N] by importance [N], the Gaussians that stay longest first."""
+        Returns:
+            The rows [M] that stage 2 keeps, in order, and the M Gaussians that take their places; None: all
+            Gaussians, as they are.
+        """
+        rows = self.permutation(splats, scores)[:count_at(self.config.order.keep, len(splats))]
+        return rows, splats[rows]
+
+    def permutation(self, splats: Splats, scores: Tensor) -> Tensor:
+        """Return the permutation [N] of N Gaussians of importance [N], those that stay longest first."""
         return sampled_order(scores, 0.0, self.config.seed)
 
     def build(self, splats: Splats, unit: float = 1.0) -> None:
@@ -67,7 +74,7 @@ class Order(nn.Module):
         """
         if self.config.ratios.renders or self.config.transform.kind != "none":
             return None
-        return self.permutation(scores())  # no cut was trained in the order that stage 2 began with
+        return self.permutation(splats, scores())  # no cut was trained in the order that stage 2 began with
 
     def groups(self, config: Config) -> list[dict[str, Any]]:
         """Return the parameter groups for Adam; see Transform.groups."""
@@ -77,9 +84,24 @@ class Order(nn.Module):
 class Sampled(Order):
     """By weighted sampling without replacement, with the importance as weight."""
 
-    def permutation(self, scores: Tensor) -> Tensor:
+    def permutation(self, splats: Splats, scores: Tensor) -> Tensor:
         """Draw the permutation [N], seeded, with noise scaled by order.temperature."""
         return sampled_order(scores, self.config.order.temperature, self.config.seed)
+
+
+class Tree(Order):
+    """By the merge tree, whatever the importance: the merges in reverse, where the heavier Gaussian stays."""
+
+    def begin(self, splats: Splats, scores: Tensor) -> tuple[Tensor, Splats] | None:
+        """Merge the Gaussians to as many as stage 2 keeps."""
+        tree, count = MergeTree(splats), count_at(self.config.order.keep, len(splats))
+        merged = tree.cut(count)
+        rows = self.permutation(merged, scores)
+        return torch.as_tensor(tree.kept(count), device=scores.device)[rows], merged[rows]
+
+    def permutation(self, splats: Splats, scores: Tensor) -> Tensor:
+        """Return the merges in reverse."""
+        return torch.as_tensor(MergeTree(splats).order(), device=scores.device)
 
 
 class Opacity(Order):
@@ -109,7 +131,7 @@ class Learned(Order):
         super().__init__(config)
         self.refresh_every = config.gsnet.refresh
 
-    def begin(self, scores: Tensor) -> Tensor | None:
+    def begin(self, splats: Splats, scores: Tensor) -> tuple[Tensor, Splats] | None:
         """Keep all Gaussians as they are: the order is known at the end only."""
         return None
 
@@ -138,8 +160,8 @@ class Learned(Order):
         return self.gsnet.groups(config)
 
 
-ORDERS: Mapping[str, type[Order]] = {"sampled": Sampled, "importance": Order, "opacity": Opacity,
-                                     "gsnet": Learned}
+ORDERS: Mapping[str, type[Order]] = {"sampled": Sampled, "importance": Order, "tree": Tree,
+                                     "opacity": Opacity, "gsnet": Learned}
 
 
 def make_order(config: Config) -> Order:
@@ -154,7 +176,8 @@ def make_order(config: Config) -> Order:
                         f"{config.order.kind}; expected field or none")
     if not order.fixed and config.order.keep < 1:
         raise UserError(f"--order.keep: found {config.order.keep} with --order.kind {config.order.kind}, "
-                        "whose order is known at the end only; expected --order.kind importance or sampled")
+                        "whose order is known at the end only; "
+                        "expected --order.kind importance, sampled or tree")
     return order
 
 

@@ -253,9 +253,11 @@ class Trainer:
     def _begin_stage_2(self) -> None:
         """Sort the Gaussians, and make the parameters of the order and the transform."""
         scores = self._scores()
-        rows = self.order.begin(scores)
-        if rows is not None:
+        if begin := self.order.begin(self.splats.detach(), scores):
+            rows, merged = begin  # which are those in these rows, unless the order merges
             self.splats, scores = reorder(self.splats, self.optimizer, rows), scores[rows]
+            for (_, mine), (_, new) in zip(self.splats.items(), merged.items(), strict=True):
+                mine.data.copy_(new)
         self._make_stage_2()
         self.order.refresh(scores)
         self.transform.start(self.splats, scores)

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flexgs.camera import Camera
+from flexgs.pool import run_ranges, run_strides
 from flexgs.raster.cpu import kernels as k
-from flexgs.raster.cpu.pool import run_ranges, run_strides
 from flexgs.splats import Splats
 
 if TYPE_CHECKING:

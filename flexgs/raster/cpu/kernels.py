@@ -1,8 +1,8 @@
 """Kernels of the CPU rasterizer: projection, spherical harmonics, binning, compositing, and gradients.
 
 Every kernel is serial over a range (`lo, hi`) or a stride (`worker, workers`) of independent items and
-releases the GIL; `pool.py` runs several at once. No two items write the same place and every sum has a fixed
-order, so results are bitwise equal for any number of threads. "Splats" are projected Gaussians.
+releases the GIL; `flexgs/pool.py` runs several at once. No two items write the same place and every sum has
+a fixed order, so results are bitwise equal for any number of threads. "Splats" are projected Gaussians.
 
 The row loops of `raster_*` are written so that LLVM vectorises them: unsigned indices (numba wraps negative
 ones, which hides the stride), one flat float32 scratch array (no aliasing to prove), a constant trip count of

@@ -1,7 +1,8 @@
 """Threads for the CPU kernels, which release the GIL, so that a plain thread pool runs several at once.
 
 numba's own `parallel=True` is not used: its OpenMP layer spins while it waits, which costs tens of
-milliseconds a call once another process wants the core, and its workqueue layer aborts on concurrent calls.
+milliseconds a call once another process wants the core, and from then on torch does the same; its workqueue
+layer aborts on concurrent calls.
 """
 
 import os
@@ -28,12 +29,12 @@ _lock = Lock()
 
 
 def get_num_threads() -> int:
-    """Return how many threads the CPU backend uses: FLEXGS_NUM_THREADS, or all cores of this process."""
+    """Return how many threads the kernels use: FLEXGS_NUM_THREADS, or all cores of this process."""
     return _threads
 
 
 def set_num_threads(n: int) -> None:
-    """Set how many threads the CPU backend uses in this process; results do not depend on it."""
+    """Set how many threads the kernels use in this process; results do not depend on it."""
     global _threads
     _threads = max(1, int(n))
 
