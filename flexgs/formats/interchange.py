@@ -23,7 +23,7 @@ from PIL import Image
 
 from flexgs import bounded
 from flexgs.errors import MissingDependencyError, UserError
-from flexgs.formats import decode, node, spz
+from flexgs.formats import decode, node, sog, spz
 from flexgs.formats.axes import PLY, turned
 from flexgs.inputs import Range, parse_json, regular_file, typed
 from flexgs.ply import MOST_LOGIT, checked, read_ply, to_ply
@@ -65,8 +65,7 @@ def _write_gaussforge(splats: Splats, path: Path) -> None:
     path.write_bytes(made["data"])
 
 
-_WRITERS = {"compressed.ply": _write_gsply, "spz": _write_gsply, "sog": _write_gaussforge,
-            "splat": _write_gaussforge}
+_WRITERS = {"compressed.ply": _write_gsply, "spz": _write_gsply, "sog": sog.write, "splat": _write_gaussforge}
 
 
 def read(path: Path, kind: str) -> Splats:
