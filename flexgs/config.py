@@ -318,7 +318,8 @@ class EvaluationConfig:
 
     ratios: Annotated[tuple[Ratio, ...], Range(1, 1000)] = (0.01, 0.05, 0.10, 0.15, 0.5, 1.0)
     """Fractions of the Gaussians at which cuts are measured."""
-    format: Literal["ply", "compressed_ply", "spz", "sog", "splat", "gltf", "vq", "latents"] = "ply"
+    format: Literal["ply", "compressed_ply", "spz", "spz4", "sog", "splat", "gltf", "gltf_spz", "vq",
+                    "latents"] = "ply"
     """File format of the cuts: quality is measured after reading the file back, and its bytes are counted."""
     lpips: tuple[Literal["vgg", "alex"], ...] = ("vgg", "alex")
     """LPIPS backbones; one that cannot be loaded is reported as not computed, with the reason."""

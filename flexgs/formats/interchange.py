@@ -1,21 +1,22 @@
 """Formats of other projects, written and read by existing libraries (extra `export`).
 
 gsply writes compressed PLY and SPZ: gaussforge 0.6.0 mixes up the harmonics of compressed PLY and leaves 4
-bits to those of SPZ, which costs 1.4 to 1.8 dB. gaussforge writes SOG and .splat, and reads all but .splat.
-splat-transform of PlayCanvas, a program for Node.js that is fetched on first use, writes glTF and streamed
-SOG.
+bits to those of SPZ, which costs 1.4 to 1.8 dB. gaussforge writes .splat, and reads all but .splat; sog.py
+writes SOG, for which gaussforge takes minutes. splat-transform of PlayCanvas, a program for Node.js that is
+fetched on first use, writes glTF and streamed SOG.
 """
 
 import functools
+import importlib.util
 import io
 import subprocess
 import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ SPLAT_TRANSFORM = Path(__file__).with_name("splat_transform")
 
 
 def write(splats: Splats, path: Path, kind: str) -> None:
-    """Write splats on the CPU as compressed.ply, spz, sog or splat: `kind` is also the suffix of the path.
+    """Write splats on the CPU as compressed.ply, spz, v4.spz, sog or splat, the suffix of the path.
 
     Gaussians keep their order. Neighbours in space should follow each other, since compressed PLY has one
     bounding box for each 256 of them.
@@ -41,21 +42,35 @@ def write(splats: Splats, path: Path, kind: str) -> None:
     _WRITERS[kind](splats, path)
 
 
-def _write_gsply(splats: Splats, path: Path) -> None:
+def _write_spz(splats: Splats, path: Path, version: int = 3) -> None:
+    gsply = _gsply(path)
+    if version == 4 and not importlib.util.find_spec("zstandard"):
+        raise MissingDependencyError("zstandard", "export", "SPZ 4")
+    s = turned(splats, spz.AXES)
+    gsply.write_spz(path, _gsdata(s, gsply), version=version, fractional_bits=spz.bits(s, path))
+    raw = path.read_bytes()
+    if version == 3:
+        path.write_bytes(raw[:4] + bytes(4) + raw[8:])  # no time in gzip's head: equal splats, equal files
+
+
+def _write_compressed_ply(splats: Splats, path: Path) -> None:
+    gsply = _gsply(path)
+    gsply.plywrite(path, _gsdata(splats, gsply), compressed=True)
+
+
+def _gsply(path: Path) -> Any:
     try:
         import gsply
     except ImportError:
         raise MissingDependencyError("gsply", "export", path.suffix) from None
-    s = (turned(splats, spz.AXES) if path.suffix == ".spz" else splats).map(lambda t: t.contiguous())
-    data = gsply.GSData(means=s.means.numpy(), scales=s.scales.numpy(), opacities=s.opacities.numpy(),
+    return gsply
+
+
+def _gsdata(splats: Splats, gsply: Any) -> Any:
+    s = splats.map(lambda t: t.contiguous())
+    return gsply.GSData(means=s.means.numpy(), scales=s.scales.numpy(), opacities=s.opacities.numpy(),
                         sh0=s.sh0.numpy(), shN=s.shN.numpy(), quats=s.quats.numpy(),
                         _format=gsply.create_ply_format(s.sh_degree))  # else gsply guesses it from the values
-    if path.suffix == ".spz":
-        gsply.write_spz(path, data, fractional_bits=spz.bits(s, path))
-        raw = path.read_bytes()
-        path.write_bytes(raw[:4] + bytes(4) + raw[8:])  # no time in gzip's head: equal splats, equal files
-    else:
-        gsply.plywrite(path, data, compressed=True)
 
 
 def _write_gaussforge(splats: Splats, path: Path) -> None:
@@ -65,7 +80,9 @@ def _write_gaussforge(splats: Splats, path: Path) -> None:
     path.write_bytes(made["data"])
 
 
-_WRITERS = {"compressed.ply": _write_gsply, "spz": _write_gsply, "sog": sog.write, "splat": _write_gaussforge}
+_WRITERS: dict[str, Callable[[Splats, Path], None]] = {
+    "compressed.ply": _write_compressed_ply, "spz": _write_spz,
+    "v4.spz": functools.partial(_write_spz, version=4), "sog": sog.write, "splat": _write_gaussforge}
 
 
 def read(path: Path, kind: str) -> Splats:

@@ -31,7 +31,10 @@ ROW = 64
 
 
 def write(splats: Splats, path: Path) -> None:
-    """Write Gaussians in their order; neighbours in space should follow each other. Equal ones, equal bytes."""
+    """Write Gaussians in their order; neighbours in space should follow each other.
+
+    Equal Gaussians make equal bytes.
+    """
     means, quats, scales, opacities, sh0, shN = (np.asarray(values) for _, values in splats.items())
     n, coefficients = shN.shape[:2]
     about: dict[str, object] = {"version": 2, "asset": {"generator": "flexgs"}, "count": n}
@@ -116,8 +119,8 @@ def _groups(values: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
 def _coded(values: np.ndarray) -> tuple[np.ndarray, list[float]]:
     """Quantise values to 256 levels: numbers 0 to 255 of their shape, and the levels.
 
-    All but TAIL levels at each end are evenly spaced over twice the range of 99.8 % of the values, or over all
-    of them: a few far ones do not make the others coarse.
+    All but TAIL levels at each end are evenly spaced over twice the range of 99.8 % of the values, or over
+    the range of all: a few far values do not make the others coarse.
     """
     low, first, last, high = np.quantile(values, [0, 0.001, 0.999, 1])
     first, last = max(low, first - (last - first) / 2), min(high, last + (last - first) / 2)
