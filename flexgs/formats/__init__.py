@@ -122,6 +122,7 @@ FORMATS: Mapping[str, Format] = {
                    lambda splats, path, views: gltf.write(in_world(splats, path), path), gltf.read),
     "gltf_spz": replace(
         _SPZ, about="glTF KHR_gaussian_splatting, compressed as SPZ 2", suffix=".spz.glb",
+        bounds=Bounds(shapes=0.2),  # w of a rotation is computed from x, y and z, which have 8 bits
         encode=lambda splats, path, views: gltf_spz.write(in_world(splats, path), path), read=gltf.read),
     "vq": Format("Compressed 3DGS, not fine-tuned", ".vq.npz", _encode_vq, vq.read,
                  "harmonics and shapes to codebooks",

@@ -63,7 +63,7 @@ def write(splats: Splats, path: Path) -> None:
     about["sh0"] = {"codebook": levels, "files": ["sh0.webp"]}
 
     if coefficients:
-        labels, entries = palette(shN.reshape(n, -1))
+        labels, entries = palette(shN.reshape(n, -1), ENTRIES)
         numbers, levels = _coded(entries)
         rows = np.zeros((-len(entries) % ROW, coefficients, 3))
         rows = np.concatenate([numbers.reshape(-1, coefficients, 3), rows])
@@ -78,7 +78,7 @@ def write(splats: Splats, path: Path) -> None:
         packed.writestr(zipfile.ZipInfo("meta.json"), json.dumps(about))
 
 
-def palette(values: np.ndarray, size: int = ENTRIES) -> tuple[np.ndarray, np.ndarray]:
+def palette(values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Replace rows by those of a palette.
 
     Args:
