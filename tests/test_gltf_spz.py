@@ -91,7 +91,8 @@ def test_files_of_others(tmp_path):
         extension = {"extensions": {"KHR_gaussian_splatting_compression_spz": {"bufferView": 1}}}
         primitives = [{"attributes": {}}, {"extensions": {"KHR_gaussian_splatting": extension}}]
         packed(path, {"asset": {"version": "2.0"}, "meshes": [{"primitives": primitives}],
-                      "bufferViews": [{}, {"byteOffset": 6, "byteLength": len(spz)}]}, b"before" + spz + b"after")
+                      "bufferViews": [{}, {"byteOffset": 6, "byteLength": len(spz)}]},
+               b"before" + spz + b"after")
         assert format_at(path) == "gltf_spz"
         assert torch.equal(read(path).means, stored.means)
 
