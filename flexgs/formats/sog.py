@@ -75,7 +75,7 @@ def write(splats: Splats, path: Path) -> None:
     with zipfile.ZipFile(path, "w") as packed:
         for name, pixels in images.items():
             packed.writestr(zipfile.ZipInfo(name), _webp(pixels))  # without the time of writing
-        packed.writestr(zipfile.ZipInfo("meta.json"), json.dumps(about))
+        packed.writestr(zipfile.ZipInfo("meta.json"), json.dumps(about, separators=(",", ":")))
 
 
 def palette(values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -126,7 +126,7 @@ def _coded(values: np.ndarray) -> tuple[np.ndarray, list[float]]:
     first, last = max(low, first - (last - first) / 2), min(high, last + (last - first) / 2)
     levels = np.concatenate([np.linspace(low, first, TAIL, endpoint=False),
                              np.linspace(first, last, 256 - 2 * TAIL),
-                             np.linspace(last, high, TAIL + 1)[1:]])
+                             np.linspace(last, high, TAIL + 1)[1:]]).round(6)  # fewer digits, fewer bytes
     return np.searchsorted((levels[1:] + levels[:-1]) / 2, values), levels.tolist()
 
 
