@@ -113,7 +113,8 @@ FORMATS: Mapping[str, Format] = {
         _SPZ, about="Niantic SPZ 4", suffix=".v4.spz",
         encode=lambda splats, path, views: interchange.write(in_world(splats, path), path, "v4.spz")),
     "sog": _interchange(
-        "PlayCanvas SOG", "sog", "positions to 16 bits, harmonics to a palette, the rest to 8 bits",
+        "PlayCanvas SOG", "sog",
+        "positions to 16 bits, the rest to 8; of more than 65,536 Gaussians harmonics to a palette",
         Bounds(harmonics=ANY)),
     "splat": _interchange(
         "antimatter15 .splat", "splat", "view-dependent colour (all harmonics); the rest to 8 bits",

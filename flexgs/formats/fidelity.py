@@ -48,23 +48,18 @@ def damage(given: Splats, stored: Splats, bounds: Bounds) -> str | None:
 
 
 def errors(given: Splats, stored: Splats) -> dict[str, Tensor]:
-    """Return the error [N] of each kind; stored Gaussians that come in another order are matched first."""
+    """Return the error [N] of each kind of the stored Gaussians, which are in the order of those given."""
     side = _side(given)
     stored = stored.at(given.origin)
     means = given.means.double()
     far = (means - means.median(0).values).norm(dim=1)
     size = given.scales.double().amax(1).clamp(max=100).exp()
     tolerated = side + far + 50 * size  # a Gaussian that is far away or large may be further off
-
-    def moved(other: Splats) -> Tensor:
-        return (other.means.double() - means).norm(dim=1) / tolerated.clamp(min=1e-30)
-
-    if bool((moved(stored) > BITS.positions).double().mean() > OUTLIERS):
-        stored = stored[_match(given, stored)]  # SOG sorts the Gaussians
+    moved = (stored.means.double() - means).norm(dim=1) / tolerated.clamp(min=1e-30)
     roots, stored_roots = _roots(given), _roots(stored)
     visible = (roots.flatten(1).norm(dim=1) + 4e-4 * side).clamp(min=1e-30)
     harmonics = (stored.shN - given.shN).abs().flatten(1)
-    return {"positions": moved(stored), "shapes": (stored_roots - roots).flatten(1).norm(dim=1) / visible,
+    return {"positions": moved, "shapes": (stored_roots - roots).flatten(1).norm(dim=1) / visible,
             "opacities": (torch.sigmoid(stored.opacities) - torch.sigmoid(given.opacities)).abs(),
             "colours": SH_C0 * (stored.sh0 - given.sh0).abs().amax(1),
             "harmonics": torch.cat([torch.zeros(len(given), 1), harmonics], dim=1).amax(1)}
@@ -81,17 +76,3 @@ def _roots(splats: Splats) -> Tensor:
     """Return the square roots [N, 3, 3] of the covariances, the same in any order of a Gaussian's axes."""
     axes = rotation_matrices(splats.quats.double())
     return axes * splats.scales.double().clamp(max=100).exp()[:, None, :] @ axes.mT  # e^100: finite
-
-
-def _match(given: Splats, stored: Splats) -> Tensor:
-    """Return, for each given Gaussian, the index of the most similar among the 8 nearest stored ones."""
-    from scipy.spatial import cKDTree  # not at the top: most formats keep the order
-
-    tree, nearest = cKDTree(stored.means.double().numpy()), list(range(1, min(8, len(stored)) + 1))
-    near = torch.from_numpy(tree.query(given.means.double().numpy(), k=nearest)[1])
-
-    def appearance(s: Splats) -> Tensor:
-        return torch.cat([torch.sigmoid(s.opacities)[:, None], SH_C0 * s.sh0, s.scales], dim=1)
-
-    unlike = (appearance(stored)[near] - appearance(given)[:, None]).abs().sum(2)
-    return near.gather(1, unlike.argmin(1, keepdim=True))[:, 0]
