@@ -106,7 +106,6 @@ class Cut:
                scene: "Scene | None") -> None:
         from flexgs.deploy.merged import MergedModel, cut_of
         from flexgs.formats import FORMATS, format_of, localised
-        from flexgs.formats.fidelity import summary
         from flexgs.model.budget import largest, parse
         from flexgs.ply import is_wide, place
 
@@ -151,7 +150,7 @@ class Cut:
         if name != "ply":
             stored = replace(stored, origin=cut.origin) if self.local else stored.at(cut.origin)
             if isinstance(model, MergedModel) and not scene:  # torch is not needed to compare the attributes
-                lost = summary(chosen.kept(cut.arrays()), stored.arrays())
+                lost = chosen.lost(cut, stored)
             else:
                 lost = _loss(cut, stored, model, scene)
             print(f"{chosen.about} loses {chosen.loses}: {lost}")

@@ -1,4 +1,4 @@
-"""A file of Gaussians made elastic without training: at the ratios of a packed file its cuts are merged ones."""
+"""A file of Gaussians made elastic without training: cuts at some ratios are the merged ones."""
 
 from collections.abc import Sequence
 from dataclasses import replace
