@@ -26,7 +26,8 @@ from flexgs.splats import Splats
 from flexgs.urls import is_url, public
 
 RATIOS = (0.01, 0.05, 0.15, 0.5, 1.0)
-VERSIONS: Mapping[int, Callable[[bytes, str], Packed]] = {packed_v1.VERSION: PackedV1, packed_v2.VERSION: PackedV2}
+VERSIONS: Mapping[int, Callable[[bytes, str], Packed]] = {packed_v1.VERSION: PackedV1,
+                                                          packed_v2.VERSION: PackedV2}
 
 
 class File(Protocol):

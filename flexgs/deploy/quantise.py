@@ -26,11 +26,11 @@ from flexgs.deploy.coding import MOST_WIDTH, Integers
 Values = NDArray[np.floating]
 
 NAMES = ("scales", "means", "quats", "opacities", "sh0", "shN")
-STEPS = {"scales": 0.025, "means": 0.02, "quats": 0.017, "opacities": 0.06, "sh0": 0.02}
+STEPS = {"scales": 0.025, "means": 0.022, "quats": 0.018, "opacities": 0.06, "sh0": 0.022}
 """Steps of a chunk; those of means in sizes. Together they cost the pictures as much as the harmonics do."""
-HARMONICS = 0.28
+HARMONICS = 0.34
 """Step of the harmonics by their root mean square, each taken in the step's factor of its Gaussian."""
-HARMONICS_WITHIN = (1 / 128, 1 / 48)
+HARMONICS_WITHIN = (1 / 128, 1 / 40)
 """The finest and the coarsest step of the harmonics."""
 LEVELS = 4
 """Levels are from -4 to 4."""

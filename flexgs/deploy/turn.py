@@ -16,7 +16,7 @@ class Turn:
     """The change of frame of each Gaussian."""
 
     def __init__(self, quats: Values):
-        """Choose the frames for quaternions (w, x, y, z) of any length, [N, 4]; one of length 0 is no turn."""
+        """Choose the frames for quaternions (w, x, y, z) of any length, [N, 4]; length 0 is no turn."""
         length = np.linalg.norm(quats, axis=1, keepdims=True)
         quats = np.where(length > 1e-12, quats, [1.0, 0, 0, 0])
         group = Rotation.create_group("O")
