@@ -70,6 +70,8 @@ class Packed(Protocol):
     """Size and CRC-32 of the part behind the chunks."""
     model: ElasticModel
     """The model, with zeros in the rows that have not been read; prepare() makes it."""
+    bounds: dict[str, float]
+    """The largest error of each attribute in the chunks that have been read; empty if they are exact."""
 
     @property
     def chunks(self) -> Sequence[Chunk]:

@@ -83,11 +83,10 @@ def write(model: ElasticModel, path: Path, ratios: Sequence[float]) -> None:
 class PackedV1:
     """A packed model of version 1; see Packed in packed.py."""
 
-    last = (0, 0)
-
     def __init__(self, raw: bytes, where: str):
         """Read the header; UserError if it is not one."""
         self._where = where
+        self.last, self.bounds = (0, 0), dict[str, float]()
         self._header: Header = typed(Header, parse_json(raw, where, AGAIN), where)
         self.chunks = self._header.chunks
 

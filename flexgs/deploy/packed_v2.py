@@ -14,7 +14,8 @@ All numbers are little-endian.
                         (3), quats (3), opacities (1), sh0 (3), shN (3 K); then, if the transform is "deltas",
                         for each of means (3), quats (4), scales (3), opacities (1), sh0 (3), and for each
                         knot from which the chunk has rows, the columns of these rows
-              exact     rows of other transforms, as in version 1
+              exact     with any other transform: quats of the Gaussians that enter, float32, and the rows of
+                        its tensors, as in version 1. Frames are not turned: the transform knows those given
 
     last      JSON, deflated: config, all settings; cameras (width, height, world to camera, K)
 
@@ -64,6 +65,7 @@ from flexgs.errors import UserError
 from flexgs.inputs import Range, check_tensors, parse_json, typed
 from flexgs.model.deltas import Deltas
 from flexgs.model.elastic import ElasticModel, Place
+from flexgs.model.transform import Transform
 
 VERSION = 2
 Size = Annotated[int, Range(1, 1 << 50)]
@@ -121,14 +123,17 @@ class Layout:
         new = {part.name.removeprefix("splats."): part for part in parts if part.name.startswith("splats.")}
         rest = [part for part in parts if not part.name.startswith("splats.")]
         entering = slice(new["means"].first, new["means"].last) if new else slice(0, 0)
-        deltas = isinstance(model.transform, Deltas)
-        rounded = [new[name] for name in NAMES if name in new] + (rest if deltas else [])
+        rounded, exact = [new[name] for name in NAMES if name in new], []
+        if _turnable(model):
+            rounded += rest
+        else:
+            exact = [part for part in rounded if part.name == "splats.quats"] + rest
+            rounded = [part for part in rounded if part.name != "splats.quats"]
         tensors = tensors_of(model)
         rows = [entering.stop - entering.start]
         for part in rounded:
             numbers = tensors[part.name][:1].numel() - (part.name == "splats.quats")
             rows += numbers * [part.last - part.first]
-        exact = [] if deltas else rest
         least = (head_type(model.splats.shN.shape[1]).itemsize + len(rows)
                  + sum(tensors[part.name][part.first:part.last].nbytes for part in exact))
         return Layout(entering, rounded, exact, rows, least + sum(rows),
@@ -144,8 +149,7 @@ class PackedV2:
         self._header: Header = typed(Header, _parsed(raw, where), where)
         self.chunks = [Chunk(*chunk) for chunk in self._header.chunks]
         self.last = self._header.last
-        self.bounds: list[dict[str, float]] = []
-        """The largest error of each attribute in the chunks that have been read."""
+        self.bounds = dict.fromkeys(NAMES, 0.0)
 
     def prepare(self) -> None:
         """Make the model; UserError unless the chunks have sizes that are possible for it."""
@@ -178,7 +182,7 @@ class PackedV2:
         for part, rows in tensors:
             mine[part.name][part.first:part.last] = rows
         self._levels = levels
-        self.bounds.append(bounds)
+        self.bounds = {name: max(error, bounds[name]) for name, error in self.bounds.items()}
 
     def complete(self, body: bytes) -> None:
         """Read the last part: all settings, and cameras."""
@@ -252,8 +256,9 @@ def write(model: ElasticModel, path: Path, ratios: Sequence[float]) -> None:
     packed = PackedV2(header, str(path))
     packed.prepare()
     for i, layout in enumerate(layouts):
-        packed.fill(i, bodies[i], f"{path}: the chunk of {percent(ratios[i])}")
-        packer.check(packed, layout.parts, f"{path}: the chunk of {percent(ratios[i])}")
+        what, packed.bounds = f"{path}: the chunk of {percent(ratios[i])}", dict.fromkeys(NAMES, 0.0)
+        packed.fill(i, bodies[i], what)
+        packer.check(packed, layout.parts, what)
     write_file(path, VERSION, header, bodies)
 
 
@@ -262,16 +267,16 @@ class _Packer:
 
     def __init__(self, model: ElasticModel):
         self.model, self.tensors = model, tensors_of(model)
-        self.turn = Turn(model.splats.quats.detach().double().numpy())
+        self.turn = Turn(model.splats.quats.detach().double().numpy()) if _turnable(model) else None
         self.levels = np.zeros(len(model), np.int8)
         self.scales = np.zeros((len(model), 3), np.float32)
 
     def given(self, part: Part) -> Values:
         """Return rows of the model as they are to be stored: turned, and in world units."""
         values = self.tensors[part.name][part.first:part.last].detach().cpu().double().numpy()
-        if part.name.endswith(".quats"):
+        if self.turn and part.name.endswith(".quats"):
             return self.turn.quats(values, _gaussians(part))
-        if part.name.endswith(".scales"):
+        if self.turn and part.name.endswith(".scales"):
             return self.turn.scales(values, _gaussians(part))
         return values * self.model.transform.unit if part.name == "transform.means" else values
 
@@ -312,8 +317,8 @@ class _Packer:
         return most
 
     def check(self, packed: PackedV2, parts: Sequence[Part], what: str) -> None:
-        """Compare the chunk that packed has read last with the model; UserError beyond its bounds."""
-        stored, bounds = tensors_of(packed.model), packed.bounds[-1]
+        """Compare the parts of a chunk that was read back with the model; UserError beyond the bounds."""
+        stored, bounds = tensors_of(packed.model), packed.bounds
         for part in parts:
             rows, name = stored[part.name][part.first:part.last], part.name.partition(".")[2]
             error = self.error(part, rows.numpy().reshape(len(rows), -1))
@@ -349,6 +354,11 @@ def _pieces(part: Part, most: int = 1 << 16) -> Iterator[tuple[Part, slice]]:
     for first in range(part.first, part.last, most):
         last = min(part.last, first + most)
         yield part._replace(first=first, last=last), slice(first - part.first, last - part.first)
+
+
+def _turnable(model: ElasticModel) -> bool:
+    """Whether frames may be turned: not if a transform changes quaternions and scales by what it computes."""
+    return isinstance(model.transform, Deltas) or type(model.transform) is Transform
 
 
 def _gaussians(part: Part) -> slice:

@@ -47,7 +47,7 @@ def write(model: ElasticModel, path: Path, ratios: Sequence[float] = RATIOS, exa
         model: the model.
         path: the file; it appears when it is whole.
         ratios: where the chunks end.
-        exact: keep every bit (version 1), in two to three times as many bytes.
+        exact: keep every bit (version 1), in five to six times as many bytes.
     """
     for ratio in ratios:
         check_ratio(ratio, "--ratios")
@@ -128,6 +128,11 @@ class Progressive:
     def chunks(self) -> Sequence[Chunk]:
         """The chunks, by rising ratio."""
         return self.packed.chunks
+
+    @property
+    def bounds(self) -> Mapping[str, float]:
+        """The largest error of each attribute in what has been read; empty if the file is exact."""
+        return self.packed.bounds
 
     @property
     def offset(self) -> int:

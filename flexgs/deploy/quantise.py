@@ -26,9 +26,9 @@ from flexgs.deploy.coding import MOST_WIDTH, Integers
 Values = NDArray[np.floating]
 
 NAMES = ("scales", "means", "quats", "opacities", "sh0", "shN")
-STEPS = {"scales": 0.025, "means": 0.022, "quats": 0.018, "opacities": 0.06, "sh0": 0.022}
+STEPS = {"scales": 0.021, "means": 0.022, "quats": 0.015, "opacities": 0.09, "sh0": 0.02}
 """Steps of a chunk; those of means in sizes. Together they cost the pictures as much as the harmonics do."""
-HARMONICS = 0.34
+HARMONICS = 0.35
 """Step of the harmonics by their root mean square, each taken in the step's factor of its Gaussian."""
 HARMONICS_WITHIN = (1 / 128, 1 / 40)
 """The finest and the coarsest step of the harmonics."""
