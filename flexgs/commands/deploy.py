@@ -201,9 +201,11 @@ class Pack:
     """NAME.fgs."""
     ratios: tuple[float, ...] = (0.01, 0.05, 0.15, 0.5, 1.0)
     """Ratios at which the chunks of the file end: a client may show a cut after each."""
+    exact: bool = False
+    """Keep every bit, in five to six times the bytes. Else numbers are rounded as finely as is not seen."""
 
     def __call__(self) -> None:
-        """Write the file, and print how many bytes each ratio needs beside a PLY of that cut."""
+        """Write the file, and print how many bytes each ratio needs, and what they are off by at most."""
         from flexgs.deploy.progressive import Progressive, write
         from flexgs.model.elastic import ElasticModel
         from flexgs.ply import ply_bytes
@@ -211,12 +213,14 @@ class Pack:
         if self.output.suffix.lower() != ".fgs":
             raise UserError(f"--output {self.output}: expected a name that ends in .fgs")
         model = ElasticModel.load(self.run)
-        write(model, self.output, self.ratios)
+        write(model, self.output, self.ratios, self.exact)
         packed, n, degree = Progressive.open(self.output), len(model), model.sh_degree
         for ratio in self.ratios:
             sent, count = packed.load(ratio), count_at(ratio, n)
             print(f"up to {100 * ratio:5.4g} %  {count:>11,} Gaussians  {sent / 1e6:9.2f} MB  as PLY "
                   f"{ply_bytes(count, degree) / 1e6:9.2f} MB")
+            print("    off by at most " + (", ".join(f"{error:.2g} ({name})" for name, error
+                                                     in packed.bounds.items()) or "nothing"))
         print(f"{pasted(self.output)}: {sent / ply_bytes(n, degree):.2f} of the whole PLY, "
               "which is not elastic")
 
