@@ -193,10 +193,13 @@ class Cut:
 
 @dataclass
 class Pack:
-    """Write a run's model as one file to be read from the front: the smallest cut first, each byte once."""
+    """Write a model as one file to be read from the front: the smallest cut first, each byte once.
 
-    run: tyro.conf.Positional[Path]
-    """Run folder, or its model folder."""
+    Of a file of splats from any program, the cuts at --ratios are merged ones.
+    """
+
+    source: Source
+    """Run folder, its model folder, or a file of splats."""
     output: Output
     """NAME.fgs."""
     ratios: tuple[float, ...] = (0.01, 0.05, 0.15, 0.5, 1.0)
@@ -206,14 +209,20 @@ class Pack:
 
     def __call__(self) -> None:
         """Write the file, and print how many bytes each ratio needs, and what they are off by at most."""
+        from flexgs.deploy.merged import MergedModel
+        from flexgs.deploy.nested import nested
         from flexgs.deploy.progressive import Progressive, write
+        from flexgs.deploy.source import open_model
         from flexgs.model.elastic import ElasticModel
         from flexgs.ply import ply_bytes
 
         if self.output.suffix.lower() != ".fgs":
             raise UserError(f"--output {self.output}: expected a name that ends in .fgs")
-        model = ElasticModel.load(self.run)
-        write(model, self.output, self.ratios, self.exact)
+        model = open_model(self.source)
+        elastic = nested(model, self.ratios) if isinstance(model, MergedModel) else model
+        if not isinstance(elastic, ElasticModel):
+            raise UserError(f"{self.source}: found a packed model, expected a run or a file of splats")
+        write(elastic, self.output, self.ratios, self.exact)
         packed, n, degree = Progressive.open(self.output), len(model), model.sh_degree
         for ratio in self.ratios:
             sent, count = packed.load(ratio), count_at(ratio, n)

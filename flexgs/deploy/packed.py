@@ -23,13 +23,13 @@ from torch import Tensor
 
 from flexgs.camera import Camera, check_cameras
 from flexgs.config import Config, count_at
+from flexgs.deploy import MAGIC
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
 from flexgs.model.deltas import Deltas
 from flexgs.model.elastic import ElasticModel, Place, make_transform
 from flexgs.splats import Splats
 
-MAGIC = b"FLEXGS"
 HEAD = struct.Struct("<6sHII")
 CAMERAS = 8
 """The most cameras that a file stores."""

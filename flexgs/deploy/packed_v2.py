@@ -367,9 +367,10 @@ def _gaussians(part: Part) -> slice:
 
 def _shaping(config: Config) -> dict[str, Any]:
     """Return the settings that the shapes of the tensors follow from; of a stranger's transform, all."""
-    kind, settings = config.transform.kind, config.to_dict()
-    names = {"none": ["transform"], "deltas": ["transform", "deltas"], "field": ["transform", "field"]}
-    return {name: settings[name] for name in names.get(kind, settings)}
+    settings = config.to_dict()
+    deltas = {name: settings["deltas"][name] for name in ("knots", "rows")}
+    shaping = {"none": {}, "deltas": {"deltas": deltas}, "field": {"field": settings["field"]}}
+    return {"transform": settings["transform"], **shaping.get(config.transform.kind, settings)}
 
 
 def _json(value: Any) -> bytes:

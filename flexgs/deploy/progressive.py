@@ -14,8 +14,8 @@ import psutil
 
 from flexgs.camera import Camera
 from flexgs.config import Config, check_ratio, percent
-from flexgs.deploy import packed_v1, packed_v2
-from flexgs.deploy.packed import AGAIN, HEAD, MAGIC, MOST_CHUNKS, MOST_HEADER, Chunk, Packed, rise_to_all
+from flexgs.deploy import MAGIC, packed_v1, packed_v2
+from flexgs.deploy.packed import AGAIN, HEAD, MOST_CHUNKS, MOST_HEADER, Chunk, Packed, rise_to_all
 from flexgs.deploy.packed_v1 import PackedV1
 from flexgs.deploy.packed_v2 import PackedV2
 from flexgs.errors import UserError
