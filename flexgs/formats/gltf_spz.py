@@ -25,8 +25,8 @@ POINTS = 0
 
 def write(splats: Splats, path: Path) -> None:
     """Write Gaussians in their order; equal ones make equal bytes."""
-    packed = version_2(splats)
     step = 2.0 ** -spz.bits(splats, path)
+    packed = version_2(splats)
     means = np.rint(np.asarray(turned(splats, "LUF").means) / step) * step
     accessors = {
         "POSITION": {"type": "VEC3", "componentType": FLOAT, "min": means.min(0).tolist(),
