@@ -155,11 +155,13 @@ class Cut:
         from rich.progress import Progress
 
         from flexgs.deploy.source import MergedModel
+        from flexgs.device import pick_device
         from flexgs.training.distill import distill, within
 
         seconds = self.seconds if self.seconds is not None else 5.0 if self.scene or self.cameras else 0.0
         if not isinstance(model, MergedModel) or not seconds or len(cut) == len(model):
             return cut
+        pick_device("cpu")  # which gives torch one thread: idle ones spin
         cameras = model.viewpoints
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -90,8 +90,10 @@ class Adapt(Train):
         """The folder of a capture of the model's own renders."""
         from flexgs.deploy.renders import write_renders
         from flexgs.deploy.source import MergedModel
+        from flexgs.device import pick_device
         from flexgs.formats import read
 
+        pick_device("cpu")  # which gives torch one thread: idle ones spin
         model = MergedModel(read(self.ply), self.config)
         folder = self.output / "renders" / self.ply.stem
         print(f"no capture: training on renders of the model, in {pasted(folder)}", flush=True)
