@@ -26,11 +26,15 @@ from flexgs.deploy.coding import MOST_WIDTH, Integers
 Values = NDArray[np.floating]
 
 NAMES = ("scales", "means", "quats", "opacities", "sh0", "shN")
-STEPS = {"scales": 0.021, "means": 0.022, "quats": 0.015, "opacities": 0.09, "sh0": 0.02}
+STEPS = {"scales": 0.02, "means": 0.021, "quats": 0.014, "opacities": 0.06, "sh0": 0.019}
 """Steps of a chunk; those of means in sizes. Together they cost the pictures as much as the harmonics do."""
-HARMONICS = 0.35
-"""Step of the harmonics by their root mean square, each taken in the step's factor of its Gaussian."""
-HARMONICS_WITHIN = (1 / 128, 1 / 40)
+HARMONICS = 1.5
+"""Step of the harmonics by their spread to the power of 1.5.
+
+The spread is their root mean square, each harmonic divided by the factor that its Gaussian has on the step.
+Models whose harmonics are large explain the photographs less well by the rest, and forgive more.
+"""
+HARMONICS_WITHIN = (1 / 128, 1 / 36)
 """The finest and the coarsest step of the harmonics."""
 LEVELS = 4
 """Levels are from -4 to 4."""
@@ -84,7 +88,7 @@ class Quantiser:
             head["basis"] = np.rint(127 * vectors[:, ::-1])
             shares = np.square(shN).mean(axis=(1, 2)) / 2.0 ** (2 * POWER["shN"] * levels)
             spread = float(np.sqrt(shares.mean()))
-        head["steps"] = [*STEPS.values(), np.clip(HARMONICS * spread, *HARMONICS_WITHIN)]
+        head["steps"] = [*STEPS.values(), np.clip(HARMONICS * spread**1.5, *HARMONICS_WITHIN)]
         return head
 
     def step(self, name: str, levels: Integers, scales: Values) -> Values:
