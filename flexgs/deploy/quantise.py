@@ -12,8 +12,9 @@ both of the log-scales as they are stored. Before that,
     means                   are taken from the centre of the chunk
     quats                   are turned (turn.py), and w is left out: w = sqrt(1 - x^2 - y^2 - z^2)
     sh0, harmonics          (r, g, b) become (r + g + b) / sqrt 3, (r - b) / sqrt 2, (r - 2 g + b) / sqrt 6
-    harmonics               the K coefficients of each of these three are K sums of the columns of a matrix,
-                            `basis` / 127: the principal components of the chunk, most of which are small
+    harmonics               the K coefficients of each of these three, c, become p with c = basis p / 127:
+                            basis [K, K], row by row in the file, has the principal directions of the chunk
+                            as columns, most of which have small numbers p
 
 Changes that a cut adds (Deltas) are stored in the steps of their attributes and all four numbers of quats.
 """
