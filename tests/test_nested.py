@@ -38,6 +38,17 @@ def test_smaller_cuts_are_the_first_of_larger_ones(file):
     assert torch.equal(model.cut(0.1).shN, model.cut(0.5).shN[:60])
 
 
+@pytest.mark.parametrize("degree", range(4))
+def test_files_of_each_degree_are_packed(degree, tmp_path):
+    splats = random_splats(50, degree)
+    save(splats, tmp_path / "x.ply")
+    assert flexgs("pack", tmp_path / "x.ply", "-o", tmp_path / "x.fgs", "--ratios", 0.1, 1) == 0
+    packed = Progressive.open(tmp_path / "x.fgs")
+    assert len(packed.cut(0.1)) == 5
+    order = MergeTree(splats).order().copy()
+    torch.testing.assert_close(packed.cut(1.0).shN, splats.shN[order], atol=0.1, rtol=0)
+
+
 @pytest.mark.parametrize("ratios", [RATIOS, (1.0,)])
 def test_a_file_is_packed(file, ratios, tmp_path, capsys):
     assert flexgs("pack", file, "-o", tmp_path / "x.fgs", "--ratios", *ratios) == 0
