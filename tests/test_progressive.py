@@ -411,7 +411,7 @@ def test_integers_of_any_sign_and_width_come_back():
     assert list(widths) == [1, 2, 4, 1, 1]
     back = list(coding.columns_of(widths, raw, [len(column) for column in columns]))
     assert all((a == b).all() for a, b in zip(columns, back, strict=True))
-    with pytest.raises(ValueError):
+    with pytest.raises(OverflowError):
         coding.planes([torch.tensor([2**31]).numpy()])
 
 

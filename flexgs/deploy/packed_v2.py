@@ -289,7 +289,7 @@ class _Packer:
         return values * self.model.transform.unit if part.name == "transform.means" else values
 
     def chunk(self, layout: Layout, ratio: float) -> bytes:
-        """Return the bytes of a chunk before they are compressed; OverflowError if an integer is too large."""
+        """Return the bytes of a chunk, not compressed yet; OverflowError if an integer is too large."""
         model, entering = self.model, layout.entering
         if entering.stop > entering.start:
             shown = model.first(entering.stop, ratio)[entering]
