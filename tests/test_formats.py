@@ -299,3 +299,10 @@ def test_a_far_gaussian_does_not_hide_that_few_others_collapse(far, tmp_path):
     with pytest.raises(UserError, match="cannot hold these Gaussians"):
         FORMATS["compressed_ply"].write(splats.changed(means=means), tmp_path / "a.compressed.ply")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "said"), [("splat", False), ("spz", True)])
+def test_harmonics_that_are_left_out_are_not_said_to_be_kept(name, said, tmp_path):
+    splats = random_splats(100)
+    stored = FORMATS[name].write(splats, tmp_path / f"a.{name}")
+    assert ("coefficients of the harmonics" in FORMATS[name].lost(splats, stored)) is said

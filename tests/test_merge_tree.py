@@ -197,8 +197,8 @@ def test_a_budget_in_bytes_holds_after_training(ply, tmp_path):
 
 @pytest.mark.parametrize("words, said", [
     (["PLY", "--scene", "CAPTURE", "--cameras", "RUN"], "found --scene and --cameras, expected one"),
-    (["RUN", "--seconds", "3"], "found --seconds, expected it with --output for a file of splats"),
-    (["PLY", "--by", "prune", "--cameras", "RUN"], "found --cameras, expected it with"),
+    (["RUN", "--seconds", "3"], "found --seconds, which train merged Gaussians; expected a file of splats"),
+    (["PLY", "--by", "prune", "--cameras", "RUN"], "found --cameras, which train merged"),
     (["PLY", "--cameras", "NONE"], "NONE: no such folder"), (["PLY", "--seconds", "-1"], "--seconds: found")])
 def test_what_cannot_be_is_one_line(words, said, ply, trained, capture, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

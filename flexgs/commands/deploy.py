@@ -86,8 +86,8 @@ class Cut:
         if self.cameras and isinstance(model, MergedModel):
             model.cameras = cameras_of(self.cameras)
         if (self.cameras or self.seconds) and not (isinstance(model, MergedModel) and self.output):
-            raise UserError(f"cut: found --{'cameras' if self.cameras else 'seconds'}, expected it with "
-                            "--output for a file of splats by --by merge: a run is trained already")
+            raise UserError(f"cut: found --{'cameras' if self.cameras else 'seconds'}, which train merged "
+                            "Gaussians; expected a file of splats, --by merge and --output with it")
         if self.html:
             from flexgs.view.page import write_page
 
@@ -221,7 +221,7 @@ class Pack:
         if self.output.suffix.lower() != ".fgs":
             raise UserError(f"--output {self.output}: expected a name that ends in .fgs")
         model = open_model(self.source)
-        elastic = nested(model, self.ratios) if isinstance(model, MergedModel) else model
+        elastic = nested(model, self.ratios, self.source) if isinstance(model, MergedModel) else model
         if not isinstance(elastic, ElasticModel):
             raise UserError(f"{self.source}: found a packed model, expected a run or a file of splats")
         write(elastic, self.output, self.ratios, self.exact)
@@ -230,8 +230,8 @@ class Pack:
             sent, count = packed.load(ratio), count_at(ratio, n)
             print(f"up to {100 * ratio:5.4g} %  {count:>11,} Gaussians  {sent / 1e6:9.2f} MB  as PLY "
                   f"{ply_bytes(count, degree) / 1e6:9.2f} MB")
-            print("    off by at most " + (", ".join(f"{error:.2g} ({name})" for name, error
-                                                     in packed.bounds.items()) or "nothing"))
+            errors = ", ".join(f"{error:.2g} ({name})" for name, error in packed.bounds.items())
+            print(f"    off by at most {errors}" if errors else "    exact to the bit")
         print(f"{pasted(self.output)}: {sent / ply_bytes(n, degree):.2f} of the whole PLY, "
               "which is not elastic")
 

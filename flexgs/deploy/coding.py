@@ -51,7 +51,7 @@ def planes(columns: Sequence[Integers]) -> tuple[bytes, bytes]:
     """Return the width of each column, 1 to 4 bytes, and its values.
 
     A value v is stored as 2 v, or as -2 v - 1 if it is negative; of a column first the highest byte of every
-    value, then the next one of every value. ValueError if one needs more than four bytes.
+    value, then the next one of every value. OverflowError if one needs more than four bytes.
     """
     widths, out = [], []
     for column in columns:
@@ -59,7 +59,7 @@ def planes(columns: Sequence[Integers]) -> tuple[bytes, bytes]:
         folded = (values << 1) ^ (values >> 63)
         width = max(1, (int(folded.max(initial=0)).bit_length() + 7) // 8)
         if width > MOST_WIDTH:
-            raise ValueError
+            raise OverflowError
         widths.append(width)
         out += [(folded >> 8 * i).astype(np.uint8).tobytes() for i in reversed(range(width))]
     return bytes(widths), b"".join(out)

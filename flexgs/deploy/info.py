@@ -51,8 +51,9 @@ def describe(model: "Cuttable", source: str) -> Mapping[str, str]:
         number = "double" if is_wide(whole) else "float"
         lines["origin"] = f"{place(whole)}, from where the extent counts; x y z of a PLY are of type {number}"
     if not isinstance(model, MergedModel):
-        lines["recipe"] = (f"order {config.order.kind}, transform {config.transform.kind}, "
-                           f"{config.steps:,} views, seed {config.seed}")
+        lines["recipe"] = f"order {config.order.kind}, transform {config.transform.kind}"
+        if model.cameras:  # a file that was packed as it is has seen no views
+            lines["recipe"] += f", {config.steps:,} views, seed {config.seed}"
     if path.is_file():
         lines["bytes"] = f"{path.stat().st_size:,}"
     return {name: one_line(text) for name, text in lines.items()}

@@ -8,25 +8,44 @@ import torch
 
 from flexgs.config import Config, DeltasConfig, OrderConfig, TransformConfig
 from flexgs.deploy.merged import MergedModel
+from flexgs.deploy.packed import check_ratios
+from flexgs.errors import UserError
 from flexgs.model.deltas import Deltas
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.merge_tree import MergeTree
 from flexgs.origin import unit_of
 
 
-def nested(model: MergedModel, ratios: Sequence[float]) -> ElasticModel:
+def nested(model: MergedModel, ratios: Sequence[float], where: str) -> ElasticModel:
     """Return the Gaussians in the order of the merge tree, with deltas that make them the merged ones.
 
     A cut at one of the ratios is the merged cut, but for its harmonics above the constant ones, which are
     those of the heaviest Gaussian of each cluster; in between, deltas are interpolated, which is worse.
+
+    Args:
+        model: the file.
+        ratios: they rise, and the last is 1.
+        where: what messages call the file.
+
+    Raises:
+        UserError: the ratios are others, too many or too small, or changes are too large for float16.
     """
-    order = torch.from_numpy(MergeTree(model.gaussians).order())
-    splats = model.splats[order]
+    check_ratios(ratios)
     config = replace(Config.from_preset("plain"), order=OrderConfig(kind="tree"),
                      transform=TransformConfig("deltas"),
                      deltas=DeltasConfig(knots=tuple(r for r in ratios if r < 1) or (1.0,), start="tree",
                                          merge=1.0))
-    away = model.gaussians.means - np.median(model.gaussians.means, axis=0)
+    try:
+        config.check()
+    except UserError as e:
+        raise UserError(f"--ratios: {e}, for a file of splats") from None
+    splats = model.splats[torch.from_numpy(MergeTree(model.gaussians).order())]
+    means = model.gaussians.means.astype(np.float64)
+    away = means - np.median(means, axis=0)
     deltas = Deltas(config.deltas, len(splats), unit_of(2 * float(np.median(np.linalg.norm(away, axis=1)))))
     deltas.start(splats, torch.ones(len(splats)))
-    return ElasticModel(splats, deltas.stored(), config, model.cameras)
+    stored = deltas.stored()
+    if broken := [name for name, values in stored.state_dict().items() if not values.isfinite().all()]:
+        raise UserError(f"{where}: found {', '.join(broken)} of neighbours that differ by more than float16 "
+                        "can hold, expected those of a trained model; `flexgs cut` merges them all the same")
+    return ElasticModel(splats, stored, config, model.cameras)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from flexgs.camera import Camera, check_cameras
-from flexgs.config import Config, count_at
+from flexgs.config import Config, check_ratio, count_at
 from flexgs.deploy import MAGIC
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
@@ -148,6 +148,17 @@ def dtype_of(t: Tensor) -> str:
 def rise_to_all(ratios: Sequence[float]) -> bool:
     """Whether ratios rise, and the last of them is 1."""
     return bool(ratios) and ratios[-1] == 1 and all(a < b for a, b in itertools.pairwise(ratios))
+
+
+def check_ratios(ratios: Sequence[float]) -> None:
+    """Raise UserError unless chunks can end at these ratios."""
+    for ratio in ratios:
+        check_ratio(ratio, "--ratios")
+    if len(ratios) > MOST_CHUNKS:
+        raise UserError(f"--ratios: found {len(ratios)}, expected at most {MOST_CHUNKS}")
+    if not rise_to_all(ratios):
+        raise UserError(f"--ratios: found {' '.join(f'{r:g}' for r in ratios) or 'none'}, expected rising "
+                        "ones, the last of them 1")
 
 
 def check_parts(model: ElasticModel, chunks: Sequence[Chunk], where: str) -> list[list[Part]]:

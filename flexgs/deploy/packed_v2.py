@@ -253,7 +253,7 @@ def write(model: ElasticModel, path: Path, ratios: Sequence[float]) -> None:
     try:
         bodies = [coding.compress(packer.chunk(layout, ratio))
                   for layout, ratio in zip(layouts, ratios, strict=True)]
-    except ValueError:
+    except OverflowError:
         raise UserError(f"{path}: found a number too large to be rounded in steps of its Gaussian, expected "
                         "a trained model; `flexgs pack --exact` keeps all as they are") from None
     bodies.append(_json({"config": model.config.to_dict(), "cameras": camera_numbers(model)}))
@@ -289,7 +289,7 @@ class _Packer:
         return values * self.model.transform.unit if part.name == "transform.means" else values
 
     def chunk(self, layout: Layout, ratio: float) -> bytes:
-        """Return the bytes of a chunk before they are compressed; ValueError if an integer is too large."""
+        """Return the bytes of a chunk, not compressed yet; OverflowError if an integer is too large."""
         model, entering = self.model, layout.entering
         if entering.stop > entering.start:
             shown = model.first(entering.stop, ratio)[entering]
@@ -322,7 +322,7 @@ class _Packer:
             if part.name == "transform.means":
                 values *= self.model.transform.unit
             given = self.given(piece)
-            most = max(most, float(np.abs(values - given.reshape(values.shape)).max()))
+            most = max(most, float(np.abs(values - given.reshape(values.shape)).max(initial=0)))
         return most
 
     def check(self, packed: PackedV2, parts: Sequence[Part], what: str) -> None:

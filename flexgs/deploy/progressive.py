@@ -15,7 +15,7 @@ import psutil
 from flexgs.camera import Camera
 from flexgs.config import Config, check_ratio, percent
 from flexgs.deploy import MAGIC, packed_v1, packed_v2
-from flexgs.deploy.packed import AGAIN, HEAD, MOST_CHUNKS, MOST_HEADER, Chunk, Packed, rise_to_all
+from flexgs.deploy.packed import AGAIN, HEAD, MOST_HEADER, Chunk, Packed, check_ratios
 from flexgs.deploy.packed_v1 import PackedV1
 from flexgs.deploy.packed_v2 import PackedV2
 from flexgs.errors import UserError
@@ -49,13 +49,7 @@ def write(model: ElasticModel, path: Path, ratios: Sequence[float] = RATIOS, exa
         ratios: where the chunks end.
         exact: keep every bit (version 1), in five to six times as many bytes.
     """
-    for ratio in ratios:
-        check_ratio(ratio, "--ratios")
-    if len(ratios) > MOST_CHUNKS:
-        raise UserError(f"--ratios: found {len(ratios)}, expected at most {MOST_CHUNKS}")
-    if not rise_to_all(ratios):
-        raise UserError(f"--ratios: found {' '.join(f'{r:g}' for r in ratios)}, expected rising "
-                        "ones, the last of them 1")
+    check_ratios(ratios)
     (packed_v1 if exact else packed_v2).write(model, path, ratios)
 
 

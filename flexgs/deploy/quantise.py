@@ -132,9 +132,9 @@ class Quantiser:
 
 
 def rounded(name: str, columns: Values, step: Values) -> Integers:
-    """Return columns in steps, rounded; ValueError if that takes more than four bytes."""
+    """Return columns in steps, rounded; OverflowError if that takes more than four bytes."""
     steps = columns / step
     whole = np.sign(steps) * np.floor(np.abs(steps) + 1 - ROUND_UP.get(name, 0.5))
     if not (np.abs(whole) < 2.0 ** (8 * MOST_WIDTH - 1)).all():
-        raise ValueError
+        raise OverflowError
     return whole.astype(np.int64)

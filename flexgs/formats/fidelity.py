@@ -70,9 +70,12 @@ def summary(given: Gaussians, stored: Gaussians) -> str:
         return f"{value:.2g} %" if value >= 0.001 else "less than 0.001 %"
 
     most = {name: percentage(error) for name, error in errors(given, stored).items()}
-    return (f"99 % of the Gaussians keep their position to {most['positions']} of the model's size, their "
-            f"shape to {most['shapes']}, opacity to {most['opacities']}, colour to {most['colours']}, and "
-            f"coefficients of the harmonics to {most['harmonics']}")
+    kept = [f"their shape to {most['shapes']}", f"opacity to {most['opacities']}",
+            f"colour to {most['colours']}"]
+    if given.sh_degree:
+        kept.append(f"coefficients of the harmonics to {most['harmonics']}")
+    return (f"99 % of the Gaussians keep their position to {most['positions']} of the model's size, "
+            f"{', '.join(kept[:-1])}, and {kept[-1]}")
 
 
 def _side(gaussians: Gaussians) -> float:
