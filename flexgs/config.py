@@ -129,6 +129,9 @@ class LearningRatesConfig:
     """Learning rate of the spherical-harmonics coefficients of degree 1 and higher."""
     shN_factor: Factor = 4.0
     """Factor on the learning rate of shN in stage 2, where one set of coefficients serves all ratios."""
+    delta_fall: bool = False
+    """Multiply the learning rates of the deltas by 5 at the start of stage 2, falling to a half at its end;
+    less at knots above 0.1 (model/deltas.py has the factors)."""
     delta_means: Factor = 3.0
     """Factor on the learning rate of the positions for their per-ratio deltas; deltas of other attributes
     use the learning rate of the attribute."""
@@ -265,9 +268,10 @@ class DeltasConfig:
     rows: tuple[Ratio, ...] | None = None
     """Fraction of the Gaussians with a stored delta at each knot, rising. None: the knot itself, as many as
     its cut keeps. More at a single knot (knots 0.01, rows 0.32): one change per Gaussian, times log e."""
-    start: Literal["nearest", "tree", "none"] = "nearest"
+    start: Literal["nearest", "kmeans", "tree", "none"] = "nearest"
     """What the knots up to `merge` start from. nearest: the Gaussians kept, each merged with the dropped ones
-    that it is nearest to; tree: the merge tree's; none: no change."""
+    that it is nearest to; kmeans: the same after five rounds of k-means; tree: the merge tree's; none: no
+    change."""
     merge: Fraction = 0.1
     """Knots above this ratio start from no change."""
 
@@ -373,6 +377,9 @@ class Config:
     """Views between two checkpoints; there is one at the end in any case."""
     check_every: Views = 500
     """Views between two checks that the workers hold the same model."""
+    average: Fraction = 0.0
+    """Last fraction of stage 2 over which the parameters are averaged: their mean is the model. 0: the last
+    ones are."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     base: BaseConfig = dataclasses.field(default_factory=BaseConfig)
     lr: LearningRatesConfig = dataclasses.field(default_factory=LearningRatesConfig)
@@ -542,6 +549,7 @@ _FREE = ("steps", "preset", "batch", "report_every", "checkpoint_every", "check_
 def _default(config: Config) -> None:
     """The recommended method: sampled order, changes stored per Gaussian, three cuts rendered per view."""
     config.ratios.upper_every = 8
+    config.lr.delta_fall, config.average = True, 0.15
 
 
 def _fast(config: Config) -> None:
