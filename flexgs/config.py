@@ -327,7 +327,8 @@ class EvaluationConfig:
     cuts: Literal["own", "merged", "splat-transform"] = "own"
     """How the cuts are made. own: as the model was trained; merged: from the whole model, by merging;
     splat-transform: from the whole, by that program's --decimate, which needs Node.js."""
-    format: Literal["ply", "compressed_ply", "spz", "sog", "splat", "gltf", "vq", "latents"] = "ply"
+    format: Literal["ply", "compressed_ply", "spz", "spz4", "sog", "splat", "gltf", "gltf_spz", "vq",
+                    "latents"] = "ply"
     """File format of the cuts: quality is measured after reading the file back, and its bytes are counted."""
     lpips: tuple[Literal["vgg", "alex"], ...] = ("vgg", "alex")
     """LPIPS backbones; one that cannot be loaded is reported as not computed, with the reason."""

@@ -226,6 +226,19 @@ def test_every_array_is_checked(tmp_path, name):
     refuses("found no Gaussians", **none)
 
 
+@pytest.mark.parametrize(("name", "array", "kind", "layout"),
+                         [("vq", "colours_range", vq.KIND, vq.LAYOUT),
+                          ("latents", "shN_decoder", latents.KIND, latents.LAYOUT)])
+def test_numbers_that_overflow_are_refused_in_one_line(tmp_path, name, array, kind, layout, recwarn):
+    write, read = ENCODERS[name]
+    write(random_splats(50, 1), tmp_path / "x.npz")
+    arrays = read_arrays(tmp_path / "x.npz", kind, layout)
+    write_arrays(tmp_path / "x.npz", kind, {**arrays, array: np.full_like(arrays[array], 3e38)})
+    with pytest.raises(UserError, match="found NaN or infinite"):
+        read(tmp_path / "x.npz")
+    assert not recwarn.list
+
+
 def test_a_file_that_would_fill_the_memory_is_refused(tmp_path):
     """Its table of contents claims more than DEFLATE can pack; nothing of that size is allocated."""
     path = tmp_path / "x.npz"

@@ -25,6 +25,7 @@ NAMES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "xdist": 
 """The package of a module that is named otherwise."""
 NOT_IMPORTED = {
     "ninja": "torch compiles gsplat with it",
+    "zstandard": "gsply compresses SPZ 4 with it",
     "nvidia-ml-py": "MLflow reads the load of GPUs with it",
     "google-api-python-client": "Ray starts machines with it",
     "google-auth": "Ray starts machines with it",

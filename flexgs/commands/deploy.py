@@ -39,8 +39,8 @@ class Cut:
     """5%, 0.05, 500k, 20MB (of the format of -o), 16ms (per frame, on this machine), or a device such as
     quest. A number up to 1 is a fraction of the Gaussians, 1 being all; a larger one is their number."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """NAME.ply, .compressed.ply, .spz, .sog, .splat or .glb. With --lod a new FOLDER for PLY files, or
-    FOLDER/lod-meta.json."""
+    """NAME.ply, .compressed.ply, .spz, .v4.spz, .sog, .splat, .glb or .spz.glb. With --lod a new FOLDER for
+    PLY files, or FOLDER/lod-meta.json."""
     lod: tuple[float, ...] = ()
     """Percentages, such as 100 50 25 12.5: a set of levels of detail, as PLY files or as streamed SOG (needs
     Node.js)."""

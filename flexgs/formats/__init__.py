@@ -20,7 +20,7 @@ import numpy as np
 from flexgs import ply
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
-from flexgs.formats import gltf, interchange, latents, vq
+from flexgs.formats import gltf, gltf_spz, interchange, latents, vq
 from flexgs.formats.fidelity import ANY, BITS, Bounds, damage
 from flexgs.gaussians import SH_C0, TENSORS, Attributes, Gaussians, unit_quaternions
 from flexgs.inputs import regular_file
@@ -117,15 +117,18 @@ def _interchange(about: str, kind: str, loses: str, bounds: Bounds = BITS,
                   order=lambda given: vq.morton_order(given.means), kept=kept)
 
 
+_SPZ = _interchange("Niantic SPZ 3", "spz",
+                    "positions to 1/4096 of a unit or finer in small models, the rest to 8 bits")
 FORMATS: Mapping[str, Format] = {
     "ply": Format("standard 3DGS PLY", ".ply", lambda given, path, views: write_ply(given, path),
                   ply.read_gaussians),
     "compressed_ply": _interchange(
         "PlayCanvas compressed PLY", "compressed.ply",
         "positions and scales to 11, 10, 11 bits per box of 256, the rest to 8"),
-    "spz": _interchange(
-        "Niantic SPZ 3", "spz",
-        "positions to 1/4096 of a unit or finer in small models, the rest to 8 bits"),
+    "spz": _SPZ,
+    "spz4": replace(
+        _SPZ, about="Niantic SPZ 4", suffix=".v4.spz",
+        encode=lambda splats, path, views: interchange.write(in_world(splats, path), path, "v4.spz")),
     "sog": _interchange(
         "PlayCanvas SOG", "sog", "positions to 16 bits, harmonics to a palette, the rest to 8 bits",
         Bounds(harmonics=ANY)),
@@ -134,6 +137,10 @@ FORMATS: Mapping[str, Format] = {
         kept=_shown),
     "gltf": Format("glTF KHR_gaussian_splatting, uncompressed", ".glb",
                    lambda given, path, views: gltf.write(in_world(given, path), path), gltf.read),
+    "gltf_spz": replace(
+        _SPZ, about="glTF KHR_gaussian_splatting, compressed as SPZ 2", suffix=".spz.glb",
+        bounds=Bounds(shapes=0.2),  # w of a rotation is computed from x, y and z, which have 8 bits
+        encode=lambda given, path, views: gltf_spz.write(in_world(given, path), path), decode=gltf.read),
     "vq": Format("Compressed 3DGS, not fine-tuned", ".vq.npz", _encode_vq, vq.read,
                  "harmonics and shapes to codebooks",
                  Bounds(shapes=ANY, opacities=0.05, colours=ANY, harmonics=ANY),
@@ -180,14 +187,16 @@ def format_of(path: Path | str) -> str:
 def format_at(path: Path | str) -> str:
     """Return the key in FORMATS of a file by its first bytes, or else by its suffix; UserError if unknown."""
     with regular_file(path, "a file of splats").open("rb") as file:
-        start = file.read(4)
+        start = file.read(1 << 16)
     if start[:3] == b"ply":
         return "compressed_ply" if read_head(path).element("chunk") else "ply"
-    if start[:2] == b"\x1f\x8b" or start == b"NGSP":
+    if start[:2] == b"\x1f\x8b":
         return "spz"
-    if start == b"glTF":
-        return "gltf"
-    names = _packed(path) if start == b"PK\3\4" else set()
+    if start[:4] == b"NGSP":
+        return "spz4"
+    if start[:4] == b"glTF":
+        return "gltf_spz" if gltf.SPZ.encode() in start else "gltf"
+    names = _packed(path) if start[:4] == b"PK\3\4" else set()
     if "meta.json" in names:
         return "sog"
     if "kind.npy" in names:

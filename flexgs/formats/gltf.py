@@ -1,4 +1,4 @@
-"""glTF binary files with the extension KHR_gaussian_splatting, as splat-transform writes them."""
+"""glTF binary files with the extension KHR_gaussian_splatting, of splat-transform, gltf_spz.py or others."""
 
 import struct
 import tempfile
@@ -8,28 +8,30 @@ from typing import Annotated
 import numpy as np
 
 from flexgs.errors import UserError
+from flexgs.formats import interchange
 from flexgs.formats.axes import turned
 from flexgs.gaussians import Gaussians
 from flexgs.inputs import Range, parse_json, regular_file, typed
 from flexgs.ply import checked, write_ply
 
 Entry = Annotated[int, Range(0, 2**40)]
-PREFIX = "KHR_gaussian_splatting:"
-_HEAD, _CHUNK = struct.Struct("<4sII"), struct.Struct("<I4s")
+NAME = "KHR_gaussian_splatting"
+PREFIX = f"{NAME}:"
+SPZ = f"{NAME}_compression_spz"
+"""How the names of its extension for SPZ data begin: a draft, whose versions add _2 or nothing."""
+HEAD, CHUNK = struct.Struct("<4sII"), struct.Struct("<I4s")
 
 
 def write(gaussians: Gaussians, path: Path) -> None:
     """Write an uncompressed file, along the axes of glTF: y up."""
-    from flexgs.formats.interchange import splat_transform
-
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "cut.ply"
         write_ply(gaussians, plain)
-        splat_transform([plain], path)
+        interchange.splat_transform([plain], path)
 
 
 def read(path: Path) -> Gaussians:
-    """Read the first mesh of Gaussians, with float accessors, into the axes of a PLY: y down."""
+    """Read the first mesh of Gaussians, with float accessors or as SPZ, into the axes of a PLY: y down."""
     raw = regular_file(path, "a .glb file of Gaussians").read_bytes()
     try:
         return checked(_read(raw, str(path)), path)
@@ -39,17 +41,23 @@ def read(path: Path) -> Gaussians:
 
 
 def _read(raw: bytes, where: str) -> Gaussians:
-    magic, version, _ = _HEAD.unpack_from(raw)
-    length, kind = _CHUNK.unpack_from(raw, _HEAD.size)
+    magic, version, _ = HEAD.unpack_from(raw)
+    length, kind = CHUNK.unpack_from(raw, HEAD.size)
     if magic != b"glTF" or version != 2 or kind != b"JSON":
         raise ValueError("its head is not that of glTF 2")
-    start = _HEAD.size + _CHUNK.size
-    about, body = parse_json(raw[start:start + length], where), memoryview(raw)[start + length + _CHUNK.size:]
-    found = [p["attributes"] for mesh in about["meshes"] for p in mesh["primitives"]
-             if "KHR_gaussian_splatting" in p.get("extensions", ())]
+    start = HEAD.size + CHUNK.size
+    about, body = parse_json(raw[start:start + length], where), memoryview(raw)[start + length + CHUNK.size:]
+    found = [p for mesh in about["meshes"] for p in mesh["primitives"] if NAME in p.get("extensions", ())]
     if not found:
         raise ValueError("it holds no Gaussians")
-    attributes = found[0]
+    for name, packed in found[0]["extensions"][NAME].get("extensions", {}).items():
+        if name.startswith(SPZ):
+            view = typed(dict, about["bufferViews"][typed(Entry, packed["bufferView"], where)],
+                         f"{where}: buffer of SPZ")
+            at, size = (typed(Entry, view.get(key, 0), f"{where}: {key} of SPZ")
+                        for key in ("byteOffset", "byteLength"))
+            return _unpacked(body[at:at + size], where)
+    attributes = found[0]["attributes"]
 
     def column(name: str, width: int) -> np.ndarray:
         accessor = typed(dict, about["accessors"][typed(Entry, attributes[name], where)],
@@ -81,3 +89,13 @@ def _read(raw: bytes, where: str) -> Gaussians:
     if len({len(values) for _, values in gaussians.items()}) > 1:
         raise ValueError("its attributes differ in length")
     return turned(gaussians, "LUF")
+
+
+def _unpacked(spz: memoryview, where: str) -> Gaussians:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "packed.spz"
+        file.write_bytes(spz)
+        try:
+            return interchange.read(file, "spz")
+        except UserError as e:
+            raise UserError(str(e).replace(str(file), where)) from None

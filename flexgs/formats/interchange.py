@@ -1,29 +1,30 @@
 """Formats of other projects, written and read by existing libraries (extra `export`).
 
 gsply writes compressed PLY and SPZ: gaussforge 0.6.0 mixes up the harmonics of compressed PLY and leaves 4
-bits to those of SPZ, which costs 1.4 to 1.8 dB. gaussforge writes SOG and .splat, and reads all but .splat.
-splat-transform of PlayCanvas, a program for Node.js that is fetched on first use, writes glTF and streamed
-SOG, and merges Gaussians.
+bits to those of SPZ, which costs 1.4 to 1.8 dB. gaussforge writes .splat, and reads all but .splat; sog.py
+writes SOG, for which gaussforge takes minutes. splat-transform of PlayCanvas, a program for Node.js that is
+fetched on first use, writes glTF and streamed SOG, and merges Gaussians.
 """
 
 import functools
+import importlib.util
 import io
 import subprocess
 import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from flexgs import bounded
 from flexgs.errors import MissingDependencyError, UserError
-from flexgs.formats import decode, node, spz
+from flexgs.formats import decode, node, sog, spz
 from flexgs.formats.axes import PLY, turned
 from flexgs.gaussians import SH_C0, Attributes, Gaussians, unit_quaternions
 from flexgs.inputs import Range, parse_json, regular_file, typed
@@ -34,7 +35,7 @@ SPLAT_TRANSFORM = Path(__file__).with_name("splat_transform")
 
 
 def write(gaussians: Gaussians, path: Path, kind: str) -> None:
-    """Write Gaussians as compressed.ply, spz, sog or splat: `kind` is also the suffix of the path.
+    """Write Gaussians as compressed.ply, spz, v4.spz, sog or splat, the suffix of the path.
 
     Gaussians keep their order. Neighbours in space should follow each other, since compressed PLY has one
     bounding box for each 256 of them.
@@ -42,20 +43,33 @@ def write(gaussians: Gaussians, path: Path, kind: str) -> None:
     _WRITERS[kind](gaussians, path)
 
 
-def _write_gsply(gaussians: Gaussians, path: Path) -> None:
+def _write_spz(gaussians: Gaussians, path: Path, version: int = 3) -> None:
+    gsply = _gsply(path)
+    if version == 4 and not importlib.util.find_spec("zstandard"):
+        raise MissingDependencyError("zstandard", "export", "SPZ 4")
+    g = turned(gaussians, spz.AXES)
+    gsply.write_spz(path, _gsdata(g, gsply), version=version, fractional_bits=spz.bits(g, path))
+    raw = path.read_bytes()
+    if version == 3:
+        path.write_bytes(raw[:4] + bytes(4) + raw[8:])  # no time in gzip's head: equal splats, equal files
+
+
+def _write_compressed_ply(gaussians: Gaussians, path: Path) -> None:
+    gsply = _gsply(path)
+    gsply.plywrite(path, _gsdata(gaussians, gsply), compressed=True)
+
+
+def _gsply(path: Path) -> Any:
     try:
         import gsply
     except ImportError:
         raise MissingDependencyError("gsply", "export", path.suffix) from None
-    g = turned(gaussians, spz.AXES) if path.suffix == ".spz" else gaussians
-    data = gsply.GSData(**dict(g.map(np.ascontiguousarray).items()),  # type: ignore[arg-type]
-                        _format=gsply.create_ply_format(g.sh_degree))  # else gsply guesses it from the values
-    if path.suffix == ".spz":
-        gsply.write_spz(path, data, fractional_bits=spz.bits(g, path))
-        raw = path.read_bytes()
-        path.write_bytes(raw[:4] + bytes(4) + raw[8:])  # no time in gzip's head: equal splats, equal files
-    else:
-        gsply.plywrite(path, data, compressed=True)
+    return gsply
+
+
+def _gsdata(gaussians: Gaussians, gsply: Any) -> Any:
+    return gsply.GSData(**dict(gaussians.map(np.ascontiguousarray).items()),
+                        _format=gsply.create_ply_format(gaussians.sh_degree))  # else guessed from values
 
 
 def _write_gaussforge(gaussians: Gaussians, path: Path) -> None:
@@ -65,8 +79,9 @@ def _write_gaussforge(gaussians: Gaussians, path: Path) -> None:
     path.write_bytes(made["data"])
 
 
-_WRITERS = {"compressed.ply": _write_gsply, "spz": _write_gsply, "sog": _write_gaussforge,
-            "splat": _write_gaussforge}
+_WRITERS: dict[str, Callable[[Gaussians, Path], None]] = {
+    "compressed.ply": _write_compressed_ply, "spz": _write_spz,
+    "v4.spz": functools.partial(_write_spz, version=4), "sog": sog.write, "splat": _write_gaussforge}
 
 
 def read(path: Path, kind: str) -> Gaussians:

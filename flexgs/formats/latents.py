@@ -75,6 +75,7 @@ def encode(values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.nd
             bias.astype(np.float32))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # checked() refuses what is not finite
 def decode(latents: np.ndarray, decoder: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Decode latents [K, N] by the linear layer to values [N, D] float32."""
     return latents.T.astype(np.float32) @ decoder + bias

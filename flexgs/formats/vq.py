@@ -62,6 +62,7 @@ def write(gaussians: Gaussians, path: Path | str, sensitivity: np.ndarray, codeb
     write_arrays(path, KIND, arrays)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # checked() refuses what is not finite
 def read(path: Path | str) -> Gaussians:
     """Read the Gaussians of a file that write() made, in Morton order."""
     arrays = read_arrays(path, KIND, LAYOUT)
@@ -126,6 +127,7 @@ def to_bytes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(numbers.T.astype(np.uint8)), np.stack([low, step], axis=1)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # checked() refuses what is not finite
 def from_bytes(numbers: np.ndarray, low_and_step: np.ndarray) -> np.ndarray:
     """Return the values [N, C] float32 of what to_bytes returns."""
     low, step = low_and_step.T

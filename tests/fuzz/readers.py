@@ -214,6 +214,7 @@ def _glb_seeds(folder: Path) -> None:
     (folder / "x.glb").write_bytes(struct.pack("<4sIIII", b"glTF", 2, 28 + len(text) + len(body), len(text),
                                                0x4E4F534A) + text
                                    + struct.pack("<II", len(body), 0x004E4942) + body)
+    formats.FORMATS["gltf_spz"].write(s, folder / "x.spz.glb")
 
 
 def _splat_seeds(folder: Path) -> None:
