@@ -123,13 +123,17 @@ def open_element(path: Path | str, name: str) -> Rows:
         raise UserError(f"{path}: not a readable PLY file of {name}: found lists in or before them, "
                         "expected numbers alone")
     plain = np.dtype([(p, t) for p, t in wanted.properties.items()])
+    size = path.stat().st_size
     if not head.order:
+        if wanted.count * 2 * len(wanted.properties) > size:  # each number is a digit and a blank at least
+            raise UserError(f"{path}: not a readable PLY file: found {size:,} bytes, too few for its "
+                            f"{wanted.count:,} {name} rows; it is cut off or damaged")
         return Rows(plain, wanted.count, lambda: iter([_text(path, head, before, wanted, plain)]))
     stored = plain.newbyteorder(head.order)
     start = head.bytes + sum(e.count * sum(np.dtype(t).itemsize for t in e.properties.values())
                              for e in before)
     end = start + wanted.count * stored.itemsize
-    if end > (size := path.stat().st_size):
+    if end > size:
         raise UserError(f"{path}: not a readable PLY file: found {size:,} bytes, expected {end:,} for its"
                         f" {wanted.count:,} {name} rows; it is cut off or damaged")
 
@@ -137,8 +141,8 @@ def open_element(path: Path | str, name: str) -> Rows:
         with path.open("rb") as file:
             file.seek(start)
             for first in range(0, wanted.count, BLOCK):
-                rows = np.fromfile(file, stored, size := min(BLOCK, wanted.count - first))
-                if len(rows) < size:
+                rows = np.fromfile(file, stored, most := min(BLOCK, wanted.count - first))
+                if len(rows) < most:
                     raise UserError(f"{path}: became shorter while it was read; read it again")
                 yield rows.astype(plain, copy=False)
 

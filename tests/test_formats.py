@@ -2,6 +2,7 @@
 
 import typing
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,6 +54,15 @@ def test_settings_and_formats_agree():
     assert typing.get_args(typing.get_type_hints(EvaluationConfig)["format"]) == tuple(FORMATS)
     with pytest.raises(UserError, match=r"format zip: unknown; expected one of ply, .*latents"):
         as_stored(random_splats(3), "zip", [])
+
+
+def test_the_page_of_formats_has_a_row_for_each():
+    """Key, suffix and what is lost; also what is not a file of Gaussians alone."""
+    page = (Path(__file__).parent.parent / "docs" / "formats.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert {(row[0].strip("|` "), row[1].strip("` ")) for row in rows if len(row) == 9} == \
+        {(key, chosen.suffix) for key, chosen in FORMATS.items()}
+    assert all(word in page for word in (".fgs", ".html", "lod-meta.json"))
 
 
 @pytest.mark.parametrize("name", ["ply", *ENCODERS])

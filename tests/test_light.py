@@ -67,3 +67,11 @@ def test_blocks_of_a_file_are_joined(file, monkeypatch):
     whole = ply.read_gaussians(file)
     monkeypatch.setattr("flexgs.ply_rows.BLOCK", 7)
     assert all(np.array_equal(a, getattr(ply.read_gaussians(file), name)) for name, a in whole.items())
+
+
+def test_a_text_file_takes_no_memory_for_what_it_claims(tmp_path):
+    path = tmp_path / "x.ply"
+    properties = "".join(f"property float {name}\n" for name in ply.ply_properties(0))
+    path.write_text(f"ply\nformat ascii 1.0\nelement vertex 99999999999\n{properties}end_header\n1 2 3\n")
+    with pytest.raises(ply.UserError, match="bytes, too few for its 99,999,999,999 vertex rows"):
+        ply.read_gaussians(path)

@@ -106,7 +106,6 @@ class Cut:
                scene: "Scene | None") -> None:
         from flexgs.deploy.merged import MergedModel, cut_of
         from flexgs.formats import FORMATS, format_of, localised
-        from flexgs.formats.fidelity import summary
         from flexgs.model.budget import largest, parse
         from flexgs.ply import is_wide, place
 
@@ -151,7 +150,7 @@ class Cut:
         if name != "ply":
             stored = replace(stored, origin=cut.origin) if self.local else stored.at(cut.origin)
             if isinstance(model, MergedModel) and not scene:  # torch is not needed to compare the attributes
-                lost = summary(chosen.kept(cut.arrays()), stored.arrays())
+                lost = chosen.lost(cut, stored)
             else:
                 lost = _loss(cut, stored, model, scene)
             print(f"{chosen.about} loses {chosen.loses}: {lost}")
@@ -194,30 +193,43 @@ class Cut:
 
 @dataclass
 class Pack:
-    """Write a run's model as one file to be read from the front: the smallest cut first, each byte once."""
+    """Write a model as one file to be read from the front: the smallest cut first, each byte once.
 
-    run: tyro.conf.Positional[Path]
-    """Run folder, or its model folder."""
+    Of a file of splats from any program, the cuts at --ratios are merged ones.
+    """
+
+    source: Source
+    """Run folder, its model folder, or a file of splats."""
     output: Output
     """NAME.fgs."""
     ratios: tuple[float, ...] = (0.01, 0.05, 0.15, 0.5, 1.0)
     """Ratios at which the chunks of the file end: a client may show a cut after each."""
+    exact: bool = False
+    """Keep every bit, in five to six times the bytes. Else numbers are rounded as finely as is not seen."""
 
     def __call__(self) -> None:
-        """Write the file, and print how many bytes each ratio needs beside a PLY of that cut."""
+        """Write the file, and print how many bytes each ratio needs, and what they are off by at most."""
+        from flexgs.deploy.merged import MergedModel
+        from flexgs.deploy.nested import nested
         from flexgs.deploy.progressive import Progressive, write
+        from flexgs.deploy.source import open_model
         from flexgs.model.elastic import ElasticModel
         from flexgs.ply import ply_bytes
 
         if self.output.suffix.lower() != ".fgs":
             raise UserError(f"--output {self.output}: expected a name that ends in .fgs")
-        model = ElasticModel.load(self.run)
-        write(model, self.output, self.ratios)
+        model = open_model(self.source)
+        elastic = nested(model, self.ratios) if isinstance(model, MergedModel) else model
+        if not isinstance(elastic, ElasticModel):
+            raise UserError(f"{self.source}: found a packed model, expected a run or a file of splats")
+        write(elastic, self.output, self.ratios, self.exact)
         packed, n, degree = Progressive.open(self.output), len(model), model.sh_degree
         for ratio in self.ratios:
             sent, count = packed.load(ratio), count_at(ratio, n)
             print(f"up to {100 * ratio:5.4g} %  {count:>11,} Gaussians  {sent / 1e6:9.2f} MB  as PLY "
                   f"{ply_bytes(count, degree) / 1e6:9.2f} MB")
+            print("    off by at most " + (", ".join(f"{error:.2g} ({name})" for name, error
+                                                     in packed.bounds.items()) or "nothing"))
         print(f"{pasted(self.output)}: {sent / ply_bytes(n, degree):.2f} of the whole PLY, "
               "which is not elastic")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from flexgs.config import Config
+from flexgs.deploy import MAGIC
 from flexgs.deploy.merged import MergedModel
 from flexgs.errors import UserError
 from flexgs.formats import read_gaussians
@@ -17,8 +18,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a file that is merged ne
     from flexgs.model.elastic import Cuttable
     from flexgs.scene import Scene
 
-PACKED = b"FLEXGS"
-"""The first bytes of a packed file (progressive.py)."""
 By = Literal["merge", "prune"]
 
 
@@ -50,7 +49,7 @@ def open_model(source: str | Path, scene: "Scene | None" = None, by: By = "merge
         raise UserError(f"{path}: no such file or folder; expected a run, a .fgs file or "
                         "URL, or a file of splats")
     with regular_file(path, "a file of splats").open("rb") as file:
-        if file.read(len(PACKED)) == PACKED:
+        if file.read(len(MAGIC)) == MAGIC:
             return _packed(source)
     gaussians = read_gaussians(path, attributes)
     model = MergedModel(gaussians.at(scene.origin) if scene else gaussians, Config.from_preset("plain"),

@@ -21,7 +21,7 @@ from flexgs import ply
 from flexgs.errors import UserError
 from flexgs.files import atomic_file
 from flexgs.formats import gltf, gltf_spz, interchange, latents, vq
-from flexgs.formats.fidelity import ANY, BITS, Bounds, damage
+from flexgs.formats.fidelity import ANY, BITS, Bounds, damage, summary
 from flexgs.gaussians import SH_C0, TENSORS, Attributes, Gaussians, unit_quaternions
 from flexgs.inputs import regular_file
 from flexgs.origin import WORLD
@@ -60,9 +60,7 @@ class Format:
 
         UserError, and an existing file stays, if they are not finite or do not come back as they were.
         """
-        given = checked(gaussians, path).arrays()
-        given = given.changed(quats=unit_quaternions(given.quats))
-        given = given[self.order(given)] if self.order else given
+        given = self._encoded(checked(gaussians, path))
         with atomic_file(path) as out:
             try:
                 self.encode(given.map(np.copy), out, views)  # a copy: writers may change what they are given
@@ -73,6 +71,16 @@ class Format:
                 raise UserError(f"{path}: {self.about} cannot hold these Gaussians: {wrong}; expected "
                                 "NAME.ply, which loses nothing")
         return gaussians.like(stored)
+
+    def lost(self, gaussians: Attributes, stored: Attributes) -> str:
+        """Say in words how far what write() has returned for Gaussians is from them."""
+        return summary(self.kept(self._encoded(gaussians)), stored.arrays())
+
+    def _encoded(self, gaussians: Attributes) -> Gaussians:
+        """Return the Gaussians as they are encoded: in order, with unit quaternions."""
+        given = gaussians.arrays()
+        given = given.changed(quats=unit_quaternions(given.quats))
+        return given[self.order(given)] if self.order else given
 
     def read(self, path: Path) -> "Splats":
         """Read a file of this format as tensors on the CPU; UserError if it is broken."""
@@ -130,7 +138,8 @@ FORMATS: Mapping[str, Format] = {
         _SPZ, about="Niantic SPZ 4", suffix=".v4.spz",
         encode=lambda splats, path, views: interchange.write(in_world(splats, path), path, "v4.spz")),
     "sog": _interchange(
-        "PlayCanvas SOG", "sog", "positions to 16 bits, harmonics to a palette, the rest to 8 bits",
+        "PlayCanvas SOG", "sog",
+        "positions to 16 bits, the rest to 8; of more than 65,536 Gaussians harmonics to a palette",
         Bounds(harmonics=ANY)),
     "splat": _interchange(
         "antimatter15 .splat", "splat", "view-dependent colour (all harmonics); the rest to 8 bits",

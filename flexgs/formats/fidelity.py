@@ -47,23 +47,17 @@ def damage(given: Gaussians, stored: Gaussians, bounds: Bounds) -> str | None:
 
 
 def errors(given: Gaussians, stored: Gaussians) -> dict[str, np.ndarray]:
-    """Return the error [N] of each kind; stored Gaussians that come in another order are matched first."""
-    side = _side(given)
+    """Return the error [N] of each kind of the stored Gaussians, which are in the order of those given."""
+    side, n = _side(given), len(given)
     stored = stored.at(given.origin)
     means = given.means.astype(np.float64)
     far = np.linalg.norm(means - np.median(means, axis=0), axis=1)
     size = np.exp(given.scales.astype(np.float64).max(1).clip(max=100))
     tolerated = side + far + 50 * size  # a Gaussian that is far away or large may be further off
-
-    def moved(other: Gaussians) -> np.ndarray:
-        return np.linalg.norm(other.means - means, axis=1) / tolerated.clip(1e-30)
-
-    if (moved(stored) > BITS.positions).mean() > OUTLIERS:
-        stored = stored[_match(given, stored)]  # SOG sorts the Gaussians
-    roots, n = _roots(given), len(given)
-    visible = (np.linalg.norm(roots.reshape(n, 9), axis=1) + 4e-4 * side).clip(1e-30)
-    shapes = np.linalg.norm((_roots(stored) - roots).reshape(n, 9), axis=1) / visible
-    return {"positions": moved(stored), "shapes": shapes,
+    roots, stored_roots = (_roots(g).reshape(n, 9) for g in (given, stored))
+    visible = (np.linalg.norm(roots, axis=1) + 4e-4 * side).clip(1e-30)
+    return {"positions": np.linalg.norm(stored.means - means, axis=1) / tolerated.clip(1e-30),
+            "shapes": np.linalg.norm(stored_roots - roots, axis=1) / visible,
             "opacities": np.abs(sigmoid(stored.opacities) - sigmoid(given.opacities)),
             "colours": SH_C0 * np.abs(stored.sh0 - given.sh0).max(1),
             "harmonics": np.abs(stored.shN - given.shN).reshape(n, -1).max(1, initial=0)}
@@ -93,17 +87,3 @@ def _roots(gaussians: Gaussians) -> np.ndarray:
     axes = rotation_matrices(gaussians.quats.astype(np.float64))
     scales = np.exp(gaussians.scales.astype(np.float64).clip(max=100))  # e^100: finite
     return axes * scales[:, None, :] @ axes.transpose(0, 2, 1)
-
-
-def _match(given: Gaussians, stored: Gaussians) -> np.ndarray:
-    """Return, for each given Gaussian, the index of the most similar among the 8 nearest stored ones."""
-    from scipy.spatial import cKDTree  # not at the top: most formats keep the order
-
-    nearest = list(range(1, min(8, len(stored)) + 1))
-    near = cKDTree(stored.means.astype(np.float64)).query(given.means.astype(np.float64), k=nearest)[1]
-
-    def appearance(g: Gaussians) -> np.ndarray:
-        return np.concatenate([sigmoid(g.opacities)[:, None], SH_C0 * g.sh0, g.scales], axis=1)
-
-    unlike = np.abs(appearance(stored)[near] - appearance(given)[:, None]).sum(2)
-    return np.take_along_axis(near, unlike.argmin(1, keepdims=True), 1)[:, 0]

@@ -9,6 +9,7 @@ import copy
 import gzip
 import io
 import json
+import lzma
 import math
 import struct
 import zipfile
@@ -101,6 +102,8 @@ def _fgs(raw: bytes) -> Opened:
     head."""
     kind, version, length, _ = struct.unpack_from("<6sHII", raw)
     head, at = raw[16:16 + length], 16 + length
+    if version == 2:
+        return _fgs2(zlib.decompress(head), raw[at:])
     bodies = []
     for chunk in json.loads(head)["chunks"]:
         bodies.append(raw[at:at + chunk["bytes"]])
@@ -116,6 +119,29 @@ def _fgs(raw: bytes) -> Opened:
                 about["chunks"][i] |= {"bytes": len(bodies[i]), "crc32": zlib.crc32(bodies[i])}
                 head = json.dumps(about).encode()
         return struct.pack("<6sHII", kind, version, len(head), zlib.crc32(head)) + head + b"".join(bodies)
+
+    return [head, *before], close
+
+
+def _fgs2(head: bytes, raw: bytes) -> Opened:
+    """The same of version 2, with the part behind the chunks."""
+    about, bodies, at = json.loads(head), [], 0
+    for size in [*(chunk[1] for chunk in about["chunks"]), about["last"][0]]:
+        bodies.append(raw[at:at + size])
+        at += size
+    before = [*map(lzma.decompress, bodies[:-1]), zlib.decompress(bodies[-1])]
+
+    def close(parts: list[bytes]) -> bytes:
+        head, *contents = parts
+        for i, content in enumerate(contents):
+            if content != before[i]:
+                last = i == len(bodies) - 1
+                bodies[i] = zlib.compress(content, 1) if last else lzma.compress(content, lzma.FORMAT_ALONE)
+                about = json.loads(head)
+                (about["last"] if last else about["chunks"][i])[-2:] = len(bodies[i]), zlib.crc32(bodies[i])
+                head = json.dumps(about).encode()
+        head = zlib.compress(head)
+        return struct.pack("<6sHII", b"FLEXGS", 2, len(head), zlib.crc32(head)) + head + b"".join(bodies)
 
     return [head, *before], close
 

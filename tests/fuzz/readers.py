@@ -231,7 +231,9 @@ def _vq_seeds(folder: Path) -> None:
 
 def _fgs_seeds(folder: Path) -> None:
     for kind in ("deltas", "field"):
-        progressive.write(_model(kind), folder / f"{kind}.fgs", (0.3, 1.0))
+        for exact in (False, True):
+            name = f"{kind}_exact.fgs" if exact else f"{kind}.fgs"
+            progressive.write(_model(kind), folder / name, (0.3, 1.0), exact)
 
 
 def _model_seeds(folder: Path) -> None:

@@ -1,0 +1,32 @@
+"""A file of Gaussians made elastic without training: cuts at some ratios are the merged ones."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from flexgs.config import Config, DeltasConfig, OrderConfig, TransformConfig
+from flexgs.deploy.merged import MergedModel
+from flexgs.model.deltas import Deltas
+from flexgs.model.elastic import ElasticModel
+from flexgs.model.merge_tree import MergeTree
+from flexgs.origin import unit_of
+
+
+def nested(model: MergedModel, ratios: Sequence[float]) -> ElasticModel:
+    """Return the Gaussians in the order of the merge tree, with deltas that make them the merged ones.
+
+    A cut at one of the ratios is the merged cut, but for its harmonics above the constant ones, which are
+    those of the heaviest Gaussian of each cluster; in between, deltas are interpolated, which is worse.
+    """
+    order = torch.from_numpy(MergeTree(model.gaussians).order())
+    splats = model.splats[order]
+    config = replace(Config.from_preset("plain"), order=OrderConfig(kind="tree"),
+                     transform=TransformConfig("deltas"),
+                     deltas=DeltasConfig(knots=tuple(r for r in ratios if r < 1) or (1.0,), start="tree",
+                                         merge=1.0))
+    away = model.gaussians.means - np.median(model.gaussians.means, axis=0)
+    deltas = Deltas(config.deltas, len(splats), unit_of(2 * float(np.median(np.linalg.norm(away, axis=1)))))
+    deltas.start(splats, torch.ones(len(splats)))
+    return ElasticModel(splats, deltas.stored(), config, model.cameras)
