@@ -271,6 +271,7 @@ def test_what_a_format_cannot_hold_is_refused(scene, tmp_path):
             ("sog", changed("scales", one, 60.0), "shapes of"),
             ("spz", changed("shN", slice(0, 40), 2.5), "harmonics of 40 of 400"),
             ("spz", changed("means", one, 1e30), "SPZ holds positions up to 4,194,304 units, found 1e+30"),
+            ("gltf_spz", changed("means", one, 1e30), "SPZ holds positions up to 4,194,304 units, found"),
             ("spz", changed("means", one, 1e6), "positions of"),
             ("compressed_ply", changed("means", one, 1e4), "positions of"),
             ("compressed_ply", changed("scales", one, 60.0), "shapes of"),

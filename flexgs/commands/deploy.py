@@ -165,9 +165,11 @@ class Cut:
         from rich.console import Console
         from rich.progress import Progress
 
+        from flexgs.device import pick_device
         from flexgs.splats import Splats
         from flexgs.training.distill import distill, within
 
+        pick_device("cpu")  # which gives torch one thread: idle ones spin
         cameras = model.viewpoints
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

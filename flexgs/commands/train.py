@@ -90,8 +90,10 @@ class Adapt(Train):
         """The folder of a capture of the model's own renders."""
         from flexgs.deploy.merged import MergedModel
         from flexgs.deploy.renders import write_renders
+        from flexgs.device import pick_device
         from flexgs.formats import read_gaussians
 
+        pick_device("cpu")  # which gives torch one thread: idle ones spin
         model = MergedModel(read_gaussians(self.ply), self.config)
         folder = self.output / "renders" / self.ply.stem
         print(f"no capture: training on renders of the model, in {pasted(folder)}", flush=True)

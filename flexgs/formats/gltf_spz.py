@@ -25,8 +25,8 @@ POINTS = 0
 
 def write(gaussians: Gaussians, path: Path) -> None:
     """Write Gaussians in their order; equal ones make equal bytes."""
-    packed = version_2(gaussians)
     step = 2.0 ** -spz.bits(gaussians, path)
+    packed = version_2(gaussians)
     means = np.rint(turned(gaussians, "LUF").means / step) * step
     accessors = {
         "POSITION": {"type": "VEC3", "componentType": FLOAT, "min": means.min(0).tolist(),

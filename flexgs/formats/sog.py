@@ -65,9 +65,8 @@ def write(gaussians: Gaussians, path: Path) -> None:
     if coefficients:
         labels, entries = palette(shN.reshape(n, -1), ENTRIES)
         numbers, levels = _coded(entries)
-        rows = np.zeros((-len(entries) % ROW, coefficients, 3))
-        rows = np.concatenate([numbers.reshape(-1, coefficients, 3), rows])
-        images["shN_centroids.webp"] = rows.reshape(-1, ROW * coefficients, 3)
+        full = np.pad(numbers.reshape(-1, coefficients, 3), ((0, -len(entries) % ROW), (0, 0), (0, 0)))
+        images["shN_centroids.webp"] = full.reshape(-1, ROW * coefficients, 3)
         images["shN_labels.webp"] = _square(np.stack([labels & 255, labels >> 8, 0 * labels], axis=1))
         about["shN"] = {"count": len(entries), "bands": gaussians.sh_degree, "codebook": levels,
                         "files": ["shN_centroids.webp", "shN_labels.webp"]}
@@ -133,8 +132,8 @@ def _coded(values: np.ndarray) -> tuple[np.ndarray, list[float]]:
 def _square(numbers: np.ndarray) -> np.ndarray:
     """Lay out rows [N, C] as the pixels of an image [H, W, C] that is about square."""
     width = int(np.ceil(np.sqrt(len(numbers))))
-    empty = np.full((-len(numbers) % width, numbers.shape[1]), 255)
-    return np.concatenate([numbers, empty]).reshape(-1, width, numbers.shape[1])
+    full = np.pad(numbers, ((0, -len(numbers) % width), (0, 0)), constant_values=255)
+    return full.reshape(-1, width, numbers.shape[1])
 
 
 def _webp(pixels: np.ndarray) -> bytes:

@@ -1,1 +1,1 @@
-"""The CPU backend of render(): numba kernels, the threads that run them, and their gradients in torch."""
+"""The CPU backend of render(): numba kernels, and their gradients in torch."""
