@@ -268,10 +268,9 @@ class DeltasConfig:
     rows: tuple[Ratio, ...] | None = None
     """Fraction of the Gaussians with a stored delta at each knot, rising. None: the knot itself, as many as
     its cut keeps. More at a single knot (knots 0.01, rows 0.32): one change per Gaussian, times log e."""
-    start: Literal["nearest", "kmeans", "tree", "none"] = "nearest"
+    start: Literal["nearest", "tree", "none"] = "nearest"
     """What the knots up to `merge` start from. nearest: the Gaussians kept, each merged with the dropped ones
-    that it is nearest to; kmeans: the same after five rounds of k-means; tree: the merge tree's; none: no
-    change."""
+    that it is nearest to; tree: the merge tree's; none: no change."""
     merge: Fraction = 0.1
     """Knots above this ratio start from no change."""
 

@@ -24,10 +24,6 @@ FALL = {0.1: (5.0, 0.5), 0.32: (4.0, 0.5), 0.5: (1.5, 0.4)}
 nearest ratio counts."""
 
 
-LLOYD = 5
-"""Rounds of k-means that the start kmeans takes."""
-
-
 class Term(NamedTuple):
     """A summand of the change: weight times stored rows start : start + rows, from Gaussian `first` on."""
 
@@ -92,8 +88,7 @@ class Deltas(Transform):
         for knot, count in zip(self.knots, self.counts, strict=True):
             if knot <= self.options.merge and self.options.start != "none":
                 kept = min(count, count_at(knot, len(splats)))  # rows beyond the cut start from zero
-                rounds = LLOYD if self.options.start == "kmeans" else 0
-                target = merged_by(tree, splats, kept) if tree else merged(splats, score, kept, rounds)
+                target = merged_by(tree, splats, kept) if tree else merged(splats, score, kept)
                 for name, width in WIDTHS.items():
                     change = getattr(target, name) - getattr(splats, name)[:kept]
                     change = change / self.unit if name == "means" else change

@@ -11,11 +11,8 @@ from flexgs.model.merge_tree import MergeTree
 from flexgs.splats import Splats, rotation_matrices
 
 
-def merged(splats: Splats, weight: Tensor, k: int, rounds: int = 0) -> Splats:
+def merged(splats: Splats, weight: Tensor, k: int) -> Splats:
     """Merge every Gaussian after the first k into the nearest of the first k, by matching moments.
-
-    After `rounds` of k-means by the means (Lloyd 1982), which begin with the first k, the clusters take the
-    places of the Gaussians that they began with.
 
     Mean, covariance and base colour are those of the mixture with weights [N] >= 0. The opacity preserves the
     sum of opacity times area, the area being the product of the two larger standard deviations. The axes of
@@ -24,7 +21,7 @@ def merged(splats: Splats, weight: Tensor, k: int, rounds: int = 0) -> Splats:
     """
     s = splats.detach().to("cpu").map(torch.Tensor.double)
     weight = weight.detach().cpu().double().clamp(min=1e-200)
-    owner = _nearest(s.means, s.means[:k])
+    owner = torch.from_numpy(cKDTree(s.means[:k].numpy()).query(s.means.numpy())[1])
     owner[:k] = torch.arange(k)
 
     def total(values: Tensor) -> Tensor:
@@ -36,8 +33,6 @@ def merged(splats: Splats, weight: Tensor, k: int, rounds: int = 0) -> Splats:
 
     rotations = torch.from_numpy(Rotation.from_quat(s.quats.numpy(), scalar_first=True).as_matrix())
     axes = rotations * s.scales.exp()[:, None, :]
-    for _ in range(rounds):
-        owner = _nearest(s.means, mean(s.means))
     means = mean(s.means)
     away = s.means - means[owner]
     covariances = mean(axes @ axes.mT + away[:, :, None] * away[:, None, :])
@@ -46,14 +41,6 @@ def merged(splats: Splats, weight: Tensor, k: int, rounds: int = 0) -> Splats:
     new = s.changed(means=means, quats=quats, scales=scales, opacities=torch.logit(opacities),
                     sh0=mean(s.sh0), shN=s.shN[:k])
     return new.map(torch.Tensor.float).to(splats.means.device)
-
-
-def _nearest(means: Tensor, centres: Tensor) -> Tensor:
-    """Return the index [N] of the nearest of k centres for each of N means; no centre is left without any."""
-    owner = torch.from_numpy(cKDTree(centres.numpy()).query(means.numpy())[1])
-    while len(empty := (torch.bincount(owner, minlength=len(centres)) == 0).nonzero()[:, 0]):
-        owner[empty] = empty  # row j begins cluster j, and what it leaves may be empty then
-    return owner
 
 
 def merged_by(tree: MergeTree, splats: Splats, k: int) -> Splats:
