@@ -126,6 +126,8 @@ def test_by_blocks_a_cut_is_about_the_same(splats, monkeypatch):
         assert len(cut) == count and same(cut, merge(whole, count))
     assert error(merge(whole, 300), whole, cameras) < 1.1 * error(expected, whole, cameras)
     assert same(merge(whole, 3000), whole)
+    tree = MergeTree(whole, whole=True)  # as training asks for it, so that the order fits the cuts
+    assert same(tree.cut(300), expected) and set(tree.order()[:300]) == set(tree.kept(300))
 
 
 @pytest.mark.parametrize("change", ["one place", "flat", "far", "faint", "huge", "bright",

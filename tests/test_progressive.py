@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import json
 import lzma
+import math
 import os
 import random
 import shutil
@@ -26,8 +27,10 @@ from flexgs.deploy import coding, progressive
 from flexgs.deploy import packed as shared
 from flexgs.deploy.packed import HEAD
 from flexgs.deploy.progressive import Progressive, write
+from flexgs.deploy.quantise import levels_of
 from flexgs.deploy.serve import application
 from flexgs.deploy.source import open_model
+from flexgs.deploy.worth import worth
 from flexgs.errors import UserError
 from flexgs.http import Remote
 from flexgs.model.elastic import ElasticModel
@@ -402,6 +405,21 @@ def test_a_last_part_that_is_wrong_is_refused_when_it_is_read(rounded, change, s
     assert len(bad.cut(0.01)) == 10
     with pytest.raises(UserError, match=rf"bad\.fgs: the part behind the chunks.*{says}"):
         _ = bad.cameras
+
+
+def test_worth_is_what_cameras_see():
+    """The nearer, larger and more opaque, the more; what none of them sees counts like the least seen."""
+    splats = elastic("none", 6).splats
+    splats.means[:] = torch.tensor([[0, 0, 4.0], [0, 0, 8], [0, 0, 4], [0, 0, 4], [0, 0, -4], [9, 0, 4]])
+    splats.scales[:], splats.opacities[:] = -3.0, 0.0
+    splats.scales[2], splats.opacities[3] = -2.0, 3.0
+    K = torch.tensor([[50.0, 0, 32], [0, 50, 24], [0, 0, 1]])
+    seen = worth(splats, [Camera(torch.eye(4), K, 64, 48)])
+    assert seen[[0, 2, 3]] / seen[0] == pytest.approx([1, math.e, 1.90515], rel=1e-4)
+    assert seen[[1, 4, 5]] / seen[0] == pytest.approx([0.5, 0.5, 0.5], rel=1e-4)
+    blind = worth(splats, [])
+    assert blind / blind[0] == pytest.approx([1, 1, math.e, 1.90515, 1, 1], rel=1e-4)
+    assert levels_of(seen)[2] < levels_of(seen)[0] < levels_of(seen)[1] == levels_of(seen)[4]
 
 
 def test_integers_of_any_sign_and_width_come_back():

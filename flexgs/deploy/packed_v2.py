@@ -19,11 +19,18 @@ All numbers are little-endian.
 
     last      JSON, deflated: config, all settings; cameras (width, height, world to camera, K)
 
-A column lists its Gaussians by rising level, equal ones in their order; that of the levels is in order. Its
-integers become numbers as quantise.py says; row i of a knot belongs to Gaussian i, whichever chunk it came
-with. Changes of means are counted in world units. `bounds` are the largest differences between the numbers
-of the chunk and the model that was packed (its frames turned, see turn.py): the writer has read the file
-back and found none that is larger.
+A column lists its Gaussians by rising level, equal ones in their order; that of the levels is in order.
+coding.py says how bytes become integers, and quantise.py how these become numbers. shN has K columns for each
+of the three opponent colours, one after the other.
+
+Of n Gaussians, a chunk that ends at ratio r brings those up to number floor(r n), at least 1. Knot j of
+config.deltas has changes for the first floor(rows[j] n), or floor(knots[j] n) where rows is null. A chunk
+brings those of them up to number floor(r n) that earlier chunks have not brought, if knots[j - 1] < r (the
+first knot: always). They may belong to Gaussians of earlier chunks, but count in steps of their own chunk,
+and in world units. model/deltas.py says how changes are added to a cut.
+
+`bounds` are the largest differences between the numbers of the chunk and the model that was packed (its
+frames turned, see turn.py): the writer has read the file back and found none that is larger.
 """
 
 import json
@@ -240,6 +247,7 @@ def write(model: ElasticModel, path: Path, ratios: Sequence[float]) -> None:
     What is written is read back first. UserError if it is further from the model than the bounds it states,
     or if a number cannot be held in the steps of its Gaussian.
     """
+    model = model.to("cpu")
     packer = _Packer(model)
     layouts = [Layout.of(parts, model) for parts in parts_of(model, ratios)]
     try:
@@ -299,7 +307,8 @@ class _Packer:
                 self.scales[own] = rows
             bounds[name] = max(bounds[name], self.error(part, rows))
             columns += list(whole[np.argsort(self.levels[own], kind="stable")].T)
-        head["bounds"] = np.nextafter(np.array(list(bounds.values()), np.float32), np.float32(np.inf))
+        errors = np.array(list(bounds.values()), np.float32)
+        head["bounds"] = np.where(errors > 0, np.nextafter(errors, np.float32(np.inf)), 0)
         widths, raw = coding.planes(columns)
         return b"".join([head.tobytes(), widths, raw,
                          *(transposed(self.tensors[part.name][part.first:part.last])

@@ -12,8 +12,9 @@ both of the log-scales as they are stored. Before that,
     means                   are taken from the centre of the chunk
     quats                   are turned (turn.py), and w is left out: w = sqrt(1 - x^2 - y^2 - z^2)
     sh0, harmonics          (r, g, b) become (r + g + b) / sqrt 3, (r - b) / sqrt 2, (r - 2 g + b) / sqrt 6
-    harmonics               the K coefficients of each of these three are K sums of the columns of a matrix,
-                            `basis` / 127: the principal components of the chunk, most of which are small
+    harmonics               the K coefficients of each of these three, c, become p with c = basis p / 127:
+                            basis [K, K], row by row in the file, has the principal directions of the chunk
+                            as columns, most of which have small numbers p
 
 Changes that a cut adds (Deltas) are stored in the steps of their attributes and all four numbers of quats.
 """
@@ -26,11 +27,15 @@ from flexgs.deploy.coding import MOST_WIDTH, Integers
 Values = NDArray[np.floating]
 
 NAMES = ("scales", "means", "quats", "opacities", "sh0", "shN")
-STEPS = {"scales": 0.021, "means": 0.022, "quats": 0.015, "opacities": 0.09, "sh0": 0.02}
+STEPS = {"scales": 0.02, "means": 0.021, "quats": 0.014, "opacities": 0.06, "sh0": 0.019}
 """Steps of a chunk; those of means in sizes. Together they cost the pictures as much as the harmonics do."""
-HARMONICS = 0.35
-"""Step of the harmonics by their root mean square, each taken in the step's factor of its Gaussian."""
-HARMONICS_WITHIN = (1 / 128, 1 / 40)
+HARMONICS = 1.5
+"""Step of the harmonics by their spread to the power of 1.5.
+
+The spread is their root mean square, each harmonic divided by the factor that its Gaussian has on the step.
+Models whose harmonics are large explain the photographs less well by the rest, and forgive more.
+"""
+HARMONICS_WITHIN = (1 / 128, 1 / 36)
 """The finest and the coarsest step of the harmonics."""
 LEVELS = 4
 """Levels are from -4 to 4."""
@@ -84,7 +89,7 @@ class Quantiser:
             head["basis"] = np.rint(127 * vectors[:, ::-1])
             shares = np.square(shN).mean(axis=(1, 2)) / 2.0 ** (2 * POWER["shN"] * levels)
             spread = float(np.sqrt(shares.mean()))
-        head["steps"] = [*STEPS.values(), np.clip(HARMONICS * spread, *HARMONICS_WITHIN)]
+        head["steps"] = [*STEPS.values(), np.clip(HARMONICS * spread**1.5, *HARMONICS_WITHIN)]
         return head
 
     def step(self, name: str, levels: Integers, scales: Values) -> Values:

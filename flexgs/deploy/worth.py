@@ -26,24 +26,24 @@ def worth(splats: Splats, cameras: Sequence[Camera]) -> NDArray[np.floating]:
     Returns:
         values above 0, [N], of which only the ratios mean something.
     """
-    axes = splats.scales.detach().double().sort(dim=1).values[:, 1:].clamp(-80, 80)
-    area = axes.sum(dim=1).exp()
+    area = splats.scales.detach().sort(dim=1).values[:, 1:].clamp(-40, 40).sum(dim=1).exp()
     if cameras:
         chosen = cameras[::1 + len(cameras) // MOST_CAMERAS]
-        area = torch.stack([_share(splats, area, camera) for camera in chosen]).mean(dim=0)
-        seen = area[area > 0].sort().values
-        area = area.clamp(min=float(seen[int(UNSEEN * len(seen))]) if len(seen) else 1.0)
-    opacities = torch.sigmoid(splats.opacities.detach().double()).clamp(min=1e-4)
-    return (opacities * area.sqrt()).numpy()
+        shares = torch.zeros_like(area)
+        for camera in chosen:
+            shares += _share(splats, area, camera)
+        seen = shares[shares > 0].sort().values
+        area = shares.clamp(min=float(seen[int(UNSEEN * len(seen))]) if len(seen) else 1.0)
+    opacities = torch.sigmoid(splats.opacities.detach()).clamp(min=1e-4)
+    return (opacities * area.sqrt()).double().numpy()
 
 
 def _share(splats: Splats, area: torch.Tensor, camera: Camera) -> torch.Tensor:
     """The share of an image that an area covers at each Gaussian, at most 1; 0 outside of the image."""
-    camera = camera.at(splats.origin)
-    x, y, z = (splats.means.detach() @ camera.viewmat[:3, :3].T.to(splats.means.dtype)
-               + camera.viewmat[:3, 3].to(splats.means.dtype)).double().T
+    view = camera.at(splats.origin).viewmat.to(area.dtype)
+    x, y, z = view[:3, :3] @ splats.means.detach().T + view[:3, 3:]
     fx, fy = float(camera.K[0, 0]), float(camera.K[1, 1])
-    depth = z.clamp(min=camera.near)
-    inside = ((z > camera.near) & ((fx * x).abs() < BORDER * camera.width / 2 * depth)
-              & ((fy * y).abs() < BORDER * camera.height / 2 * depth))
-    return inside * (area * fx * fy / depth.square() / (camera.width * camera.height)).clamp(max=1)
+    inside = ((z > camera.near) & (x.abs() < BORDER * camera.width / 2 / fx * z)
+              & (y.abs() < BORDER * camera.height / 2 / fy * z))
+    share = area * (fx * fy / (camera.width * camera.height)) / z.clamp(min=camera.near).square()
+    return torch.where(inside, share.clamp(max=1), 0.0)

@@ -83,7 +83,7 @@ class Deltas(Transform):
     @torch.no_grad()
     def start(self, splats: Splats, score: Tensor) -> None:
         """Start the knots up to options.merge from merged Gaussians, the others from no change."""
-        tree = MergeTree(splats) if self.options.start == "tree" else None
+        tree = MergeTree(splats, whole=True) if self.options.start == "tree" else None
         first = 0
         for knot, count in zip(self.knots, self.counts, strict=True):
             if knot <= self.options.merge and self.options.start != "none":

@@ -52,8 +52,9 @@ class MergeTree(Generic[G]):
     which bounds the memory.
     """
 
-    def __init__(self, gaussians: G):
-        self._given = gaussians
+    def __init__(self, gaussians: G, whole: bool = False):
+        """Take the Gaussians; whole merges all at once, as the order does, and takes memory for all."""
+        self._given, self._whole = gaussians, whole or len(gaussians) <= BLOCK
         self._gaussians = gaussians.arrays()
 
     @cached_property
@@ -72,7 +73,7 @@ class MergeTree(Generic[G]):
 
     def _mixture(self, count: int) -> "Mixture":
         count = min(max(count, 1), len(self._gaussians))
-        passes = self._passes if len(self._gaussians) <= BLOCK else [self._by_blocks(count)]
+        passes = self._passes if self._whole else [self._by_blocks(count)]
         while (last := passes[-1]).fewest > count:
             passes.append(last.after_pass(count))
         mixture = next(m for m in reversed(passes) if len(m) >= count)
@@ -83,8 +84,8 @@ class MergeTree(Generic[G]):
     def order(self) -> Array:
         """[N] int64: all indices of the given Gaussians, the merges in reverse.
 
-        The first k are the heaviest ones of the k clusters that a cut of k Gaussians is made of, if there are
-        at most BLOCK Gaussians in all.
+        The first k are the heaviest ones of the k clusters that a cut of k Gaussians is made of, if all are
+        merged at once.
         """
         while len(last := self._passes[-1]) > 1:
             self._passes.append(last.after_pass(1))

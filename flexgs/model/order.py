@@ -94,7 +94,7 @@ class Tree(Order):
 
     def begin(self, splats: Splats, scores: Tensor) -> tuple[Tensor, Splats] | None:
         """Merge the Gaussians to as many as stage 2 keeps."""
-        tree, count = MergeTree(splats), count_at(self.config.order.keep, len(splats))
+        tree, count = MergeTree(splats, whole=True), count_at(self.config.order.keep, len(splats))
         merged = tree.cut(count)
         rows = self.permutation(merged, scores)
         return torch.as_tensor(tree.kept(count), device=scores.device)[rows], merged[rows]
