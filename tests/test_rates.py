@@ -24,6 +24,7 @@ GAUSSIANS = {"splats.means": (1.6e-4 * E, 100), "splats.quats": (1e-3, 1), "spla
 """Rate at the start of a stage, and what it is divided by at its end."""
 STAGE_1 = {**GAUSSIANS, "splats.shN": (1.25e-4, 1)}
 STAGE_2 = {**GAUSSIANS, "splats.shN": (1.25e-4, 1)}
+FALLING = {name: (3 * lr, 6 * end) for name, (lr, end) in STAGE_2.items()}
 QUICK_HARMONICS = {**GAUSSIANS, "splats.shN": (5e-4, 1)}
 DELTAS = {"transform.means": (5 * 4.8e-4 * E / UNIT, 1000), "transform.quats": (5e-3, 10),
           "transform.scales": (25e-3, 10), "transform.opacities": (0.25, 10),
@@ -34,7 +35,8 @@ MENDED = {"selector": (4e-3, 10), "transform.network": (4e-3, 10), "transform.pl
 SECOND = {
     "default": QUICK_HARMONICS | DELTAS, "fast": QUICK_HARMONICS | DELTAS, "smoke": QUICK_HARMONICS | DELTAS,
     "paper": STAGE_2 | FLEXGS, "official": STAGE_2 | FLEXGS, "mended": STAGE_2 | MENDED,
-    "plain": STAGE_2, "lightgs": STAGE_2, "c3dgs": STAGE_2, "eagles": STAGE_2, "decimate": STAGE_2,
+    "plain": STAGE_2, "lightgs": STAGE_2, "lightgs+": FALLING, "c3dgs": STAGE_2, "eagles": STAGE_2,
+    "decimate": STAGE_2,
     "decimate-st": STAGE_2, "decimate-ft": STAGE_2, "matryoshka": STAGE_2, "scratch": STAGE_2}
 
 

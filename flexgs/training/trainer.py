@@ -284,6 +284,8 @@ class Trainer:
         moments = self.optimizer.moments()
         groups = splat_groups(self.splats, self.config.lr, self.scene.scene_scale, self.config.lr.shN_factor,
                               self.unit)
+        first, last = self.config.lr.stage2
+        groups = [{**g, "lr": g["lr"] * first, "decay": g["decay"] * last / first} for g in groups]
         groups += self.transform.groups(self.config, self.scene.scene_scale)
         groups += self.order.groups(self.config)
         self.optimizer = Optimizer(groups, self.batch)
