@@ -32,7 +32,7 @@ class Average:
         if self._count:
             for name, p in parameters:
                 p.copy_(self._means[name])
-        self.__init__()
+        self._count, self._means = 0, {}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by name: the means, and how many values they count."""
