@@ -33,7 +33,7 @@ HARMONICS = 1.5
 """Step of the harmonics by their spread to the power of 1.5.
 
 The spread is their root mean square, each harmonic divided by the factor that its Gaussian has on the step.
-Models whose harmonics are large explain the photographs less well by the rest, and forgive more.
+The exponent is a measured one: pictures of models whose harmonics are large forgive more.
 """
 HARMONICS_WITHIN = (1 / 128, 1 / 36)
 """The finest and the coarsest step of the harmonics."""
