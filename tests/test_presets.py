@@ -53,7 +53,7 @@ def documented() -> dict[str, dict[str, Any]]:
 
 def test_settings_without_a_preset_are_the_documented_ones():
     ours = {name: v for name, v in flat(Config()).items()
-            if name.split(".")[0] in PARTS or name in ("steps", "batch", "seed", "background")}
+            if name.split(".")[0] in PARTS or name in ("steps", "batch", "seed", "background", "average")}
     assert ours == documented()[""]
 
 

@@ -24,15 +24,19 @@ GAUSSIANS = {"splats.means": (1.6e-4 * E, 100), "splats.quats": (1e-3, 1), "spla
 """Rate at the start of a stage, and what it is divided by at its end."""
 STAGE_1 = {**GAUSSIANS, "splats.shN": (1.25e-4, 1)}
 STAGE_2 = {**GAUSSIANS, "splats.shN": (1.25e-4, 1)}
+FALLING = {name: (3 * lr, 6 * end) for name, (lr, end) in STAGE_2.items()}
 QUICK_HARMONICS = {**GAUSSIANS, "splats.shN": (5e-4, 1)}
-DELTAS = {"transform.means": (4.8e-4 * E / UNIT, 100), "transform.quats": (1e-3, 1),
-          "transform.scales": (5e-3, 1), "transform.opacities": (0.05, 1), "transform.sh0": (2.5e-3, 1)}
+DELTAS = {"transform.means": (5 * 4.8e-4 * E / UNIT, 1000), "transform.quats": (5e-3, 10),
+          "transform.scales": (25e-3, 10), "transform.opacities": (0.25, 10),
+          "transform.sh0": (12.5e-3, 10)}
+"""Of the first knot."""
 FLEXGS = {"selector": (8e-4, 10), "transform.network": (8e-4, 10), "transform.planes": (8e-3, 10)}
 MENDED = {"selector": (4e-3, 10), "transform.network": (4e-3, 10), "transform.planes": (4e-2, 10)}
 SECOND = {
     "default": QUICK_HARMONICS | DELTAS, "fast": QUICK_HARMONICS | DELTAS, "smoke": QUICK_HARMONICS | DELTAS,
     "paper": STAGE_2 | FLEXGS, "official": STAGE_2 | FLEXGS, "mended": STAGE_2 | MENDED,
-    "plain": STAGE_2, "lightgs": STAGE_2, "c3dgs": STAGE_2, "eagles": STAGE_2, "decimate": STAGE_2,
+    "plain": STAGE_2, "lightgs": STAGE_2, "lightgs+": FALLING, "c3dgs": STAGE_2, "eagles": STAGE_2,
+    "decimate": STAGE_2,
     "decimate-st": STAGE_2, "decimate-ft": STAGE_2, "matryoshka": STAGE_2, "scratch": STAGE_2}
 
 
@@ -61,6 +65,52 @@ def test_every_group_at_the_start_the_middle_and_the_end(preset):
         for progress in (0.0, 0.5, 1.0):
             expected = {name: lr / end**progress * 2 for name, (lr, end) in table.items()}  # 2 = sqrt(batch)
             assert moved(trainer.optimizer, progress) == pytest.approx(expected, rel=1e-4), (stage, progress)
+
+
+def test_the_deltas_of_each_knot_have_rates_of_their_own():
+    """5, 5, 5, 4 and 1.5 times those of the Gaussians, falling to a half, and 0.4 at the last."""
+    config = tiny_config("default")
+    config.batch = BATCH
+    trainer = begun(Trainer(config, tiny_scene()), tiny_splats())
+    trainer.model()
+    for progress, expected in ((0.0, (5, 5, 5, 4, 1.5)), (1.0, (0.5, 0.5, 0.5, 0.5, 0.4))):
+        moved(trainer.optimizer, progress)
+        ends = [sum(trainer.transform.counts[:i + 1]) - 1 for i in range(5)]
+        scales = -trainer.transform.scales.detach()[ends, 0]
+        found = (scales / 5e-3 / math.sqrt(BATCH)).tolist()
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_model_is_the_mean_of_the_last_parameters(monkeypatch):
+    """Of every fifth view of the last part of stage 2; what nobody trains is not touched."""
+    config = tiny_config("default", steps=60)
+    config.base.stage1_fraction, config.average = 1 / 3, 0.5
+    trainer, seen = begun(Trainer(config, tiny_scene()), tiny_splats()), []
+    while trainer.step < 60:
+        if trainer.step == 59:
+            monkeypatch.setattr(module.Average, "apply", lambda self, parameters: None)
+        trainer.train_step()
+        if trainer.step > 40 and trainer.step % module.EVERY == 0:
+            seen.append({name: p.detach().clone() for name, p in trainer.optimizer.parameters()})
+    assert len(seen) == 4 and trainer.average.tensors()["count"] == 4
+    monkeypatch.undo()
+    trainer.average.apply(trainer.optimizer.parameters())
+    for name, p in trainer.optimizer.parameters():
+        mean = torch.stack([values[name].double() for values in seen]).mean(0)
+        torch.testing.assert_close(p.detach().double(), mean, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(p, seen[-1][name])
+
+
+def test_a_longer_run_forgets_the_mean_of_a_shorter_one():
+    config = tiny_config("default", steps=60)
+    config.base.stage1_fraction, config.average = 1 / 3, 0.5
+    trainer = begun(Trainer(config, tiny_scene()), tiny_splats())
+    while trainer.step < 55:
+        trainer.train_step()
+    assert trainer.average.tensors()
+    trainer.config.steps = 600
+    trainer.train_step()
+    assert not trainer.average.tensors()
 
 
 def test_a_step_knows_how_far_its_stage_is(monkeypatch):

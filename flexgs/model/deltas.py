@@ -19,6 +19,10 @@ from flexgs.splats import Splats
 WIDTHS = {"means": 3, "quats": 4, "scales": 3, "opacities": 1, "sh0": 3}
 """Numbers that one Gaussian has of each attribute that changes."""
 
+FALL = {0.1: (5.0, 0.5), 0.32: (4.0, 0.5), 0.5: (1.5, 0.4)}
+"""Ratio of a knot -> factors on its learning rates at the start and at the end of stage 2, if they fall. The
+nearest ratio counts."""
+
 
 class Term(NamedTuple):
     """A summand of the change: weight times stored rows start : start + rows, from Gaussian `first` on."""
@@ -108,8 +112,17 @@ class Deltas(Transform):
         rates = config.lr
         lrs = {"means": rates.means * scene_scale * rates.delta_means / self.unit, "quats": rates.quats,
                "scales": rates.scales, "opacities": rates.opacities, "sh0": rates.sh0}
-        return [{"name": f"transform.{name}", "params": [getattr(self, name)], "lr": lr,
+        rows = self._factors(rates)
+        return [{"name": f"transform.{name}", "params": [getattr(self, name)], "lr": lr, "rows": rows,
                  "decay": 0.01 if name == "means" else 1.0} for name, lr in lrs.items()]
+
+    def _factors(self, rates: cfg.LearningRatesConfig) -> list[tuple[slice, float, float]]:
+        """Return the rows of each knot, and the factors on their learning rates at the start and the end."""
+        ends = list(itertools.accumulate(self.counts))
+        near = [FALL[min(FALL, key=lambda e: abs(math.log(e / knot)))] if rates.delta_fall else (1.0, 1.0)
+                for knot in self.knots]
+        return [(slice(end - count, end), *factors)
+                for end, count, factors in zip(ends, self.counts, near, strict=True)]
 
 
 class _Shift(torch.autograd.Function):

@@ -35,7 +35,10 @@ class Transform(nn.Module):
         """Set the parameters that stage 2 begins with, from ordered Gaussians and their importance [N]."""
 
     def groups(self, config: Config, scene_scale: float) -> list[dict[str, Any]]:
-        """Return parameter groups for Adam: name, params, lr at the start, decay (last lr / first lr)."""
+        """Return parameter groups for Adam: name, params, lr at the start, decay (last lr / first lr).
+
+        Optionally rows: which rows of the parameters, and factors on their lr at the start and at the end.
+        """
         return []
 
     def rows(self, ratio: float, n: int) -> dict[str, list[tuple[int, int]]]:

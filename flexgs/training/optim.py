@@ -54,9 +54,15 @@ class Optimizer:
                                      "exp_avg_sq": torch.zeros_like(p)}
             step, mean, square = ([self.state[p][key] for p in params]
                                   for key in ("step", "exp_avg", "exp_avg_sq"))
-            adam(params, [next(left) for _ in params], mean, square, [], step, fused=True, amsgrad=False,
-                 maximize=False, weight_decay=0.0, beta1=0.9**self.batch, beta2=0.999**self.batch, eps=eps,
-                 lr=g["lr"] * g["decay"] ** progress * self.batch**0.5)
+            taken = [next(left) for _ in params]
+            for rows, first, last in g.get("rows", [(..., 1.0, 1.0)]):
+                after = [s.clone() for s in step]  # adam counts a step in it
+                adam([p[rows] for p in params], [t[rows] for t in taken], [m[rows] for m in mean],
+                     [s[rows] for s in square], [], after, fused=True, amsgrad=False, maximize=False,
+                     weight_decay=0.0, beta1=0.9**self.batch, beta2=0.999**self.batch, eps=eps,
+                     lr=g["lr"] * first * (g["decay"] * last / first) ** progress * self.batch**0.5)
+            for s, new in zip(step, after, strict=True):
+                s.copy_(new)
 
     def moments(self) -> dict[str, Tensor]:
         """Return Adam's state by parameter name and field, such as "splats.means/exp_avg"."""

@@ -29,6 +29,7 @@ from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture
 from flexgs.seeds import generator
 from flexgs.splats import Splats
 from flexgs.stored import SPLATS, splats_of
+from flexgs.training.average import EVERY, Average
 from flexgs.training.checkpoint import STATE, Checkpoint, DamagedError
 from flexgs.training.densify import Densifier, crosses, reorder
 from flexgs.training.optim import Optimizer, splat_groups
@@ -72,6 +73,7 @@ class Trainer:
         scorer(config.order.score), transform_kind(config)  # refuse unknown names before stage 1
         self.order = make_order(config)
         self.transform: Transform = Transform()
+        self.average = Average()
         self.elastic = False
         """Whether stage 2 has begun: Gaussians are in order, and order and transform have parameters."""
         self._meter = Meter()
@@ -158,6 +160,12 @@ class Trainer:
         self.step = before + self.batch
         if grow:
             self.splats = self.densifier.refine(self.splats, self.optimizer, before, self.step, self.group)
+        elif 1 - self._progress(self.step) >= self.config.average:
+            self.average = Average()
+        elif crosses(before, self.step, EVERY):
+            self.average.add(self.optimizer.parameters())
+        if self.step >= self.config.steps:
+            self.average.apply(self.optimizer.parameters())
 
     # ------------------------------------------------------------------ one view
 
@@ -276,6 +284,8 @@ class Trainer:
         moments = self.optimizer.moments()
         groups = splat_groups(self.splats, self.config.lr, self.scene.scene_scale, self.config.lr.shN_factor,
                               self.unit)
+        first, last = self.config.lr.stage2
+        groups = [{**g, "lr": g["lr"] * first, "decay": g["decay"] * last / first} for g in groups]
         groups += self.transform.groups(self.config, self.scene.scene_scale)
         groups += self.order.groups(self.config)
         self.optimizer = Optimizer(groups, self.batch)
@@ -327,6 +337,7 @@ class Trainer:
     def save(self, folder: Path) -> None:
         """Write a checkpoint, everything that the next step depends on, into an existing folder."""
         tensors = {**self._tensors(), **{f"adam.{k}": t for k, t in self.optimizer.moments().items()}}
+        tensors |= {f"average.{name}": t for name, t in self.average.tensors().items()}
         if self.stage == 1:
             tensors |= self.densifier.tensors()
         stored.save(folder, STATE, tensors, {
@@ -370,6 +381,7 @@ class Trainer:
             self.transform.load_state_dict(stored.part(tensors, "transform."))
             self.order.load_state_dict({name: tensors[name] for name in self.order.state_dict()})
         self.optimizer.load_moments(stored.part(tensors, "adam."))
+        self.average.load(stored.part(tensors, "average."))
         if "densify.seen" in tensors:
             self.densifier.gradient = tensors["densify.gradient"]
             self.densifier.seen = tensors["densify.seen"]
@@ -389,7 +401,11 @@ class Trainer:
                 order.build(splats.detach())
                 layout |= stored.layout_of(order, "")
                 groups += order.groups(self.config)
+        averaged = "average.count" in heads
+        layout |= {"average.count": ("float32", ())} if averaged else {}
         for name, parameter in Optimizer(groups, self.batch).parameters():
+            if averaged:
+                layout |= {f"average.{name}": ("float32", tuple(parameter.shape))}
             if f"adam.{name}/step" in heads:  # has been trained
                 layout |= {f"adam.{name}/step": ("float32", ()),
                            f"adam.{name}/exp_avg": ("float32", tuple(parameter.shape)),
