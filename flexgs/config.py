@@ -212,6 +212,9 @@ class OrderConfig:
     temperature: Factor = 1.0
     """Scale of the random (Gumbel) noise on the log score, for sampled. 0: by descending score; larger: more
     random."""
+    head: Fraction = 0.0
+    """With kind tree, the fraction of the Gaussians at the front that is drawn as by sampled; no two of them
+    are merged. 0: none."""
     keep: Ratio = 1.0
     """Fraction of the Gaussians that stage 2 keeps, the first ones of the order: prune, then fine-tune. With
     kind tree the others are merged into them. 1: all."""
@@ -274,7 +277,8 @@ class DeltasConfig:
     its cut keeps. More at a single knot (knots 0.01, rows 0.32): one change per Gaussian, times log e."""
     start: Literal["nearest", "tree", "none"] = "nearest"
     """What the knots up to `merge` start from. nearest: the Gaussians kept, each merged with the dropped ones
-    that it is nearest to; tree: the merge tree's; none: no change."""
+    that it is nearest to; tree: the merge tree's clusters with order.kind tree, but for knots within
+    order.head, and else as nearest; none: no change."""
     merge: Fraction = 0.1
     """Knots above this ratio start from no change."""
 
@@ -437,9 +441,6 @@ class Config:
             raise UserError(f"--order.keep: found {self.order.keep} with --order.kind {self.order.kind}, "
                             "whose order is known at the end only; "
                             "expected --order.kind importance, sampled or tree")
-        if self.deltas.start == "tree" and self.transform.kind == "deltas" and self.order.kind != "tree":
-            raise UserError(f"--deltas.start tree: found --order.kind {self.order.kind}, expected tree, "
-                            "whose first Gaussians are those that a merge leaves")
         if self.base.ply and self.transform.kind == "none":
             raise UserError("--transform.kind none: with --base.ply there is nothing to train; "
                             "expected deltas or field")
@@ -551,8 +552,10 @@ _FREE = ("steps", "preset", "batch", "report_every", "checkpoint_every", "check_
 
 
 def _default(config: Config) -> None:
-    """The recommended method: sampled order, changes stored per Gaussian, three cuts rendered per view."""
+    """The recommended method: order of a merge tree, changes stored per Gaussian, three cuts per view."""
     config.ratios.upper_every = 8
+    config.order = OrderConfig(kind="tree", head=0.035)
+    config.deltas.start, config.deltas.merge = "tree", 1.0
     config.lr.delta_fall, config.average = True, 0.15
 
 

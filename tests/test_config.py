@@ -47,7 +47,7 @@ def test_unknown_preset_and_setting_are_named():
                           {"order": {"kind": "opacity"}},
                           {"order": {"kind": "gsnet", "keep": 0.1}, "transform": {"kind": "field"}},
                           {"base": {"ply": "x.ply"}, "transform": {"kind": "none"}},
-                          {"deltas": {"start": "tree"}},
+
                           {"deltas": {"knots": [0.1], "rows": [0.2, 0.3]}}, {"order": {"keep": 0}}])
 def test_impossible_values_are_refused(values):
     with pytest.raises(UserError, match="expected"):

@@ -12,6 +12,7 @@ from flexgs.distributed import Group
 from flexgs.model.importance import score
 from flexgs.model.merge import merged
 from flexgs.model.merge_tree import MergeTree
+from flexgs.model.order import sampled_order
 from flexgs.scene import ViewSampler
 from flexgs.seeds import generator
 from flexgs.training.trainer import Trainer
@@ -35,6 +36,7 @@ def started(preset: str = "default", **order) -> tuple[Trainer, torch.Tensor]:
 def test_stage_2_begins_in_the_order_with_moments_and_merged_knots(kind):
     """The deltas start from Gaussians merged by their own scores: reordered with them."""
     trainer, scores = started(kind=kind, keep=0.75)
+    trainer.config.deltas.merge = 0.1
     before, moments = trainer.splats.clone(), {k: v.clone() for k, v in trainer.optimizer.moments().items()}
     noise = torch.zeros(40)
     if kind == "sampled":
@@ -64,8 +66,7 @@ def test_stage_2_begins_in_the_order_with_moments_and_merged_knots(kind):
 def test_with_the_tree_stage_2_begins_merged(keep):
     """With exactly as many as it keeps, in the order of their own tree, with the moments of those that the
     merged ones stand for; and the knots start from the tree's cuts."""
-    trainer, _ = started(kind="tree", keep=keep)
-    trainer.config.deltas.start = "tree"
+    trainer, _ = started(kind="tree", keep=keep, head=0.0)
     before, moments = trainer.splats.clone(), {k: v.clone() for k, v in trainer.optimizer.moments().items()}
     trainer.model()
     tree, count = MergeTree(before), int(40 * keep)
@@ -81,11 +82,28 @@ def test_with_the_tree_stage_2_begins_merged(keep):
     assert not torch.allclose(first.means, trainer.splats.means[:count // 10], atol=1e-2)
 
 
+def test_the_head_of_the_tree_is_sampled_and_never_merged():
+    trainer, scores = started(kind="tree", head=0.2)
+    before = trainer.splats.clone()
+    trainer.model()
+    drawn = sampled_order(scores, 1.0, 0)[:8]
+    tree = MergeTree(before, whole=True, head=drawn.numpy())
+    assert same(trainer.splats, before[tree.order()]) and tree.order()[:8].tolist() == drawn.tolist()
+    for count in (8, 13, 30):
+        assert set(drawn.tolist()) <= set(tree.kept(count).tolist()) == set(tree.order()[:count].tolist())
+    with torch.no_grad():
+        for ratio, count in ((0.1, 4), (0.32, 12), (0.5, 20)):
+            first = trainer.transform(trainer.splats[:count], ratio)
+            merges = (merged(trainer.splats, scores[tree.order()], count) if count < 8
+                      else tree.cut(count))  # fewer than the head cannot come from the tree
+            assert torch.allclose(first.means.sort(dim=0).values, merges.means.sort(dim=0).values, atol=1e-5)
+
+
 def test_the_temperature_of_the_order_scales_its_noise():
     """0 is the plain order; the larger, the less the score says."""
     agreement = []
     for temperature in (0.0, 0.5, 5.0):
-        trainer, scores = started(temperature=temperature)
+        trainer, scores = started(kind="sampled", temperature=temperature)
         before = trainer.splats.clone()
         trainer.model()
         places = torch.cdist(trainer.splats.means.detach(), before.means).argmin(dim=1)

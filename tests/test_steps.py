@@ -300,6 +300,13 @@ def lrs(config: Config, progress: float) -> dict[str, float]:
     return {name: lr * BATCH**0.5 for name, lr in rates.items()}
 
 
+def falling(trainer: Trainer, progress: float) -> torch.Tensor:
+    """Factors [M, 1] on the rates of the deltas' rows, knot after knot."""
+    ends = {0.01: (5, 0.5), 0.032: (5, 0.5), 0.1: (5, 0.5), 0.32: (4, 0.5), 0.5: (1.5, 0.4)}
+    factors = [ends[knot][0] ** (1 - progress) * ends[knot][1]**progress for knot in trainer.transform.knots]
+    return torch.tensor(factors).double().repeat_interleave(torch.tensor(trainer.transform.counts))[:, None]
+
+
 def check(trainer: Trainer) -> Hand:
     """Make one step and compare every gradient, the loss, and every parameter after it."""
     before = {name: p.detach().clone().double() for name, p in trainer.optimizer.parameters()}
@@ -323,6 +330,8 @@ def check(trainer: Trainer) -> Hand:
         assert g.abs().max() > 0 or name == "splats.shN", name  # something is learned by each
         m, v, t = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g, moments[f"{name}/step"] + 1
         lr = rates[re.sub(r"\.\d+$", "", name)]
+        if name.startswith("transform.") and trainer.config.lr.delta_fall:
+            lr = lr * falling(trainer, progress_of(trainer, position))
         update = lr * (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + eps)
         moved = after[name].detach().double() - before[name]
         # where the rounding of float32 does not decide the direction

@@ -62,7 +62,6 @@ class Train:
 class Adapt(Train):
     """Make the Gaussians of any 3DGS PLY elastic; the whole model stays bit-equal.
 
-    The order and what the cuts start from are those of the merge tree, if nothing else is asked for.
     On the photographs of its capture or, without one, on renders of the model at viewpoints that are
     searched for; quality is then measured on such renders too.
     """
@@ -77,9 +76,6 @@ class Adapt(Train):
     def __call__(self) -> None:
         """Train or continue the run, with the PLY in place of stage 1."""
         self.config.base.ply = str(self.ply)
-        chosen = self.typed.has("--config", "--order.kind", "--deltas.start")
-        if self.config.order.kind == "sampled" and not chosen:
-            self.config.order.kind = self.config.deltas.start = "tree"
         if self.scene is None:
             self.scene = self._renders()
             if not self.typed.has("--data.factor", "--config"):

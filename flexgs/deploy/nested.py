@@ -42,7 +42,8 @@ def nested(model: MergedModel, ratios: Sequence[float], where: str) -> ElasticMo
     splats = model.splats[torch.from_numpy(MergeTree(model.gaussians).order())]
     means = model.gaussians.means.astype(np.float64)
     away = means - np.median(means, axis=0)
-    deltas = Deltas(config.deltas, len(splats), unit_of(2 * float(np.median(np.linalg.norm(away, axis=1)))))
+    unit = unit_of(2 * float(np.median(np.linalg.norm(away, axis=1))))
+    deltas = Deltas(config.deltas, len(splats), unit, config.order)
     deltas.start(splats, torch.ones(len(splats)))
     stored = deltas.stored()
     if broken := [name for name, values in stored.state_dict().items() if not values.isfinite().all()]:

@@ -42,9 +42,10 @@ class Deltas(Transform):
     They are trained in float32 and stored in float16.
     """
 
-    def __init__(self, options: cfg.DeltasConfig, n: int, unit: float = 1.0):
+    def __init__(self, options: cfg.DeltasConfig, n: int, unit: float = 1.0,
+                 order: cfg.OrderConfig | None = None):
         super().__init__(unit)
-        self.options, self.knots = options, options.knots
+        self.options, self.knots, self.order = options, options.knots, order or cfg.OrderConfig()
         self.counts = [count_at(fraction, n) for fraction in options.rows or options.knots]
         for name, width in WIDTHS.items():
             self.register_parameter(name, nn.Parameter(torch.zeros(sum(self.counts), width)))
@@ -52,7 +53,7 @@ class Deltas(Transform):
     @classmethod
     def make(cls, config: Config, splats: Splats, points: Tensor | None, unit: float) -> "Deltas":
         """Make deltas of zero for n = len(splats) Gaussians; see Transform.make."""
-        return cls(config.deltas, len(splats), unit)
+        return cls(config.deltas, len(splats), unit, config.order)
 
     def forward(self, kept: Splats, ratio: float, index: Tensor | None = None) -> Splats:
         """Add the changes at this ratio to the first Gaussians of a fixed order."""
@@ -83,12 +84,15 @@ class Deltas(Transform):
     @torch.no_grad()
     def start(self, splats: Splats, score: Tensor) -> None:
         """Start the knots up to options.merge from merged Gaussians, the others from no change."""
-        tree = MergeTree(splats, whole=True) if self.options.start == "tree" else None
+        head = count_at(self.order.head, len(splats)) if self.order.head else 0
+        by_tree = self.options.start == "tree" and self.order.kind == "tree"
+        tree = MergeTree(splats, True, range(head)) if by_tree else None
         first = 0
         for knot, count in zip(self.knots, self.counts, strict=True):
             if knot <= self.options.merge and self.options.start != "none":
                 kept = min(count, count_at(knot, len(splats)))  # rows beyond the cut start from zero
-                target = merged_by(tree, splats, kept) if tree else merged(splats, score, kept)
+                target = (merged_by(tree, splats, kept) if tree and kept >= head
+                          else merged(splats, score, kept))
                 for name, width in WIDTHS.items():
                     change = getattr(target, name) - getattr(splats, name)[:kept]
                     change = change / self.unit if name == "means" else change

@@ -8,7 +8,7 @@ within the pair. The weight of a Gaussian is its opacity times its area: about w
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Generic, TypeVar
@@ -52,14 +52,24 @@ class MergeTree(Generic[G]):
     which bounds the memory.
     """
 
-    def __init__(self, gaussians: G, whole: bool = False):
-        """Take the Gaussians; whole merges all at once, as the order does, and takes memory for all."""
-        self._given, self._whole = gaussians, whole or len(gaussians) <= BLOCK
-        self._gaussians = gaussians.arrays()
+    def __init__(self, gaussians: G, whole: bool = False, head: Sequence[int] | Array = ()):
+        """Take the Gaussians.
+
+        Args:
+            gaussians: N Gaussians.
+            whole: merge all at once, as the order does, which takes memory for all.
+            head: with whole, indices of Gaussians that are never merged with each other and keep their
+                places: cuts have at least as many, and the order begins with these.
+        """
+        self._given, self._gaussians = gaussians, gaussians.arrays()
+        self._head = np.asarray(head, np.int64)
+        self._whole = whole or len(gaussians) <= BLOCK
 
     @cached_property
     def _passes(self) -> list["Mixture"]:
-        return [Mixture.of(self._gaussians, np.arange(len(self._gaussians)))]
+        mixture = Mixture.of(self._gaussians, np.arange(len(self._gaussians)))
+        mixture.head[self._head] = True
+        return [mixture]
 
     def cut(self, count: int) -> G:
         """Return exactly count Gaussians, or the given ones if they are no more."""
@@ -72,7 +82,7 @@ class MergeTree(Generic[G]):
         return self._mixture(count).kept
 
     def _mixture(self, count: int) -> "Mixture":
-        count = min(max(count, 1), len(self._gaussians))
+        count = min(max(count, 1, len(self._head)), len(self._gaussians))
         passes = self._passes if self._whole else [self._by_blocks(count)]
         while (last := passes[-1]).fewest > count:
             passes.append(last.after_pass(count))
@@ -87,9 +97,11 @@ class MergeTree(Generic[G]):
         The first k are the heaviest ones of the k clusters that a cut of k Gaussians is made of, if all are
         merged at once.
         """
-        while len(last := self._passes[-1]) > 1:
-            self._passes.append(last.after_pass(1))
-        return np.concatenate([last.kept, *(m.removed[::-1] for m in self._passes[::-1])])
+        fewest = max(1, len(self._head))
+        while len(last := self._passes[-1]) > fewest:
+            self._passes.append(last.after_pass(fewest))
+        first = self._head if len(self._head) else last.kept
+        return np.concatenate([first, *(m.removed[::-1] for m in self._passes[::-1])])
 
     def _by_blocks(self, count: int) -> "Mixture":
         """Merge each block by itself, to twice the count in all or to BLOCK Gaussians, whichever is more."""
@@ -122,6 +134,8 @@ class Mixture:
     """[N] int64: the given Gaussian that each stands in the place of, the heaviest of its cluster."""
     alone: Array
     """[N] bool: whether it is a given Gaussian still."""
+    head: Array
+    """[N] bool: whether it is merged with none of the others of these, and keeps its place."""
     removed: Array
     """int64: the given Gaussians that the last pass has removed from kept, the cheapest first."""
 
@@ -135,7 +149,7 @@ class Mixture:
         return Mixture(g.means.astype(np.float64), _packed(axes @ axes.transpose(0, 2, 1)),
                        largest[:, 1] * largest[:, 2], sigmoid(g.opacities.astype(np.float64)),
                        np.concatenate([g.sh0[:, None], g.shN], 1).reshape(n, -1),
-                       kept, np.ones(n, bool), np.empty(0, np.int64))
+                       kept, np.ones(n, bool), np.zeros(n, bool), np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.means)
@@ -149,8 +163,9 @@ class Mixture:
         """The mixture after one pass, which leaves count Gaussians or, where these are too few, `fewest`."""
         weights = np.maximum(self.areas * self.opacities, 1e-300)
         first, second = self._pairs(weights, len(self) - max(count, self.fewest))
-        heavier = weights[first] >= weights[second]
-        a, b = np.where(heavier, first, second), np.where(heavier, second, first)
+        stays = np.where(self.head[first] == self.head[second], weights[first] >= weights[second],
+                         self.head[first])
+        a, b = np.where(stays, first, second), np.where(stays, second, first)
         mass = weights[a] + weights[b]
         p = (weights[a] / mass)[:, None]
         q, away = 1 - p, self.means[a] - self.means[b]
@@ -176,7 +191,7 @@ class Mixture:
                        new(self.areas, areas * growth),
                        new(self.opacities, np.minimum(mass / (areas * growth), 1)),
                        new(self.harmonics, harmonics), self.kept[rows],
-                       new(self.alone, np.zeros(len(a), bool)), self.kept[b])
+                       new(self.alone, np.zeros(len(a), bool)), self.head[rows], self.kept[b])
 
     def _pairs(self, weights: Array, most: int) -> tuple[Array, Array]:
         """Two [M] arrays of indices, M <= most: disjoint pairs of neighbours, the cheapest first."""
@@ -188,6 +203,7 @@ class Mixture:
         costs = np.empty((n, k), np.float32)
         run_ranges(_costs, n, neighbours, self.means, self.covariances, self.harmonics, weights,
                    _log_volumes(self.covariances), costs)
+        costs[self.head[:, None] & self.head[neighbours]] = np.inf
         flat = costs.ravel()
         pairs = np.flatnonzero(np.isfinite(flat))
         pairs = pairs[np.argsort(flat[pairs], kind="stable")]
