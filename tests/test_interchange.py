@@ -173,7 +173,8 @@ def test_signalling_nans_of_gltf_are_refused_without_a_warning(tmp_path):
     text = json.dumps({
         "meshes": [{"primitives": [{"attributes": {name: i for i, name in enumerate(names)},
                                     "extensions": {"KHR_gaussian_splatting": {}}}]}],
-        "bufferViews": [{}], "accessors": [{"bufferView": 0, "componentType": 5126, "count": 1}] * 5}).encode()
+        "bufferViews": [{}],
+        "accessors": [{"bufferView": 0, "componentType": 5126, "count": 1}] * 5}).encode()
     for number, said in ((0x3f000000, None), (0x7f800001, "found NaN or infinite means")):
         (path := tmp_path / "x.glb").write_bytes(
             struct.pack("<4sIII4s", b"glTF", 2, 0, len(text), b"JSON") + text

@@ -84,7 +84,8 @@ def _read(raw: bytes, where: str) -> Gaussians:
     opacities = column(PREFIX + "OPACITY", 1)[:, 0].clip(1e-7, np.float32(1 - 1e-7))
     gaussians = Gaussians(means=means, quats=rotations[:, [3, 0, 1, 2]],
                           scales=np.log(column(PREFIX + "SCALE", 3)),
-                          opacities=np.log(opacities) - np.log1p(-opacities), sh0=column(PREFIX + "SH_DEGREE_0_COEF_0", 3),
+                          opacities=np.log(opacities) - np.log1p(-opacities),
+                          sh0=column(PREFIX + "SH_DEGREE_0_COEF_0", 3),
                           shN=np.stack(rest, axis=1) if rest else np.zeros((len(means), 0, 3), np.float32))
     if len({len(values) for _, values in gaussians.items()}) > 1:
         raise ValueError("its attributes differ in length")
