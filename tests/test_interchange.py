@@ -1,6 +1,7 @@
 """Formats that others define: what comes back, what they lose, broken files, and files that strangers
 made."""
 
+import contextlib
 import json
 import random
 import re
@@ -163,6 +164,22 @@ def test_gltf_of_something_else(tmp_path):
                          + struct.pack("<I4s", 60, b"BIN\0")
                          + bytes(60))
         with pytest.raises(UserError, match=r"x\.glb: "):
+            gltf.read(path)
+
+
+def test_signalling_nans_of_gltf_are_refused_without_a_warning(tmp_path):
+    names = {"POSITION": 3, **{f"KHR_gaussian_splatting:{name}": width for name, width in
+                               {"ROTATION": 4, "SCALE": 3, "OPACITY": 1, "SH_DEGREE_0_COEF_0": 3}.items()}}
+    text = json.dumps({
+        "meshes": [{"primitives": [{"attributes": {name: i for i, name in enumerate(names)},
+                                    "extensions": {"KHR_gaussian_splatting": {}}}]}],
+        "bufferViews": [{}],
+        "accessors": [{"bufferView": 0, "componentType": 5126, "count": 1}] * 5}).encode()
+    for number, said in ((0x3f000000, None), (0x7f800001, "found NaN or infinite means")):
+        (path := tmp_path / "x.glb").write_bytes(
+            struct.pack("<4sIII4s", b"glTF", 2, 0, len(text), b"JSON") + text
+            + struct.pack("<I4s4I", 16, b"BIN\0", *[number] * 4))
+        with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
             gltf.read(path)
 
 

@@ -1,5 +1,6 @@
 """Merging: exact counts, moments, the order that follows from it; training on renders; viewpoints."""
 
+import re
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from conftest import random_splats
 
 from flexgs.errors import UserError
+from flexgs.formats import save
 from flexgs.model import merge_tree
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.merge_tree import MergeTree, Mixture
@@ -212,6 +214,8 @@ def test_a_file_becomes_elastic_without_a_capture(ply, tmp_path, capsys):
     small = ["--preset", "smoke", "--steps", "20", "--deltas.knots", "0.1", "0.5", "--evaluation.lpips"]
     command = ["adapt", "--ply", ply, "--output", tmp_path, *small]
     assert flexgs(*command) == 0
+    advised = re.search("flexgs cut .* -o (.*)", capsys.readouterr().out)
+    assert advised and advised[1].strip("'") not in ("", ply.name)  # which would replace the only original
     model = ElasticModel.load(tmp_path / ply.stem)
     whole = read_ply(ply)
     assert len(model.cut(0.1)) == len(whole) // 10
@@ -233,12 +237,24 @@ def test_a_folder_of_somebody_else_stays(ply, tmp_path, capsys):
     assert "holds no renders of a model" in capsys.readouterr().err and mine.read_text() == '{"frames": []}'
 
 
-@pytest.mark.parametrize("spread", [0.0, 1e30])
+@pytest.mark.parametrize("spread", [0.0, 1e-30, 1e30])
 def test_viewpoints_that_cannot_be(spread):
     splats = random_splats(50)
     splats.means[:] *= spread
     with pytest.raises(UserError, match="give the cameras"):
         viewpoints(splats)
+
+
+@pytest.mark.parametrize("means, said", [(0.0, "median distance of 0 from their middle"),
+                                         (1e4, "found cameras whose images show nothing of it")])
+def test_a_file_that_cannot_be_looked_at_is_named(means, said, trained, tmp_path, capsys):
+    splats = random_splats(50)
+    save(splats.changed(means=0 * splats.means + means), tmp_path / "far.ply")
+    cameras = ["--cameras", trained] if means else ["--seconds", "1"]
+    assert flexgs("cut", tmp_path / "far.ply", "--budget", "50%", *cameras, "-o", tmp_path / "x.ply") == 2
+    complaint = capsys.readouterr().err
+    assert complaint.startswith(f"flexgs: {tmp_path / 'far.ply'}: found") and said in complaint
+    assert not (tmp_path / "x.ply").exists()
 
 
 def test_levels_are_trained_too(ply, tmp_path):

@@ -25,7 +25,7 @@ def file(tmp_path_factory):
 def test_cuts_at_the_ratios_are_the_merged_ones(file, ratio):
     """In another order, to float16, and with the higher harmonics of the heaviest of each cluster."""
     model = open_model(file)
-    cut, merged = nested(model, RATIOS, "x").cut(ratio), MergeTree(model.splats).cut(round(600 * ratio))
+    cut, merged = nested(model, RATIOS).cut(ratio), MergeTree(model.splats).cut(round(600 * ratio))
     mine, theirs = (torch.cat([s.means, s.scales.sort(dim=1).values, s.opacities[:, None], s.sh0], 1)
                     for s in (cut, merged))
     nearest = torch.cdist(mine.double(), theirs.double()).argmin(1)
@@ -34,7 +34,7 @@ def test_cuts_at_the_ratios_are_the_merged_ones(file, ratio):
 
 
 def test_smaller_cuts_are_the_first_of_larger_ones(file):
-    model = nested(open_model(file), RATIOS, "x")
+    model = nested(open_model(file), RATIOS)
     assert torch.equal(model.cut(0.1).shN, model.cut(0.5).shN[:60])
 
 
@@ -52,7 +52,7 @@ def test_files_of_each_degree_are_packed(degree, tmp_path):
 @pytest.mark.parametrize("ratios", [RATIOS, (1.0,)])
 def test_a_file_is_packed(file, ratios, tmp_path, capsys):
     assert flexgs("pack", file, "-o", tmp_path / "x.fgs", "--ratios", *ratios) == 0
-    packed, model = Progressive.open(tmp_path / "x.fgs"), nested(open_model(file), ratios, "x")
+    packed, model = Progressive.open(tmp_path / "x.fgs"), nested(open_model(file), ratios)
     for ratio in ratios:
         cut, exact = packed.cut(ratio), model.cut(ratio)
         assert len(cut) == len(exact)

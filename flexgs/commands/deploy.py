@@ -221,7 +221,7 @@ class Pack:
         if self.output.suffix.lower() != ".fgs":
             raise UserError(f"--output {self.output}: expected a name that ends in .fgs")
         model = open_model(self.source)
-        elastic = nested(model, self.ratios, self.source) if isinstance(model, MergedModel) else model
+        elastic = nested(model, self.ratios) if isinstance(model, MergedModel) else model
         if not isinstance(elastic, ElasticModel):
             raise UserError(f"{self.source}: found a packed model, expected a run or a file of splats")
         write(elastic, self.output, self.ratios, self.exact)

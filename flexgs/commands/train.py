@@ -90,7 +90,7 @@ class Adapt(Train):
         from flexgs.formats import read_gaussians
 
         pick_device("cpu")  # which gives torch one thread: idle ones spin
-        model = MergedModel(read_gaussians(self.ply), self.config)
+        model = MergedModel(read_gaussians(self.ply), self.config, source=self.ply)
         folder = self.output / "renders" / self.ply.stem
         print(f"no capture: training on renders of the model, in {pasted(folder)}", flush=True)
         write_renders(model.splats, model.viewpoints, folder, self.ply)
@@ -99,6 +99,6 @@ class Adapt(Train):
 
 def where_to_go(folder: Path) -> str:
     """Say where a trained run is, and which commands use it, to be copied into a shell."""
-    run, ply = pasted(folder), pasted(f"{folder.name}.ply")
+    run, ply = pasted(folder), pasted(f"{folder.name}-20MB.ply")
     return (f"model, cuts and renders: {run}\nnext:\n  flexgs view {run}\n  flexgs cut {run} "
             f"--budget 20MB -o {ply}\n  flexgs eval {run} --ratios 0.02 0.07 0.3")

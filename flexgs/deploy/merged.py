@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flexgs.config import Config
+from flexgs.errors import UserError
 from flexgs.gaussians import Attributes, Gaussians
 from flexgs.model.budget import fitting
 
@@ -26,6 +28,8 @@ class MergedModel:
     gaussians: Gaussians
     config: Config
     cameras: Sequence["Camera"] = ()
+    source: Path = Path("the model")
+    """The file, for messages."""
 
     @cached_property
     def _tree(self) -> "MergeTree[Gaussians]":
@@ -45,7 +49,11 @@ class MergedModel:
         """The cameras, or else some that are searched for, at the size that shows the model's detail."""
         from flexgs.model.viewpoints import at_detail, viewpoints
 
-        return at_detail(self.splats, self.cameras or viewpoints(self.splats.like(self._tree.cut(SEARCHED))))
+        try:
+            return at_detail(self.splats,
+                             self.cameras or viewpoints(self.splats.like(self._tree.cut(SEARCHED))))
+        except UserError as e:
+            raise UserError(f"{self.source}: {e}") from None
 
     @property
     def sh_degree(self) -> int:

@@ -16,7 +16,7 @@ from flexgs.model.merge_tree import MergeTree
 from flexgs.origin import unit_of
 
 
-def nested(model: MergedModel, ratios: Sequence[float], where: str) -> ElasticModel:
+def nested(model: MergedModel, ratios: Sequence[float]) -> ElasticModel:
     """Return the Gaussians in the order of the merge tree, with deltas that make them the merged ones.
 
     A cut at one of the ratios is the merged cut, but for its harmonics above the constant ones, which are
@@ -25,7 +25,6 @@ def nested(model: MergedModel, ratios: Sequence[float], where: str) -> ElasticMo
     Args:
         model: the file.
         ratios: they rise, and the last is 1.
-        where: what messages call the file.
 
     Raises:
         UserError: the ratios are others, too many or too small, or changes are too large for float16.
@@ -47,6 +46,7 @@ def nested(model: MergedModel, ratios: Sequence[float], where: str) -> ElasticMo
     deltas.start(splats, torch.ones(len(splats)))
     stored = deltas.stored()
     if broken := [name for name, values in stored.state_dict().items() if not values.isfinite().all()]:
-        raise UserError(f"{where}: found {', '.join(broken)} of neighbours that differ by more than float16 "
-                        "can hold, expected those of a trained model; `flexgs cut` merges them all the same")
+        raise UserError(f"{model.source}: found {', '.join(broken)} of neighbours that differ by more than "
+                        "float16 can hold, expected those of a trained model; `flexgs cut` merges them all "
+                        "the same")
     return ElasticModel(splats, stored, config, model.cameras)

@@ -53,7 +53,7 @@ def open_model(source: str | Path, scene: "Scene | None" = None, by: By = "merge
             return _packed(source)
     gaussians = read_gaussians(path, attributes)
     model = MergedModel(gaussians.at(scene.origin) if scene else gaussians, Config.from_preset("plain"),
-                        [view.camera for view in scene.train] if scene else ())
+                        [view.camera for view in scene.train] if scene else (), path)
     return model if by == "merge" else _pruned(model, scene)
 
 

@@ -40,6 +40,7 @@ def read(path: Path) -> Gaussians:
                         f"({e or type(e).__name__}); export it again") from None
 
 
+@np.errstate(divide="ignore", invalid="ignore")  # checked() refuses what is not finite
 def _read(raw: bytes, where: str) -> Gaussians:
     magic, version, _ = HEAD.unpack_from(raw)
     length, kind = CHUNK.unpack_from(raw, HEAD.size)
@@ -81,9 +82,9 @@ def _read(raw: bytes, where: str) -> Gaussians:
     if any(len(one) != len(means) for one in rest):
         raise ValueError("its harmonics differ in length")
     opacities = column(PREFIX + "OPACITY", 1)[:, 0].clip(1e-7, np.float32(1 - 1e-7))
-    with np.errstate(divide="ignore", invalid="ignore"):  # checked() refuses what is not finite
-        scales, logits = np.log(column(PREFIX + "SCALE", 3)), np.log(opacities) - np.log1p(-opacities)
-    gaussians = Gaussians(means=means, quats=rotations[:, [3, 0, 1, 2]], scales=scales, opacities=logits,
+    gaussians = Gaussians(means=means, quats=rotations[:, [3, 0, 1, 2]],
+                          scales=np.log(column(PREFIX + "SCALE", 3)),
+                          opacities=np.log(opacities) - np.log1p(-opacities),
                           sh0=column(PREFIX + "SH_DEGREE_0_COEF_0", 3),
                           shN=np.stack(rest, axis=1) if rest else np.zeros((len(means), 0, 3), np.float32))
     if len({len(values) for _, values in gaussians.items()}) > 1:

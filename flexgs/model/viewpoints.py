@@ -31,6 +31,10 @@ SHARPNESS = 5.0
 """Weight of the blur, as a fraction of the width, against the covered fraction of the image."""
 DETAIL = 6.0
 """Pixels across the standard deviation of what is seen: what a camera needs to show a model's detail."""
+LEAST_SEEN = 0.001
+"""Covered fraction of the images below which cameras look elsewhere."""
+CLOSEST = 1e-6
+"""Median distance of the Gaussians from their middle, in world units, below which float32 fails a search."""
 WIDEST = 800
 """Most pixels across a camera, which bounds the time of a render."""
 
@@ -46,9 +50,9 @@ def viewpoints(splats: Splats, count: int = 48) -> list[Camera]:
     chances = seen.double().sqrt().cumsum(0)
     middle = splats.means.median(0).values
     reach = float((splats.means.double() - middle).norm(dim=1).median())
-    if not 0 < reach < FARTHEST:
+    if not CLOSEST < reach < FARTHEST:
         raise UserError(f"found Gaussians with a median distance of {reach:g} from their middle, expected "
-                        f"above 0 and below {FARTHEST:g} to search for viewpoints; give the cameras of a "
+                        f"{CLOSEST:g} to {FARTHEST:g} to search for viewpoints; give the cameras of a "
                         "capture")
 
     def target() -> Tensor:
@@ -82,10 +86,16 @@ def viewpoints(splats: Splats, count: int = 48) -> list[Camera]:
 
 
 def at_detail(splats: Splats, cameras: Sequence[Camera]) -> list[Camera]:
-    """Enlarge cameras that are too small to show half of the detail of splats; reduce those beyond WIDEST."""
+    """Enlarge cameras that are too small to show half of the detail of splats; reduce those beyond WIDEST.
+
+    UserError for cameras that see next to nothing of splats.
+    """
     some = cameras[::max(1, len(cameras) // 12)]
     small = [c.scaled(SMALL[0], max(1, round(SMALL[0] * c.height / c.width))) for c in some]
-    blur = float(torch.tensor([_seen(splats, camera)[1] for camera in small]).log().mean().exp())
+    covered, blurs = torch.tensor([_seen(splats, camera) for camera in small]).T
+    if covered.mean() < LEAST_SEEN:
+        raise UserError("found cameras whose images show nothing of it, expected those of its own capture")
+    blur = float(blurs.log().mean().exp())
     width = round(min(max(DETAIL / blur, SMALL[0]), WIDEST))
     return [c if width / 2 <= c.width <= WIDEST else
             c.scaled(width, max(1, round(width * c.height / c.width))) for c in cameras]
