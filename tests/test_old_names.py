@@ -33,7 +33,7 @@ def test_flags_and_files(tmp_path):
     config = Config.from_dict(WAS)
     assert (config.base.stage1_fraction, config.base.grow_grad2d, config.lr.gsnet, config.lr.means) == (
         0.25, 1e-3, 1e-3, 2e-4)
-    typed = parse(Train, ["x", *flat(WAS)], "train").config
+    typed = parse(Train, ["x", "--lr.no-delta-fall", *flat(WAS)], "train").config  # as it was then
     assert (typed.base, typed.lr) == (config.base, config.lr)
     (tmp_path / "old.json").write_text(json.dumps(WAS))
     assert parse(Train, ["x", "--config", str(tmp_path / "old.json")], "train").config == config
