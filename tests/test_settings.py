@@ -9,7 +9,7 @@ from tests.settings import case
 
 
 def test_settings_train_or_are_refused_in_a_line():
-    done = subprocess.run([sys.executable, "-m", "tests.settings", "--cases", "4", "--seed", "suite"],
+    done = subprocess.run([sys.executable, "-m", "tests.settings", "--cases", "6", "--seed", "suite"],
                           capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok" in done.stdout.splitlines()[-1]
