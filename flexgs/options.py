@@ -82,7 +82,7 @@ def parse(command: type[T], args: Sequence[str] | None, prog: str) -> T:
 
 def presets() -> str:
     """Return a line for each preset: its name and what it is."""
-    return "\n".join(f"  {name:10} {' '.join((f.__doc__ or '').split())}" for name, f in PRESETS.items())
+    return "\n".join(f"  {name:11} {' '.join((f.__doc__ or '').split())}" for name, f in PRESETS.items())
 
 
 def fill(kind: type[T], args: Sequence[str], prog: str, start: Any = tyro.MISSING_NONPROP,

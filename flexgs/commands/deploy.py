@@ -207,7 +207,8 @@ class Pack:
     ratios: tuple[float, ...] = (0.01, 0.05, 0.15, 0.5, 1.0)
     """Ratios at which the chunks of the file end: a client may show a cut after each."""
     exact: bool = False
-    """Keep every bit, in five to six times the bytes. Else numbers are rounded as finely as is not seen."""
+    """Keep every bit, in five to six times the bytes. Else numbers are rounded, so finely that the pictures
+    look the same."""
 
     def __call__(self) -> None:
         """Write the file, and print how many bytes each ratio needs, and what they are off by at most."""
@@ -260,7 +261,11 @@ class Serve:
 
 @dataclass
 class ViewCommand:
-    """Show a model in the browser: a slider for the ratio, the nearest test photograph and its PSNR."""
+    """Show a model in the browser: a slider for the ratio, the nearest test photograph and its PSNR.
+
+    Of a file of splats, the slider keeps the most important Gaussians; those that `flexgs cut` merges are
+    better.
+    """
 
     source: Source
     """Run folder, .fgs file or http(s) URL, or a file of splats."""
