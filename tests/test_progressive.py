@@ -149,7 +149,7 @@ def test_strange_gaussians_are_held(tmp_path):
 
 
 def test_a_trained_model_takes_less_than_separate_cuts(trained, tmp_path, capsys):
-    """And, to the bit, about what the whole takes as PLY, although degree 1 has few harmonics beside the deltas."""
+    """And, to the bit, about what the whole takes as PLY: degree 1 has few harmonics beside the deltas."""
     ratios = "--ratios", "0.01", "0.05", "0.15", "1"
     assert flexgs("pack", trained, "-o", tmp_path / "small.fgs", *ratios) == 0
     assert "(means)" in capsys.readouterr().out
