@@ -292,8 +292,8 @@ class _Packer:
         """Return the bytes of a chunk, not compressed yet; OverflowError if an integer is too large."""
         model, entering = self.model, layout.entering
         if entering.stop > entering.start:
-            shown = model.first(entering.stop, ratio)[entering]
-            self.levels[entering] = levels_of(worth(shown, model.cameras))
+            shown = model.first(entering.stop, ratio)[entering], model.splats[entering]
+            self.levels[entering] = levels_of(*(worth(splats, model.cameras) for splats in shown))
         levels = self.levels[entering]
         head = Quantiser.head(model.splats.means[entering].detach().numpy(),
                               model.splats.shN[entering].detach().numpy(), levels)
@@ -342,7 +342,7 @@ class _Packer:
         for piece, _ in _pieces(part):
             own = _gaussians(piece)
             columns = quantiser.columns(name, self.given(piece), change)
-            out.append(rounded(name, columns, quantiser.step(name, self.levels[own], self.scales[own])))
+            out.append(rounded(name, columns, quantiser.step(name, self.levels[own], self.scales[own], change)))
         return np.concatenate(out)
 
 
@@ -352,7 +352,7 @@ def _numbers(quantiser: Quantiser, part: Part, whole: Integers, levels: Integers
     name, change = part.name.partition(".")[2], part.name.startswith("transform.")
     out = []
     for _, here in _pieces(part):
-        columns = whole[here] * quantiser.step(name, levels[here], scales[here])
+        columns = whole[here] * quantiser.step(name, levels[here], scales[here], change)
         values = quantiser.values(name, columns, change).reshape(len(columns), -1)
         out.append((values / unit if part.name == "transform.means" else values).astype(np.float32))
     return np.concatenate(out)

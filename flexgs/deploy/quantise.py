@@ -16,7 +16,8 @@ both of the log-scales as they are stored. Before that,
                             basis [K, K], row by row in the file, has the principal directions of the chunk
                             as columns, most of which have small numbers p
 
-Changes that a cut adds (Deltas) are stored in the steps of their attributes and all four numbers of quats.
+Changes that a cut adds (Deltas) are stored in CHANGES times the steps of their attributes, and all four
+numbers of quats.
 """
 
 import numpy as np
@@ -37,6 +38,8 @@ The exponent is a measured one: pictures of models whose harmonics are large for
 """
 HARMONICS_WITHIN = (1 / 128, 1 / 36)
 """The finest and the coarsest step of the harmonics."""
+CHANGES = 1.3
+"""Steps of changes over those of what they change: a change is seen in the cuts near its knot alone."""
 LEVELS = 4
 """Levels are from -4 to 4."""
 SPREAD = 0.75
@@ -57,10 +60,14 @@ def head_type(harmonics: int) -> np.dtype:
                      ("finest", "<f4"), ("basis", "i1", (harmonics, harmonics))])
 
 
-def levels_of(worth: Values) -> Integers:
-    """Return the levels [N] of Gaussians of some worth (worth.py), whose geometric mean has level 0."""
-    doublings = np.log2(worth)
-    return -np.rint(np.clip(SPREAD * (doublings - doublings.mean()), -LEVELS, LEVELS)).astype(np.int8)
+def levels_of(*worth: Values) -> Integers:
+    """Return the levels [N] of Gaussians of some worth (worth.py), whose geometric mean has about level 0.
+
+    Of several, such as in a cut and in the whole model, the largest counts, each by its own geometric mean.
+    """
+    doublings = np.max([np.log2(values) - np.log2(values).mean() for values in worth], axis=0)
+    doublings -= doublings.mean()
+    return -np.rint(np.clip(SPREAD * doublings, -LEVELS, LEVELS)).astype(np.int8)
 
 
 class Quantiser:
@@ -92,9 +99,12 @@ class Quantiser:
         head["steps"] = [*STEPS.values(), np.clip(HARMONICS * spread**1.5, *HARMONICS_WITHIN)]
         return head
 
-    def step(self, name: str, levels: Integers, scales: Values) -> Values:
-        """Return the steps [N, 1] of an attribute of Gaussians of these levels [N] and log-scales [N, 3]."""
-        step = self.steps[name] * 2.0 ** (POWER.get(name, 1.0) * levels)
+    def step(self, name: str, levels: Integers, scales: Values, change: bool) -> Values:
+        """Return the steps [N, 1] of an attribute of Gaussians of these levels [N] and log-scales [N, 3].
+
+        Those of changes of it are larger.
+        """
+        step = (CHANGES if change else 1.0) * self.steps[name] * 2.0 ** (POWER.get(name, 1.0) * levels)
         with np.errstate(over="ignore"):
             if name == "means":
                 step = step * np.maximum(np.exp(scales.astype(float).mean(axis=1)), self.finest)
