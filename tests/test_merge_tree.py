@@ -1,5 +1,6 @@
 """Merging: exact counts, moments, the order that follows from it; training on renders; viewpoints."""
 
+import json
 import re
 import shutil
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_splats
+from test_model import elastic
 
 from flexgs.errors import UserError
 from flexgs.formats import save
@@ -255,6 +257,30 @@ def test_a_file_that_cannot_be_looked_at_is_named(means, said, trained, tmp_path
     complaint = capsys.readouterr().err
     assert complaint.startswith(f"flexgs: {tmp_path / 'far.ply'}: found") and said in complaint
     assert not (tmp_path / "x.ply").exists()
+
+
+def test_a_run_whose_results_are_of_merged_cuts_is_cut_so(tmp_path, capsys):
+    model = elastic("none")
+    model.config.evaluation.cuts = "merged"
+    (tmp_path / "run").mkdir()
+    model.save(tmp_path / "run")
+    assert flexgs("cut", tmp_path / "run", "--budget", "30%", "-o", tmp_path / "x.ply") == 0
+    cut, expected = read_ply(tmp_path / "x.ply"), MergeTree(model.splats).cut(int(0.3 * len(model)))
+    torch.testing.assert_close(cut.means, expected.means)
+    assert not torch.equal(cut.means, model.cut("30%").means)
+    assert flexgs("pack", tmp_path / "run", "-o", tmp_path / "x.fgs") == 2  # each would be a part of the next
+    assert "cuts are not parts of it" in capsys.readouterr().err and not (tmp_path / "x.fgs").exists()
+
+
+def test_a_run_whose_results_are_of_merged_cuts_is_measured_so(trained, capture, tmp_path, capsys):
+    model, psnrs = ElasticModel.load(trained), []
+    model.config.evaluation.cuts = "merged"
+    (tmp_path / "run").mkdir()
+    model.save(tmp_path / "run")
+    for words in ([tmp_path / "run", "--scene", capture], [trained, "--cuts", "merged"], [trained]):
+        assert flexgs("eval", *words, "--ratios", "0.1", "--json", "--lpips") == 0
+        psnrs.append(json.loads(capsys.readouterr().out)["ratios"]["0.1"]["psnr"])
+    assert psnrs[0] == psnrs[1] != psnrs[2]
 
 
 def test_levels_are_trained_too(ply, tmp_path):

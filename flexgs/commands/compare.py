@@ -102,7 +102,7 @@ class Eval:
     def __call__(self) -> None:
         """Print the figures; UserError if the capture is not the one that the model was trained on."""
         from flexgs.device import pick_device
-        from flexgs.evaluate import evaluate
+        from flexgs.evaluate import cut_as, evaluate
         from flexgs.model.elastic import ElasticModel
         from flexgs.report.table import print_results
         from flexgs.run import recorded_capture
@@ -111,6 +111,7 @@ class Eval:
 
         self.evaluation.check()
         model = ElasticModel.load(self.run).to(pick_device(self.device))
+        model = cut_as(model, model.config.evaluation)  # a rival whose own cuts are made from the whole
         scene = load_capture(self.scene or recorded_capture(self.run), model.config)
         check_same_capture(model.capture, scene.digest, self.run, GIVE_SCENE)
         measured = evaluate(model, scene, self.evaluation, model.config.background)

@@ -48,8 +48,14 @@ def write(model: ElasticModel, path: Path, ratios: Sequence[float] = RATIOS, exa
         path: the file; it appears when it is whole.
         ratios: where the chunks end.
         exact: keep every bit (version 1), in five to six times as many bytes.
+
+    Raises:
+        UserError: the ratios are others, the model's cuts are not parts of it, or version 2 cannot hold it.
     """
     check_ratios(ratios)
+    if (cuts := model.config.evaluation.cuts) != "own":
+        raise UserError(f"{path}: found a model whose cuts are not parts of it (--evaluation.cuts {cuts}), "
+                        "expected an elastic one; `flexgs pack` takes a PLY of all its Gaussians")
     (packed_v1 if exact else packed_v2).write(model, path, ratios)
 
 

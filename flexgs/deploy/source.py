@@ -26,8 +26,9 @@ def open_model(source: str | Path, scene: "Scene | None" = None, by: By = "merge
     """Open a model for cutting.
 
     Args:
-        source: a run folder or a model folder; a packed .fgs file or its http(s) URL, of which cut() reads
-            only what it needs; or a file of Gaussians in any format that flexgs reads.
+        source: a run folder or a model folder, cut as it was evaluated; a packed .fgs file or its http(s)
+            URL, of which cut() reads only what it needs; or a file of Gaussians in any format that flexgs
+            reads.
         scene: the capture of a file of Gaussians.
         by: how a file of Gaussians is cut. "merge": neighbours become one Gaussian. "prune": the most
             important ones stay, by LightGaussian's score at the training views of scene, or else by opacity
@@ -44,7 +45,12 @@ def open_model(source: str | Path, scene: "Scene | None" = None, by: By = "merge
     if path.is_dir():
         from flexgs.model.elastic import ElasticModel
 
-        return ElasticModel.load(path)
+        model = ElasticModel.load(path)
+        if model.config.evaluation.cuts == "own":
+            return model
+        from flexgs.evaluate import cut_as
+
+        return cut_as(model, model.config.evaluation)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected a run, a .fgs file or "
                         "URL, or a file of splats")
@@ -52,9 +58,9 @@ def open_model(source: str | Path, scene: "Scene | None" = None, by: By = "merge
         if file.read(len(MAGIC)) == MAGIC:
             return _packed(source)
     gaussians = read_gaussians(path, attributes)
-    model = MergedModel(gaussians.at(scene.origin) if scene else gaussians, Config.from_preset("plain"),
+    merged = MergedModel(gaussians.at(scene.origin) if scene else gaussians, Config.from_preset("plain"),
                         [view.camera for view in scene.train] if scene else (), path)
-    return model if by == "merge" else _pruned(model, scene)
+    return merged if by == "merge" else _pruned(merged, scene)
 
 
 def _packed(source: str | Path) -> "Cuttable":
