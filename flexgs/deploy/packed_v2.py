@@ -342,7 +342,8 @@ class _Packer:
         for piece, _ in _pieces(part):
             own = _gaussians(piece)
             columns = quantiser.columns(name, self.given(piece), change)
-            out.append(rounded(name, columns, quantiser.step(name, self.levels[own], self.scales[own], change)))
+            step = quantiser.step(name, self.levels[own], self.scales[own], change)
+            out.append(rounded(name, columns, step))
         return np.concatenate(out)
 
 
