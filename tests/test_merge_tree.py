@@ -202,6 +202,7 @@ def test_a_budget_in_bytes_holds_after_training(ply, tmp_path):
 @pytest.mark.parametrize("words, said", [
     (["PLY", "--scene", "CAPTURE", "--cameras", "RUN"], "found --scene and --cameras, expected one"),
     (["RUN", "--seconds", "3"], "found --seconds, which train merged Gaussians; expected a file of splats"),
+    (["RUN", "--by", "prune"], "found --by prune, expected a file of splats with it"),
     (["PLY", "--by", "prune", "--cameras", "RUN"], "found --cameras, which train merged"),
     (["PLY", "--cameras", "NONE"], "NONE: no such folder"), (["PLY", "--seconds", "-1"], "--seconds: found")])
 def test_what_cannot_be_is_one_line(words, said, ply, trained, capture, tmp_path, monkeypatch, capsys):

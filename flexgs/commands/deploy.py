@@ -83,6 +83,9 @@ class Cut:
             raise UserError("cut: found --scene and --cameras, expected one of them")
         scene = _capture(self.scene, self.source)
         model = open_model(self.source, scene, self.by)
+        if self.by == "prune" and (Path(self.source).is_dir() or hasattr(model, "chunks")):
+            raise UserError("cut: found --by prune, expected a file of splats with it: a run and a packed "
+                            "model are cut in the order that they were trained in")
         if self.cameras and isinstance(model, MergedModel):
             model.cameras = cameras_of(self.cameras)
         if (self.cameras or self.seconds) and not (isinstance(model, MergedModel) and self.output):
