@@ -54,7 +54,7 @@ def is_wide(gaussians: Attributes) -> bool:
     g = gaussians.arrays()
     world = g.means.astype(np.float64) + np.array(g.origin)
     moved = np.abs(world - world.astype(np.float32)).max(1)
-    tolerated = 0.05 * np.exp(np.median(g.scales.astype(np.float64), axis=1))
+    tolerated = 0.05 * np.exp(np.median(g.scales.astype(np.float64), axis=1).clip(max=700))  # finite
     return bool((moved > tolerated).mean() > 0.01)
 
 

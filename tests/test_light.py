@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +76,9 @@ def test_a_text_file_takes_no_memory_for_what_it_claims(tmp_path):
     path.write_text(f"ply\nformat ascii 1.0\nelement vertex 99999999999\n{properties}end_header\n1 2 3\n")
     with pytest.raises(ply.UserError, match="bytes, too few for its 99,999,999,999 vertex rows"):
         ply.read_gaussians(path)
+
+
+def test_a_distant_model_of_boundless_gaussians_is_no_warning(recwarn):
+    huge = replace(random_splats(10).arrays(), origin=(1e7, 0.0, 0.0))
+    huge.scales[:] = 1e4
+    assert not ply.is_wide(huge) and not recwarn.list

@@ -36,7 +36,7 @@ def bits(gaussians: Gaussians, path: Path) -> int:
     if most < 1:
         raise UserError(f"{path}: SPZ holds positions up to {2**22:,} units, found {far:.3g}; expected "
                         "NAME.ply, or --local")
-    step = float(np.exp(np.median(gaussians.scales.max(1).astype(np.float64)))) / 8
+    step = float(np.exp(np.median(gaussians.scales.max(1).astype(np.float64)).clip(max=700))) / 8
     return min(most, max(12, math.ceil(-math.log2(max(step, 1e-9)))), 24)
 
 

@@ -46,7 +46,7 @@ def write(gaussians: Gaussians, path: Path | str, sensitivity: np.ndarray, codeb
     """Write Gaussians, given the sensitivity [N] >= 0 of the images to each; positions become float16."""
     order = morton_order(gaussians.means)
     g, weight = gaussians[order], sensitivity[order].astype(np.float64)
-    variances = np.exp(2 * g.scales.astype(np.float64))
+    variances = np.exp(2 * g.scales.astype(np.float64).clip(max=300))
     size = np.sqrt(variances.sum(1))
     axes = rotation_matrices(g.quats.astype(np.float64)) * (np.sqrt(variances) / size[:, None])[:, None, :]
     covariances = (axes @ axes.transpose(0, 2, 1))[:, *_UPPER]
