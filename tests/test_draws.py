@@ -140,6 +140,33 @@ def test_ratios_of_one_view_are_drawn_for_themselves():
     assert abs(float(torch.corrcoef(places)[0, 1])) < 0.15
 
 
+@pytest.mark.parametrize("preset", ["default", "fast"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_all_views_of_a_step_have_the_same_renders(preset, batch, monkeypatch):
+    """So workers with a view each have equal work. A step of one view draws for each view, as ever."""
+    config = tiny_config(preset, steps=40 * batch)
+    config.batch, config.base.stage1_fraction, config.ratios.upper_every = batch, 0.5, 4
+    trainer, drawn = Trainer(config, tiny_scene()), {}
+    trainer.step = trainer.base_steps
+    trainer.train_step()  # begins stage 2
+    select = trainer.order.select
+
+    def selected(splats, ratio, progress, draw):
+        drawn.setdefault(draw[0], []).append(ratio)
+        return select(splats, ratio, progress, draw)
+
+    monkeypatch.setattr(trainer.order, "select", selected)
+    kinds = set()
+    for _ in range(8):
+        turn, drawn = trainer.step // batch, {}
+        trainer.train_step()
+        renders, *others = [drawn[trainer.step - batch + slot] for slot in range(batch)]
+        assert all(other == renders for other in others)
+        assert renders[0] == trainer._ratio(turn, 0)
+        kinds.add(len(renders))
+    assert kinds == ({3, 4} if preset == "default" else {2, 3})
+
+
 def test_ratios_in_turn_and_at_random():
     values = (0.3, 0.1, 0.2)
     assert ratios("round_robin", 0, 7, values=values).tolist() == [0.3, 0.1, 0.2, 0.3, 0.1, 0.2, 0.3]

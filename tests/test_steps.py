@@ -59,11 +59,11 @@ def half_size(at: Camera, target: Tensor, mask: Tensor | None) -> tuple[Camera, 
 # ---------------------------------------------------------------------- ratios and selection
 
 
-def ratio_of(config: Config, position: int, i: int) -> float:
+def ratio_of(config: Config, turn: int, i: int) -> float:
     r = config.ratios
-    u = float(torch.rand((), generator=generator(config.seed, "ratio", position, i), dtype=torch.float64))
+    u = float(torch.rand((), generator=generator(config.seed, "ratio", turn, i), dtype=torch.float64))
     if r.sampling == "round_robin":
-        return r.values[position % len(r.values)]
+        return r.values[turn % len(r.values)]
     if r.sampling == "random":
         return r.values[math.floor(u * len(r.values))]
     low, high = [*r.bands, (r.bands[-1][1], 1.0)][i]
@@ -71,15 +71,15 @@ def ratio_of(config: Config, position: int, i: int) -> float:
                                                                            + u * (math.log(high / low)))
 
 
-def renders_of(config: Config, position: int, frozen: bool) -> tuple[bool, list[int]]:
-    """Whether the whole model is rendered at this view, and the numbers of its elastic renders."""
+def renders_of(config: Config, turn: int, frozen: bool) -> tuple[bool, list[int]]:
+    """Whether the whole model is rendered at the views of a step, and the numbers of their elastic renders."""
     r = config.ratios
     bands = len(r.bands) if r.sampling in ("uniform", "log_uniform") else 1
     whole, cuts = not frozen, list(range(bands))
     if r.alternate and not frozen:
-        whole = position % 2 == 0
+        whole = turn % 2 == 0
         cuts = cuts[:-1] if whole else cuts
-    if r.upper_every and position % r.upper_every == 0 and r.bands[-1][1] < 1:
+    if r.upper_every and turn % r.upper_every == 0 and r.bands[-1][1] < 1:
         cuts.append(bands)
     return whole, cuts
 
@@ -260,7 +260,7 @@ class Hand:
             self.seen += (out.radii > 0).all(dim=1)
             return
         weights = config.loss
-        whole, cuts = renders_of(config, position, self.trainer.frozen)
+        whole, cuts = renders_of(config, self.trainer.step // BATCH, self.trainer.frozen)
         if whole:
             image = self.render(self.splats, at).image
             self.back(image_loss(image, target, mask, weights.full_l1, weights.full_ssim))
@@ -269,7 +269,7 @@ class Hand:
             self.back(self.elastic(position, i, at, target, mask) / usual)
 
     def elastic(self, position: int, i: int, at: Camera, target: Tensor, mask: Tensor | None) -> Tensor:
-        config, ratio = self.config, ratio_of(self.config, position, i)
+        config, ratio = self.config, ratio_of(self.config, self.trainer.step // BATCH, i)
         k = max(1, math.floor(ratio * N + 1e-9))
         if config.ratios.half_above is not None and at.width * at.height / k > config.ratios.half_above:
             at, target, mask = half_size(at, target, mask)

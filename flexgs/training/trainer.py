@@ -93,6 +93,15 @@ class Trainer:
         """The stage, 1 or 2, of the next step."""
         return 1 if self.step < self.base_steps else 2
 
+    @property
+    def turn(self) -> int:
+        """The number of the optimizer step that is done now.
+
+        It decides which renders each view of the step has, and their ratios: all views cost about the same,
+        so that no worker waits for another.
+        """
+        return self.step // self.batch
+
     # ------------------------------------------------------------------ the loop
 
     def fit(self, report: Report, keep: Keep, until: int | None = None,
@@ -187,7 +196,7 @@ class Trainer:
             self.densifier.observe(out, camera, self.batch)
             return loss.detach()
         total, ratios = torch.zeros((), device=self.device), self.config.ratios
-        whole = not self.frozen and not (ratios.alternate and position % 2)
+        whole = not self.frozen and not (ratios.alternate and self.turn % 2)
         if whole:
             out = render(self.splats, camera, background=self.background)
             loss = photometric(out.image, target, l1=weights.full_l1, ssim=weights.full_ssim,
@@ -195,7 +204,7 @@ class Trainer:
             loss.backward()
             total += loss.detach()
         cuts = [*range(ratios.renders - (whole and ratios.alternate))]
-        if ratios.upper and position % ratios.upper_every == 0:
+        if ratios.upper and self.turn % ratios.upper_every == 0:
             cuts.append(ratios.renders)
         for i in cuts:
             total += self._elastic_loss(position, i, camera, target, mask, 1 / (self.batch * ratios.renders))
@@ -204,7 +213,7 @@ class Trainer:
     def _elastic_loss(self, position: int, i: int, camera: Camera, target: Tensor, mask: Tensor | None,
                       weight: float) -> Tensor:
         """Back-propagate and return the loss of a view's i-th elastic render, of kept Gaussians only."""
-        ratio = self._ratio(position, i)
+        ratio = self._ratio(self.turn, i)
         sparse = self.config.ratios.half_above
         if sparse is not None and camera.width * camera.height > sparse * count_at(ratio, len(self.splats)):
             camera, target, mask = halved(camera, target, mask)
@@ -234,12 +243,12 @@ class Trainer:
             else:
                 whole.grad.index_add_(0, index, part.grad, alpha=factor)
 
-    def _ratio(self, position: int, i: int) -> float:
-        """Return the ratio of a view's i-th elastic render."""
+    def _ratio(self, turn: int, i: int) -> float:
+        """Return the ratio of the i-th elastic render of each view of a step, the turn-th of the run."""
         r = self.config.ratios
         if r.sampling == "round_robin":
-            return r.values[position % len(r.values)]
-        u = float(torch.rand((), generator=generator(self.config.seed, "ratio", position, i),
+            return r.values[turn % len(r.values)]
+        u = float(torch.rand((), generator=generator(self.config.seed, "ratio", turn, i),
                              dtype=torch.float64))
         if r.sampling == "random":
             return r.values[int(u * len(r.values))]
