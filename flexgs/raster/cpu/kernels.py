@@ -20,19 +20,29 @@ FASTMATH = {"contract", "nsz", "arcp", "afn", "reassoc"}
 kernel = njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
 helper = njit(inline="always", fastmath=FASTMATH, error_model="numpy")
 
-f32, f64, i32, u64 = np.float32, np.float64, np.int32, np.uint64
+f32, f64, i32, i64, u64 = np.float32, np.float64, np.int32, np.int64, np.uint64
 
-ZERO, HALF, ONE, TWO = f32(0), f32(0.5), f32(1), f32(2)
+ZERO, HALF, ONE, TWO, EIGHT, SIXTEEN = f32(0), f32(0.5), f32(1), f32(2), f32(8), f32(16)
+EIGHTH, SIXTEENTH = f32(1 / 8), f32(1 / 16)
 TILE = 16  # pixels; the lanes of an AVX-512 register
 LANES = u64(TILE)
 PIXELS = u64(TILE * TILE)
-# Floats of a packed splat: mean x y, conic a/2 b c/2, opacity, cut-off, r g b, half height, padding.
+# Floats of a packed splat: mean x y, conic a/16 b/8 c/16, opacity, cut-off / 8, r g b, half height, padding.
+# Conic and cut-off are those of sigma / 8, which exp_neg takes.
 SPLAT = u64(12)
 SLOT = u64(9)  # floats of a gradient slot: moments 00 10 01 20 11 02 of d/d sigma, r g b
 SLACK = 0.01  # pixels added around an ellipse, far above the rounding of its border
 
 # Places in a camera record (CameraRecord in autograd.py); rotation and translation come first.
 FX, FY, CX, CY, EYE, LIMITS = 12, 13, 14, 15, 16, 19
+
+
+@helper
+def aligned(n):
+    """Return n float32 of scratch that begin on a cache line, or every vector of 16 would straddle two."""
+    scratch = np.empty(n + LANES, np.float32)
+    first = ((u64(0) - u64(scratch.ctypes.data)) & u64(63)) // u64(4)
+    return scratch[first:first + n]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -236,7 +246,7 @@ SH3_2 = f32(2.890611442640554)
 SH3_1 = f32(0.4570457994644658)
 SH3_0 = f32(0.3731763325901154)
 SH3_22 = f32(1.445305721320277)
-THREE, FOUR, SIX, EIGHT = f32(3), f32(4), f32(6), f32(8)
+THREE, FOUR, SIX = f32(3), f32(4), f32(6)
 
 
 @helper
@@ -416,8 +426,8 @@ def bin_rows(lo, hi, order, means2d, conics, opacities, colors, alpha_min, exten
         half = np.sqrt(max(0.0, 2.0 * f64(tau) * f64(A) / det)) + SLACK
         b = k * SPLAT
         splats[b], splats[b + u64(1)] = means2d[i, 0], means2d[i, 1]
-        splats[b + u64(2)], splats[b + u64(3)], splats[b + u64(4)] = HALF * A, B, HALF * C
-        splats[b + u64(5)], splats[b + u64(6)] = o, tau
+        splats[b + u64(2)], splats[b + u64(3)], splats[b + u64(4)] = SIXTEENTH * A, EIGHTH * B, SIXTEENTH * C
+        splats[b + u64(5)], splats[b + u64(6)] = o, EIGHTH * tau
         splats[b + u64(7)], splats[b + u64(8)], splats[b + u64(9)] = colors[i, 0], colors[i, 1], colors[i, 2]
         splats[b + u64(10)], splats[b + u64(11)] = f32(half), ZERO
         first = clamp(np.ceil(my - half - 0.5), 0.0, f64(height))
@@ -450,8 +460,9 @@ def bin_cols(lo, hi, splats, tile_rows, starts, width, height, tile_cols, pairs)
     for k in range(u64(lo), u64(hi)):
         b = k * SPLAT
         mx, my = f64(splats[b]), f64(splats[b + u64(1)])
-        A, B, C = 2.0 * f64(splats[b + u64(2)]), f64(splats[b + u64(3)]), 2.0 * f64(splats[b + u64(4)])
-        two_tau = 2.0 * f64(splats[b + u64(6)])
+        A, C = 16.0 * f64(splats[b + u64(2)]), 16.0 * f64(splats[b + u64(4)])
+        B = 8.0 * f64(splats[b + u64(3)])
+        two_tau = 16.0 * f64(splats[b + u64(6)])
         det = A * C - B * B
         rise = B / C * np.sqrt(max(0.0, two_tau * C / det))  # the rightmost point lies at dy = -rise
         half = np.sqrt(max(0.0, two_tau * A / det))
@@ -517,13 +528,11 @@ def bin_fill(tile_rows, starts, tile_cols, pairs, tiles_x, offsets, ids, slots):
 # exact arithmetic, 2e-6 in float32. Values beyond that range are not used.
 E0, E1, E2 = f32(1), f32(-0.9999949434027285), f32(0.4999025034130352)
 E3, E4, E5 = f32(-0.16604115615786996), f32(0.03987175292030733), f32(-0.0059000549244483)
-EIGHTH = f32(0.125)
 
 
 @helper
-def exp_neg(s):
-    """Return exp(-s)."""
-    u = s * EIGHTH
+def exp_neg(u):
+    """Return exp(-8 u)."""
     p = ((((E5 * u + E4) * u + E3) * u + E2) * u + E1) * u + E0
     p = p * p
     p = p * p
@@ -533,15 +542,14 @@ def exp_neg(s):
 @helper
 def tile_rows_of(my, half):
     """Return the first row, and one past the last, that a splat at height my reaches of a tile's 16 rows."""
-    first = clamp(np.ceil(my - half), ZERO, f32(TILE))
-    last = clamp(np.floor(my + half) + ONE, ZERO, f32(TILE))
-    return u64(first), u64(last)
+    first, end = i64(np.ceil(my - half)), i64(np.floor(my + half)) + 1
+    return u64(min(max(first, 0), TILE)), u64(min(max(end, 0), TILE))  # as integers: without branches
 
 
 # Scratch of raster_fwd, a float of each per pixel: transmittance (negative once the pixel is finished), r, g,
-# b, the number of splats up to the last that contributes, and the pixel's column. The columns take a table as
+# b, the number of splats up to the last that contributes, and x of the pixel's centre. The x take a table as
 # long as the others, so that the row loop's addresses differ by constants, with no overlap for LLVM to check.
-F_R, F_G, F_B, F_LAST, F_LANE = PIXELS, u64(2) * PIXELS, u64(3) * PIXELS, u64(4) * PIXELS, u64(5) * PIXELS
+F_R, F_G, F_B, F_LAST, F_COLUMN = PIXELS, u64(2) * PIXELS, u64(3) * PIXELS, u64(4) * PIXELS, u64(5) * PIXELS
 
 
 @kernel
@@ -551,9 +559,7 @@ def raster_fwd(worker, workers, tile_order, offsets, ids, splats, packed, width,
 
     packed receives each tile's splats side by side, for the backward pass.
     """
-    scr = np.empty(F_LANE + PIXELS, np.float32)
-    for p in range(PIXELS):
-        scr[F_LANE + p] = f32(p % LANES)
+    scr = aligned(F_COLUMN + PIXELS)
     tiles_x = u64((width + TILE - 1) // TILE)
     for q in range(u64(worker), u64(tile_order.shape[0]), u64(workers)):
         tile = u64(tile_order[q])
@@ -563,10 +569,11 @@ def raster_fwd(worker, workers, tile_order, offsets, ids, splats, packed, width,
         for p in range(PIXELS):
             scr[p] = -ONE
             scr[F_R + p] = scr[F_G + p] = scr[F_B + p] = scr[F_LAST + p] = ZERO
+            scr[F_COLUMN + p] = f32(x0 + p % LANES) + HALF
         for row in range(rows):
             for j in range(cols):
                 scr[row * LANES + j] = ONE
-        cx, cy = f32(x0) + HALF, f32(y0) + HALF
+        cy = f32(y0) + HALF
         begin, end = u64(offsets[tile]), u64(offsets[tile + u64(1)])
         for m in range(begin, end):
             b, src = m * SPLAT, u64(ids[m]) * SPLAT
@@ -574,13 +581,13 @@ def raster_fwd(worker, workers, tile_order, offsets, ids, splats, packed, width,
                 packed[b + c] = splats[src + c]
         for m in range(begin, end):
             if (m - begin) & u64(15) == u64(15):
-                top = -ONE
+                alive = i32(0)
                 for p in range(PIXELS):
-                    top = scr[p] if scr[p] > top else top
-                if top <= ZERO:
+                    alive |= i32(scr[p] > ZERO)
+                if alive == 0:
                     break
             b = m * SPLAT
-            mx, my = packed[b] - cx, packed[b + u64(1)] - cy
+            mx, my = packed[b], packed[b + u64(1)] - cy
             ha, bb, hc = packed[b + u64(2)], packed[b + u64(3)], packed[b + u64(4)]
             o, tau = packed[b + u64(5)], packed[b + u64(6)]
             r, g, bl = packed[b + u64(7)], packed[b + u64(8)], packed[b + u64(9)]
@@ -591,18 +598,19 @@ def raster_fwd(worker, workers, tile_order, offsets, ids, splats, packed, width,
                 s0, s1 = hc * dy * dy, bb * dy
                 t = row * LANES
                 for j in range(LANES):
-                    dx = mx - scr[F_LANE + t + j]
+                    dx = mx - scr[F_COLUMN + t + j]
                     s = (ha * dx + s1) * dx + s0
                     a = o * exp_neg(s)
                     a = alpha_max if a > alpha_max else a
                     T = scr[t + j]
                     w = a * T
-                    nT = T - w
-                    hit = (s >= ZERO) & (s <= tau) & (T > ZERO)
-                    go = hit & (nT > t_stop)
+                    hit = (s >= ZERO) & (s <= tau)
+                    left = T - w
+                    go = hit & (left > t_stop)  # never where T < 0
+                    end = hit & (left <= t_stop)
                     w = w if go else ZERO
-                    T = -T if hit else T
-                    scr[t + j] = nT if go else T
+                    left = T - w
+                    scr[t + j] = -abs(left) if end else left
                     scr[F_R + t + j] += w * r
                     scr[F_G + t + j] += w * g
                     scr[F_B + t + j] += w * bl
@@ -620,10 +628,10 @@ def raster_fwd(worker, workers, tile_order, offsets, ids, splats, packed, width,
 
 
 # Scratch of raster_bwd, a float of each per pixel: transmittance, S (see raster_bwd), the gradient of the
-# pixel's r, g, b, `last` of the forward pass, and the pixel's column.
+# pixel's r, g, b, `last` of the forward pass, and x of the pixel's centre.
 # Sums of a splat per column: d loss / d sigma, its first and second moment in y, the gradient of r, g, b.
 B_S, B_R, B_G, B_B, B_LAST = PIXELS, u64(2) * PIXELS, u64(3) * PIXELS, u64(4) * PIXELS, u64(5) * PIXELS
-B_LANE = u64(6) * PIXELS
+B_COLUMN = u64(6) * PIXELS
 A_M1, A_M2, A_R, A_G, A_B = LANES, u64(2) * LANES, u64(3) * LANES, u64(4) * LANES, u64(5) * LANES
 
 
@@ -636,10 +644,8 @@ def raster_bwd(worker, workers, tile_order, offsets, slots, packed, width, heigh
     d_i its colour times the pixel's gradient, and S_i the sum of weight * d over all splats behind it plus
     the contribution of the background.
     """
-    scr = np.empty(B_LANE + PIXELS, np.float32)
-    acc = np.empty(u64(6) * LANES, np.float32)
-    for p in range(PIXELS):
-        scr[B_LANE + p] = f32(p % LANES)
+    scr = aligned(B_COLUMN + PIXELS)
+    acc = aligned(u64(6) * LANES)
     tiles_x = u64((width + TILE - 1) // TILE)
     for q in range(u64(worker), u64(tile_order.shape[0]), u64(workers)):
         tile = u64(tile_order[q])
@@ -648,6 +654,8 @@ def raster_bwd(worker, workers, tile_order, offsets, slots, packed, width, heigh
         cols, rows = min(LANES, u64(width) - x0), min(LANES, u64(height) - y0)
         for p in range(u64(6) * PIXELS):
             scr[p] = ZERO
+        for p in range(PIXELS):
+            scr[B_COLUMN + p] = f32(x0 + p % LANES) + HALF
         deepest = ZERO
         for row in range(rows):
             for j in range(cols):
@@ -661,7 +669,7 @@ def raster_bwd(worker, workers, tile_order, offsets, slots, packed, width, heigh
                 scr[B_R + p], scr[B_G + p], scr[B_B + p] = r, g, bl
                 scr[B_LAST + p] = last[y, x]
                 deepest = max(deepest, last[y, x])
-        cx, cy = f32(x0) + HALF, f32(y0) + HALF
+        cy = f32(y0) + HALF
         begin, end = u64(offsets[tile]), u64(offsets[tile + u64(1)])
         used = begin + u64(deepest)
         for m in range(used, end):
@@ -671,7 +679,7 @@ def raster_bwd(worker, workers, tile_order, offsets, slots, packed, width, heigh
         for back in range(used - begin):
             m = used - u64(1) - back
             b = m * SPLAT
-            mx, my = packed[b] - cx, packed[b + u64(1)] - cy
+            mx, my = packed[b], packed[b + u64(1)] - cy
             ha, bb, hc = packed[b + u64(2)], packed[b + u64(3)], packed[b + u64(4)]
             o, tau = packed[b + u64(5)], packed[b + u64(6)]
             r, g, bl = packed[b + u64(7)], packed[b + u64(8)], packed[b + u64(9)]
@@ -684,7 +692,7 @@ def raster_bwd(worker, workers, tile_order, offsets, slots, packed, width, heigh
                 s0, s1 = hc * dy * dy, bb * dy
                 t = row * LANES
                 for j in range(LANES):
-                    dx = mx - scr[B_LANE + t + j]
+                    dx = mx - scr[B_COLUMN + t + j]
                     s = (ha * dx + s1) * dx + s0
                     e = o * exp_neg(s)
                     a = alpha_max if e > alpha_max else e
@@ -698,8 +706,8 @@ def raster_bwd(worker, workers, tile_order, offsets, slots, packed, width, heigh
                     d = r * vr + g * vg + bl * vb
                     S = scr[B_S + t + j]
                     scr[B_S + t + j] = S + w * d
-                    vs = e * (S * ra - T * d)
-                    vs = vs if hit & (e <= alpha_max) else ZERO
+                    vs = a * (S * ra - T * d)
+                    vs = vs if e <= alpha_max else ZERO
                     acc[j] += vs
                     acc[A_M1 + j] += vs * dy
                     acc[A_M2 + j] += vs * dy * dy
@@ -709,7 +717,7 @@ def raster_bwd(worker, workers, tile_order, offsets, slots, packed, width, heigh
             m00, m10, m20, m01, m11, m02 = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
             vr, vg, vb = ZERO, ZERO, ZERO
             for j in range(LANES):
-                dx = mx - scr[B_LANE + j]
+                dx = mx - scr[B_COLUMN + j]
                 v0, v1 = acc[j], acc[A_M1 + j]
                 m00 += v0
                 m10 += v0 * dx
@@ -744,7 +752,7 @@ def reduce_grads(lo, hi, order, pairs, grads, splats, v_means2d, v_conics, v_opa
             g += grads[at + u64(7)]
             bl += grads[at + u64(8)]
         i, b = u64(order[k]), k * SPLAT
-        A, B, C = TWO * splats[b + u64(2)], splats[b + u64(3)], TWO * splats[b + u64(4)]
+        A, B, C = SIXTEEN * splats[b + u64(2)], EIGHT * splats[b + u64(3)], SIXTEEN * splats[b + u64(4)]
         v_means2d[i, 0], v_means2d[i, 1] = A * m10 + B * m01, B * m10 + C * m01
         v_conics[i, 0], v_conics[i, 1], v_conics[i, 2] = HALF * m20, m11, HALF * m02
         v_opac[i] = -m00 / splats[b + u64(5)]
@@ -758,24 +766,22 @@ def reduce_grads(lo, hi, order, pairs, grads, splats, v_means2d, v_conics, v_opa
 def contributions(worker, workers, tile_order, offsets, slots, packed, width, height, alpha_max, t_stop,
                   sums):
     """Write (sum of alpha * T, number of pixels, sum of T) of every (splat, tile) pair."""
-    scr = np.empty(PIXELS + PIXELS, np.float32)
-    acc = np.empty(u64(3) * LANES, np.float32)
-    for p in range(PIXELS):
-        scr[PIXELS + p] = f32(p % LANES)
+    scr = aligned(PIXELS + PIXELS)
+    acc = aligned(u64(3) * LANES)
     tiles_x = u64((width + TILE - 1) // TILE)
     for q in range(u64(worker), u64(tile_order.shape[0]), u64(workers)):
         tile = u64(tile_order[q])
         ty = tile // tiles_x
         x0, y0 = (tile - ty * tiles_x) * LANES, ty * LANES
         for p in range(PIXELS):
-            scr[p] = -ONE
+            scr[p], scr[PIXELS + p] = -ONE, f32(x0 + p % LANES) + HALF
         for row in range(min(LANES, u64(height) - y0)):
             for j in range(min(LANES, u64(width) - x0)):
                 scr[row * LANES + j] = ONE
-        cx, cy = f32(x0) + HALF, f32(y0) + HALF
+        cy = f32(y0) + HALF
         for m in range(u64(offsets[tile]), u64(offsets[tile + u64(1)])):
             b = m * SPLAT
-            mx, my = packed[b] - cx, packed[b + u64(1)] - cy
+            mx, my = packed[b], packed[b + u64(1)] - cy
             ha, bb, hc = packed[b + u64(2)], packed[b + u64(3)], packed[b + u64(4)]
             o, tau = packed[b + u64(5)], packed[b + u64(6)]
             row0, row1 = tile_rows_of(my, packed[b + u64(10)])
@@ -792,14 +798,16 @@ def contributions(worker, workers, tile_order, offsets, slots, packed, width, he
                     a = alpha_max if a > alpha_max else a
                     T = scr[t + j]
                     w = a * T
-                    nT = T - w
-                    hit = (s >= ZERO) & (s <= tau) & (T > ZERO)
-                    go = hit & (nT > t_stop)
-                    acc[j] += w if go else ZERO
+                    hit = (s >= ZERO) & (s <= tau)
+                    left = T - w
+                    go = hit & (left > t_stop)
+                    end = hit & (left <= t_stop)
+                    w = w if go else ZERO
+                    acc[j] += w
                     acc[LANES + j] += ONE if go else ZERO
                     acc[u64(2) * LANES + j] += T if go else ZERO
-                    T = -T if hit else T
-                    scr[t + j] = nT if go else T
+                    left = T - w
+                    scr[t + j] = -abs(left) if end else left
             at = u64(slots[m]) * u64(3)
             for c in range(u64(3)):
                 total = ZERO
