@@ -46,70 +46,50 @@ def _np(t: Tensor) -> np.ndarray:
 
 
 class Project(torch.autograd.Function):
-    """Projection of raw Gaussians onto the image plane (EWA splatting, Zwicker et al. 2001)."""
+    """Projection of raw Gaussians onto the image plane (EWA splatting, Zwicker et al. 2001), and colours.
+
+    Colours depend on the view direction: max(0, 1/2 + SH) (3DGS, Kerbl et al. 2023).
+    """
 
     @staticmethod
-    def forward(ctx: Any, means: Tensor, quats: Tensor, log_scales: Tensor, logits: Tensor,
-                mask: Tensor | None, view: CameraRecord,
+    def forward(ctx: Any, means: Tensor, quats: Tensor, log_scales: Tensor, logits: Tensor, sh0: Tensor,
+                shN: Tensor, degree: int, mask: Tensor | None, view: CameraRecord,
                 cfg: "RasterConfig") -> tuple[Tensor, ...]:  # fmt: skip
-        """Return means [N, 2], inverse covariances [N, 3], opacities [N], depths [N], radii [N, 2]."""
-        n = means.shape[0]
+        """Return means [N, 2], inverse covariances [N, 3], opacities [N], colours [N, 3], depths, radii."""
+        n, f = means.shape[0], np.float32
         m, q = _np(means), _np(quats)
-        with np.errstate(over="ignore"):  # numpy's exp is vectorised and does not spin up torch's threads
+        # numpy's exp and log are vectorised and do not spin up torch's threads.
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             scales = np.exp(_np(log_scales))
             sigmoids = 1 / (1 + np.exp(-_np(logits)))
-        weights = np.empty(0, np.float32) if mask is None else _np(mask)
-        opac = sigmoids if mask is None else sigmoids * weights
-        means2d, conics = np.empty((n, 2), np.float32), np.empty((n, 3), np.float32)
-        depths = np.empty(n, np.float32)
-        radii = np.empty((n, 2), np.int32)
-        f = np.float32
-        run_ranges(k.project_fwd, n, m, q, scales, opac, view.record, view.width, view.height, f(cfg.eps2d),
-                   f(view.near), f(cfg.far), f(cfg.radius_clip), f(cfg.alpha_min), f(cfg.extent),
-                   means2d, conics, depths, radii)  # fmt: skip
-        ctx.save_for_backward(means, quats, mask)  # torch refuses backward if one has changed in place
-        ctx.view, ctx.saved = view, (scales, sigmoids, conics, radii)
-        opac = opac.copy() if mask is None else opac
-        out = [torch.from_numpy(a) for a in (means2d, conics, opac, depths, radii)]
-        ctx.mark_non_differentiable(out[3], out[4])
+            opac = sigmoids.copy() if mask is None else sigmoids * _np(mask)
+            cutoffs = np.log(opac * f(1 / cfg.alpha_min))
+        means2d, conics, colors = (np.empty((n, width), f) for width in (2, 3, 3))
+        depths, radii = np.empty(n, f), np.empty((n, 2), np.int32)
+        count = (degree + 1) ** 2 - 1
+        run_ranges(k.project_fwd, n, m, q, scales, cutoffs, _np(sh0), _np(shN), count, view.record,
+                   view.width, view.height, f(cfg.eps2d), f(view.near), f(cfg.far), f(cfg.radius_clip),
+                   f(cfg.extent), means2d, conics, depths, radii, colors)  # fmt: skip
+        # torch refuses backward if one of these has changed in place
+        ctx.save_for_backward(means, quats, log_scales, logits, sh0, shN, mask)
+        ctx.saved = scales, sigmoids, count, view, conics, radii, colors
+        out = [torch.from_numpy(a) for a in (means2d, conics, opac, colors, depths, radii)]
+        ctx.mark_non_differentiable(*out[4:])
         return tuple(out)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v_means2d: Tensor, v_conics: Tensor, v_opac: Tensor, *_: Tensor) -> tuple:
-        """Return the gradients of means, quats, log_scales, logits and mask."""
-        means, quats, mask = ctx.saved_tensors
-        scales, sigmoids, conics, radii = ctx.saved
-        m, q, weights = _np(means), _np(quats), np.empty(0, np.float32) if mask is None else _np(mask)
-        out = [np.empty_like(a) for a in (m, q, scales, sigmoids, weights)]
-        run_ranges(k.project_bwd, len(m), m, q, scales, sigmoids, weights, ctx.view.record, conics, radii,
-                   _np(v_means2d), _np(v_conics), _np(v_opac), *out)  # fmt: skip
+    def backward(ctx: Any, *v_out: Tensor) -> tuple:
+        """Return the gradients of means, quats, log_scales, logits, sh0, shN and mask."""
+        means, quats, _, _, _, shN, mask = ctx.saved_tensors
+        scales, sigmoids, count, view, conics, radii, colors = ctx.saved
+        m, q, sh = _np(means), _np(quats), _np(shN)
+        weights = np.empty(0, np.float32) if mask is None else _np(mask)
+        out = [np.empty_like(a) for a in (m, q, scales, sigmoids, colors, sh, weights)]
+        run_ranges(k.project_bwd, len(m), m, q, scales, sigmoids, weights, sh, count, view.record, conics,
+                   radii, colors, *(_np(v) for v in v_out[:4]), *out)  # fmt: skip
         grads = [torch.from_numpy(a) for a in out]
-        return (*grads[:4], None if mask is None else grads[4], None, None)
-
-
-class SphericalHarmonics(torch.autograd.Function):
-    """View-dependent colours of Gaussians: max(0, 1/2 + SH) (3DGS, Kerbl et al. 2023)."""
-
-    @staticmethod
-    def forward(ctx: Any, means: Tensor, sh0: Tensor, shN: Tensor, degree: int, radii: Tensor,
-                view: CameraRecord) -> Tensor:
-        """Return the colours [N, 3], 0 for Gaussians that are not visible."""
-        colors = np.empty((len(means), 3), np.float32)
-        rest = (degree + 1) ** 2 - 1, view.record, _np(radii)
-        run_ranges(k.sh_fwd, len(means), _np(means), _np(sh0), _np(shN), *rest, colors)
-        ctx.save_for_backward(means, sh0, shN)
-        ctx.saved = *rest, colors
-        return torch.from_numpy(colors)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, v_colors: Tensor) -> tuple:
-        """Return the gradients of means, sh0 and shN."""
-        inputs = [_np(t) for t in ctx.saved_tensors]
-        out = [np.empty_like(a) for a in inputs]
-        run_ranges(k.sh_bwd, len(v_colors), *inputs, *ctx.saved, _np(v_colors), *out)
-        return (*(torch.from_numpy(a) for a in out), None, None, None)
+        return (*grads[:6], None, None if mask is None else grads[6], None, None)
 
 
 class Bins(NamedTuple):
@@ -207,10 +187,9 @@ def render_cpu(splats: Splats, camera: Camera, background: Tensor, sh_degree: in
     if splats.means.dtype != torch.float32:
         raise TypeError(f"the CPU rasterizer takes float32 splats, not {splats.means.dtype}")
     view = view_of(camera)
-    means2d, conics, opac, depths, radii = Project.apply(
-        splats.means, splats.quats, splats.scales, splats.opacities, mask, view, cfg
-    )
-    colors = SphericalHarmonics.apply(splats.means, splats.sh0, splats.shN, sh_degree, radii, view)
+    means2d, conics, opac, colors, depths, radii = Project.apply(
+        splats.means, splats.quats, splats.scales, splats.opacities, splats.sh0, splats.shN, sh_degree, mask,
+        view, cfg)
     image, alpha, sums = Rasterize.apply(
         means2d, conics, opac, colors, background, depths, radii, view, cfg, contributions is not None
     )
