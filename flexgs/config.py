@@ -175,10 +175,13 @@ class RatiosConfig:
     of `values` for every view, drawn or in turn."""
     bands: Annotated[tuple[tuple[Ratio, Ratio], ...],
                      Range(0, 16)] = ((0.008, 0.035), (0.035, 0.14), (0.14, 0.6))
-    """Ranges of the ratio, for log_uniform and uniform: every view renders one cut within each. Empty: no
-    cuts are trained."""
+    """Ranges of the ratio, for log_uniform and uniform: every view renders one cut within each. A range that is
+    there again renders one more, of the next view. Empty: no cuts are trained."""
     values: Annotated[tuple[Ratio, ...], Range(1, 1000)] = (0.01, 0.05, 0.10, 0.15)
     """Ratios to choose from, for random and round_robin: every view renders one cut at one of them."""
+    named: Fraction = 0.0
+    """Probability that a cut within a band is at one of `values` there, instead of at a drawn ratio. Above 0,
+    models are better at `values` and worse at other ratios."""
     upper_every: Annotated[int, Range(0, 10**9)] = 0
     """Every N views, render one extra cut between the top band and 1, for log_uniform and uniform. 0:
     never."""

@@ -243,11 +243,8 @@ class Hand:
         return render_reference(splats, at, background=background, **options)
 
     def view(self, position: int) -> None:
-        config, views = self.config, self.trainer.scene.train
-        epoch, place = divmod(position, len(views))
-        order = torch.randperm(len(views), generator=generator(config.seed, "views", epoch))
-        view = views[int(order[place])]
-        at, target, mask = view.camera, view.image().double() / 255, view.mask()
+        config = self.config
+        at, target, mask = self.photograph(position)
         self.masked.add(mask is not None)
         if self.trainer.step < self.trainer.base_steps:
             # 0, 1, 2, 3 within the first fifth
@@ -265,8 +262,16 @@ class Hand:
             image = self.render(self.splats, at).image
             self.back(image_loss(image, target, mask, weights.full_l1, weights.full_ssim))
         usual = len(config.ratios.bands) if config.ratios.sampling in ("uniform", "log_uniform") else 1
-        for i in cuts:
-            self.back(self.elastic(position, i, at, target, mask) / usual)
+        for i in cuts:  # a band's second cut is of the next view
+            again = sum(band == config.ratios.bands[i] for band in config.ratios.bands[:i]) if i < usual else 0
+            self.back(self.elastic(position, i, *self.photograph(position + again)) / usual)
+
+    def photograph(self, position: int) -> tuple[Camera, Tensor, Tensor | None]:
+        views = self.trainer.scene.train
+        epoch, place = divmod(position, len(views))
+        order = torch.randperm(len(views), generator=generator(self.config.seed, "views", epoch))
+        view = views[int(order[place])]
+        return view.camera, view.image().double() / 255, view.mask()
 
     def elastic(self, position: int, i: int, at: Camera, target: Tensor, mask: Tensor | None) -> Tensor:
         config, ratio = self.config, ratio_of(self.config, self.trainer.step // BATCH, i)
@@ -372,6 +377,11 @@ def default(config: Config) -> None:
     config.loss.elastic_fade, config.ratios.upper_every, config.ratios.half_above = 0.7, 2, 50.0
 
 
+def bands_twice(config: Config) -> None:
+    low, middle, top = dict.fromkeys(config.ratios.bands)
+    config.ratios.bands = (low, low, middle, middle, middle, top)
+
+
 def fast(config: Config) -> None:
     config.loss.elastic_fade, config.ratios.half_above = 0.4, 30.0
 
@@ -392,7 +402,7 @@ def in_turn(config: Config) -> None:
 
 
 @pytest.mark.parametrize(("preset", "change"), [
-    ("default", default), ("default", in_turn), ("fast", fast), ("plain", in_turn), ("matryoshka", default),
+    ("default", default), ("default", bands_twice), ("default", in_turn), ("fast", fast), ("plain", in_turn), ("matryoshka", default),
     ("paper", losses), ("official", losses), ("mended", losses)])
 def test_stage_2(preset: str, change: Callable[[Config], None]):
     config = tiny_config(preset)

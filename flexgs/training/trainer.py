@@ -180,12 +180,9 @@ class Trainer:
 
     def _view_loss(self, position: int) -> Tensor:
         """Back-propagate and return the loss of the position-th training view, divided by the batch."""
-        view = self.scene.train[self.sampler[position]]
         # Decode this worker's next view while this one is rendered.
         self._ahead.submit(self.scene.train[self.sampler[position + self.group.world]].prefetch)
-        camera, mask = view.camera.to(self.device), view.mask()
-        target = as_float(view.image().to(self.device), torch.float32)
-        mask = None if mask is None else mask.to(self.device)
+        camera, target, mask = photograph = self._photograph(position)
         weights = self.config.loss
         if self.stage == 1:
             out = render(self.splats, camera, background=self.background, sh_degree=self._sh_degree(position))
@@ -207,8 +204,17 @@ class Trainer:
         if ratios.upper and self.turn % ratios.upper_every == 0:
             cuts.append(ratios.renders)
         for i in cuts:
-            total += self._elastic_loss(position, i, camera, target, mask, 1 / (self.batch * ratios.renders))
+            again = ratios.bands[:i].count(ratios.bands[i]) if i < len(ratios.bands) else 0
+            seen = self._photograph(position + again) if again else photograph
+            total += self._elastic_loss(position, i, *seen, 1 / (self.batch * ratios.renders))
         return total
+
+    def _photograph(self, position: int) -> tuple[Camera, Tensor, Tensor | None]:
+        """Return the camera, the image [H, W, 3] in [0, 1] and the mask of the position-th training view."""
+        view = self.scene.train[self.sampler[position]]
+        mask = view.mask()
+        return (view.camera.to(self.device), as_float(view.image().to(self.device), torch.float32),
+                None if mask is None else mask.to(self.device))
 
     def _elastic_loss(self, position: int, i: int, camera: Camera, target: Tensor, mask: Tensor | None,
                       weight: float) -> Tensor:
@@ -253,6 +259,11 @@ class Trainer:
         if r.sampling == "random":
             return r.values[int(u * len(r.values))]
         low, high = r.bands[i] if i < r.renders else (r.bands[-1][1], 1.0)
+        within = [value for value in r.values if low <= value <= high]
+        if r.named and within:
+            pick = torch.rand(2, generator=generator(self.config.seed, "named", turn, i))
+            if float(pick[0]) < r.named:
+                return within[int(float(pick[1]) * len(within))]
         return low + (high - low) * u if r.sampling == "uniform" else low * (high / low) ** u
 
     def _sh_degree(self, position: int) -> int:
