@@ -6,8 +6,9 @@ a fixed order, so results are bitwise equal for any number of threads. "Splats" 
 
 The loops over 16 pixels of a row (`raster_*`) and 16 Gaussians (`project_*`) are written so that LLVM
 vectorises them: unsigned indices (numba wraps negative ones, which hides the stride), one flat float32
-scratch array (no aliasing to prove), a constant trip count, selects instead of branches, no float64 literals, `np.floor` (an intrinsic) instead of `math.floor` (a
-call). fastmath leaves out nnan and ninf, so that selects drop the lanes that overflowed.
+scratch array (no aliasing to prove), a constant trip count, selects instead of branches, no float64 literals,
+`np.floor` (an intrinsic) instead of `math.floor` (a call). fastmath leaves out nnan and ninf, so that selects
+drop the lanes that overflowed.
 
 All kernels, helpers and constants stay in this one file, because numba's on-disk cache watches only the file
 of the outermost function. Values that may change are arguments.
