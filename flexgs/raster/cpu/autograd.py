@@ -55,7 +55,10 @@ class Project(torch.autograd.Function):
     def forward(ctx: Any, means: Tensor, quats: Tensor, log_scales: Tensor, logits: Tensor, sh0: Tensor,
                 shN: Tensor, degree: int, mask: Tensor | None, view: CameraRecord,
                 cfg: "RasterConfig") -> tuple[Tensor, ...]:  # fmt: skip
-        """Return means [N, 2], inverse covariances [N, 3], opacities [N], colours [N, 3], depths, radii."""
+        """Return means [N, 2], inverse covariances [N, 3], opacities [N] and colours [N, 3], differentiable.
+
+        Then depths [N], radii [N, 2], and the splats [N * 12]: see SPLAT in kernels.py.
+        """
         n, f = means.shape[0], np.float32
         m, q = _np(means), _np(quats)
         # numpy's exp and log are vectorised and do not spin up torch's threads.
@@ -63,17 +66,17 @@ class Project(torch.autograd.Function):
             scales = np.exp(_np(log_scales))
             sigmoids = 1 / (1 + np.exp(-_np(logits)))
             opac = sigmoids.copy() if mask is None else sigmoids * _np(mask)
-            cutoffs = np.log(opac * f(1 / cfg.alpha_min))
+            cutoffs = np.log(opac / f(cfg.alpha_min))
         means2d, conics, colors = (np.empty((n, width), f) for width in (2, 3, 3))
-        depths, radii = np.empty(n, f), np.empty((n, 2), np.int32)
+        depths, radii, splats = np.empty(n, f), np.empty((n, 2), np.int32), np.empty(n * int(k.SPLAT), f)
         count = (degree + 1) ** 2 - 1
-        run_ranges(k.project_fwd, n, m, q, scales, cutoffs, _np(sh0), _np(shN), count, view.record,
+        run_ranges(k.project_fwd, n, m, q, scales, opac, cutoffs, _np(sh0), _np(shN), count, view.record,
                    view.width, view.height, f(cfg.eps2d), f(view.near), f(cfg.far), f(cfg.radius_clip),
-                   f(cfg.extent), means2d, conics, depths, radii, colors)  # fmt: skip
+                   f(cfg.extent), means2d, conics, depths, radii, colors, splats)  # fmt: skip
         # torch refuses backward if one of these has changed in place
         ctx.save_for_backward(means, quats, log_scales, logits, sh0, shN, mask)
         ctx.saved = scales, sigmoids, count, view, conics, radii, colors
-        out = [torch.from_numpy(a) for a in (means2d, conics, opac, colors, depths, radii)]
+        out = [torch.from_numpy(a) for a in (means2d, conics, opac, colors, depths, radii, splats)]
         ctx.mark_non_differentiable(*out[4:])
         return tuple(out)
 
@@ -103,34 +106,28 @@ class Bins(NamedTuple):
     """[n + 1] int32 start of each splat's (splat, tile) pairs, where pairs are sorted by splat."""
     offsets: np.ndarray
     """[tiles + 1] int32 start of each tile's pairs, where pairs are sorted by tile."""
-    tile_order: np.ndarray
-    """[tiles] int32 tiles, those with the longest lists first, to balance threads."""
     ids: np.ndarray
     """[pairs] int32 position in `order` of the pair's splat, for pairs sorted by tile."""
     slots: np.ndarray
     """[pairs] int32 place among pairs sorted by splat, for pairs sorted by tile."""
 
 
-def bin_splats(means2d: np.ndarray, conics: np.ndarray, opac: np.ndarray, colors: np.ndarray,
-               depths: np.ndarray, radii: np.ndarray, view: CameraRecord,
-               cfg: "RasterConfig") -> Bins:  # fmt: skip
-    """Sort projected Gaussians by depth, and list for each tile those whose ellipse reaches it, exactly."""
+def bin_splats(unsorted: np.ndarray, depths: np.ndarray, radii: np.ndarray, view: CameraRecord) -> Bins:
+    """Sort splats by depth, and list for each tile those whose ellipse reaches it, exactly."""
     W, H = view.width, view.height
     tiles_x, tiles_y = -(-W // k.TILE), -(-H // k.TILE)
     order = k.depth_order(depths.view(np.uint32), radii)
     n = len(order)
     splats, tile_rows = np.empty(n * int(k.SPLAT), np.float32), np.empty((n, 2), np.int32)
     starts, pairs = np.zeros(n + 1, np.int32), np.zeros(n + 1, np.int32)
-    run_ranges(k.bin_rows, n, order, means2d, conics, opac, colors, np.float32(cfg.alpha_min),
-               np.float32(cfg.extent), H, splats, tile_rows, starts)  # fmt: skip
+    run_ranges(k.bin_rows, n, order, unsorted, H, splats, tile_rows, starts)
     tile_cols = np.empty((k.prefix(starts), 2), np.int32)
     run_ranges(k.bin_cols, n, splats, tile_rows, starts, W, H, tile_cols, pairs)
     total = k.prefix(pairs)
     offsets = np.zeros(tiles_x * tiles_y + 1, np.int32)
     ids, slots = np.empty(total, np.int32), np.empty(total, np.int32)
     k.bin_fill(tile_rows, starts, tile_cols, pairs, tiles_x, offsets, ids, slots)
-    tile_order = np.argsort(-np.diff(offsets), kind="stable").astype(np.int32)
-    return Bins(order, splats, pairs, offsets, tile_order, ids, slots)
+    return Bins(order, splats, pairs, offsets, ids, slots)
 
 
 class Rasterize(torch.autograd.Function):
@@ -138,24 +135,25 @@ class Rasterize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, means2d: Tensor, conics: Tensor, opac: Tensor, colors: Tensor, background: Tensor,
-                depths: Tensor, radii: Tensor, view: CameraRecord, cfg: "RasterConfig",
+                depths: Tensor, radii: Tensor, splats: Tensor, view: CameraRecord, cfg: "RasterConfig",
                 want_contributions: bool) -> tuple[Tensor, ...]:  # fmt: skip
-        """Return image [H, W, 3], alpha [H, W], and contributions [N, 3] if wanted, else [0, 3]."""
+        """Return image [H, W, 3], alpha [H, W], and contributions [N, 3] if wanted, else [0, 3].
+
+        splats hold the values of means2d, conics, opac and colors, which take part for their gradients.
+        """
         W, H = view.width, view.height
-        bins = bin_splats(_np(means2d), _np(conics), _np(opac), _np(colors), _np(depths), _np(radii), view,
-                          cfg)
+        bins = bin_splats(_np(splats), _np(depths), _np(radii), view)
         packed = np.empty(len(bins.ids) * int(k.SPLAT), np.float32)
         image = np.empty((H, W, 3), np.float32)
         T, last = np.empty((H, W), np.float32), np.empty((H, W), np.float32)
-        bg, tiles = _np(background), len(bins.tile_order)
+        bg, tiles = _np(background), len(bins.offsets) - 1
         limits = np.float32(cfg.alpha_max), np.float32(cfg.t_stop)
-        run_strides(k.raster_fwd, tiles, bins.tile_order, bins.offsets, bins.ids, bins.splats, packed, W, H,
+        run_strides(k.raster_fwd, tiles, bins.offsets, bins.ids, bins.splats, packed, W, H,
                     *limits, bg, image, T, last)  # fmt: skip
         sums = np.zeros((len(depths) if want_contributions else 0, 3), np.float32)
         if want_contributions:
             parts = np.empty(len(bins.ids) * 3, np.float32)
-            run_strides(k.contributions, tiles, bins.tile_order, bins.offsets, bins.slots, packed, W, H,
-                        *limits, parts)
+            run_strides(k.contributions, tiles, bins.offsets, bins.slots, packed, W, H, *limits, parts)
             run_ranges(k.reduce_contributions, len(bins.order), bins.order, bins.pairs, parts, sums)
         ctx.saved = bins, packed, bg, T, last
         ctx.view, ctx.alpha_max, ctx.n = view, limits[0], len(depths)
@@ -169,7 +167,7 @@ class Rasterize(torch.autograd.Function):
         """Return the gradients of means2d, conics, opac, colors and background."""
         bins, packed, bg, T, last = ctx.saved
         grads = np.empty(len(bins.ids) * int(k.SLOT), np.float32)
-        run_strides(k.raster_bwd, len(bins.tile_order), bins.tile_order, bins.offsets, bins.slots, packed,
+        run_strides(k.raster_bwd, len(bins.offsets) - 1, bins.offsets, bins.slots, packed,
                     ctx.view.width, ctx.view.height, ctx.alpha_max, bg, T, last, _np(v_image), _np(v_alpha),
                     grads)  # fmt: skip
         out = [np.zeros(shape, np.float32) for shape in ((ctx.n, 2), (ctx.n, 3), ctx.n, (ctx.n, 3))]
@@ -177,7 +175,7 @@ class Rasterize(torch.autograd.Function):
         v_background = None
         if ctx.needs_input_grad[4]:
             v_background = torch.einsum("hwc,hw->c", v_image, torch.from_numpy(T))
-        return (*(torch.from_numpy(a) for a in out), v_background, None, None, None, None, None)
+        return (*(torch.from_numpy(a) for a in out), v_background, *[None] * 6)
 
 
 def render_cpu(splats: Splats, camera: Camera, background: Tensor, sh_degree: int, mask: Tensor | None,
@@ -187,11 +185,11 @@ def render_cpu(splats: Splats, camera: Camera, background: Tensor, sh_degree: in
     if splats.means.dtype != torch.float32:
         raise TypeError(f"the CPU rasterizer takes float32 splats, not {splats.means.dtype}")
     view = view_of(camera)
-    means2d, conics, opac, colors, depths, radii = Project.apply(
+    means2d, conics, opac, colors, depths, radii, packed = Project.apply(
         splats.means, splats.quats, splats.scales, splats.opacities, splats.sh0, splats.shN, sh_degree, mask,
         view, cfg)
     image, alpha, sums = Rasterize.apply(
-        means2d, conics, opac, colors, background, depths, radii, view, cfg, contributions is not None
+        means2d, conics, opac, colors, background, depths, radii, packed, view, cfg, contributions is not None
     )
     wanted = sums if contributions == "all" else sums[:, :1]
     return image, alpha, means2d, radii, wanted if contributions else None

@@ -33,7 +33,7 @@ PIXELS = u64(TILE * TILE)
 SPLAT = u64(12)
 SLOT = u64(9)  # floats of a gradient slot: moments 00 10 01 20 11 02 of d/d sigma, r g b
 HUGE = f32(1e30)  # no determinant of a screen covariance that can be drawn
-SLACK = 0.01  # pixels added around an ellipse, far above the rounding of its border
+SLACK = f32(0.01)  # pixels added around an ellipse, far above the rounding of its border
 
 # Places in a camera record (CameraRecord in autograd.py); rotation and translation come first.
 FX, FY, CX, CY, EYE, LIMITS = 12, 13, 14, 15, 16, 19
@@ -51,11 +51,12 @@ def aligned(n):
 # Projection (EWA splatting, Zwicker et al. 2001, in gsplat's form) and colours, of 16 Gaussians side by side
 
 # Scratch of project_fwd and project_bwd, 16 floats of each: mean, quaternion, scales, cut-off; mean, conic,
-# depth and radii on the screen; gradients of that mean and conic; view direction and 1 / distance; values of
-# 15 basis functions, and gradients to them.
+# depth, radii and half height on the screen; gradients of mean and conic; view direction and 1 / distance;
+# values of 15 basis functions, and gradients to them.
 (G_X, G_Y, G_Z, G_QW, G_QX, G_QY, G_QZ, G_S0, G_S1, G_S2, G_TAU, G_U, G_V, G_A, G_B, G_C, G_DEPTH, G_RU,
- G_RV, G_VU, G_VV, G_VA, G_VB, G_VC, G_DX, G_DY, G_DZ, G_DINV) = (u64(TILE * field) for field in range(28))
-G_VALUES, G_SLOPES, G_END = u64(28 * TILE), u64(43 * TILE), u64(58 * TILE)
+ G_RV, G_HALF, G_VU, G_VV, G_VA, G_VB, G_VC, G_DX, G_DY, G_DZ,
+ G_DINV) = (u64(TILE * field) for field in range(29))  # fmt: skip
+G_VALUES, G_SLOPES, G_END = u64(29 * TILE), u64(44 * TILE), u64(59 * TILE)
 
 
 @helper
@@ -219,12 +220,15 @@ def basis_bwd(scr, count):
 
 
 @kernel
-def project_fwd(lo, hi, means, quats, scales, cutoffs, sh0, shN, count, cam, width, height, eps2d, near, far,
-                radius_clip, extent, means2d, conics, depths, radii, colors):  # fmt: skip
+def project_fwd(lo, hi, means, quats, scales, opacities, cutoffs, sh0, shN, count, cam, width, height, eps2d,
+                near, far, radius_clip, extent, means2d, conics, depths, radii, colors, splats):  # fmt: skip
     """Write means2d, conics, depths, radii and colours of Gaussians lo..hi, all 0 where one is not visible.
 
-    cutoffs are ln(opacity / alpha_min). Colours are max(0, 1/2 + SH), with `count` coefficients of shN.
+    splats receives what later kernels read of a visible one: its ellipse, where opacity * exp(-sigma) >=
+    alpha_min, or sigma <= cut-off = ln(opacity / alpha_min), and its colour, max(0, 1/2 + SH) with
+    `count` coefficients of shN.
     """
+    limit = HALF * extent * extent
     scr = aligned(G_END)
     fx, fy, cx, cy = cam[FX], cam[FY], cam[CX], cam[CY]
     left, right, top, bottom = -cam[LIMITS], cam[LIMITS + 1], -cam[LIMITS + 2], cam[LIMITS + 3]
@@ -257,8 +261,8 @@ def project_fwd(lo, hi, means, quats, scales, cutoffs, sh0, shN, count, cam, wid
             w0, w1, w2 = u1 * v2 - u2 * v1, u2 * v0 - u0 * v2, u0 * v1 - u1 * v0
             det = w0 * w0 + w1 * w1 + w2 * w2 + eps2d * (xx + yy - eps2d)
             tau = scr[G_TAU + j]
-            reach = np.sqrt(TWO * tau)
-            reach = extent if reach > extent else reach
+            cut = limit if tau > limit else tau
+            reach = np.sqrt(TWO * cut)
             rx, ry = np.ceil(reach * np.sqrt(xx)), np.ceil(reach * np.sqrt(yy))
             px, py = fx * x * rz + cx, fy * y * rz + cy
             # A quaternion of norm 0 and scales that overflow make no such determinant.
@@ -266,11 +270,16 @@ def project_fwd(lo, hi, means, quats, scales, cutoffs, sh0, shN, count, cam, wid
             seen &= (rx > radius_clip) | (ry > radius_clip)
             seen &= (px + rx > ZERO) & (px - rx < f32(width)) & (py + ry > ZERO) & (py - ry < f32(height))
             inv = ONE / det
+            A, B, C = yy * inv, -xy * inv, xx * inv
+            # A C - B B cancels for thin splats, but products of float32 numbers are exact in float64.
+            height2 = f64(TWO * cut * A) / (f64(A) * f64(C) - f64(B) * f64(B))
+            scr[G_TAU + j] = cut
+            scr[G_HALF + j] = f32(np.sqrt(max(0.0, height2))) + SLACK
             scr[G_U + j] = px if seen else ZERO
             scr[G_V + j] = py if seen else ZERO
-            scr[G_A + j] = yy * inv if seen else ZERO
-            scr[G_B + j] = -xy * inv if seen else ZERO
-            scr[G_C + j] = xx * inv if seen else ZERO
+            scr[G_A + j] = A if seen else ZERO
+            scr[G_B + j] = B if seen else ZERO
+            scr[G_C + j] = C if seen else ZERO
             scr[G_DEPTH + j] = z if seen else ZERO
             scr[G_RU + j] = rx if seen else ZERO
             scr[G_RV + j] = ry if seen else ZERO
@@ -281,7 +290,7 @@ def project_fwd(lo, hi, means, quats, scales, cutoffs, sh0, shN, count, cam, wid
             scatter(scr, G_A, j, conics, i, u64(3))
             depths[i] = scr[G_DEPTH + j]
             radii[i, 0], radii[i, 1] = i32(scr[G_RU + j]), i32(scr[G_RV + j])
-            r, g, bl = ZERO, ZERO, ZERO
+            colors[i, 0] = colors[i, 1] = colors[i, 2] = ZERO
             if radii[i, 0] > 0:
                 r, g, bl = HALF + SH0 * sh0[i, 0], HALF + SH0 * sh0[i, 1], HALF + SH0 * sh0[i, 2]
                 for k in range(u64(count)):
@@ -289,7 +298,14 @@ def project_fwd(lo, hi, means, quats, scales, cutoffs, sh0, shN, count, cam, wid
                     r += w * shN[i, k, 0]
                     g += w * shN[i, k, 1]
                     bl += w * shN[i, k, 2]
-            colors[i, 0], colors[i, 1], colors[i, 2] = max(r, ZERO), max(g, ZERO), max(bl, ZERO)
+                r, g, bl = max(r, ZERO), max(g, ZERO), max(bl, ZERO)
+                colors[i, 0], colors[i, 1], colors[i, 2] = r, g, bl
+                b = i * SPLAT
+                splats[b], splats[b + u64(1)] = scr[G_U + j], scr[G_V + j]
+                splats[b + u64(2)], splats[b + u64(3)] = SIXTEENTH * scr[G_A + j], EIGHTH * scr[G_B + j]
+                splats[b + u64(4)], splats[b + u64(5)] = SIXTEENTH * scr[G_C + j], opacities[i]
+                splats[b + u64(6)], splats[b + u64(10)] = EIGHTH * scr[G_TAU + j], scr[G_HALF + j]
+                splats[b + u64(7)], splats[b + u64(8)], splats[b + u64(9)] = r, g, bl
 
 
 @kernel
@@ -461,31 +477,18 @@ def depth_order(bits, radii):
 
 
 @kernel
-def bin_rows(lo, hi, order, means2d, conics, opacities, colors, alpha_min, extent, height, splats, tile_rows,
-             starts):
-    """Pack the splats at positions lo..hi of the order, and find the tile rows that their ellipses reach.
+def bin_rows(lo, hi, order, unsorted, height, splats, tile_rows, starts):
+    """Copy the splats at positions lo..hi of the order, and find the tile rows that their ellipses reach.
 
-    The ellipse is where opacity * exp(-sigma) >= alpha_min: sigma <= cut-off = ln(opacity / alpha_min).
     starts[k + 1] becomes the number of tile rows of splat k.
     """
     for k in range(u64(lo), u64(hi)):
-        i = u64(order[k])
-        A, B, C, o = conics[i, 0], conics[i, 1], conics[i, 2], opacities[i]
-        tau = np.log(o / alpha_min)
-        limit = HALF * extent * extent
-        tau = limit if tau > limit else tau
-        # A C - B B cancels for thin splats, but products of float32 numbers are exact in float64.
-        det = f64(A) * f64(C) - f64(B) * f64(B)
-        my = f64(means2d[i, 1])
-        half = np.sqrt(max(0.0, 2.0 * f64(tau) * f64(A) / det)) + SLACK
-        b = k * SPLAT
-        splats[b], splats[b + u64(1)] = means2d[i, 0], means2d[i, 1]
-        splats[b + u64(2)], splats[b + u64(3)], splats[b + u64(4)] = SIXTEENTH * A, EIGHTH * B, SIXTEENTH * C
-        splats[b + u64(5)], splats[b + u64(6)] = o, EIGHTH * tau
-        splats[b + u64(7)], splats[b + u64(8)], splats[b + u64(9)] = colors[i, 0], colors[i, 1], colors[i, 2]
-        splats[b + u64(10)], splats[b + u64(11)] = f32(half), ZERO
-        first = clamp(np.ceil(my - half - 0.5), 0.0, f64(height))
-        last = clamp(np.floor(my + half - 0.5), -1.0, f64(height) - 1.0)
+        b, src = k * SPLAT, u64(order[k]) * SPLAT
+        for c in range(SPLAT):
+            splats[b + c] = unsorted[src + c]
+        my, half = splats[b + u64(1)], splats[b + u64(10)]
+        first = clamp(np.ceil(my - half - HALF), ZERO, f32(height))
+        last = clamp(np.floor(my + half - HALF), -ONE, f32(height) - ONE)
         t0, t1 = i32(first) // TILE, i32(last) // TILE + 1
         if last < first:
             t1 = t0
@@ -607,7 +610,7 @@ F_R, F_G, F_B, F_LAST, F_COLUMN = PIXELS, u64(2) * PIXELS, u64(3) * PIXELS, u64(
 
 
 @kernel
-def raster_fwd(worker, workers, tile_order, offsets, ids, splats, packed, width, height, alpha_max, t_stop,
+def raster_fwd(worker, workers, offsets, ids, splats, packed, width, height, alpha_max, t_stop,
                background, image, transmittance, last):  # fmt: skip
     """Composite tiles front to back (3DGS, Kerbl et al. 2023, eq. 3).
 
@@ -615,8 +618,7 @@ def raster_fwd(worker, workers, tile_order, offsets, ids, splats, packed, width,
     """
     scr = aligned(F_COLUMN + PIXELS)
     tiles_x = u64((width + TILE - 1) // TILE)
-    for q in range(u64(worker), u64(tile_order.shape[0]), u64(workers)):
-        tile = u64(tile_order[q])
+    for tile in range(u64(worker), u64(offsets.shape[0]) - u64(1), u64(workers)):
         ty = tile // tiles_x
         x0, y0 = (tile - ty * tiles_x) * LANES, ty * LANES
         cols, rows = min(LANES, u64(width) - x0), min(LANES, u64(height) - y0)
@@ -690,7 +692,7 @@ A_M1, A_M2, A_R, A_G, A_B = LANES, u64(2) * LANES, u64(3) * LANES, u64(4) * LANE
 
 
 @kernel
-def raster_bwd(worker, workers, tile_order, offsets, slots, packed, width, height, alpha_max, background,
+def raster_bwd(worker, workers, offsets, slots, packed, width, height, alpha_max, background,
                transmittance, last, v_image, v_alpha, grads):  # fmt: skip
     """Write the gradient slot of every (splat, tile) pair, going back to front.
 
@@ -701,8 +703,7 @@ def raster_bwd(worker, workers, tile_order, offsets, slots, packed, width, heigh
     scr = aligned(B_COLUMN + PIXELS)
     acc = aligned(u64(6) * LANES)
     tiles_x = u64((width + TILE - 1) // TILE)
-    for q in range(u64(worker), u64(tile_order.shape[0]), u64(workers)):
-        tile = u64(tile_order[q])
+    for tile in range(u64(worker), u64(offsets.shape[0]) - u64(1), u64(workers)):
         ty = tile // tiles_x
         x0, y0 = (tile - ty * tiles_x) * LANES, ty * LANES
         cols, rows = min(LANES, u64(width) - x0), min(LANES, u64(height) - y0)
@@ -817,14 +818,12 @@ def reduce_grads(lo, hi, order, pairs, grads, splats, v_means2d, v_conics, v_opa
 # Contributions
 
 @kernel
-def contributions(worker, workers, tile_order, offsets, slots, packed, width, height, alpha_max, t_stop,
-                  sums):
+def contributions(worker, workers, offsets, slots, packed, width, height, alpha_max, t_stop, sums):
     """Write (sum of alpha * T, number of pixels, sum of T) of every (splat, tile) pair."""
     scr = aligned(PIXELS + PIXELS)
     acc = aligned(u64(3) * LANES)
     tiles_x = u64((width + TILE - 1) // TILE)
-    for q in range(u64(worker), u64(tile_order.shape[0]), u64(workers)):
-        tile = u64(tile_order[q])
+    for tile in range(u64(worker), u64(offsets.shape[0]) - u64(1), u64(workers)):
         ty = tile // tiles_x
         x0, y0 = (tile - ty * tiles_x) * LANES, ty * LANES
         for p in range(PIXELS):
