@@ -180,8 +180,10 @@ class Trainer:
 
     def _view_loss(self, position: int) -> Tensor:
         """Back-propagate and return the loss of the position-th training view, divided by the batch."""
-        # Decode this worker's next view while this one is rendered.
-        self._ahead.submit(self.scene.train[self.sampler[position + self.group.world]].prefetch)
+        # Decode this worker's next views while these are rendered.
+        after, own = position + self.group.world, range(self.config.ratios.renders if self.stage == 2 else 0)
+        for place in sorted({after, *(self._place(after, i) for i in own)}):
+            self._ahead.submit(self.scene.train[self.sampler[place]].prefetch)
         camera, target, mask = photograph = self._photograph(position)
         weights = self.config.loss
         if self.stage == 1:
@@ -204,10 +206,19 @@ class Trainer:
         if ratios.upper and self.turn % ratios.upper_every == 0:
             cuts.append(ratios.renders)
         for i in cuts:
-            again = ratios.bands[:i].count(ratios.bands[i]) if i < len(ratios.bands) else 0
-            seen = self._photograph(position + again) if again else photograph
-            total += self._elastic_loss(position, i, *seen, 1 / (self.batch * ratios.renders))
+            place = self._place(position, i)
+            seen = photograph if place == position else self._photograph(place)
+            total += self._elastic_loss(position, i, *seen, 1 / (self.batch * ratios.kinds))
         return total
+
+    def _place(self, position: int, i: int) -> int:
+        """Return the position of the view that a view's i-th elastic render is of.
+
+        The second cut of a band is of the view half an epoch later.
+        """
+        bands = self.config.ratios.bands
+        again = bands[:i].count(bands[i]) if i < len(bands) else 0
+        return position + again * (len(self.scene.train) // 2)
 
     def _photograph(self, position: int) -> tuple[Camera, Tensor, Tensor | None]:
         """Return the camera, the image [H, W, 3] in [0, 1] and the mask of the position-th training view."""

@@ -30,8 +30,8 @@ CONFIG = "flexgs/config.py"
 MUTANTS = [
     # a term of the loss or its weight
     *_of(TRAINER, "steps",
-         ("elastic loss not divided by its renders", "1 / (self.batch * ratios.renders))", "1 / self.batch)"),
-         ("elastic loss not divided by the batch", "1 / (self.batch * ratios.renders))", "1 / ratios.renders)"),
+         ("elastic loss not divided by its renders", "1 / (self.batch * ratios.kinds))", "1 / self.batch)"),
+         ("elastic loss not divided by the batch", "1 / (self.batch * ratios.kinds))", "1 / ratios.kinds)"),
          ("fade ignored", "ratio**self.config.loss.elastic_fade", "1.0"),
          ("fade of the other sign", "ratio**self.config.loss.elastic_fade", "ratio**-self.config.loss.elastic_fade"),
          ("regulariser left out", "loss + self.transform.regulariser() +", "loss +"),
