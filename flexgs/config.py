@@ -569,14 +569,15 @@ def _default(config: Config) -> None:
 
 
 def _quality(config: Config) -> None:
-    """Like default, with every band twice per view: better from 30 % up and at 1 %, a third slower."""
+    """Like default, with every band twice per view, for a quarter more time."""
     _default(config)
     config.ratios.bands = tuple(band for band in dict.fromkeys(config.ratios.bands) for _ in range(2))
 
 
 def _fast(config: Config) -> None:
-    """Like default, but the two costliest renders (the whole model, the largest cut) take turns."""
+    """Like default, with every band once, and the whole model and the largest cut take turns."""
     _default(config)
+    config.ratios.bands = tuple(dict.fromkeys(config.ratios.bands))
     config.ratios.alternate = True
 
 
