@@ -26,6 +26,7 @@ from flexgs.scene.views import (
     View,
     default_cache,
     find_image,
+    image_size,
     is_photograph,
     plain,
     read_head,
@@ -220,6 +221,16 @@ def load_cameras(path: str | Path, model: str | None = None) -> list[Camera]:
     cameras = [frame.lens.pinhole().camera(_about(origin, frame.viewmat), origin) for frame in frames]
     near = NEAR * unit_of(scene_scale_of(cameras))
     return [replace(camera, near=near) for camera in cameras]
+
+
+def photograph_size(path: Path, model: str | None = None) -> tuple[int, int] | None:
+    """Return width and height of the first photograph of a capture; None if it is not there in full size.
+
+    UserError as of load_scene().
+    """
+    frame = min(read_capture(path, model).frames, key=lambda frame: frame.name, default=None)
+    file = find_image(frame.folder / frame.file) if frame else None
+    return image_size(file) if file else None
 
 
 def _near(capture: Capture, doubts: list[str]) -> Points | None:
@@ -424,8 +435,8 @@ def _random_points(viewmats: list[np.ndarray], seed: int) -> Points:
     return Points(xyz.float(), torch.randint(0, 256, (RANDOM_POINTS, 3), generator=draw, dtype=torch.uint8))
 
 
-def load_capture(path: Path, config: Config) -> Scene:
-    """Load the capture at path with the data settings and the seed of config."""
+def load_capture(path: Path, config: Config, name: str | None = None) -> Scene:
+    """Load the capture at path with the data settings and the seed of config; name as for load_scene()."""
     data = config.data
     return load_scene(path, factor=data.factor, test_every=data.test_every, masks=data.masks,
-                      seed=config.seed, cache_bytes=data.cache_bytes, model=data.model)
+                      seed=config.seed, cache_bytes=data.cache_bytes, model=data.model, name=name)

@@ -7,6 +7,7 @@ after a kill: photographs that are written and what is in the database are not d
 when it is whole. Only poses begin anew.
 """
 
+import os
 import shutil
 from dataclasses import asdict
 from itertools import groupby
@@ -33,6 +34,12 @@ def is_source(path: Path) -> bool:
     """Whether a path is a file, or a folder of photographs that is no capture yet."""
     return path.is_file() or (path.is_dir() and not find_models(path) and not find_transforms(path)
                               and holds_photographs(path))
+
+
+def capture_name(path: Path) -> str:
+    """Return the name of the scene at a path: that of the folder, or of the video without its suffix."""
+    absolute = Path(os.path.abspath(path))
+    return absolute.stem if path.is_file() else absolute.name
 
 
 def make_capture(source: Path, folder: Path, options: CaptureOptions) -> Path:
