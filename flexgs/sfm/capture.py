@@ -120,7 +120,7 @@ def _map(photographs: list[Photograph], folder: Path, options: CaptureOptions) -
         raise UserError(f"{folder}: no two of {len(photographs)} photographs fit together; {ADVICE}")
     with atomic_folder(folder / "sparse") as out:
         mapped = mapper.map(out)
-        if not mapped.models or mapped.models[0].num_reg_images() < FEWEST:
+        if not mapped.models:
             raise UserError(f"{folder}: COLMAP found poses for less than {FEWEST} of {len(photographs)} "
                             f"photographs; {ADVICE}")
     return mapped

@@ -17,7 +17,7 @@ import numpy as np
 from flexgs.errors import UserError
 from flexgs.pool import get_num_threads
 from flexgs.scene.pycolmap_library import library
-from flexgs.sfm.options import CaptureOptions
+from flexgs.sfm.options import FEWEST, CaptureOptions
 from flexgs.sfm.progress import Phase
 from flexgs.urls import first_line
 
@@ -37,6 +37,9 @@ WORDS, SAMPLES = 2048, 80_000
 FEW_INLIERS, FEW_INLIERS_RATIO = 15, 0.1
 """Matches that a photograph needs in the second pass, half of what COLMAP asks for in the first, and what
 part of all its matches they are."""
+SHORTEST = 0.3
+"""Shortest focal length in image widths, a field of view of 118 degrees: what is shorter, but for fisheye
+lenses, is a mistake that few matches lead to."""
 MOST_ERROR = 1.5
 """The second pass counts unless it raises the mean reprojection error by more than this factor."""
 
@@ -84,14 +87,23 @@ class Mapper:
         options.max_image_size, options.num_threads = LARGEST, get_num_threads()
         options.sift.max_num_features = self.options.features
         names = sorted(self._names())
+        masked = {name for name in names if (self.masks / f"{name}.png").exists()}
         phase = Phase("features", len(names), "photographs")
         for i in range(0, len(names), BATCH):
-            self.colmap.extract_features(
-                self.database, self.images, image_names=names[i:i + BATCH], reader_options=self._reader(),
-                extraction_options=options, device=self.colmap.Device.cpu)
+            reader, batch = self._reader(), names[i:i + BATCH]
+            for some in ([name for name in batch if name not in masked], masked.intersection(batch)):
+                if some:
+                    self.colmap.extract_features(
+                        self.database, self.images, image_names=sorted(some), reader_options=reader,
+                        extraction_options=options, device=self.colmap.Device.cpu)
+                reader.mask_path = self.masks  # COLMAP takes no photograph without a mask from now on
             phase.done(min(i + BATCH, len(names)))
         with closing(sqlite3.connect(self.database)) as rows:
-            counts = [n for n, in rows.execute("SELECT rows FROM keypoints ORDER BY rows")] or [0]
+            counts = [n for n, in rows.execute("SELECT rows FROM keypoints ORDER BY rows")]
+        if len(counts) < len(names):
+            raise UserError(f"{self.images}: COLMAP found no features in {len(names) - len(counts)} of "
+                            f"{len(names)} photographs, and did not say why; remove {self.database}, and the "
+                            "same command looks again")
         phase.end(f", a median of {counts[len(counts) // 2]:,} features each")
 
     def match(self) -> int:
@@ -132,13 +144,16 @@ class Mapper:
         names = self._names()
         options = self.colmap.IncrementalPipelineOptions()
         options.random_seed, options.num_threads = self.options.seed, get_num_threads()
-        options.min_model_size = min(options.min_model_size, max(3, len(names) // 2))
+        if "FISHEYE" not in self.options.camera_model:
+            options.min_focal_length_ratio = SHORTEST
+        options.min_model_size = min(options.min_model_size, max(FEWEST, len(names) // 4))
         phase = Phase("poses", len(names), "photographs")
         counter = itertools.count(3)  # the first two come as a pair
         found = self.colmap.incremental_mapping(
             self.database, self.images, out, options,
             next_image_callback=lambda: phase.done(min(next(counter), len(names))))
-        models = sorted(found.values(), key=lambda model: -model.num_reg_images())
+        models = sorted((model for model in found.values() if model.num_reg_images() >= FEWEST),
+                        key=lambda model: -model.num_reg_images())
         weak: list[str] = []
         if models and models[0].num_reg_images() < len(names):
             models[0], weak = self._second_pass(models[0], options, out)
@@ -191,8 +206,6 @@ class Mapper:
     def _reader(self) -> Any:
         options = self.colmap.ImageReaderOptions()
         options.camera_model = self.options.camera_model
-        if self.masks.is_dir():
-            options.mask_path = self.masks
         return options
 
     def _names(self) -> list[str]:
