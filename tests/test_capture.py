@@ -229,6 +229,10 @@ def test_what_cannot_become_a_capture_is_refused_in_a_line(make, said, studio, t
     assert flexgs("capture", make(tmp_path), "-o", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+    if "fit together" not in said:  # the folder can be used for another source
+        assert not (tmp_path / "out" / "capture.json").exists()
+    assert flexgs("capture", tmp_path / "two", "-o", tmp_path / "out", "--frames", "2") == 2
+    assert "--frames: found 2, expected 3 to 100,000" in capsys.readouterr().err
 
 
 def write_video(images: list[Image.Image], path: Path, fps: int) -> Path:

@@ -271,7 +271,8 @@ def read_capture(root: Path, model: str | None = None) -> Capture:
         return read_transforms(root, files)
     found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
     raise UserError(f"{root}: no capture here; looked for cameras, images and points3D (.bin or .txt) in "
-                    f"{', '.join(PLACES)} and the folders in them, and for transforms.json; found {found}")
+                    f"{', '.join(PLACES)} and the folders in them, and for transforms.json; found {found}; "
+                    "`flexgs capture` makes a capture of photographs or a video")
 
 
 def _locate(capture: Capture, frames: list[Frame], factor: int,

@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from flexgs.config import check_ranges
 from flexgs.errors import UserError, pasted
 from flexgs.files import atomic_folder, only_one, write_json
 from flexgs.inputs import read_json, shown, typed
@@ -57,14 +58,18 @@ def make_capture(source: Path, folder: Path, options: CaptureOptions) -> Path:
         UserError: The source cannot be read or too few photographs fit together; or the folder holds
             something else, or a capture of another source.
     """
+    check_ranges(options)
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; expected photographs or a video")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).exists():
+    if folder.is_dir() and not (folder / RECORD).exists() and any(
+            path.name != "frames" and not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"{folder}: exists and is not a capture of `flexgs capture`; choose another folder")
     with only_one(folder):
-        record = _begin(source, folder, options)
+        record = _record(source, folder, options)
         if "found" not in record:
             photographs = _photographs(source, folder, options)
+            write_json(folder / RECORD, record)  # not before: a source that is refused leaves nothing
+            write_photographs(photographs, folder)
             record["found"] = _found(photographs, _map(photographs, folder, options))
             write_json(folder / RECORD, record)
             shutil.rmtree(folder / "frames", ignore_errors=True)
@@ -72,12 +77,11 @@ def make_capture(source: Path, folder: Path, options: CaptureOptions) -> Path:
     return folder
 
 
-def _begin(source: Path, folder: Path, options: CaptureOptions) -> dict[str, Any]:
+def _record(source: Path, folder: Path, options: CaptureOptions) -> dict[str, Any]:
     """Return the record of the capture in the folder, or a new one; UserError if it is of something else."""
     began = {"source": str(source.absolute()), "options": asdict(options)}
     path = folder / RECORD
     if not path.exists():
-        write_json(path, began)
         return began
     record: dict[str, Any] = read_json(path, advice="remove the folder of the capture, and make it anew")
     if "found" in record:
@@ -90,7 +94,7 @@ def _begin(source: Path, folder: Path, options: CaptureOptions) -> dict[str, Any
 
 
 def _photographs(source: Path, folder: Path, options: CaptureOptions) -> list[Photograph]:
-    """Write the photographs of the capture; frames of a video are written to folder/frames first."""
+    """Find the photographs and say what is left out; frames of a video are written to folder/frames first."""
     place = folder / "frames" if source.is_file() else source
     if source.is_file() and not place.is_dir():
         with atomic_folder(place) as out:
@@ -101,7 +105,6 @@ def _photographs(source: Path, folder: Path, options: CaptureOptions) -> list[Ph
     if len(photographs) < FEWEST:
         raise UserError(f"{source}: found {len(photographs)} photographs, expected at least {FEWEST}, better "
                         "20 or more")
-    write_photographs(photographs, folder)
     return photographs
 
 
