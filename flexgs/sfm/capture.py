@@ -38,8 +38,10 @@ def is_source(path: Path) -> bool:
 
 
 def capture_name(path: Path) -> str:
-    """Return the name of the scene at a path: that of the folder, or of the video without its suffix."""
+    """Return the name of the scene at a path: of the folder, the one around images/, or the video."""
     absolute = Path(os.path.abspath(path))
+    if absolute.name == "images" and is_source(path):
+        absolute = absolute.parent
     return absolute.stem if path.is_file() else absolute.name
 
 
