@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import version
 
+from flexgs.commands.capture import CaptureCommand
 from flexgs.commands.compare import Compare, Eval
 from flexgs.commands.data import Data
 from flexgs.commands.deploy import Cut, Info, Pack, Render, Serve, ViewCommand
@@ -15,7 +16,8 @@ from flexgs.commands.train import Adapt, Train
 from flexgs.errors import UserError
 from flexgs.options import parse
 
-COMMANDS: dict[str, type] = {"train": Train, "adapt": Adapt, "compare": Compare, "eval": Eval,
+COMMANDS: dict[str, type] = {"capture": CaptureCommand, "train": Train, "adapt": Adapt, "compare": Compare,
+                             "eval": Eval,
                              "cut": Cut, "pack": Pack, "serve": Serve, "view": ViewCommand, "render": Render,
                              "info": Info, "data": Data, "bench": Bench, "doctor": Doctor}
 

@@ -15,7 +15,7 @@ from flexgs.files import make_folder
 from flexgs.options import AnyConfig, ConfigFile, Recorded, Typed
 from flexgs.scene import Scene
 from flexgs.scene.load import load_capture
-from flexgs.sizes import DEMO, LAPTOP, fitting
+from flexgs.sizes import DEMO, LAPTOP, Size, fitting
 from flexgs.tracking import Tracking, sqlite_uri
 from flexgs.urls import public
 from ray_jobs.cluster import IN_JOB, Cluster
@@ -107,9 +107,13 @@ class DatasetOptions:
         return config if self.data_root or self.dataset else self._at(1, config)
 
     def fitting(self, config: Config, cluster: Cluster) -> Config:
-        """Return the settings, limited to the size for a laptop if the cluster has no GPU."""
-        return fitting(config, cluster.has_gpu, self.typed,
-                       LAPTOP if self.data_root or self.dataset else DEMO)
+        """Return the settings, with the limits of a laptop if the cluster has no GPU."""
+        return fitting(config, cluster.has_gpu, self.typed, self.limits)
+
+    @property
+    def limits(self) -> Size:
+        """The size of a scene without a GPU."""
+        return LAPTOP if self.data_root or self.dataset else DEMO
 
     def of(self, capture: Path, config: Config) -> Config:
         """Return the settings for one capture: with --dataset, images at the factor of the protocol."""

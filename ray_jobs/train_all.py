@@ -11,16 +11,20 @@ The same command continues what is unfinished and skips what is finished.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from flexgs.commands.guard import guard
+from flexgs.config import Config
 from flexgs.errors import pasted
 from flexgs.options import parse
 from flexgs.report.table import print_results
+from flexgs.sizes import fitting
 from flexgs.training.memory import expected_memory
 from ray_jobs import warm_up
 from ray_jobs.batch import Batch
 from ray_jobs.cluster import Cluster, Workers, allocate
 from ray_jobs.dataset import DatasetOptions, exit_code, read_all
+from ray_jobs.store import Store
 from ray_jobs.train_scene import SceneJob
 
 
@@ -34,6 +38,14 @@ class TrainAll(DatasetOptions):
     result a little; a fixed number, or --batch, keeps it as it is."""
     max_failures: int = 2
     """How often a scene is started again, from its last checkpoint, after a worker died."""
+    full_size: bool = False
+    """Without a GPU: as many views and Gaussians, and images as large, as with one. This may take days."""
+
+    def sized(self, capture: Path, config: Config, cluster: Cluster, run: Store) -> Config:
+        """Return the settings for one capture, at its size; a run that has begun keeps the size it has."""
+        run.pull("config.json")
+        return fitting(self.of(capture, config), cluster.has_gpu or self.full_size, self.typed, self.limits,
+                       capture, run.folder)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -47,10 +59,10 @@ def train_all(options: TrainAll) -> int:
     workers = Workers.parse(options.workers, config.batch) if options.workers is not None else None
     with warm_up.in_background() as wait_for_kernels:
         captures, store = options.captures(), options.store()
-        scenes, wrong = read_all({c: options.of(c, config) for c in captures})
         with Cluster(options.ray_address, options.gpu) as cluster:
-            config = options.fitting(config, cluster)
-            jobs = [SceneJob(capture, store / capture.name, options.of(capture, config),
+            configs = {c: options.sized(c, config, cluster, store / c.name) for c in captures}
+            scenes, wrong = read_all(configs)
+            jobs = [SceneJob(capture, store / capture.name, configs[capture],
                              max_failures=options.max_failures) for capture in captures
                     if capture.name not in wrong]
             batch = Batch(store, options.tracking(), options.typed.command("ray_jobs/train_all.py"))

@@ -109,7 +109,7 @@ def test_without_a_gpu_a_run_is_small_and_says_so(capture, tmp_path, capsys):
     command = cli.parse(cli.Train, [str(capture), "--steps", "31000", "--device", "cpu"], "flexgs train")
     small = fitting(command.config, False, command.typed)
     assert (small.steps, small.base.max_splats) == (31_000, 30_000)
-    assert "no GPU: laptop size, 31,000 views and at most 30,000 Gaussians" in capsys.readouterr().out
+    assert "no GPU: 31,000 views, at most 30,000 Gaussians" in capsys.readouterr().out
 
 
 def broken(capture: Path, folder: Path, name: str, size: int | None) -> Path:

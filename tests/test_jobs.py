@@ -21,11 +21,10 @@ from flexgs.demo.synthetic import write_synthetic
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.files import read_jsonl
-from flexgs.options import Typed, parse
+from flexgs.options import parse
 from flexgs.run import LocalSession, run
 from flexgs.scene.camera_model import CameraModel
 from flexgs.scene.load import load_capture
-from flexgs.sizes import Size, fitting
 from flexgs.tracking import Tracking
 from ray_jobs import batch, cluster, compare_all, dataset, schedule, train_all, train_scene
 from ray_jobs.cluster import this_python
@@ -98,20 +97,6 @@ def test_what_was_typed_is_no_flag():
     with pytest.raises(UserError, match=r"--typed\.words"):
         parse(train_all.TrainAll, ["--typed.words", "x"], "")
     assert parse(train_all.TrainAll, ["--rates.sh0=1e-3", "--gpu"], "").typed.has("--lr.sh0")
-
-
-def test_laptop_size_leaves_what_the_user_chose(capsys):
-    config, size = Config(), Size(steps=400, splats=3000)
-    small = fitting(config, False, Typed(), size)
-    assert (small.steps, small.base.max_splats) == (400, 3000) and "no GPU" in capsys.readouterr().out
-    assert fitting(config, False, Typed(("--steps", "30000")), size).steps == config.steps
-    assert fitting(config, False, Typed(("--base.max_splats=9",)),
-                   size).base.max_splats == config.base.max_splats
-    assert fitting(config, False, Typed(("--config", "x.json")),
-                   size) == config == fitting(config, True, Typed(), size)
-    capsys.readouterr()
-    assert fitting(Config(steps=10), False, Typed(("--base.max-splats", "4")), size).steps == 10
-    assert not capsys.readouterr().out  # nothing was changed
 
 
 def test_a_relative_storage_is_refused_in_a_submitted_job(monkeypatch):

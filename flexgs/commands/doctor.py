@@ -31,7 +31,7 @@ LEAST_FREE = 5e9
 """Bytes of free disk: a run of a real capture, with checkpoints, cuts and pictures, takes 1 to 4 GB."""
 EXTRAS = {"viser": ("view", "the viewer"), "gaussforge": ("export", "SOG, .splat"),
           "gsply": ("export", "SPZ, compressed PLY"), "imageio_ffmpeg": ("view", "videos"),
-          "lpips": ("lpips", "LPIPS")}
+          "pi_heif": ("capture", "HEIC photographs"), "lpips": ("lpips", "LPIPS")}
 """Optional packages: the extra of flexgs that installs each, and what it is used for."""
 
 

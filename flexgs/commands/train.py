@@ -11,7 +11,6 @@ from flexgs.config import Config
 from flexgs.errors import pasted
 from flexgs.files import only_one
 from flexgs.options import AnyConfig, ConfigFile, Recorded, Typed
-from flexgs.sizes import fitting
 
 
 @dataclass
@@ -19,9 +18,12 @@ class Train:
     """Train one scene on this machine, without Ray; the same command continues an unfinished run."""
 
     scene: tyro.conf.Positional[Path]
-    """Folder of the capture (COLMAP or transforms.json)."""
+    """Folder of the capture (COLMAP or transforms.json). Of a folder of photographs or a video a capture is
+    made first, in the run folder."""
     output: Path = Path("runs/flexgs")
     """The run goes to OUTPUT/<scene>."""
+    full_size: bool = False
+    """Without a GPU: as many views and Gaussians, and images as large, as with one. This may take days."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
     config_file: ConfigFile = None
@@ -37,13 +39,23 @@ class Train:
         from flexgs.report.table import print_results
         from flexgs.run import LocalSession, finished, print_progress, run
         from flexgs.scene.load import load_capture
+        from flexgs.sfm.capture import capture_name, is_source, make_capture
+        from flexgs.sfm.options import CaptureOptions
+        from flexgs.sizes import fitting
         from flexgs.training.memory import expected_memory
 
         device = pick_device(self.device)
-        self.config = fitting(self.config.check(), device != "cpu", self.typed)
-        scene = load_capture(self.scene, self.config)
+        self.config.check()
+        name = capture_name(self.scene)
+        folder = self.output / name
+        if is_source(self.scene) and not self.config.base.ply:
+            print(f"{pasted(self.scene)}: no reconstruction; computing one from the photographs, into "
+                  f"{pasted(folder / 'capture')}", flush=True)
+            self.scene = make_capture(self.scene, folder / "capture", CaptureOptions())
+        self.config = fitting(self.config, device != "cpu" or self.full_size, self.typed, capture=self.scene,
+                              run=folder)
+        scene = load_capture(self.scene, self.config, name)
         print(scene.summary(), flush=True)
-        folder = self.output / scene.name
         with only_one(folder):
             results = finished(folder, self.config, scene)
             if results:

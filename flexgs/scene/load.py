@@ -26,6 +26,7 @@ from flexgs.scene.views import (
     View,
     default_cache,
     find_image,
+    image_size,
     is_photograph,
     plain,
     read_head,
@@ -222,6 +223,16 @@ def load_cameras(path: str | Path, model: str | None = None) -> list[Camera]:
     return [replace(camera, near=near) for camera in cameras]
 
 
+def photograph_size(path: Path, model: str | None = None) -> tuple[int, int] | None:
+    """Return width and height of the first photograph of a capture; None if it is not there in full size.
+
+    UserError as of load_scene().
+    """
+    frame = min(read_capture(path, model).frames, key=lambda frame: frame.name, default=None)
+    file = find_image(frame.folder / frame.file) if frame else None
+    return image_size(file) if file else None
+
+
 def _near(capture: Capture, doubts: list[str]) -> Points | None:
     """Return the points whose coordinates are below FARTHEST; None if there are none."""
     if capture.points is None or bool((near := (capture.points.xyz.abs() < FARTHEST).all(1)).all()):
@@ -260,7 +271,8 @@ def read_capture(root: Path, model: str | None = None) -> Capture:
         return read_transforms(root, files)
     found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
     raise UserError(f"{root}: no capture here; looked for cameras, images and points3D (.bin or .txt) in "
-                    f"{', '.join(PLACES)} and the folders in them, and for transforms.json; found {found}")
+                    f"{', '.join(PLACES)} and the folders in them, and for transforms.json; found {found}; "
+                    "`flexgs capture` makes a capture of photographs or a video")
 
 
 def _locate(capture: Capture, frames: list[Frame], factor: int,
@@ -424,8 +436,8 @@ def _random_points(viewmats: list[np.ndarray], seed: int) -> Points:
     return Points(xyz.float(), torch.randint(0, 256, (RANDOM_POINTS, 3), generator=draw, dtype=torch.uint8))
 
 
-def load_capture(path: Path, config: Config) -> Scene:
-    """Load the capture at path with the data settings and the seed of config."""
+def load_capture(path: Path, config: Config, name: str | None = None) -> Scene:
+    """Load the capture at path with the data settings and the seed of config; name as for load_scene()."""
     data = config.data
     return load_scene(path, factor=data.factor, test_every=data.test_every, masks=data.masks,
-                      seed=config.seed, cache_bytes=data.cache_bytes, model=data.model)
+                      seed=config.seed, cache_bytes=data.cache_bytes, model=data.model, name=name)

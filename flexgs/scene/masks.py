@@ -23,8 +23,8 @@ class Masks:
         self.absent: list[Path] = []
         self.used: set[Path] = set()
         for parent in {frame.folder.parent for frame in frames if frame.mask is None}:
-            folder = _folder(parent, factor)
-            self.folders[parent] = (folder, _index(folder)) if folder else None
+            folder = mask_folder(parent, factor)
+            self.folders[parent] = (folder, mask_index(folder)) if folder else None
 
     def find(self, frame: Frame, head: ImageHead) -> Path | None:
         """Find the mask of a photograph, None if it has none; UserError if its aspect ratio differs."""
@@ -33,10 +33,7 @@ class Masks:
                 self.absent.append(frame.mask)
         else:
             place = self.folders[frame.folder.parent]
-            base = stem(frame.file)
-            keys = (base, frame.file, f"{base}_mask", f"{frame.file}_mask")
-            index = place[1] if place else {}
-            mask = next((index[key] for key in map(plain, keys) if key in index), None)
+            mask = mask_of(place[1], frame.file) if place else None
         if mask is None:
             self.without.append(frame.folder / frame.file)
             return None
@@ -69,7 +66,7 @@ class Masks:
         return said
 
 
-def _folder(parent: Path, factor: int) -> Path | None:
+def mask_folder(parent: Path, factor: int) -> Path | None:
     """Find the folder of masks in parent: masks/ or mask/, else the one of this factor, else any other."""
     wanted = ["masks", "mask", f"masks_{factor}", f"mask_{factor}"]
     found = {path: path.name.lower() for path in sorted(parent.glob("*"))
@@ -80,7 +77,14 @@ def _folder(parent: Path, factor: int) -> Path | None:
                default=None)
 
 
-def _index(folder: Path) -> dict[str, Path]:
+def mask_index(folder: Path) -> dict[str, Path]:
     """Map the plain() relative paths, without suffix, of the images below folder to these images."""
     return {plain(stem((Path(inner) / name).relative_to(folder).as_posix())): Path(inner) / name
             for inner, _, names in os.walk(folder) for name in sorted(names) if is_photograph(name)}
+
+
+def mask_of(index: dict[str, Path], file: str) -> Path | None:
+    """Find the mask of a photograph in a mask_index(); `file` is its path relative to the images folder."""
+    base = stem(file)
+    keys = map(plain, (base, file, f"{base}_mask", f"{file}_mask"))
+    return next((index[key] for key in keys if key in index), None)

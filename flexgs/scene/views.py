@@ -134,7 +134,7 @@ class View:
             self.mask()
 
     def _image(self) -> np.ndarray:
-        image = _decode(self.path)
+        image = decode(self.path)
         if image.size != (self.lens.width, self.lens.height):
             raise UserError(f"{self.path}: found {image.width}x{image.height} pixels, but when the "
                             f"scene was loaded it had {self.lens.width}x{self.lens.height}: "
@@ -143,7 +143,7 @@ class View:
 
     def _mask(self) -> np.ndarray:
         assert self.mask_path is not None
-        mask = Image.fromarray(_kept(self.mask_path).astype(np.uint8) * 255)
+        mask = Image.fromarray(kept(self.mask_path).astype(np.uint8) * 255)
         mask = mask.resize((self.lens.width, self.lens.height), Image.Resampling.NEAREST)
         return self._fit(np.array(mask.convert("RGB")), Image.Resampling.NEAREST)[..., 0] > 127
 
@@ -269,7 +269,7 @@ def _load(image: Image.Image, path: Path) -> None:
                         "copy it again") from e
 
 
-def _decode(path: Path) -> Image.Image:
+def decode(path: Path) -> Image.Image:
     """Decode an image to mode RGB, with white in place of transparency."""
     with _open(path) as image:
         _load(image, path)
@@ -284,7 +284,7 @@ def _decode(path: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def _kept(path: Path) -> np.ndarray:
+def kept(path: Path) -> np.ndarray:
     """Decode a mask to [h, w] bool: true where any channel is above 0 and the mask is not transparent.
 
     JPEG blurs edges, so the limit in a JPEG file is 127 of 255 instead of 0.

@@ -1,0 +1,1 @@
+"""Structure from motion: photographs or a video become a capture, with COLMAP."""
