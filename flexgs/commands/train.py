@@ -10,7 +10,7 @@ import tyro
 from flexgs.config import Config
 from flexgs.errors import pasted
 from flexgs.files import only_one
-from flexgs.options import AnyConfig, ConfigFile, Recorded, Typed
+from flexgs.options import AnyConfig, Capture, ConfigFile, OptionalCapture, Recorded, Typed
 from flexgs.sizes import fitting
 
 
@@ -18,7 +18,7 @@ from flexgs.sizes import fitting
 class Train:
     """Train one scene on this machine, without Ray; the same command continues an unfinished run."""
 
-    scene: tyro.conf.Positional[Path]
+    scene: tyro.conf.Positional[Capture]
     """Folder of the capture (COLMAP or transforms.json)."""
     output: Path = Path("runs/flexgs")
     """The run goes to OUTPUT/<scene>."""
@@ -66,7 +66,7 @@ class Adapt(Train):
     searched for; quality is then measured on such renders too.
     """
 
-    scene: tyro.conf.Positional[Path | None] = None  # type: ignore[assignment]
+    scene: tyro.conf.Positional[OptionalCapture] = None  # type: ignore[assignment]
     """Folder of the capture. Default: renders of the model, which are kept in OUTPUT/renders."""
     ply: Annotated[Path, tyro.conf.arg(aliases=["-i"])] = field(kw_only=True)
     """The PLY, in the coordinates of the capture."""
