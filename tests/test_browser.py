@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from flexgs.camera import look_at
+from flexgs.camera_path import fov, start
 from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
 from flexgs.formats.node import UNREACHED
 from flexgs.raster import render
 from flexgs.scene import load_scene
-from flexgs.view.camera_path import fov, start
 from flexgs.view.page import write_page
 from flexgs.view.viewer import Viewer
 

@@ -1,6 +1,5 @@
 """flexgs compare | eval: the quality of methods side by side, and of one model at any ratios."""
 
-import functools
 import json
 import os
 from dataclasses import dataclass, field
@@ -44,11 +43,11 @@ class Compare:
     def __call__(self) -> None:
         """Train and measure what is missing, then write, print and log the tables."""
         from flexgs import compare
+        from flexgs.callbacks.progress import progress
         from flexgs.device import pick_device
         from flexgs.report.comparison import quality_sheet
         from flexgs.report.published import SCENES, published
         from flexgs.report.table import print_table
-        from flexgs.run import print_progress
         from flexgs.scene.load import load_capture
         from flexgs.tracking import Tracking, sqlite_uri
 
@@ -71,10 +70,9 @@ class Compare:
         cells = [cell for common in commons for cell in compare.cells(self.methods, common, folder)]
         with only_one(folder):
             for common in commons:
-                compare.train_stage1(scene, common, folder, device,
-                                     functools.partial(print_progress, f"{scene.name} stage 1"))
+                compare.train_stage1(scene, common, folder, device, [progress(f"{scene.name} stage 1")])
             for cell in cells:
-                compare.train_cell(cell, scene, device, functools.partial(print_progress, cell.folder.name))
+                compare.train_cell(cell, scene, device, [progress(cell.folder.name)])
             rows = compare.measured(cells)
             for sheet in compare.write(scene.name, rows, beside, self.config, folder):
                 print_table(sheet.rich())

@@ -187,8 +187,8 @@ class Cut:
             return distill(Splats.of(cut), model.splats, cameras, shown())
 
     def _profile(self, model: "Cuttable"):
-        from flexgs.deploy.frame_time import Profile, measure_frames
         from flexgs.device import pick_device
+        from flexgs.model.frame_time import Profile, measure_frames
 
         if self.profile:
             return Profile.load(self.profile)
@@ -324,9 +324,9 @@ class Render:
 
     def __call__(self) -> None:
         """Write the video or still, and print how many Gaussians it shows."""
+        from flexgs.camera_path import PATHS
         from flexgs.deploy.source import open_model
         from flexgs.device import pick_device
-        from flexgs.view.camera_path import PATHS
         from flexgs.view.video import write_video
 
         if self.size[0] % 2 or self.size[1] % 2:
@@ -373,7 +373,7 @@ class Info:
 
 def _cameras(model: "Cuttable"):
     """Return the cameras of the model's capture, or cameras around the model if it has none."""
-    from flexgs.view.camera_path import around
+    from flexgs.camera_path import around
 
     return model.cameras or around(model.cut(1.0))
 
@@ -402,10 +402,10 @@ def _loss(cut: "Attributes", stored: "Attributes", model: "Cuttable", scene: "Sc
     """Say what storing a cut in a format costs, in dB: on the test views, or against renders of the cut."""
     import statistics
 
+    from flexgs.camera_path import orbit
     from flexgs.image.quality import psnr
     from flexgs.raster import render
     from flexgs.splats import Splats
-    from flexgs.view.camera_path import orbit
 
     def image(gaussians: "Attributes", camera):
         return render(Splats.of(gaussians), camera).image.clamp(0, 1)

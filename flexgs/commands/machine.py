@@ -45,9 +45,9 @@ class Bench:
         from flexgs.bench.ddp import bench_ddp
         from flexgs.bench.raster import bench_raster
         from flexgs.bench.step import bench_step
-        from flexgs.deploy.frame_time import measure_frames
         from flexgs.deploy.source import open_model
         from flexgs.device import pick_device
+        from flexgs.model.frame_time import measure_frames
         from flexgs.scene.load import load_capture
         from flexgs.training.checkpoint import Checkpoint
 

@@ -1,17 +1,19 @@
 """flexgs train | adapt: one scene on this machine, without Ray."""
 
-import functools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from flexgs.config import Config
 from flexgs.errors import pasted
 from flexgs.files import only_one
-from flexgs.options import AnyConfig, Capture, ConfigFile, OptionalCapture, Recorded, Typed
+from flexgs.inputs import Range
+from flexgs.options import RARE, AnyConfig, Capture, ConfigFile, OptionalCapture, Recorded, Typed
 from flexgs.sizes import fitting
+
+Service = Literal["mlflow", "tensorboard", "wandb"]
 
 
 @dataclass
@@ -24,6 +26,12 @@ class Train:
     """The run goes to OUTPUT/<scene>."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
+    log: Annotated[tuple[Service, ...], tyro.conf.arg(metavar="SERVICES")] = ()
+    """Where figures go too: mlflow and tensorboard, which write beside the run, and wandb."""
+    view: bool = False
+    """Open the viewer, which shows the model as it grows; Ctrl-C ends it after the training."""
+    port: Annotated[int, Range(0, 65_535), RARE] = 8080
+    """Port of the viewer, on this machine only."""
     config_file: ConfigFile = None
     """A config.json to start from instead of a preset."""
     config: AnyConfig = field(default_factory=Config)
@@ -31,11 +39,14 @@ class Train:
 
     def __call__(self) -> None:
         """Train or continue the run, unless it is finished; print its results and what to do next."""
+        from flexgs.callbacks import Callback
+        from flexgs.callbacks.loggers import logger
+        from flexgs.callbacks.progress import progress
         from flexgs.device import pick_device
         from flexgs.distributed import Group
         from flexgs.model.elastic import ElasticModel
         from flexgs.report.table import print_results
-        from flexgs.run import LocalSession, finished, print_progress, run
+        from flexgs.run import LocalSession, finished, run
         from flexgs.scene.load import load_capture
         from flexgs.training.memory import expected_memory
 
@@ -43,7 +54,7 @@ class Train:
         self.config = fitting(self.config.check(), device != "cpu", self.typed)
         scene = load_capture(self.scene, self.config)
         print(scene.summary(), flush=True)
-        folder = self.output / scene.name
+        folder, live = self.output / scene.name, None
         with only_one(folder):
             results = finished(folder, self.config, scene)
             if results:
@@ -52,10 +63,18 @@ class Train:
                       "raise --steps to go on")
             else:
                 print(f"{scene.name}: {expected_memory(scene, self.config)}", flush=True)
-                session = LocalSession(folder, Group(), functools.partial(print_progress, scene.name))
-                results = run(self.config, scene, folder, Group(), session, device)
+                callbacks: list[Callback] = [progress(scene.name),
+                                             *(logger(service, folder) for service in self.log)]
+                if self.view:
+                    from flexgs.view.live import Live
+
+                    callbacks.append(live := Live(scene, self.port, device))
+                results = run(self.config, scene, folder, Group(), LocalSession(folder, Group()), device,
+                              callbacks)
         print_results([results])
         print(where_to_go(folder))
+        if live:
+            live.wait()
 
 
 @dataclass

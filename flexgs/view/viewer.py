@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from flexgs.camera import Camera
+from flexgs.camera_path import around, start
 from flexgs.config import count_at
 from flexgs.device import clock
 from flexgs.errors import MissingDependencyError, UserError
@@ -25,7 +26,6 @@ from flexgs.ply import is_wide, ply_bytes
 from flexgs.raster import render
 from flexgs.scene import Scene, View
 from flexgs.splats import Splats
-from flexgs.view.camera_path import around, start
 from flexgs.view.visitors import Visitors, url
 
 DRAFT_MS, SMALLEST, WIDEST = 60.0, 0.3, 1280
@@ -59,7 +59,9 @@ class Viewer:
         self.models, self.scene, self.device = models, scene, device
         self.test = list(scene.test) if scene else []
         self.rendering = threading.Lock()  # the rasterizer uses all cores
-        self._cuts: OrderedDict[tuple[str, float], Splats] = OrderedDict()
+        self._cuts: OrderedDict[tuple[str, float, int], Splats] = OrderedDict()
+        self.version = 0
+        """Rises whenever the models have changed."""
         self.server = viser_server.start(host, port, Visitors(host, names))
         self.url = url(host, self.server.get_port())
         first = next(iter(models.values()))
@@ -72,15 +74,22 @@ class Viewer:
         initial, (position, target, up) = self.server.initial_camera, start(cameras)
         initial.position, initial.look_at, initial.up = position / self.unit, target / self.unit, up
         self.server.scene.set_up_direction(up)
+        self.visits: list[Visit] = []
         self.server.on_client_connect(lambda client: Visit(self, client).start())
 
     def stop(self) -> None:
         """Stop the server."""
         self.server.stop()
 
+    def refresh(self) -> None:
+        """Draw anew in every browser: the models have changed."""
+        self.version += 1
+        for visit in list(self.visits):
+            visit.changed.set()
+
     def cut(self, name: str, percent: float) -> Splats:
         """Return the cut of a model at a percentage; the most recently used cuts are cached."""
-        key, model = (name, percent), self.models[name]
+        key, model = (name, percent, self.version), self.models[name]
         if key not in self._cuts:
             self._cuts[key] = model.cut(min(1.0, max(percent / 100, 1 / len(model)))).to(self.device)
             if len(self._cuts) > 2 * len(self.models):
@@ -133,11 +142,13 @@ class Visit:
 
     def start(self) -> None:
         """Start rendering for this browser."""
+        self.viewer.visits.append(self)
         threading.Thread(target=self._loop, daemon=True).start()
         self.changed.set()
 
     def _end(self) -> None:
         self.gone = True
+        self.viewer.visits.remove(self)
         self.changed.set()
 
     def _loop(self) -> None:
