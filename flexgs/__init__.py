@@ -126,10 +126,11 @@ def save(what: "Attributes | ElasticModel", path: str | Path,
     from flexgs.deploy.progressive import write
     from flexgs.model.elastic import ElasticModel
 
-    if not isinstance(what, ElasticModel):
-        return formats.save(what, path, views)
+    elastic = isinstance(what, ElasticModel)
     if Path(path).suffix.lower() != ".fgs":
-        return formats.save(what.cut(1.0), path, views)
+        return formats.save(what.cut(1.0) if elastic else what, path, views)
+    if not elastic:
+        raise UserError(f"{path}: found a cut, expected a trained model, which .fgs holds with all its cuts")
     write(what, Path(path))
     return load(path)
 

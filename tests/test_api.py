@@ -37,6 +37,18 @@ def test_examples_of_docstrings_run(example, desk, capsys):
     assert runner.run(example, out=said.write).failed == 0, said.getvalue()
 
 
+def test_the_notebook_runs(tmp_path):
+    """docs/tour.ipynb, each cell, in a kernel of Jupyter."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    book = nbformat.read(Path(__file__).parents[1] / "docs" / "tour.ipynb", 4)
+    nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    texts = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", ()))
+    assert "3,917 of 3,917 Gaussians" in texts and "small.obj: expected a name that ends in one of" in texts
+    assert {path.name for path in tmp_path.iterdir()} == {"studio", "small.ply", "small.spz", "small.glb",
+                                                          "studio.fgs"}
+
+
 def test_all_public_names_are_listed_and_explained():
     assert set(flexgs.__all__) <= set(dir(flexgs))
     for name in flexgs.__all__:
@@ -58,7 +70,9 @@ def test_what_is_saved_is_loaded(desk):
     assert all(torch.equal(getattr(copy.cut(0.3), name), getattr(model.cut(0.3), name)) for name in TENSORS)
     with pytest.raises(flexgs.UserError, match=r"a\.txt: expected a name that ends in one of \.ply "):
         flexgs.save(model.cut(0.5), "a.txt")
-    assert not Path("a.txt").exists()
+    with pytest.raises(flexgs.UserError, match=r"b\.fgs: found a cut, expected a trained model"):
+        flexgs.save(model.cut(0.5), "b.fgs")
+    assert not Path("a.txt").exists() and not Path("b.fgs").exists()
 
 
 def test_a_time_per_frame_is_measured(desk):

@@ -139,7 +139,8 @@ class WandB(Callback):
     def end(self) -> None:
         """End the run, and say where it is."""
         self.run.finish()
-        print(f"Weights & Biases: {self.run.url or f'wandb sync {pasted(Path(self.run.dir).parent)}'}")
+        there = f"wandb sync {pasted(Path(self.run.dir).parent)}" if self.run.offline else self.run.url
+        print(f"Weights & Biases: {there}")
 
 
 def _grid(folder: Path) -> np.ndarray:
