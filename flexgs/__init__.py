@@ -126,13 +126,12 @@ def save(what: "Attributes | ElasticModel", path: str | Path,
     from flexgs.deploy.progressive import write
     from flexgs.model.elastic import ElasticModel
 
-    elastic = isinstance(what, ElasticModel)
-    if Path(path).suffix.lower() != ".fgs":
-        return formats.save(what.cut(1.0) if elastic else what, path, views)
-    if not elastic:
-        raise UserError(f"{path}: found a cut, expected a trained model, which .fgs holds with all its cuts")
-    write(what, Path(path))
-    return load(path)
+    if Path(path).suffix.lower() == ".fgs":
+        if not isinstance(what, ElasticModel):
+            raise UserError(f"{path}: found a cut, expected a trained model, of which .fgs has all cuts")
+        write(what, Path(path))
+        return load(path)
+    return formats.save(what.cut(1.0) if isinstance(what, ElasticModel) else what, path, views)
 
 
 def __getattr__(name: str) -> Any:

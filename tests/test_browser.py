@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import flexgs
 from flexgs.camera import look_at
 from flexgs.camera_path import fov, start
 from flexgs.deploy.source import open_model
@@ -20,6 +21,7 @@ from flexgs.errors import UserError
 from flexgs.formats.node import UNREACHED
 from flexgs.raster import render
 from flexgs.scene import load_scene
+from flexgs.view.live import Live
 from flexgs.view.page import write_page
 from flexgs.view.viewer import Viewer
 
@@ -181,3 +183,23 @@ def test_the_viewer_cuts_compares_and_measures(tab, viewer):
     tab.get_by_text("next", exact=True).click()
     picture(tab, differs_from=one)
     assert not tab.errors
+
+
+def test_a_model_is_watched_while_it_trains(tab, scene, config):
+    """It changes in the browser and is the trained one in the end; being watched changes no bit of it."""
+    config.steps, live, trained = 400, Live(scene, 0, "cpu"), []
+    started = threading.Event()
+    begin = live.begin
+    live.begin = lambda trainer: (begin(trainer), started.set())
+    thread = threading.Thread(target=lambda: trained.append(flexgs.train(scene, config, "cpu", [live])))
+    thread.start()
+    assert started.wait(60)
+    tab.goto(live.viewer.url)
+    tab.wait_for_selector("text=the nearest test view")
+    early = picture(tab)
+    thread.join(120)
+    picture(tab, differs_from=early)
+    tab.wait_for_selector(f"text={len(trained[0]):,} Gaussians, 100 %")
+    live.viewer.stop()
+    alone = flexgs.train(scene, config, "cpu", [])
+    assert all(torch.equal(t, getattr(alone.splats, name)) for name, t in trained[0].splats.items())
