@@ -39,8 +39,11 @@ def test_examples_of_docstrings_run(example, desk, capsys):
 
 def test_the_notebook_runs(tmp_path):
     """docs/tour.ipynb, each cell, in a kernel of Jupyter."""
-    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
-    pytest.importorskip("ipykernel")
+    for name in ("nbclient", "ipykernel"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    import nbclient
+    import nbformat
+
     book = nbformat.read(Path(__file__).parents[1] / "docs" / "tour.ipynb", 4)
     nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
     texts = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", ()))

@@ -171,17 +171,56 @@ def test_the_viewer_cuts_compares_and_measures(tab, viewer):
     kept.fill("5")  # percent, as its label says
     kept.press("Enter")
     tab.wait_for_selector("text=40 Gaussians, 5 %")
-    tab.get_by_text("1 %", exact=True).click()
+    tab.keyboard.press("Tab")  # out of the field, or keys would go there
+    kept.fill("1")
+    kept.press("Enter")
     tab.wait_for_selector("text=8 Gaussians, 1 %")
     one = picture(tab, differs_from=whole)
     for typed, shown in (("5000", "800 Gaussians, 100 %"), ("-3", "1 Gaussians, 0.1 %")):
         kept.fill(typed)
         kept.press("Enter")
         tab.wait_for_selector(f"text={shown}")
-    tab.get_by_text("1 %", exact=True).click()
+    kept.fill("1")
+    kept.press("Enter")
     tab.wait_for_selector("text=8 Gaussians, 1 %")
     tab.get_by_text("next", exact=True).click()
     picture(tab, differs_from=one)
+    assert not tab.errors
+
+
+def test_the_slider_is_logarithmic_and_keys_do_everything(tab, viewer):
+    tab.goto(viewer.url)
+    tab.wait_for_selector("text=the nearest test view")
+    shown = "parseFloat(document.querySelector('input').value)"
+    track = tab.locator(".multi-slider-track-container").first.bounding_box()
+    for percent, place in ((1, 1 / 3), (10, 2 / 3)):
+        tab.mouse.move(track["x"] + 0.9 * place * track["width"], track["y"] + track["height"] / 2)
+        tab.mouse.down()
+        tab.mouse.move(track["x"] + place * track["width"], track["y"] + track["height"] / 2, steps=4)
+        tab.mouse.up()
+        tab.wait_for_function(f"([low, high]) => low < {shown} && {shown} < high",
+                              arg=[0.9 * percent, 1.1 * percent])
+    tab.mouse.click(200, 200)  # the keys are those of the window
+    before = float(tab.locator("input:visible").first.input_value())
+    tab.keyboard.press("j")
+    tab.wait_for_function(f"x => {shown} < x", arg=0.9 * before)
+    plain = picture(tab)
+    while "photograph" not in [box.input_value() for box in tab.locator("input:visible").all()]:
+        tab.keyboard.press("c")
+        tab.wait_for_timeout(300)
+    wiped = picture(tab, differs_from=plain)
+    tab.get_by_label("how").click()
+    tab.get_by_role("option", name="side by side").click()
+    beside = picture(tab, differs_from=wiped)
+    with tab.expect_download() as saved:
+        tab.keyboard.press("i")
+    width, height = Image.open(saved.value.path()).size
+    assert saved.value.suggested_filename.startswith("flexgs-")
+    assert width / height == pytest.approx(8 / 3, rel=0.02)  # two photographs of 4:3
+    tab.keyboard.press("f")
+    flown = picture(tab, differs_from=beside)
+    picture(tab, differs_from=flown)
+    tab.keyboard.press("f")
     assert not tab.errors
 
 
