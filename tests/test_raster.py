@@ -109,7 +109,7 @@ def test_equals_the_oracle(degree: int) -> None:
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_anti_aliased_equals_the_oracle(masked: bool) -> None:
-    """Mip-Splatting's 2D filter; some Gaussians are much thinner than a pixel, in one direction or in both."""
+    """Also where Gaussians are much thinner than a pixel, in one direction or in both."""
     splats = random_splats(2000, sh_degree=1, seed=5)
     splats.scales[::2, 0] -= 3
     splats.scales[::3] -= 2

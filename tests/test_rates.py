@@ -234,10 +234,11 @@ def test_what_is_shown_meanwhile_is_measured_as_in_the_end():
         assert trainer.metrics()[f"test_psnr_{ratio}"] == pytest.approx(row["psnr"], abs=5e-3)
 
 
-@pytest.mark.parametrize("preset", ["default", "paper", "matryoshka"])
+@pytest.mark.parametrize("preset", ["default", "paper", "matryoshka", "antialiased"])
 def test_watching_changes_no_bit_of_the_model(preset):
     def trained(every: int) -> Trainer:
-        config = replace(tiny_config(preset, steps=12), report_every=every)
+        config = replace(tiny_config("default" if preset == "antialiased" else preset, steps=12),
+                         report_every=every, antialiased=preset == "antialiased")
         trainer = begun(Trainer(config, tiny_scene()), tiny_splats())
         trainer.fit(lambda step, metrics: None, lambda step, write: None)
         return trainer

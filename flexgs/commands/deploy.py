@@ -338,7 +338,8 @@ class Render:
         model = open_model(self.source)
         cut = model.cut(ratio if self.budget is None else self.budget)
         cameras = PATHS[self.path](_cameras(model), self.frames, *self.size)
-        write_video(cut.to(pick_device(self.device)), cameras, self.output, self.fps, model.config.background)
+        write_video(cut.to(pick_device(self.device)), cameras, self.output, self.fps, model.config.background,
+                    model.config.antialiased)
         print(f"{pasted(self.output)}: {len(cut):,} of {len(model):,} Gaussians, "
               f"{self.output.stat().st_size / 1e6:.2f} MB")
 

@@ -25,6 +25,7 @@ from flexgs.model.importance import footprint, score, scorer
 from flexgs.model.order import make_order
 from flexgs.model.transform import Transform
 from flexgs.raster import render
+from flexgs.raster.contract import RasterConfig
 from flexgs.scene import Points, Scene, View, ViewSampler, initial_splats
 from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture
 from flexgs.seeds import generator
@@ -70,7 +71,7 @@ class Trainer:
         self.step, self.base_steps, self.seconds, self.unit = 0, config.base_steps, 0.0, scene.unit
         self.sampler = ViewSampler(len(scene.train), config.seed)
         self.background = torch.tensor(config.background, device=self.device)
-        self.frozen = base is not None
+        self.raster, self.frozen = RasterConfig(antialiased=config.antialiased), base is not None
         first = base.at(scene.origin) if base else self._initial_splats()
         self.splats = first.to(self.device).requires_grad_(not self.frozen)
         self.optimizer = Optimizer(splat_groups(self.splats, config.lr, scene.scene_scale, unit=self.unit),
@@ -186,7 +187,8 @@ class Trainer:
         mask = None if mask is None else mask.to(self.device)
         weights = self.config.loss
         if self.stage == 1:
-            out = render(self.splats, camera, background=self.background, sh_degree=self._sh_degree(position))
+            out = render(self.splats, camera, background=self.background, sh_degree=self._sh_degree(position),
+                         config=self.raster)
             out.means2d.retain_grad()
             loss = photometric(out.image, target, l1=self.config.base.l1, ssim=self.config.base.ssim,
                                mask=mask) / self.batch
@@ -196,7 +198,7 @@ class Trainer:
         total, ratios = torch.zeros((), device=self.device), self.config.ratios
         whole = not self.frozen and not (ratios.alternate and position % 2)
         if whole:
-            out = render(self.splats, camera, background=self.background)
+            out = render(self.splats, camera, background=self.background, config=self.raster)
             loss = photometric(out.image, target, l1=weights.full_l1, ssim=weights.full_ssim,
                                mask=mask) / self.batch
             loss.backward()
@@ -220,7 +222,7 @@ class Trainer:
         leaf = self.splats[selection.index].detach().requires_grad_(not self.frozen)
         index = selection.index if isinstance(selection.index, Tensor) else None
         out = render(self.transform(leaf, ratio, index), camera, background=self.background,
-                     mask=selection.mask)
+                     mask=selection.mask, config=self.raster)
         loss = photometric(out.image, target, l1=self.config.loss.elastic_l1,
                            ssim=self.config.loss.elastic_ssim, mask=mask)
         loss = weight * (loss + self.transform.regulariser() + sum(selection.losses.values()))
@@ -335,7 +337,8 @@ class Trainer:
 
     def _psnr(self, splats: Splats, view: View) -> float:
         """Return the PSNR in dB of a view; pixels outside its mask count as perfect, as in evaluate.py."""
-        image = render(splats, view.camera.to(self.device), background=self.background).image.clamp(0, 1)
+        image = render(splats, view.camera.to(self.device), background=self.background,
+                       config=self.raster).image.clamp(0, 1)
         target, mask = view.image().to(self.device) / 255, view.mask()
         if mask is not None:
             image = torch.where(mask.to(self.device)[:, :, None], image, target)

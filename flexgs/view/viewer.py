@@ -27,6 +27,7 @@ from flexgs.image.quality import psnr
 from flexgs.model.elastic import Cuttable
 from flexgs.ply import is_wide, ply_bytes
 from flexgs.raster import render
+from flexgs.raster.contract import RasterConfig
 from flexgs.scene import Scene, View
 from flexgs.splats import Splats
 from flexgs.view.visitors import Visitors, url
@@ -105,12 +106,13 @@ class Viewer:
         return self._cuts[key]
 
     @torch.no_grad()
-    def image(self, name: str, percent: float, camera: Camera) -> tuple[Tensor, float]:
+    def image(self, name: str, percent: float, camera: Camera, antialiased: bool) -> tuple[Tensor, float]:
         """Render a cut: (image [H, W, 3] in [0, 1] on the CPU, milliseconds)."""
         splats = self.cut(name, percent)
         background = torch.tensor(self.models[name].config.background, device=splats.means.device)
         start = clock(splats.means.device)
-        image = render(splats, camera.to(splats.means.device), background=background).image.clamp(0, 1)
+        image = render(splats, camera.to(splats.means.device), background=background,
+                       config=RasterConfig(antialiased=antialiased)).image.clamp(0, 1)
         return image.cpu(), 1000 * (clock(splats.means.device) - start)
 
     def nearest(self, camera: Camera) -> View:
@@ -146,6 +148,8 @@ class Visit:
                                       initial_value=choices[-1] if names[1:] else NOTHING)
         self.how = gui.add_dropdown("how", (WIPED, BESIDE), initial_value=WIPED)
         self.wipe = gui.add_slider("wipe at %", min=0, max=100, step=1, initial_value=50)
+        self.antialiased = gui.add_checkbox("anti-aliased",
+                                            next(iter(viewer.models.values())).config.antialiased)
         self.text = gui.add_markdown("")
         if viewer.test:
             step = gui.add_button_group("test view", ("previous", "nearest", "next"))
@@ -162,7 +166,7 @@ class Visit:
             gui.add_command(label, hotkey=key).on_trigger(lambda _, do=do: do())
         self.kept.on_update(lambda _: self._keep(self.percent))
         self.slider.on_update(lambda _: self._keep(10 ** self.slider.value[0], self.percent))
-        for handle in (self.other, self.how, self.wipe):
+        for handle in (self.other, self.how, self.wipe, self.antialiased):
             handle.on_update(lambda _: self._arrange())
         self._arrange()
         client.camera.on_update(lambda _: self.changed.set())
@@ -278,9 +282,9 @@ class Visit:
             photograph = Image.fromarray(nearest.image().numpy()).resize((camera.width, camera.height))
             target = torch.from_numpy(np.array(photograph)) / 255
         with viewer.rendering:
-            image, self.ms = viewer.image(first, percent, camera)
+            image, self.ms = viewer.image(first, percent, camera, self.antialiased.value)
             if right in viewer.models:
-                target = viewer.image(right, percent, camera)[0]
+                target = viewer.image(right, percent, camera, self.antialiased.value)[0]
         if target is not None and self.how.value == BESIDE:
             image = torch.cat([image, target], dim=1)
         elif target is not None:
@@ -306,7 +310,8 @@ class Visit:
             return ""
         nearest = self.viewer.nearest(self.camera(0.1))
         with self.viewer.rendering:
-            images = [self.viewer.image(name, self.percent, nearest.camera)[0] for name in self.viewer.models]
+            images = [self.viewer.image(name, self.percent, nearest.camera, self.antialiased.value)[0]
+                      for name in self.viewer.models]
             values = [f"{psnr(image, nearest.image() / 255):.2f} dB" for image in images]
         return f"\n\nPSNR {' and '.join(values)} at {nearest.name}, the nearest test view"
 
