@@ -140,7 +140,7 @@ def test_a_terminal_gets_one_bar(colours, monkeypatch):
     assert ("\x1b[36m" in said) == colours
     last = said.rpartition("\x1b[2K")[2] if "\x1b[2K" in said else said
     assert "tiny" in last and "6/6 views" in last and "40 Gaussians" in last
-    assert "test views 1 % " in last and "100 % " in last and " dB" in last
+    assert "test PSNR 1 % " in last and "100 % " in last and " dB" in last
 
 
 def test_elsewhere_there_are_lines(monkeypatch, capsys):
@@ -151,4 +151,4 @@ def test_elsewhere_there_are_lines(monkeypatch, capsys):
     flexgs.train(tiny_scene(), config, "cpu")  # pytest's stdout is no terminal
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith("tiny ") and "stage 1" in first and "3/6" in first and "\x1b" not in first
-    assert "stage 2" in last and "test views 1 % " in last
+    assert "stage 2" in last and "test PSNR 1 % " in last

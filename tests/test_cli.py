@@ -134,7 +134,7 @@ def test_without_a_gpu_a_run_is_small_and_says_so(capture, tmp_path, capsys):
     assert flexgs("train", capture, "--output", out, "--device", "cpu", *SMALL, "--steps", "20",
                   "--base.max-splats", "40000", "--evaluation.lpips") == 0
     said = capsys.readouterr().out
-    assert "no GPU" not in said and f"flexgs cut '{out}/studio' --budget" in said and "test views" in said
+    assert "no GPU" not in said and f"flexgs cut '{out}/studio' --budget" in said and "test PSNR" in said
     command = cli.parse(cli.Train, [str(capture), "--steps", "31000", "--device", "cpu"], "flexgs train")
     small = fitting(command.config, False, command.typed)
     assert (small.steps, small.base.max_splats) == (31_000, 30_000)

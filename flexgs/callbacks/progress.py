@@ -25,10 +25,10 @@ def progress(name: str, console: Console | None = None) -> "Bar | Lines":
 
 
 def quality(metrics: Mapping[str, Any]) -> str:
-    """Write the PSNR on test views: "test views 1 % 20.31, 100 % 27.10 dB"; empty without any."""
+    """Write the PSNR on test views: "test PSNR 1 % 20.31, 100 % 27.10 dB"; empty without any."""
     psnr = {key.removeprefix("test_psnr_"): value for key, value in metrics.items()
             if key.startswith("test_psnr_")}
-    return f"test views {', '.join(f'{percent(e)} {dB:.2f}' for e, dB in psnr.items())} dB" if psnr else ""
+    return f"test PSNR {', '.join(f'{percent(e)} {dB:.2f}' for e, dB in psnr.items())} dB" if psnr else ""
 
 
 def progress_line(name: str, step: int, m: Mapping[str, Any]) -> str:
