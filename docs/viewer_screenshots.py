@@ -52,8 +52,8 @@ class Screenshots:
         tab.wait_for_selector("text=the nearest test view", timeout=120_000)
         tab.locator("input:visible").first.fill("1")
         tab.locator("input:visible").first.press("Enter")
-        tab.locator("input:visible").nth(1).click()
-        tab.get_by_text(PHOTOGRAPH, exact=True).click()
+        tab.get_by_role("combobox", name="compare with").click()
+        tab.get_by_role("option", name=PHOTOGRAPH).click()
         tab.get_by_text("nearest", exact=True).click()
         close = tab.locator(".mantine-Notification-closeButton")
         if close.count():

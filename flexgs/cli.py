@@ -1,10 +1,16 @@
 """The command line `flexgs COMMAND`: a table of the commands, and the function that runs one."""
 
+import contextlib
 import difflib
 import functools
+import io
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Annotated, Literal, Union
+
+import tyro
 
 from flexgs.commands.capture import CaptureCommand
 from flexgs.commands.compare import Compare, Eval
@@ -14,12 +20,31 @@ from flexgs.commands.guard import guard
 from flexgs.commands.machine import Bench, Doctor
 from flexgs.commands.train import Adapt, Train
 from flexgs.errors import UserError
-from flexgs.options import parse
+from flexgs.options import parse, readable
+
+
+@dataclass
+class Completion:
+    """Print a script that makes a shell complete commands and flags: source <(flexgs completion bash)."""
+
+    shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
+
+    def __call__(self) -> None:
+        """Print the script, which tyro writes."""
+        kinds = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items()]
+        script = io.StringIO()
+        with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit), readable():
+            tyro.cli(Union[tuple(kinds)], prog="flexgs",  # type: ignore[call-overload]  # noqa: UP007
+                     args=["--tyro-print-completion", self.shell])
+        # bash: names of files where there is no flag to complete
+        print(script.getvalue().replace("\ncomplete -F", "\ncomplete -o default -F"))
+
 
 COMMANDS: dict[str, type] = {"capture": CaptureCommand, "train": Train, "adapt": Adapt, "compare": Compare,
                              "eval": Eval,
                              "cut": Cut, "pack": Pack, "serve": Serve, "view": ViewCommand, "render": Render,
-                             "info": Info, "data": Data, "bench": Bench, "doctor": Doctor}
+                             "info": Info, "data": Data, "bench": Bench, "doctor": Doctor,
+                             "completion": Completion}
 
 
 def main() -> None:
@@ -28,7 +53,7 @@ def main() -> None:
     if not args or args[0] in ("-h", "--help"):
         print("usage: flexgs COMMAND ... (flexgs COMMAND --help; flexgs --version)\n")
         for name, command in COMMANDS.items():
-            print(f"  {name:8} {(command.__doc__ or '').splitlines()[0]}")
+            print(f"  {name:10} {(command.__doc__ or '').splitlines()[0]}")
         sys.exit(0)
     if args[0] == "--version":
         print(f"flexgs {version('flexgs')}")

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from flexgs.callbacks import Callback, Callbacks
 from flexgs.config import PRESETS, Config, check_same_method, count_at, percent_name, ratio_name
 from flexgs.distributed import Group
 from flexgs.errors import UserError
@@ -32,7 +33,7 @@ from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture
 from flexgs.stored import splats_of
 from flexgs.tracking import Tracking, flatten
 from flexgs.training.checkpoint import Checkpoint, latest_checkpoint
-from flexgs.training.trainer import Report, Trainer
+from flexgs.training.trainer import Trainer
 
 COMMON = ("seed", "steps", "batch", "background", "report_every", "checkpoint_every", "check_every", "data",
           "base", "evaluation")
@@ -116,22 +117,24 @@ def cells(methods: Sequence[str], common: Config, folder: Path) -> list[Cell]:
     return found
 
 
-def train_stage1(scene: Scene, common: Config, folder: Path, device: str, report: Report) -> None:
+def train_stage1(scene: Scene, common: Config, folder: Path, device: str,
+                 callbacks: Sequence[Callback] = ()) -> None:
     """Train the model that all methods start from, into folder/seed_<common.seed>/stage1."""
     folder = folder / f"seed_{common.seed}" / "stage1"
     if (folder / "done").exists():
         check_same_capture(Checkpoint(folder / "done").about.get("capture"), scene.digest, folder,
                            OTHER_OUTPUT)
     else:
-        session = LocalSession(folder, Group(), report)
+        session, told = LocalSession(folder, Group()), Callbacks(callbacks)
         trainer = Trainer(common, scene, device=device)
         resume(trainer, session)
-        train(trainer, session, report, trainer.base_steps)
+        with told.told(trainer):
+            train(trainer, session, told.report, trainer.base_steps, told)
         with atomic_folder(folder / "done") as out:
             trainer.save(out)
 
 
-def train_cell(cell: Cell, scene: Scene, device: str, report: Report) -> None:
+def train_cell(cell: Cell, scene: Scene, device: str, callbacks: Sequence[Callback] = ()) -> None:
     """Train and measure one cell into its folder, after stage 1; a finished cell is left as it is.
 
     A cell that differs from a finished one only in its evaluation is measured, not trained again.
@@ -139,7 +142,7 @@ def train_cell(cell: Cell, scene: Scene, device: str, report: Report) -> None:
     if not done(cell, scene):
         start = _trained_alike(cell) or (None if cell.from_nothing else cell.stage1)
         run(_sized(cell), scene, cell.folder, Group(),
-            LocalSession(cell.folder, Group(), report, start=start), device)
+            LocalSession(cell.folder, Group(), start=start), device, callbacks)
 
 
 def done(cell: Cell, scene: Scene) -> bool:

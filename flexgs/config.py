@@ -377,7 +377,9 @@ class Config:
     """All settings of a run. `Config.from_preset("paper")` makes those of a named preset."""
 
     preset: str = "default"
-    """Preset to start from; other flags change it."""
+    """Settings to start from; other flags change them. default: the recommended ones; fast: cheaper. FlexGS:
+    paper, official, mended. Rivals: plain, lightgs, lightgs+, c3dgs, eagles, decimate, decimate-st,
+    decimate-ft, matryoshka, scratch. For tests: smoke. --help-all says what each is."""
     seed: Annotated[int, Range(0, 10**18 - 1)] = 0
     """Seed of all random numbers."""
     steps: Views = 30_000
@@ -387,6 +389,9 @@ class Config:
     """Views per optimizer step over all workers, a multiple of their number. None: one per worker."""
     background: tuple[Fraction, Fraction, Fraction] = (0.0, 0.0, 0.0)
     """Colour behind the Gaussians: red, green and blue, each 0 to 1."""
+    antialiased: bool = False
+    """Render as Mip-Splatting's 2D filter does, for models that are looked at from farther away than the
+    photographs were taken; other viewers then need their anti-aliased mode too."""
     report_every: Views = 200
     """Views between two progress lines."""
     checkpoint_every: Views = 2000
@@ -464,7 +469,7 @@ class Config:
         Runs that agree in them can share one stage 1.
         """
         tree = self.to_dict()
-        return {**{key: tree[key] for key in ("seed", "background", "base")},
+        return {**{key: tree[key] for key in ("seed", "background", "antialiased", "base")},
                 "data": {key: value for key, value in tree["data"].items() if key != "cache_gb"},
                 "lr": {key: tree["lr"][key]
                        for key in ("means", "quats", "scales", "opacities", "sh0", "shN")}}

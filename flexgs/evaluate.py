@@ -19,6 +19,7 @@ from flexgs.image.quality import psnr, ssim
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.merge_tree import MergeTree
 from flexgs.raster import render
+from flexgs.raster.contract import DEFAULT, RasterConfig
 from flexgs.scene import Scene, View
 from flexgs.splats import Splats
 
@@ -47,13 +48,13 @@ def cut_as(model: ElasticModel, options: EvaluationConfig) -> ElasticModel:
 
 
 @torch.no_grad()
-def measure(splats: Splats, view: View, background: Tensor,
-            networks: Mapping[str, Lpips]) -> dict[str, float]:
+def measure(splats: Splats, view: View, background: Tensor, networks: Mapping[str, Lpips],
+            raster: RasterConfig = DEFAULT) -> dict[str, float]:
     """Return PSNR, SSIM, LPIPS and ms (of one render) of a view; pixels outside its mask count as perfect."""
     device = splats.means.device
     camera = view.camera.to(device)
     start = clock(device)
-    image = render(splats, camera, background=background).image.clamp(0, 1)
+    image = render(splats, camera, background=background, config=raster).image.clamp(0, 1)
     ms = 1000 * (clock(device) - start)
     target, mask = view.image().to(device) / 255, view.mask()
     if mask is not None:
@@ -73,6 +74,7 @@ def evaluate(model: ElasticModel, scene: Scene, options: EvaluationConfig, backg
     """
     group, model = group or Group(), cut_as(model, options)
     colour = torch.tensor(background, device=model.splats.means.device)
+    raster = RasterConfig(antialiased=model.config.antialiased)
     test, table = chosen(scene.test, options.views), {}
     smallest = _smallest(test)
     loaded = {net: lpips.load(net, options.lpips_weights, options.lpips_range) if smallest >= lpips.LEAST else
@@ -84,7 +86,7 @@ def evaluate(model: ElasticModel, scene: Scene, options: EvaluationConfig, backg
         cut = model.cut(ratio)
         cut_seconds = clock(colour.device) - start
         cut, size, encode_seconds = as_stored(cut, options.format, scene.train)
-        mine = {i: measure(cut, test[i], colour, networks) for i in group.my_indices(len(test))}
+        mine = {i: measure(cut, test[i], colour, networks, raster) for i in group.my_indices(len(test))}
         views = {i: m for part in group.gather(mine) for i, m in part.items()}
         rows = [views[i] for i in sorted(views)]  # this order for any number of workers: sums are equal
 
@@ -99,7 +101,7 @@ def evaluate(model: ElasticModel, scene: Scene, options: EvaluationConfig, backg
         }
     return {"ratios": table, "protocol": {
         "cuts": options.cuts, "test_views": len(test), "of_the_test_views": options.views,
-        "background": list(background),
+        "background": list(background), "antialiased": model.config.antialiased,
         "pixels": "float, clamped to [0, 1]", **quality.PROTOCOL, "mb": FORMATS[options.format].about,
         "device": str(model.splats.means.device),
         **{f"lpips_{net}": f"inputs in {options.lpips_range}" if net in networks

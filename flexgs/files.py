@@ -195,7 +195,8 @@ def _sync_tree(folder: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Wait until the file is on the disk; else a power cut after a rename may leave an empty file."""
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows synchronises only what may be written.
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import inspect
 import io
@@ -9,14 +10,14 @@ import itertools
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
 from flexgs import old_names
-from flexgs.config import PRESETS, Config
+from flexgs.config import PRESETS, BaseConfig, Config, DataConfig
 from flexgs.errors import UserError
 from flexgs.inputs import limits, typed
 from flexgs.urls import public
@@ -24,8 +25,21 @@ from flexgs.urls import public
 T = TypeVar("T")
 AnyConfig = Annotated[Config, tyro.conf.arg(name="")]
 """The type of a field of settings whose flags have no prefix: --steps, not --config.steps."""
-ConfigFile = Annotated[Path | None, tyro.conf.arg(name="config")]
+ConfigFile = Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")]
 """The type of a field that is the flag --config."""
+Capture = Annotated[Path, tyro.conf.arg(metavar="CAPTURE")]
+"""The type of a field that is the folder of a capture; help texts call it CAPTURE."""
+OptionalCapture = Annotated[Path | None, tyro.conf.arg(metavar="CAPTURE")]
+"""As Capture, where it may be left out."""
+Run = Annotated[str, tyro.conf.arg(metavar="RUN")]
+"""The type of a field that is a trained model: a run folder, a packed file or URL, or a file of splats."""
+Budget = Annotated[str | None, tyro.conf.arg(metavar="BUDGET")]
+"""The type of a field that is a budget (model/budget.py)."""
+RARE = "shown by --help-all"
+"""Annotated[kind, RARE] is the type of a field that --help leaves out and --help-all shows."""
+SHORT: Mapping[type, tuple[str, ...]] = {Config: ("preset", "steps", "data", "base"),
+                                         DataConfig: ("factor",), BaseConfig: ("max_splats",)}
+"""The settings that --help shows of these dataclasses; --help-all shows all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +89,16 @@ def parse(command: type[T], args: Sequence[str] | None, prog: str) -> T:
               else Config.from_preset("default" if preset is None else preset))
     given = {name: _default_of(f) for name, f in fields.items() if f.init}
     start = command(**{**given, "config": config})
-    filled: Any = fill(command, args, prog, start, f"{inspect.getdoc(command)}\n\nPresets:\n{presets()}")
+    about = inspect.getdoc(command)
+    if _wants_all(args):
+        about = f"{about}\n\nPresets:\n{presets()}"
+    filled: Any = fill(command, args, prog, start, about)
     filled.typed = Typed(tuple(args))
     return filled
+
+
+def _wants_all(args: Sequence[str]) -> bool:
+    return any(word.replace("_", "-") == "--help-all" for word in args)
 
 
 def presets() -> str:
@@ -99,13 +120,16 @@ def fill(kind: type[T], args: Sequence[str], prog: str, start: Any = tyro.MISSIN
     Raises:
         UserError: a flag or value that the dataclass does not take.
     """
-    complaint = io.StringIO()
+    everything, complaint = _wants_all(args), io.StringIO()
+    short = not everything and not {"-h", "--help"}.isdisjoint(args)
     try:
-        with contextlib.redirect_stderr(complaint), READABLE:
-            filled = tyro.cli(kind, args=old_names.flags(args), prog=prog,
+        with contextlib.redirect_stderr(complaint), readable(short):
+            filled = tyro.cli(kind, args=["--help"] if everything else old_names.flags(args), prog=prog,
                               description=description or inspect.getdoc(kind), default=start)
     except SystemExit as e:
         if not e.code:
+            if short and _has_rare(kind):
+                print(f"{prog} --help-all shows every flag")
             raise
         # tyro prints a frame that holds a title, the complaint, a line of dashes and advice; without UTF-8
         # there is a line of dashes below the title too.
@@ -115,8 +139,10 @@ def fill(kind: type[T], args: Sequence[str], prog: str, start: Any = tyro.MISSIN
         advice = complaint.getvalue().partition("Perhaps you meant:")[2]
         near = dict.fromkeys(word for word in advice.split()
                              if re.fullmatch("--[a-zA-Z][-.a-zA-Z0-9]*", word) and word != "--help")
+        choices = re.findall(r"[\w.+-]+", what.partition("xpected one of")[2])
+        near |= dict.fromkeys(one for word in args for one in difflib.get_close_matches(word, choices, 1))
         guess = f"did you mean {' or '.join(near)}? " if near else ""
-        raise UserError(f"{what}; {guess}{prog} --help has all") from None
+        raise UserError(f"{what}; {guess}{prog} --help-all has all") from None
     for f in dataclasses.fields(filled):  # type: ignore[arg-type]
         if limits(hint := get_type_hints(type(filled), include_extras=True)[f.name]):
             typed(hint, getattr(filled, f.name), f"--{f.name.replace('_', '-')}")
@@ -127,32 +153,53 @@ def _is_rule(line: str) -> bool:
     return set(line) <= set("─-")
 
 
-READABLE = tyro.constructors.ConstructorRegistry()
-"""How help texts show optional values (FLOAT|None) and ranges (default: 4; expected: 1 to 64)."""
-_within: set[type] = set()
-"""The dataclasses for which _with_ranges is asking tyro's own rule, so that it does not ask itself."""
+def _has_rare(kind: type) -> bool:
+    hints = get_type_hints(kind, include_extras=True).values()
+    return any(hint == AnyConfig or RARE in getattr(hint, "__metadata__", ()) for hint in hints)
 
 
-@READABLE.struct_rule
-def _with_ranges(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
-    if not dataclasses.is_dataclass(info.type) or info.type in _within:
-        return None
-    _within.add(info.type)
-    try:
-        spec = tyro.constructors.ConstructorRegistry.get_struct_spec(info)
-    finally:
-        _within.remove(info.type)
-    if not isinstance(spec, tyro.constructors.StructConstructorSpec):
-        return None
-    return dataclasses.replace(spec, fields=tuple(map(_readable, spec.fields)))
+def readable(short: bool = False) -> tyro.constructors.ConstructorRegistry:
+    """Return tyro's rules for help texts.
+
+    Optional values are shown as (FLOAT|None) and ranges as (default: 4; expected: 1 to 64); rare flags are
+    left out of a short one, and refused then.
+    """
+    rules = tyro.constructors.ConstructorRegistry()
+    within: set[type] = set()  # the dataclasses for which tyro's own rule is being asked
+
+    @rules.struct_rule
+    def struct(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
+        if not dataclasses.is_dataclass(info.type) or info.type in within:
+            return None
+        within.add(info.type)
+        try:
+            spec = tyro.constructors.ConstructorRegistry.get_struct_spec(info)
+        finally:
+            within.remove(info.type)
+        if not isinstance(spec, tyro.constructors.StructConstructorSpec):
+            return None
+        shown = SHORT.get(info.type)
+        return dataclasses.replace(spec, fields=tuple(
+            _readable_field(f, short, short and shown is not None and f.name not in shown)
+            for f in spec.fields))
+
+    rules.primitive_rule(_optional)
+    return rules
 
 
-def _readable(f: tyro.constructors.StructFieldSpec) -> tyro.constructors.StructFieldSpec:
-    """Join the lines of a field's help, and add the numbers that the field takes."""
+def _readable_field(f: tyro.constructors.StructFieldSpec, short: bool,
+                    hidden: bool) -> tyro.constructors.StructFieldSpec:
+    """Join the lines of a field's help, and add the numbers that the field takes, unless it is hidden."""
     f = dataclasses.replace(f, helptext=functools.partial(_joined, f.helptext))
+    if short and dataclasses.is_dataclass(f.type):
+        f = dataclasses.replace(f, helptext="")  # without it tyro shows the docstring of the group
+    if hidden or (short and RARE in getattr(f.type, "__metadata__", ())):
+        return dataclasses.replace(f, type=tyro.conf.Suppress[f.type])  # type: ignore[name-defined, misc]
     if words := limits(f.type):
         hint = tyro.conf.arg(help_behavior_hint=functools.partial(_hint, words))
         f = dataclasses.replace(f, type=Annotated[f.type, hint])  # type: ignore[arg-type]
+    elif f.default in (None, ()):
+        f = dataclasses.replace(f, type=Annotated[f.type, tyro.conf.arg(help_behavior_hint="")])  # type: ignore[arg-type]
     return f
 
 
@@ -165,7 +212,6 @@ def _hint(expected: str, default: str) -> str:
     return f"(default: {default}; expected: {expected})"
 
 
-@READABLE.primitive_rule
 def _optional(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
     kinds = get_args(info.type)
     if len(kinds) != 2 or type(None) not in kinds:

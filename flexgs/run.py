@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from flexgs.callbacks import Callback, Callbacks
 from flexgs.config import Config, check_same_method, percent_name
 from flexgs.distributed import Group
 from flexgs.errors import UserError
@@ -80,7 +81,8 @@ class StoppedError(Exception):
 class LocalSession:
     """A session with checkpoints in the run folder, or at first in `start`, and progress to a callable."""
 
-    def __init__(self, folder: Path, group: Group, on_progress: Callable[[int, dict[str, Any]], None],
+    def __init__(self, folder: Path, group: Group,
+                 on_progress: Callable[[int, dict[str, Any]], None] = lambda step, metrics: None,
                  start: Path | None = None):
         self.folder, self.group, self.progress, self.start = folder / "checkpoints", group, on_progress, start
 
@@ -181,14 +183,20 @@ def resume(trainer: Trainer, session: Session) -> None:
         print(f"flexgs: {damaged[0]}; going on from the views {trainer.step}", file=sys.stderr, flush=True)
 
 
-def train(trainer: Trainer, session: Session, report: Report, until: int | None = None) -> None:
+def train(trainer: Trainer, session: Session, report: Report, until: int | None = None,
+          callbacks: Callback | None = None) -> None:
     """Train with Trainer.fit; Ctrl-C and SIGTERM end the training after a step, with a checkpoint.
 
-    They are raised as KeyboardInterrupt. until: the view to stop at; default: the last one.
+    They are raised as KeyboardInterrupt. until: the view to stop at; default: the last one. callbacks: told
+    of each step; report() tells them of the figures.
     """
+    def stop(reported: bool) -> bool:
+        if callbacks:
+            callbacks.step(trainer.step)
+        return session.stop(reported) or interrupted() is not None
+
     with held() as interrupted:
-        trainer.fit(report, session.checkpoint, until,
-                    lambda reported: session.stop(reported) or interrupted() is not None)
+        trainer.fit(report, session.checkpoint, until, stop)
         if signal := interrupted():
             raise type(signal)(f"the checkpoint of {trainer.step:,} of "
                                f"{trainer.config.steps:,} views is kept; the same command "
@@ -218,12 +226,12 @@ def check_before(config: Config, scene: Scene, splats: Splats, folder: Path) -> 
 
 
 def run(config: Config, scene: Scene, folder: Path, group: Group, session: Session,
-        device: str = "cpu") -> dict[str, Any]:
+        device: str = "cpu", callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     """Train a scene (or continue), evaluate it, write model, cuts and pictures, and return results.json.
 
     The caller owns the run folder (files.only_one). With several workers, all call this with their own group
-    and session; rank 0 writes. StoppedError if the session stops the run before its last view,
-    KeyboardInterrupt after Ctrl-C or SIGTERM: a checkpoint is kept.
+    and session; rank 0 writes, and tells the callbacks. StoppedError if the session stops the run before its
+    last view, KeyboardInterrupt after Ctrl-C or SIGTERM: a checkpoint is kept.
     """
     config.check()
     base = read(config.base.ply) if config.base.ply else None
@@ -237,18 +245,30 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
         write_json(folder / "config.json", config.to_dict())
         _forget_after(folder / "metrics.jsonl", trainer.step)
 
+    told = Callbacks(callbacks if group.rank == 0 else ())
+    with told.told(trainer):
+        return _trained_and_measured(trainer, folder, session, told, start)
+
+
+def _trained_and_measured(trainer: Trainer, folder: Path, session: Session, callbacks: Callback,
+                          start: float) -> dict[str, Any]:
+    """Train to the last view, evaluate and write everything; start: time.perf_counter() of run()."""
+    config, scene, group = trainer.config, trainer.scene, trainer.group
+
     def report(step: int, metrics: dict[str, Any]) -> None:
         with (folder / "metrics.jsonl").open("a") as lines:
             lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **metrics}) + "\n")
         session.progress(step, metrics)
+        callbacks.report(step, metrics)
 
-    train(trainer, session, report if group.rank == 0 else lambda step, metrics: None)
+    train(trainer, session, report if group.rank == 0 else lambda step, metrics: None, callbacks=callbacks)
     if trainer.step < config.steps:
         raise StoppedError(f"{folder}: stopped at {trainer.step} of {config.steps} views")
     training_ended = time.perf_counter()
     model = trainer.model()
     # making the model sorts the Gaussians a last time, which is a part of the training
     train_seconds = trainer.seconds + time.perf_counter() - training_ended
+    callbacks.trained(model)
     cut = cut_as(model, config.evaluation)
     if group.rank == 0:
         first = not newest(folder, "results.json").exists()
@@ -272,6 +292,7 @@ def run(config: Config, scene: Scene, folder: Path, group: Group, session: Sessi
         results["seconds"] = round(time.perf_counter() - start, 1)
         write_json(staged(folder) / "results.json", results)
         publish(folder)
+        callbacks.measured(results, folder)
     return results
 
 
@@ -313,16 +334,3 @@ def _forget_after(path: Path, step: int) -> None:
 def history(path: Path) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl that have an integer step."""
     return [row for row in read_jsonl(path, "step") if isinstance(row["step"], int)]
-
-
-def progress_line(scene: str, step: int, m: dict[str, Any]) -> str:
-    """Format the metrics of a step as one line for a person."""
-    eta = m["eta_seconds"]
-    return (f"{scene:14} stage {m['stage']}  {step:>6}/{m['steps']}  {m['views_per_second']:6.1f} views/s  "
-            f"ETA {int(eta // 60):3}:{int(eta % 60):02}  {m['splats']:>9,} Gaussians  {m['psnr']:5.2f} dB "
-            f"on a training view  {m['memory_mb'] / 1000:.1f} GB")
-
-
-def print_progress(scene: str, step: int, metrics: dict[str, Any]) -> None:
-    """Print the metrics of a step as one line."""
-    print(progress_line(scene, step, metrics), flush=True)

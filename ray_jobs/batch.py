@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from flexgs.callbacks.progress import progress_line
 from flexgs.config import percent
 from flexgs.errors import UserError
 from flexgs.files import read_jsonl
 from flexgs.report.table import mean_ratios, psnr_auc
-from flexgs.run import finished, git_sha, history, progress_line
+from flexgs.run import finished, git_sha, history
 from flexgs.scene import Scene as Capture
 from flexgs.tracking import Run, Tracking, flatten, notes
 from ray_jobs.schedule import Placement, SceneState, plan, speedup

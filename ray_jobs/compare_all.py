@@ -141,13 +141,9 @@ def _work(task: Task, device: str, after: None) -> None:
         pool.set_num_threads(1)
     scene = load_capture(task.capture, task.common)
     if task.cell is None:
-        compare.train_stage1(scene, task.common, task.folder, device, _quiet)
+        compare.train_stage1(scene, task.common, task.folder, device)
     else:
-        compare.train_cell(task.cell, scene, device, _quiet)
-
-
-def _quiet(step: int, metrics: dict[str, Any]) -> None:
-    """Ignore the progress of a task, which ends in minutes."""
+        compare.train_cell(task.cell, scene, device)
 
 
 def report(options: CompareAll, configs: dict[str, Config], scenes: dict[str, Rows],

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from flexgs.camera_path import around
 from flexgs.config import percent
 from flexgs.files import write_json
 from flexgs.formats import node, read, save
@@ -26,7 +27,6 @@ from flexgs.formats.interchange import SPLAT_TRANSFORM
 from flexgs.image.quality import psnr, ssim
 from flexgs.raster import render
 from flexgs.scene.load import load_scene
-from flexgs.view.camera_path import around
 
 RATIOS = (0.5, 0.25, 0.1, 0.05)
 

@@ -13,13 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
+import flexgs
 from flexgs.camera import look_at
+from flexgs.camera_path import fov, start
 from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
 from flexgs.formats.node import UNREACHED
 from flexgs.raster import render
 from flexgs.scene import load_scene
-from flexgs.view.camera_path import fov, start
+from flexgs.view.live import Live
 from flexgs.view.page import write_page
 from flexgs.view.viewer import Viewer
 
@@ -169,15 +171,82 @@ def test_the_viewer_cuts_compares_and_measures(tab, viewer):
     kept.fill("5")  # percent, as its label says
     kept.press("Enter")
     tab.wait_for_selector("text=40 Gaussians, 5 %")
-    tab.get_by_text("1 %", exact=True).click()
+    tab.keyboard.press("Tab")  # out of the field, or keys would go there
+    kept.fill("1")
+    kept.press("Enter")
     tab.wait_for_selector("text=8 Gaussians, 1 %")
     one = picture(tab, differs_from=whole)
     for typed, shown in (("5000", "800 Gaussians, 100 %"), ("-3", "1 Gaussians, 0.1 %")):
         kept.fill(typed)
         kept.press("Enter")
         tab.wait_for_selector(f"text={shown}")
-    tab.get_by_text("1 %", exact=True).click()
+    kept.fill("1")
+    kept.press("Enter")
     tab.wait_for_selector("text=8 Gaussians, 1 %")
     tab.get_by_text("next", exact=True).click()
     picture(tab, differs_from=one)
     assert not tab.errors
+
+
+def test_the_slider_is_logarithmic_and_keys_do_everything(tab, viewer):
+    tab.goto(viewer.url)
+    tab.wait_for_selector("text=the nearest test view")
+    kept = tab.locator("input:visible").first
+
+    def shown(low: float, high: float) -> None:
+        for _ in range(50):
+            if low < float(kept.input_value()) < high:
+                return
+            tab.wait_for_timeout(200)
+        raise AssertionError(kept.input_value())
+
+    track = tab.locator(".multi-slider-track-container").first.bounding_box()
+    for percent, place in ((1, 1 / 3), (10, 2 / 3)):
+        tab.mouse.move(track["x"] + 0.9 * place * track["width"], track["y"] + track["height"] / 2)
+        tab.mouse.down()
+        tab.mouse.move(track["x"] + place * track["width"], track["y"] + track["height"] / 2, steps=4)
+        tab.mouse.up()
+        shown(0.9 * percent, 1.1 * percent)
+    tab.mouse.click(200, 200)  # the keys are those of the window
+    tab.keyboard.press("j")
+    shown(7, 9)
+    plain = picture(tab)
+    while "photograph" not in [box.input_value() for box in tab.locator("input:visible").all()]:
+        tab.keyboard.press("c")
+        tab.wait_for_timeout(300)
+    wiped = picture(tab, differs_from=plain)
+    tab.get_by_role("combobox", name="how", exact=True).click()
+    tab.get_by_role("option", name="side by side").click()
+    beside = picture(tab, differs_from=wiped)
+    tab.mouse.click(200, 200)
+    with tab.expect_download() as saved:
+        tab.keyboard.press("i")
+    width, height = Image.open(saved.value.path()).size
+    assert saved.value.suggested_filename.startswith("flexgs-")
+    assert width / height == pytest.approx(8 / 3, rel=0.02)  # two photographs of 4:3
+    tab.keyboard.press("c")  # a second model, or nothing: from the photographs one would see test views only
+    tab.keyboard.press("f")
+    flown = picture(tab, differs_from=beside)
+    picture(tab, differs_from=flown)
+    tab.keyboard.press("f")
+    assert not tab.errors
+
+
+def test_a_model_is_watched_while_it_trains(tab, scene, config):
+    """It changes in the browser and is the trained one in the end; being watched changes no bit of it."""
+    config.steps, live, trained = 400, Live(scene, 0, "cpu"), []
+    started = threading.Event()
+    begin = live.begin
+    live.begin = lambda trainer: (begin(trainer), started.set())
+    thread = threading.Thread(target=lambda: trained.append(flexgs.train(scene, config, "cpu", [live])))
+    thread.start()
+    assert started.wait(60)
+    tab.goto(live.viewer.url)
+    tab.wait_for_selector("text=the nearest test view")
+    early = picture(tab)
+    thread.join(120)
+    picture(tab, differs_from=early)
+    tab.wait_for_selector(f"text={len(trained[0]):,} Gaussians, 100 %")
+    live.viewer.stop()
+    alone = flexgs.train(scene, config, "cpu", [])
+    assert all(torch.equal(t, getattr(alone.splats, name)) for name, t in trained[0].splats.items())

@@ -70,6 +70,7 @@ def test_settings_are_flags(capture):
 @pytest.mark.parametrize(("words", "said"), [
     (["trian", "x"], "trian: no such command, did you mean train?"),
     (["train", "x", "--stepz", "7"], "--stepz, 7; did you mean --steps?"),
+    (["bench", "rastr"], "did you mean raster?"),
     (["train", "x", "--preset", "papr"], "--preset papr: unknown; did you mean paper?"),
     (["train", "x", "--device", "cpu", "--lr.means", "nan"],
      "--lr.means: found nan, expected 0 to 0.1"),
@@ -90,7 +91,7 @@ def test_help_can_be_read_alone(monkeypatch, capsys):
 
     assert all(f"  {name} " in output() for name in cli.COMMANDS)
     assert output("--version").startswith("flexgs ")
-    text = output("train", "--help")
+    text = output("train", "--help-all")
     assert "{None}" not in text and all(f"  {name} " in text for name in PRESETS)
     words = " ".join(text.replace("│", " ").split())
     assert "--data.factor INT Train on images 1/N as wide" in words
@@ -99,13 +100,41 @@ def test_help_can_be_read_alone(monkeypatch, capsys):
     assert "(default: 0.01 0.05 0.1 0.15 0.5 1.0; expected: 1e-06 to 1; 1 to 1,000 entries)" in words
 
 
+@pytest.mark.parametrize("command", [*cli.COMMANDS, "data list", "data get", "data check", "data make"])
+def test_help_fits_a_screen(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "argv", ["flexgs", *command.split(), "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) <= 40
+    if "--preset" in text:  # presets are named where they are chosen, and how to see the other settings
+        assert all(f" {name}" in text for name in PRESETS)
+        assert "--lr.means" not in text and f"flexgs {command} --help-all shows every flag" in text
+    if command in ("cut", "view", "render", "info", "pack", "eval", "serve"):
+        assert " RUN" in text.splitlines()[0]
+    if command in ("train", "adapt", "compare"):
+        assert " CAPTURE" in text or "[CAPTURE]" in text
+
+
+def test_a_shell_completes_commands_flags_and_choices(capsys, tmp_path):
+    assert flexgs("completion", "bash") == 0
+    (tmp_path / "flexgs.bash").write_text(capsys.readouterr().out)
+    ask = ("source flexgs.bash; complete -p flexgs; ask() { COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); "
+           "_tyro_flexgs; echo ${COMPREPLY[@]}; }; ask flexgs tr; ask flexgs train x --st; "
+           "ask flexgs cut x --by ''; ask flexgs train x --lr.mea; ask flexgs cut r")
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.splitlines() == ["complete -o default -F _tyro_flexgs flexgs", "train", "--steps",
+                                        "merge prune", "--lr.means", ""]
+
+
 def test_without_a_gpu_a_run_is_small_and_says_so(capture, tmp_path, capsys):
     """What the user typed is not touched; paths are printed so that they can be copied."""
     out = tmp_path / "my runs"
     assert flexgs("train", capture, "--output", out, "--device", "cpu", *SMALL, "--steps", "20",
                   "--base.max-splats", "40000", "--evaluation.lpips") == 0
     said = capsys.readouterr().out
-    assert "no GPU" not in said and f"flexgs cut '{out}/studio' --budget" in said and "training view" in said
+    assert "no GPU" not in said and f"flexgs cut '{out}/studio' --budget" in said and "test PSNR" in said
     command = cli.parse(cli.Train, [str(capture), "--steps", "31000", "--device", "cpu"], "flexgs train")
     small = fitting(command.config, False, command.typed)
     assert (small.steps, small.base.max_splats) == (31_000, 30_000)

@@ -7,6 +7,7 @@ import torch
 
 from flexgs import compare
 from flexgs.bench.step import bench_step
+from flexgs.callbacks import Callback
 from flexgs.compare import method_config
 from flexgs.config import Config
 from flexgs.errors import UserError
@@ -20,15 +21,11 @@ from flexgs.run import check_before
 METHODS = ("default", "default --transform.kind none", "plain", "lightgs", "scratch")
 
 
-def quiet(step, metrics):
-    """Print nothing."""
-
-
 def compared(scene, common, methods, folder):
-    compare.train_stage1(scene, common, folder, "cpu", quiet)
+    compare.train_stage1(scene, common, folder, "cpu")
     cells = compare.cells(methods, common, folder)
     for cell in cells:
-        compare.train_cell(cell, scene, "cpu", quiet)
+        compare.train_cell(cell, scene, "cpu")
     return compare.measured(cells)
 
 
@@ -97,15 +94,16 @@ def test_a_cell_that_was_interrupted_goes_on(scene, config, tmp_path):
     class Killed(Exception):
         pass
 
-    def kill(step, metrics):
-        if step >= 80:
-            raise Killed
+    class Kill(Callback):
+        def report(self, step, metrics):
+            if step >= 80:
+                raise Killed
 
     config.evaluation.ratios, config.evaluation.lpips = (0.1,), ()
-    compare.train_stage1(scene, config, tmp_path, "cpu", quiet)
+    compare.train_stage1(scene, config, tmp_path, "cpu")
     cell, = compare.cells(("default",), config, tmp_path)
     with pytest.raises(Killed):
-        compare.train_cell(cell, scene, "cpu", kill)
+        compare.train_cell(cell, scene, "cpu", [Kill()])
     assert compare.measured([cell]) == {}
     whole = compared(scene, config, ("default",), tmp_path / "whole")
     rows = compared(scene, config, ("default",), tmp_path)
@@ -185,7 +183,7 @@ def test_bad_method_is_a_user_error(method):
 
 
 def test_bench_step_times_every_method_on_the_same_gaussians(scene, config, tmp_path):
-    compare.train_stage1(scene, config, tmp_path, "cpu", quiet)
+    compare.train_stage1(scene, config, tmp_path, "cpu")
     rows = bench_step(scene, tmp_path / "seed_0" / "stage1" / "done", ("default", "fast"), repeats=1)
     bands = len(Config().ratios.bands)
     assert list(rows)[:3] == ["plain", "default", "fast"] and len(rows) == 3 + bands

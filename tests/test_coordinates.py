@@ -15,6 +15,7 @@ from flexgs import Config, UserError
 from flexgs import config as cfg
 from flexgs.bench.scenes import random_splats
 from flexgs.camera import Camera
+from flexgs.camera_path import PATHS, around, start
 from flexgs.demo.synthetic import write_synthetic
 from flexgs.deploy.progressive import Progressive, write
 from flexgs.distributed import Group
@@ -31,7 +32,6 @@ from flexgs.raster import render
 from flexgs.scene import initial_splats, load_scene
 from flexgs.splats import cat, quantile
 from flexgs.training.trainer import Trainer
-from flexgs.view.camera_path import PATHS, around, start
 from flexgs.view.page import _in_units
 
 UTM = (5e5, 5.4e6, 100.0)

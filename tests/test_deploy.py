@@ -11,14 +11,14 @@ from conftest import random_splats
 from PIL import Image
 
 from flexgs.camera import look_at
-from flexgs.deploy.frame_time import Profile, measure_frames
+from flexgs.camera_path import PATHS, around, start
 from flexgs.deploy.progressive import Progressive
 from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
 from flexgs.formats.node import UNREACHED
 from flexgs.model.elastic import ElasticModel
+from flexgs.model.frame_time import Profile, measure_frames
 from flexgs.ply import read_ply, write_ply
-from flexgs.view.camera_path import PATHS, around, start
 from tests.test_cli import flexgs
 
 

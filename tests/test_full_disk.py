@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import random_splats
 
+from flexgs.camera_path import around
 from flexgs.errors import UserError
 from flexgs.formats import FORMATS
-from flexgs.view.camera_path import around
 from flexgs.view.video import write_video
 
 

@@ -17,6 +17,7 @@ from conftest import random_splats
 
 from flexgs.bench.scenes import load_points
 from flexgs.camera import look_at
+from flexgs.camera_path import around
 from flexgs.compare import measured
 from flexgs.config import Config
 from flexgs.datasets.check import _factors
@@ -33,7 +34,6 @@ from flexgs.scene.capture import Capture, Frame
 from flexgs.scene.identity import check_same_capture
 from flexgs.scene.views import find_image
 from flexgs.splats import Splats
-from flexgs.view.camera_path import around
 from tests.fuzz.cases import Cases, write_seeds
 from tests.fuzz.mutate import changed, opened
 from tuning.trial import Record

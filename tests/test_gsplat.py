@@ -14,6 +14,7 @@ from torch import Tensor
 from flexgs.bench.scenes import front_camera, random_splats
 from flexgs.camera import Camera
 from flexgs.raster import render
+from flexgs.raster.antialiased import compensation
 from flexgs.raster.contract import RasterConfig
 from flexgs.raster.cuda import TILE, render_cuda
 from flexgs.raster.reference import composite, relative_l2
@@ -46,6 +47,18 @@ def project_backward(means, covars, quats, scales, viewmats, Ks, W, H, eps2d, mo
 
     v_means, v_quats, v_scales = vjp(forward, (means, quats, scales), (v_means2d, v_depths, v_conics))
     return v_means, None, v_quats, v_scales, None
+
+
+def test_the_anti_aliased_factor_is_that_of_gsplat():
+    splats, camera = random_splats(300, seed=4), front_camera(80, 60)
+    splats.scales[::2] -= 4  # much smaller than a pixel
+    covars, _ = own._quat_scale_to_covar_preci(splats.quats, splats.scales.exp(), compute_preci=False)
+    radii, *_, expected = own._fully_fused_projection(
+        splats.means, covars, camera.viewmat[None], camera.K[None], 80, 60, calc_compensations=True)
+    seen = (radii[0] > 0).all(-1)
+    found = compensation(splats, camera, CONFIG.eps2d)[seen]
+    assert seen.sum() > 100 and found.min() < 0.1
+    assert torch.allclose(found, expected[0, seen], rtol=1e-3, atol=1e-4)
 
 
 def harmonics(degree, directions, coefficients, masks):

@@ -50,7 +50,7 @@ def pixel_sums(splats: Splats, cameras: list[Camera]) -> np.ndarray:
     c, sums = RasterConfig(), np.zeros((len(splats), 3))
     opacity = splats.opacities.sigmoid()
     for camera in cameras:
-        parts = project(splats.means, splats.quats, splats.scales.exp(), opacity, camera, c)
+        parts = project(splats.means, splats.quats, splats.scales.exp(), opacity, camera, c)[:4]
         means2d, inverses, depths, radii = (t.numpy() for t in parts)
         order = [i for i in np.argsort(depths) if radii[i, 0] > 0]
         for y in range(camera.height):

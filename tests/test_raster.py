@@ -20,7 +20,7 @@ from flexgs.camera import Camera
 from flexgs.errors import MissingDependencyError
 from flexgs.pool import get_num_threads, set_num_threads
 from flexgs.raster import render
-from flexgs.raster.contract import RasterConfig, RenderOutput
+from flexgs.raster.contract import DEFAULT, RasterConfig, RenderOutput
 from flexgs.raster.cpu import kernels
 from flexgs.raster.cpu.autograd import Project, view_of
 from flexgs.raster.cuda import render_cuda
@@ -67,13 +67,14 @@ def loss_of(out: RenderOutput, seed: int = 1) -> Tensor:
 
 
 def compare(splats: Splats, camera: Camera, *, sh_degree: int | None = None, masked: bool = True,
-            tolerance: float = 1e-5) -> RenderOutput:  # fmt: skip
+            tolerance: float = 1e-5, config: RasterConfig = DEFAULT) -> RenderOutput:  # fmt: skip
     """Image, alpha, contributions and all gradients equal the oracle's."""
     n = len(splats)
     splats = splats.clone().requires_grad_()
     mask = torch.rand(n, generator=torch.Generator().manual_seed(2)).requires_grad_() if masked else None
     background = torch.tensor([0.2, 0.5, 0.9], requires_grad=True)
-    out = render(splats, camera, background=background, mask=mask, sh_degree=sh_degree, contributions="all")
+    out = render(splats, camera, background=background, mask=mask, sh_degree=sh_degree, contributions="all",
+                 config=config)
     out.means2d.retain_grad()
     loss_of(out).backward()
 
@@ -82,7 +83,7 @@ def compare(splats: Splats, camera: Camera, *, sh_degree: int | None = None, mas
     background64 = background.detach().double().requires_grad_()
     depths = depths_of(splats, camera, None if mask is None else mask.detach())
     ref = render_reference(exact, camera, background=background64, mask=mask64, sh_degree=sh_degree,
-                           contributions=True, depths=depths)  # fmt: skip
+                           contributions=True, depths=depths, config=config)  # fmt: skip
     ref.means2d.retain_grad()
     loss_of(ref).backward()
 
@@ -105,6 +106,26 @@ def compare(splats: Splats, camera: Camera, *, sh_degree: int | None = None, mas
 def test_equals_the_oracle(degree: int) -> None:
     out = compare(random_splats(2000, sh_degree=degree, seed=degree), tilted(front_camera(W, H)))
     assert (out.radii[:, 0] > 0).sum() > 500
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_anti_aliased_equals_the_oracle(masked: bool) -> None:
+    """Also where Gaussians are much thinner than a pixel, in one direction or in both."""
+    splats = random_splats(2000, sh_degree=1, seed=5)
+    splats.scales[::2, 0] -= 3
+    splats.scales[::3] -= 2
+    compare(splats, tilted(front_camera(W, H)), masked=masked, config=RasterConfig(antialiased=True))
+
+
+def test_anti_aliased_a_distant_gaussian_keeps_its_light() -> None:
+    """The sum over the image falls with the square of the distance; else the added variance holds it up."""
+    def light(z: float, antialiased: bool) -> float:
+        camera = front_camera(64, 64)
+        one = splat([0.0, 0.0, z], [0.1, 0.1, 0.1])
+        return float(render(one, camera, config=RasterConfig(antialiased=antialiased)).alpha.sum())
+
+    assert light(20.0, True) / light(5.0, True) == pytest.approx(1 / 16, rel=0.15)
+    assert light(20.0, False) / light(5.0, False) > 3 / 16
 
 
 def test_without_mask_and_with_a_cap_on_the_degree() -> None:

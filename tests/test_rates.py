@@ -6,12 +6,14 @@ moves a parameter.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from tiny import EXTENT, UNIT, begun, tiny_config, tiny_scene, tiny_splats
+from tiny import EXTENT, UNIT, begun, same, tiny_config, tiny_scene, tiny_splats
 
 from flexgs.config import PRESETS, LearningRatesConfig
+from flexgs.evaluate import evaluate
 from flexgs.raster import render
 from flexgs.training import trainer as module
 from flexgs.training.optim import Optimizer, splat_groups
@@ -218,13 +220,29 @@ def test_the_rest_of_a_run_is_estimated_from_its_rate():
         assert trainer.metrics()["stage"] == stage
 
 
-def test_the_sign_of_life_is_one_training_view_on_the_background():
-    config = tiny_config()
-    config.background = (1.0, 0.9, 0.8)
-    trainer = begun(Trainer(config, tiny_scene()), tiny_splats())
-    for step in (3, 7):
-        trainer.step = step
-        view = trainer.scene.train[step % 5]
-        image = render(trainer.splats.detach(), view.camera, background=torch.tensor(config.background)).image
-        error = (image.clamp(0, 1) - view.image() / 255).double().square().mean()
-        assert trainer.metrics()["psnr"] == pytest.approx(-10 * math.log10(error), abs=1e-3)
+def test_what_is_shown_meanwhile_is_measured_as_in_the_end():
+    """On test views, without what their masks leave out, at a few ratios once there is an order."""
+    config = tiny_config(steps=8)
+    config.background, config.average = (1.0, 0.9, 0.8), 0.0
+    trainer = begun(Trainer(config, tiny_scene(200)), tiny_splats(200))
+    assert [key for key in trainer.metrics() if "psnr" in key] == ["test_psnr_1"]
+    assert len(trainer.cut(0.1)) == 20
+    trainer.fit(lambda step, metrics: None, lambda step, write: None)
+    model = trainer.model()
+    options = replace(config.evaluation, ratios=(0.05, 0.15, 1.0), lpips=())
+    for ratio, row in evaluate(model, trainer.scene, options, config.background)["ratios"].items():
+        assert trainer.metrics()[f"test_psnr_{ratio}"] == pytest.approx(row["psnr"], abs=5e-3)
+
+
+@pytest.mark.parametrize("preset", ["default", "paper", "matryoshka", "antialiased"])
+def test_watching_changes_no_bit_of_the_model(preset):
+    def trained(every: int) -> Trainer:
+        config = replace(tiny_config("default" if preset == "antialiased" else preset, steps=12),
+                         report_every=every, antialiased=preset == "antialiased")
+        trainer = begun(Trainer(config, tiny_scene()), tiny_splats())
+        trainer.fit(lambda step, metrics: None, lambda step, write: None)
+        return trainer
+
+    often, never = trained(1), trained(10**6)
+    assert all(torch.equal(t, never._tensors()[name]) for name, t in often._tensors().items())
+    assert same(often.model().cut(0.3), never.model().cut(0.3))

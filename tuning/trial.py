@@ -126,7 +126,7 @@ def run_trial(search: Search, params: Params, scene: Scene, device: str, group: 
     record = Record.load(folder)
     if record.status == "interrupted":
         trainer = _trainer(search, config, scene, folder, device, group)
-        session = LocalSession(folder, group, lambda step, metrics: None)
+        session = LocalSession(folder, group)
         before = trainer.seconds
         for rung in MEASURED_AT:
             if str(rung) not in record.rungs:
@@ -165,7 +165,7 @@ def train_base(search: Search, config: Config, scene: Scene, device: str) -> Pat
     """Return the checkpoint of these settings' stage 1; the first trial that needs it trains it."""
     folder = base_folder(search, config)
     with only_one(folder, wait=True):
-        train_stage1(scene, config, folder, device, lambda step, metrics: None)
+        train_stage1(scene, config, folder, device)
     return folder / f"seed_{config.seed}" / "stage1" / "done"
 
 
@@ -181,7 +181,7 @@ def _trainer(search: Search, config: Config, scene: Scene, folder: Path, device:
     if not group.gather(checkpoints(folder / "checkpoints"))[0]:
         base = group.gather(train_base(search, config, scene, device) if group.rank == 0 else None)[0]
     trainer = Trainer(config, scene, group, device)
-    resume(trainer, LocalSession(folder, group, lambda step, metrics: None, start=base))
+    resume(trainer, LocalSession(folder, group, start=base))
     return trainer
 
 

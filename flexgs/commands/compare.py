@@ -1,6 +1,5 @@
 """flexgs compare | eval: the quality of methods side by side, and of one model at any ratios."""
 
-import functools
 import json
 import os
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import tyro
 from flexgs.config import METHODS, Config, EvaluationConfig
 from flexgs.errors import UserError, pasted
 from flexgs.files import make_folder, only_one
-from flexgs.options import AnyConfig, ConfigFile, Recorded, Typed
+from flexgs.options import RARE, AnyConfig, ConfigFile, OptionalCapture, Recorded, Typed
 from flexgs.sizes import fitting
 
 
@@ -20,23 +19,23 @@ from flexgs.sizes import fitting
 class Compare:
     """Compare methods on a capture, from one stage 1 at equal counts; or print the paper's table."""
 
-    scene: tyro.conf.Positional[Path | None] = None
+    scene: tyro.conf.Positional[OptionalCapture] = None
     """Folder of the capture (COLMAP or transforms.json)."""
-    methods: tuple[str, ...] = METHODS
+    methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PRESETS")] = METHODS
     """Presets, each with settings of its own in quotes: "default --deltas.knots 0.01 0.1"."""
-    ratios: tuple[float, ...] = ()
-    """Fractions of the Gaussians to compare at; default: --evaluation.ratios."""
-    seeds: tuple[int, ...] = ()
+    ratios: Annotated[tuple[float, ...], tyro.conf.arg(metavar="RATIOS")] = ()
+    """Fractions of the Gaussians to compare at. Default: --evaluation.ratios."""
+    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SEEDS")] = ()
     """Random seeds; several give means and spread. Default: --seed."""
-    published: str | None = None
-    """The scene of the paper whose published figures are printed: beside the measured ones, or alone without
-    a capture. Default: the scene that is named as the capture, if there is one."""
+    published: Annotated[str | None, tyro.conf.arg(metavar="SCENE")] = None
+    """Scene of the paper whose published figures are shown too; without a capture, only those. Default: the
+    one named as the capture."""
     output: Path = Path("runs/compare")
     """Everything goes to OUTPUT/<scene>."""
-    mlflow_uri: str | None = None
+    mlflow_uri: Annotated[str | None, RARE] = None
     """MLflow's server or database. Default: $MLFLOW_TRACKING_URI, else OUTPUT/mlflow.db."""
-    device: str = "auto"
-    config_file: ConfigFile = None
+    device: Annotated[str, RARE] = "auto"
+    config_file: Annotated[ConfigFile, RARE] = None
     """A config.json to start from instead of a preset."""
     config: AnyConfig = field(default_factory=Config)
     typed: Recorded = field(default_factory=Typed, init=False)
@@ -44,11 +43,11 @@ class Compare:
     def __call__(self) -> None:
         """Train and measure what is missing, then write, print and log the tables."""
         from flexgs import compare
+        from flexgs.callbacks.progress import progress
         from flexgs.device import pick_device
         from flexgs.report.comparison import quality_sheet
         from flexgs.report.published import SCENES, published
         from flexgs.report.table import print_table
-        from flexgs.run import print_progress
         from flexgs.scene.load import load_capture
         from flexgs.tracking import Tracking, sqlite_uri
 
@@ -71,10 +70,9 @@ class Compare:
         cells = [cell for common in commons for cell in compare.cells(self.methods, common, folder)]
         with only_one(folder):
             for common in commons:
-                compare.train_stage1(scene, common, folder, device,
-                                     functools.partial(print_progress, f"{scene.name} stage 1"))
+                compare.train_stage1(scene, common, folder, device, [progress(f"{scene.name} stage 1")])
             for cell in cells:
-                compare.train_cell(cell, scene, device, functools.partial(print_progress, cell.folder.name))
+                compare.train_cell(cell, scene, device, [progress(cell.folder.name)])
             rows = compare.measured(cells)
             for sheet in compare.write(scene.name, rows, beside, self.config, folder):
                 print_table(sheet.rich())
@@ -90,9 +88,9 @@ class Compare:
 class Eval:
     """Measure a trained model at any ratios on the test views of its capture."""
 
-    run: tyro.conf.Positional[Path]
+    run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
     """Run folder, or its model folder."""
-    scene: Path | None = None
+    scene: OptionalCapture = None
     """Folder of the capture. Default: where the run found it."""
     evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluationConfig)
     device: str = "auto"

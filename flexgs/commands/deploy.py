@@ -12,14 +12,15 @@ import tyro
 from flexgs.config import Config, check_ratio, count_at
 from flexgs.errors import UserError, pasted
 from flexgs.inputs import Range
+from flexgs.options import RARE, Budget, OptionalCapture, Run
 
 if TYPE_CHECKING:
     from flexgs.gaussians import Attributes
     from flexgs.model.elastic import Cuttable
     from flexgs.scene import Scene
 
-Source = tyro.conf.Positional[str]
-Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+Source = tyro.conf.Positional[Run]
+Output = Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
 Pixels = Annotated[int, Range(16, 16_384)]
 FrameSize = tuple[Pixels, Pixels]
 Port = Annotated[int, Range(0, 65_535)]
@@ -35,34 +36,34 @@ class Cut:
 
     source: Source
     """Run folder, .fgs file or http(s) URL, or a file of splats."""
-    budget: str | None = None
+    budget: Budget = None
     """5%, 0.05, 500k, 20MB (of the format of -o), 16ms (per frame, on this machine), or a device such as
     quest. A number up to 1 is a fraction of the Gaussians, 1 being all; a larger one is their number."""
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = None
     """NAME.ply, .compressed.ply, .spz, .v4.spz, .sog, .splat, .glb or .spz.glb. With --lod a new FOLDER for
     PLY files, or FOLDER/lod-meta.json."""
     lod: tuple[float, ...] = ()
     """Percentages, such as 100 50 25 12.5: a set of levels of detail, as PLY files or as streamed SOG (needs
     Node.js)."""
-    html: Path | None = None
+    html: Annotated[Path | None, tyro.conf.arg(metavar="PAGE")] = None
     """PAGE.html: a page that opens without a network, the coarse model first (needs Node.js to make it)."""
     by: Literal["merge", "prune"] = "merge"
     """How a file of splats is cut. merge: neighbours become one Gaussian; prune: the most important ones
     stay, for the views of --scene if it is given."""
-    scene: Path | None = None
+    scene: OptionalCapture = None
     """Folder of the capture of a file of splats: merged Gaussians are trained at its cameras, as --seconds
     says; what a format loses is measured on its test views."""
-    cameras: Path | None = None
+    cameras: Annotated[Path | None, tyro.conf.arg(metavar="RUN_OR_CAPTURE"), RARE] = None
     """In place of --scene, a run or a capture whose photographs need not be there."""
-    seconds: Annotated[float, Range(0, 10**6)] | None = None
+    seconds: Annotated[Annotated[float, Range(0, 10**6)] | None, RARE] = None
     """Seconds to train merged Gaussians on renders of the whole model, at the cameras of --scene or
     --cameras, or else at some that are searched for. Default: 5 with these cameras, 0 without."""
-    profile: Path | None = None
+    profile: Annotated[Path | None, RARE] = None
     """Frame times of the machine that a budget in ms is for, a file that `flexgs bench frame` writes.
     Default: this machine, measured now."""
     size: FrameSize = (1280, 720)
     """Width and height of the frames that a budget in ms is for."""
-    local: bool = False
+    local: Annotated[bool, RARE] = False
     """Write positions relative to the model's origin, which is printed, for formats whose numbers are too
     coarse for the coordinates of the capture."""
 
@@ -186,8 +187,8 @@ class Cut:
             return distill(Splats.of(cut), model.splats, cameras, shown())
 
     def _profile(self, model: "Cuttable"):
-        from flexgs.deploy.frame_time import Profile, measure_frames
         from flexgs.device import pick_device
+        from flexgs.model.frame_time import Profile, measure_frames
 
         if self.profile:
             return Profile.load(self.profile)
@@ -247,7 +248,7 @@ class Serve:
     Of a run folder, only the cuts and the packed model are served; the packed model is made if it is missing.
     """
 
-    folder: tyro.conf.Positional[Path]
+    folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
     """Run folder, or any other folder, all of whose files are served."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 lets other machines connect."""
@@ -272,9 +273,9 @@ class ViewCommand:
 
     source: Source
     """Run folder, .fgs file or http(s) URL, or a file of splats."""
-    other: tyro.conf.Positional[str | None] = None
+    other: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="RUN")]] = None
     """A second model, shown on the right half."""
-    scene: Path | None = None
+    scene: OptionalCapture = None
     """Folder of the capture. Default: where the run found it, if it is still there."""
     host: str = "127.0.0.1"
     """Address to listen at; over SSH keep it and forward the port: ssh -L 8080:127.0.0.1:8080 MACHINE."""
@@ -313,7 +314,7 @@ class Render:
     """orbit: an ellipse through where the cameras stood; views: from training view to training view."""
     ratio: float | None = None
     """Fraction of the Gaussians that is kept, above 0 and at most 1. Default: all."""
-    budget: str | None = None
+    budget: Budget = None
     """In place of a ratio: 5%, 0.05, 500k, 20MB, or a device such as quest, as in `flexgs cut`."""
     frames: Annotated[int, Range(1, 10**6)] = 120
     fps: Annotated[int, Range(1, 1000)] = 30
@@ -323,9 +324,9 @@ class Render:
 
     def __call__(self) -> None:
         """Write the video or still, and print how many Gaussians it shows."""
+        from flexgs.camera_path import PATHS
         from flexgs.deploy.source import open_model
         from flexgs.device import pick_device
-        from flexgs.view.camera_path import PATHS
         from flexgs.view.video import write_video
 
         if self.size[0] % 2 or self.size[1] % 2:
@@ -337,7 +338,8 @@ class Render:
         model = open_model(self.source)
         cut = model.cut(ratio if self.budget is None else self.budget)
         cameras = PATHS[self.path](_cameras(model), self.frames, *self.size)
-        write_video(cut.to(pick_device(self.device)), cameras, self.output, self.fps, model.config.background)
+        write_video(cut.to(pick_device(self.device)), cameras, self.output, self.fps, model.config.background,
+                    model.config.antialiased)
         print(f"{pasted(self.output)}: {len(cut):,} of {len(model):,} Gaussians, "
               f"{self.output.stat().st_size / 1e6:.2f} MB")
 
@@ -372,7 +374,7 @@ class Info:
 
 def _cameras(model: "Cuttable"):
     """Return the cameras of the model's capture, or cameras around the model if it has none."""
-    from flexgs.view.camera_path import around
+    from flexgs.camera_path import around
 
     return model.cameras or around(model.cut(1.0))
 
@@ -401,10 +403,10 @@ def _loss(cut: "Attributes", stored: "Attributes", model: "Cuttable", scene: "Sc
     """Say what storing a cut in a format costs, in dB: on the test views, or against renders of the cut."""
     import statistics
 
+    from flexgs.camera_path import orbit
     from flexgs.image.quality import psnr
     from flexgs.raster import render
     from flexgs.splats import Splats
-    from flexgs.view.camera_path import orbit
 
     def image(gaussians: "Attributes", camera):
         return render(Splats.of(gaussians), camera).image.clamp(0, 1)

@@ -10,6 +10,7 @@ from flexgs.commands.deploy import FrameSize
 from flexgs.config import DistributedConfig
 from flexgs.errors import UserError
 from flexgs.inputs import Range
+from flexgs.options import RARE, OptionalCapture
 
 
 @dataclass
@@ -17,7 +18,7 @@ class Bench:
     """Time the rasterizer, frames of a model, the steps of stage 2, or training with more workers."""
 
     what: tyro.conf.Positional[Literal["raster", "frame", "step", "ddp"]] = "raster"
-    run: str | None = None
+    run: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """frame: run folder, .fgs file or file of splats."""
     size: FrameSize = (1280, 720)
     """frame: width and height in pixels."""
@@ -25,7 +26,7 @@ class Bench:
     """frame: a .json to write the times to, for `flexgs cut --budget 16ms --profile`."""
     points: Path | None = None
     """raster: an .npz of real points to place the Gaussians at; default: random ones."""
-    scene: Path | None = None
+    scene: OptionalCapture = None
     """step: folder of the capture that the checkpoint was trained on."""
     checkpoint: Path | None = None
     """step: a checkpoint of stage 1 to start from, such as stage1/done of a comparison."""
@@ -37,16 +38,16 @@ class Bench:
     """ddp: number of Gaussians; the images are of 320x240 pixels."""
     rounds: Annotated[int, Range(1, 10**6)] = 15
     """ddp: how often each number of workers takes its turn; medians are printed."""
-    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    distributed: Annotated[DistributedConfig, RARE] = field(default_factory=DistributedConfig)
 
     def __call__(self) -> None:
         """Print the times; UserError if a file that the benchmark needs was not named."""
         from flexgs.bench.ddp import bench_ddp
         from flexgs.bench.raster import bench_raster
         from flexgs.bench.step import bench_step
-        from flexgs.deploy.frame_time import measure_frames
         from flexgs.deploy.source import open_model
         from flexgs.device import pick_device
+        from flexgs.model.frame_time import measure_frames
         from flexgs.scene.load import load_capture
         from flexgs.training.checkpoint import Checkpoint
 

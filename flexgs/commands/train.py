@@ -1,23 +1,25 @@
 """flexgs train | adapt: one scene on this machine, without Ray."""
 
-import functools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from flexgs.config import Config
 from flexgs.errors import pasted
 from flexgs.files import only_one
-from flexgs.options import AnyConfig, ConfigFile, Recorded, Typed
+from flexgs.inputs import Range
+from flexgs.options import RARE, AnyConfig, Capture, ConfigFile, OptionalCapture, Recorded, Typed
+
+Service = Literal["mlflow", "tensorboard", "wandb"]
 
 
 @dataclass
 class Train:
     """Train one scene on this machine, without Ray; the same command continues an unfinished run."""
 
-    scene: tyro.conf.Positional[Path]
+    scene: tyro.conf.Positional[Capture]
     """Folder of the capture (COLMAP or transforms.json). Of a folder of photographs or a video a capture is
     made first, in the run folder."""
     output: Path = Path("runs/flexgs")
@@ -26,6 +28,12 @@ class Train:
     """Without a GPU: as many views and Gaussians, and images as large, as with one. This may take days."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
+    log: Annotated[tuple[Service, ...], tyro.conf.arg(metavar="SERVICES")] = ()
+    """Where figures go too: mlflow and tensorboard, which write beside the run, and wandb."""
+    view: bool = False
+    """Open the viewer, which shows the model as it grows; Ctrl-C ends it after the training."""
+    port: Annotated[int, Range(0, 65_535), RARE] = 8080
+    """Port of the viewer, on this machine only."""
     config_file: ConfigFile = None
     """A config.json to start from instead of a preset."""
     config: AnyConfig = field(default_factory=Config)
@@ -33,11 +41,14 @@ class Train:
 
     def __call__(self) -> None:
         """Train or continue the run, unless it is finished; print its results and what to do next."""
+        from flexgs.callbacks import Callback
+        from flexgs.callbacks.loggers import logger
+        from flexgs.callbacks.progress import progress
         from flexgs.device import pick_device
         from flexgs.distributed import Group
         from flexgs.model.elastic import ElasticModel
         from flexgs.report.table import print_results
-        from flexgs.run import LocalSession, finished, print_progress, run
+        from flexgs.run import LocalSession, finished, run
         from flexgs.scene.load import load_capture
         from flexgs.sfm.capture import capture_name, is_source, make_capture
         from flexgs.sfm.options import CaptureOptions
@@ -56,6 +67,7 @@ class Train:
                               run=folder)
         scene = load_capture(self.scene, self.config, name)
         print(scene.summary(), flush=True)
+        live = None
         with only_one(folder):
             results = finished(folder, self.config, scene)
             if results:
@@ -64,10 +76,18 @@ class Train:
                       "raise --steps to go on")
             else:
                 print(f"{scene.name}: {expected_memory(scene, self.config)}", flush=True)
-                session = LocalSession(folder, Group(), functools.partial(print_progress, scene.name))
-                results = run(self.config, scene, folder, Group(), session, device)
+                callbacks: list[Callback] = [progress(scene.name),
+                                             *(logger(service, folder) for service in self.log)]
+                if self.view:
+                    from flexgs.view.live import Live
+
+                    callbacks.append(live := Live(scene, self.port, device))
+                results = run(self.config, scene, folder, Group(), LocalSession(folder, Group()), device,
+                              callbacks)
         print_results([results])
         print(where_to_go(folder))
+        if live:
+            live.wait()
 
 
 @dataclass
@@ -78,7 +98,7 @@ class Adapt(Train):
     searched for; quality is then measured on such renders too.
     """
 
-    scene: tyro.conf.Positional[Path | None] = None  # type: ignore[assignment]
+    scene: tyro.conf.Positional[OptionalCapture] = None  # type: ignore[assignment]
     """Folder of the capture. Default: renders of the model, which are kept in OUTPUT/renders."""
     ply: Annotated[Path, tyro.conf.arg(aliases=["-i"])] = field(kw_only=True)
     """The PLY, in the coordinates of the capture."""

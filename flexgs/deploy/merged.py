@@ -66,7 +66,7 @@ class MergedModel:
 
     def merged(self, budget: str | float) -> Gaussians:
         """Return exactly as many Gaussians as a budget says (see ElasticModel.cut); cuts are not nested."""
-        return fitting(budget, len(self), self.sh_degree, lambda kept, ratio: self._tree.cut(kept))
+        return fitting(budget, self, lambda kept, ratio: self._tree.cut(kept))
 
     def cut(self, budget: str | float) -> "Splats":
         """Return the Gaussians of merged() as tensors."""

@@ -113,7 +113,7 @@ class Progressive:
             self.load(max(ratio, count / len(self)))
             return self.model.first(count, ratio)
 
-        return fitting(budget, len(self), self.sh_degree, read)
+        return fitting(budget, self, read)
 
     def __len__(self) -> int:
         """Number of Gaussians of the whole model."""

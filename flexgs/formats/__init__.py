@@ -189,7 +189,7 @@ def format_of(path: Path | str) -> str:
     fitting = [key for key, chosen in FORMATS.items() if name.endswith(chosen.suffix)]
     if not fitting:
         raise UserError(f"{path}: expected a name that ends in one of "
-                        f"{' '.join(f.suffix for f in FORMATS.values())}")
+                        f"{' '.join(f.suffix for f in FORMATS.values())}; a whole model is packed as .fgs")
     return max(fitting, key=lambda key: len(FORMATS[key].suffix))
 
 

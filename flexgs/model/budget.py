@@ -2,17 +2,23 @@
 
 import re
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from flexgs.config import check_ratio, count_at
 from flexgs.errors import UserError
 from flexgs.gaussians import Attributes
 from flexgs.ply import is_wide, ply_bytes
 
+if TYPE_CHECKING:
+    from flexgs.model.elastic import Cuttable
+
 G = TypeVar("G", bound=Attributes)
 DEVICES = {"quest": 500_000, "visionpro": 750_000, "android": 1_000_000, "iphone": 1_500_000,
            "desktop": 2_500_000}
 """Most Gaussians that the web renderer Spark 2.2 draws on each kind of device, by its documentation."""
+
+FRAME = (1280, 720)
+"""Width and height in pixels of the frames that a time is for."""
 
 _UNITS = {"": 1, "gaussian": 1, "gaussians": 1, "k": 1e3, "m": 1e6, "kb": 1e3, "mb": 1e6, "gb": 1e9, "ms": 1}
 
@@ -80,7 +86,7 @@ def resolve(budget: str | float, n: int, sh_degree: int, wide: bool = False) -> 
     if unit == "ratio":
         return Kept(count_at(amount, n), amount)
     if unit == "ms":
-        raise UserError(f"budget {budget!r}: a frame time has to be measured; `flexgs cut` does it")
+        raise UserError(f"budget {budget!r}: a frame time has to be measured, as model.cut() does")
     if unit == "bytes":
         header = ply_bytes(0, sh_degree, wide) + len(str(n)) - 1
         amount = (amount - header) // (ply_bytes(1, sh_degree, wide) - ply_bytes(0, sh_degree, wide))
@@ -90,11 +96,21 @@ def resolve(budget: str | float, n: int, sh_degree: int, wide: bool = False) -> 
     return Kept(count, count / n)
 
 
-def fitting(budget: str | float, n: int, sh_degree: int, cut: Callable[[int, float], G]) -> G:
-    """Call cut(number of Gaussians, ratio) as a budget asks; bytes are those of the PLY of the result."""
-    made = cut(*resolve(budget, n, sh_degree))
-    if parse(budget).unit == "bytes" and is_wide(made):
-        made = cut(*resolve(budget, n, sh_degree, wide=True))
+def fitting(budget: str | float, model: "Cuttable", cut: Callable[[int, float], G]) -> G:
+    """Call cut(number of Gaussians, ratio) as a budget asks of a model.
+
+    Bytes are those of the PLY of the result; milliseconds are measured now, on this machine, in frames of
+    FRAME pixels.
+    """
+    amount, unit = parse(budget)
+    if unit == "ms":
+        from flexgs.device import pick_device  # torch takes seconds to import
+        from flexgs.model.frame_time import measure_frames
+
+        budget = f"{measure_frames(model, FRAME, pick_device('auto')).most(amount)} Gaussians"
+    made = cut(*resolve(budget, len(model), model.sh_degree))
+    if unit == "bytes" and is_wide(made):
+        made = cut(*resolve(budget, len(model), model.sh_degree, wide=True))
     return made
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flexgs.camera import Camera
+from flexgs.raster.antialiased import compensation
 from flexgs.raster.contract import DEFAULT, Contributions, RasterConfig, RenderOutput
 from flexgs.splats import Splats
 
@@ -35,7 +36,10 @@ def render(
             alpha * T ("weight"), or all three ("all", slow on CUDA). See RenderOutput.
         config: constants of the rasterizer.
     """
-    device = splats.means.device
+    device, camera = splats.means.device, camera.at(splats.origin)
+    if config.antialiased:
+        factor = compensation(splats, camera.to(device), config.eps2d)
+        mask = factor if mask is None else factor * mask
     if background is None:
         background = torch.zeros(3, device=device)
     degree = splats.sh_degree if sh_degree is None else min(sh_degree, splats.sh_degree)
@@ -43,5 +47,5 @@ def render(
         from flexgs.raster.cpu.autograd import render_cpu as backend  # numba takes a second to import
     else:
         from flexgs.raster.cuda import render_cuda as backend
-    return RenderOutput(*backend(splats, camera.at(splats.origin), background, degree, mask, contributions,
+    return RenderOutput(*backend(splats, camera, background, degree, mask, contributions,
                                  config))

@@ -26,6 +26,8 @@ class RasterConfig:
     """Transmittance at which a pixel is finished; a Gaussian that would reach it does not count."""
     extent: float = 3.33
     """Standard deviations from its centre beyond which a Gaussian is cut off."""
+    antialiased: bool = False
+    """Multiply opacities by what the added variance makes Gaussians too large (antialiased.py)."""
 
 
 DEFAULT = RasterConfig()

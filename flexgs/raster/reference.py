@@ -35,11 +35,12 @@ def sh_basis(directions: Tensor) -> Tensor:
 
 
 def project(means: Tensor, quats: Tensor, scales: Tensor, opac: Tensor, camera: Camera,
-            config: RasterConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+            config: RasterConfig) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Project activated Gaussians onto the image plane (EWA splatting, Zwicker et al. 2001).
 
-    Returns means2d [N, 2] in pixels, inverse covariances [N, 2, 2], depths [N] and radii [N, 2] in pixels, 0
-    where a Gaussian is not visible.
+    Returns means2d [N, 2] in pixels, inverse covariances [N, 2, 2], depths [N], radii [N, 2] in pixels, 0
+    where a Gaussian is not visible, and opacities [N], which the 2D filter of Mip-Splatting (Yu et al. 2024)
+    lowers if config.antialiased.
     """
     R, t = camera.viewmat[:3, :3].to(means), camera.viewmat[:3, 3].to(means)
     K = camera.K.to(means)
@@ -53,9 +54,12 @@ def project(means: Tensor, quats: Tensor, scales: Tensor, opac: Tensor, camera: 
     zero = torch.zeros_like(z)
     J = torch.stack([fx / z, zero, -fx * tx / z**2, zero, fy / z, -fy * ty / z**2], -1).reshape(-1, 2, 3)
     half = J @ R @ (rotation_matrices(quats) * scales[:, None, :])
-    cov = half @ half.mT + config.eps2d * torch.eye(2).to(means)
+    thin = half @ half.mT
+    cov = thin + config.eps2d * torch.eye(2).to(means)
     means2d = torch.stack([fx * x / z + cx, fy * y / z + cy], -1)
     det = cov[:, 0, 0] * cov[:, 1, 1] - cov[:, 0, 1] ** 2
+    if config.antialiased:
+        opac = opac * ((thin[:, 0, 0] * thin[:, 1, 1] - thin[:, 0, 1] ** 2) / det).sqrt()
     with torch.no_grad():
         reach = (2 * (opac / config.alpha_min).clamp_min(1).log()).sqrt().clamp_max(config.extent)
         radii = (reach[:, None] * cov.diagonal(dim1=1, dim2=2).sqrt()).ceil()
@@ -65,7 +69,7 @@ def project(means: Tensor, quats: Tensor, scales: Tensor, opac: Tensor, camera: 
         radii = (radii * visible[:, None]).int()
     det = torch.where(visible, det, torch.ones_like(det))
     a, b, c = cov[:, 0, 0] / det, -cov[:, 0, 1] / det, cov[:, 1, 1] / det
-    return means2d, torch.stack([c, b, b, a], -1).reshape(-1, 2, 2), p[:, 2], radii
+    return means2d, torch.stack([c, b, b, a], -1).reshape(-1, 2, 2), p[:, 2], radii, opac
 
 
 def composite(part: Tensor, pixels: Tensor, background: Tensor,
@@ -116,7 +120,7 @@ def render_reference(
     camera = camera.at(splats.origin)
     means, W, H = splats.means, camera.width, camera.height
     opac = splats.opacities.sigmoid() if mask is None else splats.opacities.sigmoid() * mask
-    means2d, conics, z, radii = project(means, splats.quats, splats.scales.exp(), opac, camera, config)
+    means2d, conics, z, radii, opac = project(means, splats.quats, splats.scales.exp(), opac, camera, config)
     degree = splats.sh_degree if sh_degree is None else min(sh_degree, splats.sh_degree)
     count = (degree + 1) ** 2 - 1
     directions = torch.nn.functional.normalize(means - camera.center.to(means), dim=-1)

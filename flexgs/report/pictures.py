@@ -11,6 +11,7 @@ from flexgs.config import percent
 from flexgs.files import atomic_file
 from flexgs.model.elastic import ElasticModel
 from flexgs.raster import render
+from flexgs.raster.contract import RasterConfig
 from flexgs.report.comparison import Rows, mean_entry, quality_figures
 from flexgs.scene import Scene
 
@@ -24,6 +25,7 @@ def write_grid(model: ElasticModel, scene: Scene, ratios: Sequence[float], backg
     plt = pyplot()
     device = model.splats.means.device
     colour = torch.tensor(background, device=device)
+    raster = RasterConfig(antialiased=model.config.antialiased)
     chosen = [scene.test[i * len(scene.test) // views] for i in range(min(views, len(scene.test)))]
     cuts = [model.cut(r) for r in ratios]
     titles = [f"{percent(r)}\n{len(c):,} Gaussians" for r, c in zip(ratios, cuts, strict=True)]
@@ -33,9 +35,9 @@ def write_grid(model: ElasticModel, scene: Scene, ratios: Sequence[float], backg
     figure, axes = plt.subplots(*shape, figsize=(2.2 * shape[1], 2.2 * aspect * shape[0] + 0.5),
                                 squeeze=False, layout="constrained")
     for row, view in zip(axes, chosen, strict=True):
-        images = [render(c, view.camera.to(device), background=colour).image.clamp(0, 1).cpu().numpy()
+        images = [render(c, view.camera.to(device), background=colour, config=raster).image.clamp(0, 1)
                   for c in cuts]
-        for ax, image in zip(row, [*images, view.image().numpy()], strict=True):
+        for ax, image in zip(row, [*(image.cpu() for image in images), view.image()], strict=True):
             ax.imshow(np.asarray(image))
             ax.set_axis_off()
     for ax, title in zip(axes[0], titles, strict=True):

@@ -1,6 +1,7 @@
 """The two stages of training, in one loop for tests, the command line, Ray Train and Ray Tune."""
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,18 +14,19 @@ from torch import Tensor
 
 from flexgs import stored
 from flexgs.camera import Camera
-from flexgs.config import Config, check_same_method, count_at
+from flexgs.config import Config, check_same_method, count_at, ratio_name
 from flexgs.distributed import Group
 from flexgs.distributed.gradients import summed_gradients, totals
 from flexgs.errors import UserError
 from flexgs.image.losses import as_float, halved, photometric
 from flexgs.inputs import Layout
 from flexgs.model.elastic import ElasticModel, Place, make_transform, transform_kind
-from flexgs.model.importance import score, scorer
+from flexgs.model.importance import footprint, score, scorer
 from flexgs.model.order import make_order
 from flexgs.model.transform import Transform
 from flexgs.raster import render
-from flexgs.scene import Points, Scene, ViewSampler, initial_splats
+from flexgs.raster.contract import RasterConfig
+from flexgs.scene import Points, Scene, View, ViewSampler, initial_splats
 from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture
 from flexgs.seeds import generator
 from flexgs.splats import Splats
@@ -38,6 +40,12 @@ Report = Callable[[int, dict[str, Any]], None]
 """Called with the step and the metrics of a progress line."""
 Keep = Callable[[int, Callable[[Path], None]], None]
 """Called with the step and a function that writes a checkpoint into a folder."""
+
+
+WATCHED = (0.01, 0.05, 0.15, 1.0)
+"""Ratios of the cuts whose quality is shown while training; before stage 2, the whole only."""
+WATCHED_VIEWS = 3
+"""The most test views that are rendered for it."""
 
 
 class NonFiniteLossError(UserError):
@@ -63,7 +71,7 @@ class Trainer:
         self.step, self.base_steps, self.seconds, self.unit = 0, config.base_steps, 0.0, scene.unit
         self.sampler = ViewSampler(len(scene.train), config.seed)
         self.background = torch.tensor(config.background, device=self.device)
-        self.frozen = base is not None
+        self.raster, self.frozen = RasterConfig(antialiased=config.antialiased), base is not None
         first = base.at(scene.origin) if base else self._initial_splats()
         self.splats = first.to(self.device).requires_grad_(not self.frozen)
         self.optimizer = Optimizer(splat_groups(self.splats, config.lr, scene.scene_scale, unit=self.unit),
@@ -187,7 +195,8 @@ class Trainer:
         camera, target, mask = photograph = self._photograph(position)
         weights = self.config.loss
         if self.stage == 1:
-            out = render(self.splats, camera, background=self.background, sh_degree=self._sh_degree(position))
+            out = render(self.splats, camera, background=self.background, sh_degree=self._sh_degree(position),
+                         config=self.raster)
             out.means2d.retain_grad()
             loss = photometric(out.image, target, l1=self.config.base.l1, ssim=self.config.base.ssim,
                                mask=mask) / self.batch
@@ -197,7 +206,7 @@ class Trainer:
         total, ratios = torch.zeros((), device=self.device), self.config.ratios
         whole = not self.frozen and not (ratios.alternate and self.turn % 2)
         if whole:
-            out = render(self.splats, camera, background=self.background)
+            out = render(self.splats, camera, background=self.background, config=self.raster)
             loss = photometric(out.image, target, l1=weights.full_l1, ssim=weights.full_ssim,
                                mask=mask) / self.batch
             loss.backward()
@@ -239,7 +248,7 @@ class Trainer:
         leaf = self.splats[selection.index].detach().requires_grad_(not self.frozen)
         index = selection.index if isinstance(selection.index, Tensor) else None
         out = render(self.transform(leaf, ratio, index), camera, background=self.background,
-                     mask=selection.mask)
+                     mask=selection.mask, config=self.raster)
         loss = photometric(out.image, target, l1=self.config.loss.elastic_l1,
                            ssim=self.config.loss.elastic_ssim, mask=mask)
         loss = weight * (loss + self.transform.regulariser() + sum(selection.losses.values()))
@@ -342,16 +351,45 @@ class Trainer:
         eta = (self.config.steps - self.step) / rate if rate else math.nan
         return {"stage": 1 if self.step <= self.base_steps else 2, "steps": self.config.steps, "loss": loss,
                 "views_per_second": rate, "eta_seconds": eta, "workers": self.group.world,
-                "splats": len(self.splats), "psnr": self._probe(), "memory_mb": self._memory()}
+                "splats": len(self.splats), "memory_mb": self._memory(),
+                **{f"test_psnr_{ratio_name(ratio)}": psnr for ratio, psnr in self._test_psnr().items()}}
 
     @torch.no_grad()
-    def _probe(self) -> float:
-        """Return the PSNR in dB of the whole model on one training view, to watch progress only."""
-        view = self.scene.train[self.step % len(self.scene.train)]
-        image = render(self.splats.detach(), view.camera.to(self.device),
-                       background=self.background).image.clamp(0, 1)
-        error = (image - view.image().to(self.device) / 255).square().mean()
-        return float(-10 * torch.log10(error))
+    def _test_psnr(self) -> dict[float, float]:
+        """Return the mean PSNR in dB of cuts on a few test views, by ratio; nothing learns from it."""
+        test = self.scene.test
+        n = min(WATCHED_VIEWS, len(test))
+        views, found = [test[(2 * i + 1) * len(test) // (2 * n)] for i in range(n)], {}
+        for ratio in WATCHED if self.elastic else (1.0,):
+            splats = self.cut(ratio)
+            if values := [self._psnr(splats, view) for view in views]:
+                found[ratio] = round(statistics.fmean(values), 3)
+        return found
+
+    def _psnr(self, splats: Splats, view: View) -> float:
+        """Return the PSNR in dB of a view; pixels outside its mask count as perfect, as in evaluate.py."""
+        image = render(splats, view.camera.to(self.device), background=self.background,
+                       config=self.raster).image.clamp(0, 1)
+        target, mask = view.image().to(self.device) / 255, view.mask()
+        if mask is not None:
+            image = torch.where(mask.to(self.device)[:, :, None], image, target)
+        # torchmetrics, which evaluate.py uses, takes seconds to import
+        return float(-10 * torch.log10((image - target).square().mean().clamp(min=1e-12)))
+
+    @torch.no_grad()
+    def cut(self, ratio: float) -> Splats:
+        """Return a cut of the model as trained so far, without changing anything.
+
+        Before stage 2 has put the Gaussians in order, those of the largest footprint stay.
+        """
+        splats, count = self.splats.detach(), count_at(ratio, len(self.splats))
+        if count == len(splats):
+            return splats
+        if not self.elastic:
+            return splats[footprint(splats, [], self.group).argsort(descending=True, stable=True)[:count]]
+        chosen = self.order.select(splats, ratio, self._progress(self.step), (self.step, len(WATCHED)))
+        index = chosen.index if isinstance(chosen.index, Tensor) else None
+        return self.transform(splats[chosen.index], ratio, index).detach()
 
     def _memory(self) -> float:
         cuda = self.device.type == "cuda"

@@ -17,6 +17,7 @@ from string import Template
 import numpy as np
 
 from flexgs.camera import Camera
+from flexgs.camera_path import around, fov, start
 from flexgs.config import percent
 from flexgs.errors import UserError, pasted
 from flexgs.files import atomic_file
@@ -24,7 +25,6 @@ from flexgs.formats import node, save
 from flexgs.model.elastic import Cuttable
 from flexgs.origin import WORLD
 from flexgs.splats import Splats
-from flexgs.view.camera_path import around, fov, start
 
 WEB = Path(__file__).with_name("web")
 RATIOS = (0.01, 0.05, 0.15, 1.0)

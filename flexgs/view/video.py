@@ -14,11 +14,12 @@ from flexgs.camera import Camera
 from flexgs.errors import MissingDependencyError, UserError
 from flexgs.files import atomic_file
 from flexgs.raster import render
+from flexgs.raster.contract import RasterConfig
 from flexgs.splats import Splats
 
 
 def write_video(splats: Splats, cameras: Sequence[Camera], path: Path, fps: int,
-                background: Sequence[float]) -> None:
+                background: Sequence[float], antialiased: bool = False) -> None:
     """Render the cameras to an .mp4 (H.264) or a .gif, or the first camera alone to a .png.
 
     All cameras have the same size, with even width and height. UserError for any other suffix.
@@ -27,16 +28,18 @@ def write_video(splats: Splats, cameras: Sequence[Camera], path: Path, fps: int,
     if path.suffix.lower() not in kinds:
         raise UserError(f"--output {path}: expected a name that ends in {', '.join(kinds)}")
     with atomic_file(path) as out:
-        kinds[path.suffix.lower()](frames(splats, cameras, background), out, fps)
+        kinds[path.suffix.lower()](frames(splats, cameras, background, antialiased), out, fps)
 
 
 @torch.no_grad()
-def frames(splats: Splats, cameras: Sequence[Camera], background: Sequence[float]) -> Iterator[np.ndarray]:
+def frames(splats: Splats, cameras: Sequence[Camera], background: Sequence[float],
+           antialiased: bool = False) -> Iterator[np.ndarray]:
     """Yield the render of each camera, uint8 [H, W, 3]."""
     device = splats.means.device
     colour = torch.tensor(background, device=device)
     for camera in cameras:
-        image = render(splats, camera.to(device), background=colour).image
+        image = render(splats, camera.to(device), background=colour,
+                       config=RasterConfig(antialiased=antialiased)).image
         yield (255 * image.clamp(0, 1) + 0.5).byte().cpu().numpy()
 
 

@@ -5,7 +5,9 @@ before it is answered; ours is put in front of that function. If another version
 differently, tests/test_security.py fails, and start() refuses to go on.
 """
 
+import contextlib
 import http
+import io
 import logging
 import socket
 from collections.abc import Callable
@@ -30,6 +32,11 @@ class Server(viser.ViserServer):
         """Refuse the tunnel."""
         return None
 
+    def stop(self) -> None:
+        """Stop without a word."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            super().stop()
+
 
 def start(host: str, port: int, visitors: Visitors) -> Server:
     """Start a server; UserError if host and port cannot be listened at."""
@@ -52,7 +59,8 @@ def start(host: str, port: int, visitors: Visitors) -> Server:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host, port), family=family).close()  # viser hangs where it cannot listen
-        with mock.patch.object(websockets.asyncio.server, "serve", serve_visitors):
+        with (mock.patch.object(websockets.asyncio.server, "serve", serve_visitors),
+              contextlib.redirect_stdout(io.StringIO())):  # viser's own box of addresses
             server = Server(host, port, label="flexgs", verbose=False)
     except (OSError, OverflowError) as e:
         reason = getattr(e, "strerror", None) or e

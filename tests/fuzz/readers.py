@@ -25,11 +25,11 @@ from torch import Tensor
 from flexgs import cli, formats
 from flexgs.bench.scenes import load_points
 from flexgs.camera import Camera, look_at
+from flexgs.camera_path import PATHS, around
 from flexgs.config import Config
 from flexgs.datasets import download
 from flexgs.datasets.check import check_capture
 from flexgs.deploy import progressive
-from flexgs.deploy.frame_time import Profile
 from flexgs.deploy.info import describe
 from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
@@ -37,6 +37,7 @@ from flexgs.formats import vq
 from flexgs.image import lpips
 from flexgs.model.budget import parse as parse_budget
 from flexgs.model.elastic import ElasticModel, make_transform
+from flexgs.model.frame_time import Profile
 from flexgs.ply import checked, read_points, write_ply
 from flexgs.report.table import psnr_auc, results_table
 from flexgs.run import history, read_results, recorded_capture
@@ -45,7 +46,6 @@ from flexgs.scene.camera_model import CameraModel
 from flexgs.scene.identity import check_same_capture
 from flexgs.scene.pycolmap_library import library
 from flexgs.splats import Splats
-from flexgs.view.camera_path import PATHS, around
 
 SHARED = Path(os.environ.get("FLEXGS_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 """Where files that strangers made are looked for, in samples/."""
@@ -506,9 +506,9 @@ def _compared() -> Path:
     scene, config = _tiny()
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder)
-    compare.train_stage1(scene, config, folder, "cpu", lambda step, metrics: None)
+    compare.train_stage1(scene, config, folder, "cpu")
     for cell in _cells(folder):
-        compare.train_cell(cell, scene, "cpu", lambda step, metrics: None)
+        compare.train_cell(cell, scene, "cpu")
     return folder
 
 

@@ -4,17 +4,18 @@ not repeated."""
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from flexgs import compare
+from flexgs.callbacks import Callback
+from flexgs.callbacks.progress import progress_line
 from flexgs.compare import Cell
 from flexgs.config import Config
 from flexgs.report.published import SCENES, published
-from flexgs.run import progress_line
 from flexgs.scene import Scene
 from flexgs.scene.load import load_capture
 from tests.gpu.captures import OfCaptures
@@ -61,7 +62,7 @@ class Quality(OfCaptures):
 
     def stage1(self, scene: Scene, common: Config, folder: Path) -> list[Row]:
         compare.train_stage1(scene, common, folder, self.device,
-                             partial(self.report, f"{scene.name} stage 1"))
+                             [Watched(self, f"{scene.name} stage 1")])
         state = json.loads((folder / f"seed_{common.seed}" / "stage1" / "done" / "state.json").read_text())
         return [{"train s": state["seconds"]}]
 
@@ -70,7 +71,7 @@ class Quality(OfCaptures):
         """A row for each ratio; compare's tables are written anew."""
         if not cell.stage1.exists():
             raise OutOfTimeError
-        compare.train_cell(cell, scene, self.device, partial(self.report, f"{scene.name} {cell.folder.name}"))
+        compare.train_cell(cell, scene, self.device, [Watched(self, f"{scene.name} {cell.folder.name}")])
         beside = published(scene.name) if scene.name in SCENES else None
         compare.write(scene.name, compare.measured(cells), beside, common, folder)
         results = json.loads((cell.folder / "results.json").read_text())
@@ -79,7 +80,14 @@ class Quality(OfCaptures):
                    "PSNR": row["psnr"], "SSIM": row["ssim"], "LPIPS (VGG)": row["lpips_vgg"], "ms": row["ms"],
                    "train s": results["train_seconds"]}
 
-    def report(self, what: str, step: int, metrics: dict[str, Any]) -> None:
-        print(progress_line(what, step, metrics), file=sys.stderr, flush=True)
-        if self.left < 0 and step < self.steps:
+
+class Watched(Callback):
+    """Prints how a training goes, and ends it when the time is over."""
+
+    def __init__(self, study: "Quality", name: str):
+        self.study, self.name = study, name
+
+    def report(self, step: int, metrics: Mapping[str, Any]) -> None:
+        print(progress_line(self.name, step, metrics), file=sys.stderr, flush=True)
+        if self.study.left < 0 and step < self.study.steps:
             raise OutOfTimeError

@@ -3,21 +3,23 @@
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
 from sklearn.isotonic import isotonic_regression
 
 from flexgs.camera import Camera
+from flexgs.camera_path import around, orbit
 from flexgs.device import clock
 from flexgs.errors import UserError
 from flexgs.files import write_json
 from flexgs.inputs import Range, read_json, typed
-from flexgs.model.elastic import Cuttable
 from flexgs.raster import render
 from flexgs.splats import Splats
-from flexgs.view.camera_path import around, orbit
+
+if TYPE_CHECKING:
+    from flexgs.model.elastic import Cuttable
 
 RATIOS = (0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -70,7 +72,7 @@ class Profile:
                             '1000000], "ms": [2.5, 14]}') from None
 
 
-def measure_frames(model: Cuttable, size: tuple[int, int], device: str) -> Profile:
+def measure_frames(model: "Cuttable", size: tuple[int, int], device: str) -> Profile:
     """Time renders of several cuts of the model on this machine: the median over an orbit, per cut."""
     cameras = orbit(model.cameras or around(model.cut(1.0)), 6, *size)
     frame_ms(model.cut(1.0).to(device), cameras[0])  # compile and warm up
