@@ -50,7 +50,7 @@ class Screenshots:
         tab = browser.new_page(viewport={"width": 960, "height": 600})
         tab.goto(viewer.url)
         tab.wait_for_selector("text=the nearest test view", timeout=120_000)
-        tab.locator("input:visible").first.fill("1")
+        tab.locator("input:visible").first.fill("10")
         tab.locator("input:visible").first.press("Enter")
         tab.get_by_role("combobox", name="compare with").click()
         tab.get_by_role("option", name=PHOTOGRAPH).click()
