@@ -24,11 +24,11 @@ function farthestFirst(means: Float32Array, viewmat: ArrayLike<number>, near: nu
 }
 
 let means = new Float32Array(0);
-onmessage = ({ data }: MessageEvent<{ means: Float32Array<ArrayBuffer> } | { viewmat: number[]; near: number; cut: number }>) => {
+onmessage = ({ data }: MessageEvent<{ means: Float32Array<ArrayBuffer> } | { viewmat: number[]; near: number }>) => {
   if ("means" in data) {
     means = data.means;
   } else {
     const order = farthestFirst(means, data.viewmat, data.near);
-    postMessage({ order, cut: data.cut }, { transfer: [order.buffer] });
+    postMessage(order, { transfer: [order.buffer] });
   }
 };

@@ -43,7 +43,8 @@ export class FlexgsView extends HTMLElement {
   #home?: Camera;
   #compared = -1; // the view whose photograph is shown
   #latest?: Cut; // that has come, and is drawn once it has been sorted
-  #sorting = false;
+  #sorting?: { cut: Cut; viewmat: string }; // what the second worker has been asked for
+  #drawn?: Cut;
   #frame = 0;
   #last = 0; // time of the frame before, while somebody moves
   #moving = false;
@@ -65,7 +66,7 @@ export class FlexgsView extends HTMLElement {
     }
     const program = URL.createObjectURL(new Blob([SORTER], { type: "text/javascript" }));
     this.#sorter = new Worker(program);
-    this.#sorter.onmessage = ({ data }) => this.#sorted(data.order, data.cut);
+    this.#sorter.onmessage = ({ data }) => this.#sorted(data);
     void this.#open();
   }
 
@@ -94,11 +95,12 @@ export class FlexgsView extends HTMLElement {
       return this.#say((e as Error).message);
     }
     model.on("progress", ({ loaded, total }) => {
-      this.#find<HTMLElement>("#bar").style.width = `${loaded >= total ? 0 : 100 * (loaded / total || 0)}%`;
+      this.#find<HTMLElement>("#bar").style.width = `${100 * (loaded / total || 0)}%`;
     }).on("failed", (error) => {
       this.#say(this.model?.cut ? `${error.message}. What has been loaded stays.` : error.message, true);
     }).on("cut", (cut) => {
       this.#say();
+      if (cut.last) this.#find<HTMLElement>("#bar").style.width = "0";
       this.#latest = cut;
       this.#sorter!.postMessage({ means: cut.means });
       if (ready) this.#sort();
@@ -115,7 +117,8 @@ export class FlexgsView extends HTMLElement {
     if (!model.cut) await new Promise((resolve) => model.addEventListener("cut", resolve, { once: true }));
     this.#home = cameras[0] ?? around(model.cut!);
     if (!this.#manifest) this.#orbit.up = unit([-this.#home.viewmat[4]!, -this.#home.viewmat[5]!, -this.#home.viewmat[6]!]);
-    this.#find<HTMLElement>("#compare").hidden = !this.#photographs.length;
+    const compare = this.#find<HTMLButtonElement>("#compare");
+    compare.hidden = compare.disabled = !this.#photographs.length; // its place is kept until then
     this.#look(this.#home);
     ready = true;
     this.#sort();
@@ -157,28 +160,25 @@ export class FlexgsView extends HTMLElement {
     this.#draw();
   }
 
+  /** Have the latest cut sorted for the view of now, unless the second worker is at work: then when it is done. */
   #sort(): void {
     if (!this.#latest || this.#sorting || !this.#home) return;
-    this.#sorting = true;
     const { viewmat, near } = this.#view;
-    this.#sorter!.postMessage({ viewmat, near, cut: this.#latest.count });
-    this.#asked = this.#latest;
-    this.#askedFor = String(viewmat);
+    this.#sorting = { cut: this.#latest, viewmat: String(viewmat) };
+    this.#sorter!.postMessage({ viewmat, near });
   }
-  #asked?: Cut;
-  #askedFor = "";
-  #drawn?: Cut;
 
-  #sorted(order: Uint32Array, _cut: number): void {
-    this.#sorting = false;
-    if (this.#asked !== this.#drawn) {
-      this.#renderer!.show(this.#asked!);
-      this.#drawn = this.#asked;
-      this.dispatchEvent(new CustomEvent("shown", { detail: this.#drawn }));
+  #sorted(order: Uint32Array): void {
+    const { cut, viewmat } = this.#sorting!;
+    this.#sorting = undefined;
+    if (cut !== this.#drawn) {
+      this.#renderer!.show(cut);
+      this.#drawn = cut;
+      this.dispatchEvent(new CustomEvent("shown", { detail: cut }));
     }
     this.#renderer!.order(order);
     this.#draw();
-    if (this.#askedFor !== String(this.#view.viewmat) || this.#asked !== this.#latest) this.#sort();
+    if (viewmat !== String(this.#view.viewmat) || cut !== this.#latest) this.#sort();
   }
 
   #draw(): void {
@@ -208,7 +208,7 @@ export class FlexgsView extends HTMLElement {
     }
     const percent = Number((100 * cut.ratio).toPrecision(cut.ratio < 0.1 ? 2 : 3));
     this.#find("#about").textContent =
-      `${percent} % · ${cut.count.toLocaleString("en")} Gaussians · ${(end / 1e6).toFixed(end < 1e5 ? 3 : 2)} MB`;
+      `${percent} % · ${cut.count.toLocaleString("en")} Gaussians · ${size(end)}`;
     const slider = this.#find<HTMLInputElement>("#ratio");
     if (this.#auto || cut.last) slider.value = String(1 - Math.log10(cut.ratio) / LEAST);
     slider.ariaValueText = `${percent} %`;
@@ -234,7 +234,7 @@ export class FlexgsView extends HTMLElement {
     this.#compared = view ? index : -1;
     this.toggleAttribute("comparing", Boolean(view));
     this.#find("#compare").ariaPressed = String(Boolean(view));
-    this.#find("#which").textContent = view ? `photograph ${index + 1} of ${views.length}` : "";
+    this.#find("#which").textContent = view ? `model | photograph ${index + 1} of ${views.length}` : "";
     if (!view) return;
     const photo = this.#find<HTMLImageElement>("#photo");
     photo.onerror = () => {
@@ -318,7 +318,9 @@ export class FlexgsView extends HTMLElement {
     slider.oninput = () => this.#budget(10 ** (LEAST * (1 - Number(slider.value))));
 
     const split = this.#find<HTMLInputElement>("#split");
-    split.oninput = () => this.style.setProperty("--split", `${split.value}%`);
+    split.oninput = () => { // 32 pixels are the handle's
+      this.style.setProperty("--split", `calc(16px + ${Number(split.value) / 100} * (100% - 32px))`);
+    };
 
     const keys: Record<string, () => void> = {
       ArrowLeft: () => this.#orbit.turn(KEY, 0), ArrowRight: () => this.#orbit.turn(-KEY, 0),
@@ -339,6 +341,8 @@ export class FlexgsView extends HTMLElement {
     };
   }
 }
+
+const size = (bytes: number): string => bytes < 1e6 ? `${Math.round(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 
 async function json(url: string): Promise<Manifest> {
   const answer = await fetch(url);
