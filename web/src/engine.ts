@@ -76,9 +76,8 @@ export function serve(port: Port): void {
     }
   }
 
-  /** The ratio up to which chunks have to be there for a cut, and whether any of them is not. */
-  const needed = (header: Header, kept: Kept) => Math.max(kept.ratio, kept.count / header.count);
-  const missing = (model: Model, kept: Kept) => model.ratio < Math.min(1, needed(model.header, kept));
+  /** Whether a chunk that a cut needs has not been read. */
+  const missing = (model: Model, kept: Kept) => model.ratio < kept.ratio;
 
   async function opened(): Promise<Model> {
     const head = await source.read(HEAD, HEAD);
@@ -98,7 +97,7 @@ export function serve(port: Port): void {
     let until = start;
     for (const [i, chunk] of chunks.entries()) {
       until += chunk.bytes;
-      if (i >= next && chunk.ratio >= needed(model.header, kept)) break;
+      if (i >= next && chunk.ratio >= kept.ratio) break;
     }
     const chunk = chunks[next]!, what = `the stage of ${100 * chunk.ratio} %`;
     const body = await source.read(chunk.bytes, until);

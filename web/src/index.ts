@@ -201,8 +201,12 @@ export class Model extends EventTarget {
 }
 
 /** Open a packed model; resolves once its header is read, and rejects with a message if it is none. */
-export function open(source: string | URL | ReadableStream<Uint8Array>, options?: Options): Promise<Model> {
-  return new Model(source, options).opened;
+export async function open(source: string | URL | ReadableStream<Uint8Array>, options?: Options): Promise<Model> {
+  const model = new Model(source, options);
+  return model.opened.catch((error) => {
+    model.close();
+    throw error;
+  });
 }
 
 function cameraOf(row: number[]): Camera {
