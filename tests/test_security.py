@@ -11,7 +11,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -133,18 +133,18 @@ def ask(port: int, path: str, *headers: str, method: str = "GET",
 
 
 @contextmanager
-def served(folder: Path, *names: str) -> Iterator[int]:
+def served(folder: Path, *names: str, cors: Sequence[str] = ()) -> Iterator[int]:
     """The port at which application() answers while the block runs."""
     loop = asyncio.new_event_loop()
-    runner = web.AppRunner(application(folder, Visitors("127.0.0.1", names)), access_log=None)
+    runner = web.AppRunner(application(folder, Visitors("127.0.0.1", names, cors)), access_log=None)
 
     async def begin() -> None:
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
 
-    loop.run_until_complete(begin())
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
+    asyncio.run_coroutine_threadsafe(begin(), loop).result(20)
     try:
         yield runner.addresses[0][1]
     finally:

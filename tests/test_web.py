@@ -1,4 +1,4 @@
-"""The npm package in web/: its own tests on models that are packed here, and the module that pages are given."""
+"""The npm package in web/: its own tests on models that are packed here, and the module of pages."""
 
 import gzip
 import json
@@ -79,7 +79,7 @@ def test_the_module_of_pages_is_built_from_its_sources(package, tmp_path):
     done = bounded.run([shutil.which("node"), "build.mjs", tmp_path / "flexgs.js"], 60, folder=package)
     assert done.returncode == 0, done.stderr[-2000:]
     fresh, ours = (tmp_path / "flexgs.js").read_bytes(), (page.WEB / "flexgs.js").read_bytes()
-    assert fresh == ours, "web/ has changed: cd web && npm ci && npm run build writes flexgs/deploy/web/flexgs.js"
+    assert fresh == ours, "web/ has changed: cd web && npm ci && npm run build writes the module anew"
     assert len(gzip.compress((package / "dist" / "flexgs.js").read_bytes())) < 30_000
 
 

@@ -174,7 +174,6 @@ export class FlexgsView extends HTMLElement {
     if (cut !== this.#drawn) {
       this.#renderer!.show(cut);
       this.#drawn = cut;
-      this.dispatchEvent(new CustomEvent("shown", { detail: cut }));
     }
     this.#renderer!.order(order);
     this.#draw();
@@ -189,7 +188,7 @@ export class FlexgsView extends HTMLElement {
       if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
       if (this.#renderer && this.#drawn) {
         this.#renderer.draw(this.#view, this.#manifest?.background ?? [0, 0, 0]);
-        this.toggleAttribute("drawn", true);
+        this.setAttribute("drawn", String(this.#drawn.ratio));
       }
       if (this.#moving && this.#last) this.model?.frame(now - this.#last);
       this.#last = this.#moving ? now : 0;
