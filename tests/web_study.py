@@ -9,10 +9,12 @@ the poster of the page of flexgs is left out, but for the column that is named a
 and nothing of the model, has been loaded before.
 """
 
+import contextlib
 import gzip
 import io
 import json
 import re
+import shutil
 import subprocess
 import tempfile
 import threading
@@ -26,7 +28,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Error, sync_playwright
 
 from flexgs.deploy.lod import write_lod
 from flexgs.deploy.page import write_web
@@ -59,6 +61,8 @@ class Slow(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     folder: Path
     rate: float
+    poster: bool
+    """Whether there is one."""
     lock = threading.Lock()
     free = 0.0
     """When the line is free again."""
@@ -66,8 +70,8 @@ class Slow(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = self.path.partition("?")[0]
-        file = self.folder / (path.strip("/") + ("index.html" if path.endswith("/") else ""))
-        if not file.is_file():
+        file = self.folder / (path.lstrip("/") + ("index.html" if path.endswith("/") else ""))
+        if not file.is_file() or (file.name == "poster.jpg" and not self.poster):
             self.send_response(404)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -104,6 +108,8 @@ class Study:
     npm: Path
     rates: tuple[float, ...] = (200e3, 2e6)
     repeats: int = 3
+    sog: Path | None = None
+    """Streamed SOG of the run, where it has been made before: that takes minutes."""
 
     def __call__(self) -> None:
         """Make the pages, show each of them several times, and print medians."""
@@ -149,18 +155,19 @@ class Study:
                               "fov": fov(model.cameras)}}
         (folder / "sog/s.json").write_text(json.dumps({"version": 2, "cameras": [camera], "background": {
             "color": [0, 0, 0]}}))
-        write_lod(model, folder / "model/lod-meta.json", (100, 50, 25, 12.5))
+        if self.sog:
+            shutil.copytree(self.sog, folder / "model")
+        else:
+            write_lod(model, folder / "model/lod-meta.json", (100, 50, 25, 12.5))
 
     def _measured(self, browser: Browser, folder: Path, page: str, rate: float, cached: bool,
                   poster: bool) -> list[float]:
         """Seconds to the first picture, to 5, 15 and 100 % (nan: unknown); bytes of the model and of code."""
-        handler = type("Handler", (Slow,), {"folder": folder, "rate": 1e9})
+        handler = type("Handler", (Slow,), {"folder": folder, "rate": 1e9, "poster": poster})
         with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             url = f"http://127.0.0.1:{server.server_address[1]}/"
             context = browser.new_context(viewport={"width": 640, "height": 400})
-            if not poster:
-                context.route("**/poster.jpg", lambda route: route.abort())
             if cached:
                 tab = context.new_page()
                 tab.goto(url + page)
@@ -181,7 +188,8 @@ def _watched(tab, context, url: str) -> list[float]:
     shown, session = [], context.new_cdp_session(tab)
 
     def frame(event: dict) -> None:
-        session.send("Page.screencastFrameAck", {"sessionId": event["sessionId"]})
+        with contextlib.suppress(Error):  # the window has been closed
+            session.send("Page.screencastFrameAck", {"sessionId": event["sessionId"]})
         image = np.asarray(Image.open(io.BytesIO(b64decode(event["data"]))).convert("L"), float)
         h, w = image.shape
         if image[h // 4:h // 2, w // 4:3 * w // 4].std() > 6:
@@ -203,6 +211,7 @@ def _watched(tab, context, url: str) -> list[float]:
         quiet = time.monotonic() - Slow.free
         if "web/" not in url and shown and quiet > 3:
             break
+    session.remove_listener("Page.screencastFrame", frame)
     first = min(shown) - begun if shown else float("nan")
     stages = [drawn.get(ratio, float("nan")) / 1000 - begun for ratio in ("0.05", "0.15", "1")]
     return [first, *(stages if drawn else [float("nan"), float("nan"), first if "spark" in url else
