@@ -1,4 +1,4 @@
-"""When a model is to be seen over a slow network: a page of `flexgs cut --web`, one SPZ in Spark, streamed SOG.
+"""When a model is seen over a slow network: a page of `flexgs cut --web`, one SPZ in Spark, streamed SOG.
 
     python -m tests.web_study RUN --npm FOLDER
 
@@ -39,8 +39,9 @@ from tests.test_browser import CHROMIUM, FLAGS
 
 SPARK = """import * as THREE from "three";
 import { SparkRenderer, SplatMesh } from "@sparkjsdev/spark";
-const about = JSON.parse(document.body.dataset.start), renderer = new THREE.WebGLRenderer({ antialias: false });
-const scene = new THREE.Scene(), camera = new THREE.PerspectiveCamera(about.fov, innerWidth / innerHeight, 0.01, 1000);
+const about = JSON.parse(document.body.dataset.start);
+const renderer = new THREE.WebGLRenderer({ antialias: false }), scene = new THREE.Scene();
+const camera = new THREE.PerspectiveCamera(about.fov, innerWidth / innerHeight, 0.01, 1000);
 renderer.setSize(innerWidth, innerHeight);
 document.body.append(renderer.domElement);
 scene.add(new SparkRenderer({ renderer }));
@@ -84,7 +85,8 @@ class Slow(BaseHTTPRequestHandler):
         if code:
             self.send_header("Content-Encoding", "gzip")
         if asked:
-            first, last = (int(n) if n else len(raw) - 1 for n in re.fullmatch(r"bytes=(\d+)-(\d*)", asked).groups())
+            first, last = (int(n) if n else len(raw) - 1
+                           for n in re.fullmatch(r"bytes=(\d+)-(\d*)", asked).groups())
             body = raw[first:last + 1]
             self.send_header("Content-Range", f"bytes {first}-{first + len(body) - 1}/{len(raw)}")
         self.send_header("Content-Length", str(len(body)))
@@ -135,24 +137,27 @@ class Study:
     def _pages(self, folder: Path) -> None:
         model = open_model(self.run)
         write_web(model, folder / "web", "study")
-        page = (folder / "web/index.html").read_text()
-        (folder / "web/index.html").write_text(page.replace('src="model.fgs"', 'src="model.fgs" budget="100%"'))
+        index = folder / "web/index.html"
+        index.write_text(index.read_text().replace('src="model.fgs"', 'src="model.fgs" budget="100%"'))
         (folder / "spark").mkdir()
         save(model.cut(1.0), folder / "spark/model.spz")
         eye, target, up = (np.array([1, -1, -1]) * vector for vector in start(model.cameras))
-        about = {"position": eye.tolist(), "target": target.tolist(), "up": up.tolist(), "fov": fov(model.cameras)}
+        angle = fov(model.cameras)
+        about = {"position": eye.tolist(), "target": target.tolist(), "up": up.tolist(), "fov": angle}
         (folder / "spark/index.html").write_text(
-            f"<!doctype html><style>body {{ margin: 0; background: #000 }}</style><body data-start='{json.dumps(about)}'>"
+            "<!doctype html><style>body { margin: 0; background: #000 }</style>"
+            f"<body data-start='{json.dumps(about)}'>"
             '<script type="module" src="spark.js"></script>')
         (self.npm / "study.js").write_text(SPARK)
-        subprocess.run([self.npm / "node_modules/.bin/esbuild", "study.js", "--bundle", "--minify", "--format=esm",
-                        "--log-level=error", f"--outfile={folder / 'spark/spark.js'}"], cwd=self.npm, check=True)
+        subprocess.run([self.npm / "node_modules/.bin/esbuild", "study.js", "--bundle", "--minify",
+                        "--format=esm", "--log-level=error", f"--outfile={folder / 'spark/spark.js'}"],
+                       cwd=self.npm, check=True)
         viewer = self.npm / "node_modules/@playcanvas/supersplat-viewer/public"
         (folder / "sog").mkdir()
         for file in ("index.html", "index.js", "index.css"):
             (folder / "sog" / file).write_bytes((viewer / file).read_bytes())
-        camera = {"initial": {"position": (eye * [-1, -1, 1]).tolist(), "target": (target * [-1, -1, 1]).tolist(),
-                              "fov": fov(model.cameras)}}
+        turned = [(vector * [-1, -1, 1]).tolist() for vector in (eye, target)]
+        camera = {"initial": {"position": turned[0], "target": turned[1], "fov": angle}}
         (folder / "sog/s.json").write_text(json.dumps({"version": 2, "cameras": [camera], "background": {
             "color": [0, 0, 0]}}))
         if self.sog:
