@@ -70,7 +70,7 @@ def write_web(model: Cuttable, folder: Path, title: str, scene: Scene | None = N
         shutil.copyfile(WEB / "flexgs.js", out / "flexgs.js")
         (out / "flexgs.js.gz").write_bytes(gzip.compress((WEB / "flexgs.js").read_bytes(), mtime=0))
         (out / "index.html").write_text(_page(title, "poster.jpg", 'src="model.fgs" manifest="manifest.json"',
-                                              '<script type="module" src="flexgs.js"></script>'))
+                                              '<script src="flexgs.js" async></script>'))
     shared = f"; {len(photographs)} photographs of test views are in it" if photographs else ""
     return f"{pasted(folder)}: {_stages(sizes)}{shared}; flexgs serve {pasted(folder)} shows it"
 

@@ -1,6 +1,6 @@
 /** What stands in a <flexgs-view>: the picture, its controls and their looks. */
 
-export const PANEL = `
+export const PANEL: string = `
 <style>
   :host { display: block; position: relative; overflow: clip; aspect-ratio: 16 / 9; background: #000; color: #eee;
     font: 14px/1.4 system-ui, sans-serif; --split: 50%; }

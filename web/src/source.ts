@@ -100,6 +100,10 @@ export class Source {
   /** Ask for the bytes from one offset up to another. */
   async #asked(from: number, to: number, signal?: AbortSignal): Promise<Response> {
     const url = this.url as string;
+    if (url.startsWith("file:")) {
+      throw new Error("a page may not read files of a disk: `flexgs serve FOLDER` shows it, and `flexgs cut RUN --html` " +
+        "writes one that opens from a disk");
+    }
     let answer: Response;
     try {
       answer = await fetch(url, { signal, headers: { Range: `bytes=${from}-${to - 1}` } });

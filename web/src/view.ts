@@ -110,7 +110,7 @@ export class FlexgsView extends HTMLElement {
     try {
       this.#manifest = about ? await about : undefined;
     } catch (e) {
-      this.#say((e as Error).message);
+      if (this.#find<HTMLElement>("#message").hidden) this.#say((e as Error).message);
     }
     if (this.#manifest) this.#orbit.up = this.#manifest.up;
     const cameras = this.#manifest?.views ?? (src ? await model.cameras().catch(() => []) : []);
@@ -344,7 +344,7 @@ export class FlexgsView extends HTMLElement {
 const size = (bytes: number): string => bytes < 1e6 ? `${Math.round(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 
 async function json(url: string): Promise<Manifest> {
-  const answer = await fetch(url);
+  const answer = await fetch(url).catch(() => { throw new Error(`${url}: no connection`); });
   if (!answer.ok) throw new Error(`${url}: the server says ${answer.status}`);
   return answer.json();
 }
