@@ -42,5 +42,5 @@ pins:
 	@command -v $(UV) >/dev/null || { echo "make pins needs uv (pip install uv), or its place: make pins UV=/path/to/uv" >&2; exit 2; }
 	$(COMPILE) $(ARGS) --output-file constraints.txt
 	$(COMPILE) --generate-hashes --constraints constraints.txt --output-file requirements-hashes.txt
-	for folder in view/web formats/splat_transform; do npm install --prefix flexgs/$$folder --package-lock-only --ignore-scripts \
+	for folder in web web/examples flexgs/formats/splat_transform; do npm install --prefix $$folder --package-lock-only --ignore-scripts \
 		--omit-lockfile-registry-resolved --no-audit --no-fund || exit; done

@@ -15,11 +15,11 @@ from playwright.sync_api import Browser, sync_playwright
 
 from flexgs.commands.guard import guard
 from flexgs.config import Config
+from flexgs.deploy.page import write_page
 from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
 from flexgs.options import parse
 from flexgs.scene.load import load_capture
-from flexgs.view.page import write_page
 from flexgs.view.viewer import PHOTOGRAPH, Viewer
 
 SOFTWARE = ["--no-sandbox", "--disable-background-networking", "--use-angle=swiftshader",
@@ -69,9 +69,10 @@ class Screenshots:
             path = Path(folder) / "page.html"
             write_page(open_model(self.run), path, self.run.name)
             tab.goto(path.as_uri())
-            tab.wait_for_selector("button:nth-of-type(4)", timeout=120_000)
-            tab.click("text='15 %'")
-            tab.wait_for_timeout(8000)
+            tab.wait_for_selector("flexgs-view[drawn='1']", timeout=120_000)
+            tab.evaluate("document.querySelector('flexgs-view').model.setBudget('15%')")
+            tab.wait_for_selector("flexgs-view[drawn='0.15']", timeout=120_000)
+            tab.wait_for_timeout(1000)
             tab.screenshot(path=self.output / "page.png")
         tab.close()
 

@@ -80,18 +80,25 @@ def around(splats: Splats, count: int = 16) -> list[Camera]:
 
 
 def start(cameras: Sequence[Camera]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Choose an initial (position, target, up), each [3], among the cameras of the capture.
+    """Choose an initial (position, target, up), each [3]: those of most_direct()."""
+    poses, places = _poses(cameras), _places(cameras)
+    first = most_direct(cameras)
+    distance = np.linalg.norm(focus(poses) - places[first])
+    return places[first], places[first] + distance * poses[first][2, :3], upwards(cameras)
 
-    Of the half of the cameras that stand furthest back, the one is taken that looks most directly at the
-    point on which all cameras focus.
+
+def most_direct(cameras: Sequence[Camera]) -> int:
+    """Return which camera shows the capture best.
+
+    Of the half of the cameras that stand furthest back, it is the one that looks most directly at the point
+    on which all cameras focus.
     """
     poses, places = _poses(cameras), _places(cameras)
     forward, ahead = np.stack([pose[2, :3] for pose in poses]), focus(poses) - places
     distance = np.linalg.norm(ahead, axis=1)
     straight = np.where(distance >= np.median(distance),
                         (ahead * forward).sum(1) / np.maximum(distance, 1e-300), -1)
-    first = int(straight.argmax())
-    return places[first], places[first] + distance[first] * forward[first], upwards(cameras)
+    return int(straight.argmax())
 
 
 def upwards(cameras: Sequence[Camera]) -> np.ndarray:

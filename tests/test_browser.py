@@ -1,10 +1,12 @@
 """The viewer and the page in a real browser, headless; skipped where there is none."""
 
 import io
+import json
 import re
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,16 +16,17 @@ import torch
 from PIL import Image
 
 import flexgs
-from flexgs.camera import look_at
-from flexgs.camera_path import fov, start
+from flexgs.camera import Camera
+from flexgs.deploy.page import write_page, write_web
+from flexgs.deploy.progressive import Progressive
 from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
-from flexgs.formats.node import UNREACHED
+from flexgs.model.elastic import Cuttable
 from flexgs.raster import render
 from flexgs.scene import load_scene
 from flexgs.view.live import Live
-from flexgs.view.page import write_page
 from flexgs.view.viewer import Viewer
+from tests.test_security import served
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -55,12 +58,14 @@ def tab(browser):
 @pytest.fixture(scope="module")
 def page(trained, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("page") / "studio.html"
-    try:
-        write_page(open_model(trained), path, "studio <1>")
-    except UserError as e:
-        if UNREACHED not in str(e) and shutil.which("npm"):
-            raise
-        pytest.skip(f"the page cannot be built here: {e}")
+    write_page(open_model(trained), path, "studio <1>")
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(trained, capture, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("web") / "studio"
+    write_web(open_model(trained), path, "studio <1>", load_scene(capture))
     return path
 
 
@@ -75,73 +80,208 @@ def picture(tab, differs_from: np.ndarray | None = None) -> np.ndarray:
     raise AssertionError("the picture does not change")
 
 
-def expected(trained: Path, upside_down: bool = False) -> np.ndarray:
-    """What picture() should see of the page at first."""
-    model = open_model(trained)
-    eye, target, up = (torch.from_numpy(vector).float() for vector in start(model.cameras))
-    camera = look_at(eye, target, -up if upside_down else up, 480, 300, fov(model.cameras))
+def shows(tab, text: str, ratio: float | None = None) -> None:
+    """Wait until a page says what is shown, and has drawn that cut."""
+    tab.wait_for_function("""([text, ratio]) => {
+        const view = document.querySelector("flexgs-view"), about = view?.shadowRoot?.querySelector("#about");
+        return about?.textContent.includes(text) && (ratio === null || view.getAttribute("drawn") === ratio);
+    }""", arg=[text, None if ratio is None else f"{ratio:g}"])
+
+
+def rendered(model: Cuttable, camera: dict, budget: float, size: tuple[int, int]) -> np.ndarray:
+    """What a page should show at one of its cameras, all of whose frame is in the window: [H, W, 3]."""
+    width, height = size
+    scale = min(width / camera["width"], height / camera["height"])
+    fx, fy = scale * camera["fx"], scale * camera["fy"]
+    cx = width / 2 + scale * (camera["cx"] - camera["width"] / 2)
+    cy = height / 2 + scale * (camera["cy"] - camera["height"] / 2)
+    K = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+    at = Camera(torch.tensor(camera["viewmat"]).view(4, 4), K, width, height)
     background = torch.tensor(model.config.background)
-    return 255 * render(model.cut(1.0), camera, background=background).image.clamp(0, 1).numpy()[:225, :200]
+    return 255 * render(model.cut(budget), at, background=background).image.clamp(0, 1).numpy()
 
 
 def test_a_page_opens_from_disk_without_a_network(tab, page, trained):
     asked = []
     tab.on("request", lambda request: asked.append(request.url))
     tab.goto(page.as_uri())
-    tab.wait_for_selector("button:nth-of-type(4)")
-    assert [button.inner_text()
-            for button in tab.query_selector_all("button")] == ["1 %", "5 %", "15 %", "100 %"]
-    assert "800 Gaussians" in tab.inner_text("#about") and tab.title() == "studio <1>"
+    shows(tab, "100 % · 800 Gaussians")
+    assert tab.title() == "studio <1>"
     assert all(url.startswith(("file:", "blob:", "data:")) for url in asked) and not tab.errors
     whole = picture(tab)
-    upright, turned = expected(trained), expected(trained, upside_down=True)
-    for _ in range(20):  # software draws the stages one after another
-        if np.abs(whole - upright).mean() < 0.5 * np.abs(whole - turned).mean():
-            break
-        tab.wait_for_timeout(500)
-        whole = picture(tab)
-    else:
-        raise AssertionError("the page does not show what is rendered here")
-    tab.click("text='1 %'")
+    tab.evaluate("document.querySelector('flexgs-view').model.setBudget('1%')")
+    shows(tab, "1 % · 8 Gaussians")
     picture(tab, differs_from=whole)
-    assert "8 Gaussians" in tab.inner_text("#about") and not tab.errors
+    assert not tab.errors
 
 
-@pytest.fixture
-def slow(page) -> Iterator[tuple[str, threading.Event]]:
-    """(a URL that sends the page up to its second stage and then waits, what it waits for)."""
-    raw, go = page.read_bytes(), threading.Event()
-    half = [match.start() for match in re.finditer(rb'<script type="text/plain">', raw)][2]
+@pytest.mark.parametrize("budget", [1.0, 0.3])
+def test_a_page_draws_what_flexgs_renders(tab, folder, trained, budget):
+    """The same Gaussians, projection and blending: only the rounding of each layer to 8 bits is between."""
+    with served(folder) as port:
+        tab.goto(f"http://127.0.0.1:{port}/")
+        shows(tab, "800 Gaussians")
+        tab.evaluate(f"document.querySelector('flexgs-view').model.setBudget({budget})")
+        shows(tab, f"{100 * budget:g} % ·", budget)
+        for part in ("#panel", "#hint"):
+            tab.locator(part).evaluate("element => { element.hidden = true; }")
+        seen = np.asarray(Image.open(io.BytesIO(tab.screenshot())).convert("RGB"), float)
+    camera = json.loads((folder / "manifest.json").read_text())["views"][0]
+    error = seen - rendered(open_model(folder / "model.fgs"), camera, budget, (480, 300))
+    assert np.abs(error.mean(axis=(0, 1))).max() < 3 and np.square(error).mean() < 5**2
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200 if self.path == "/" else 404)
-            self.send_header("Content-Type", "text/html")
-            self.send_header("Content-Length", str(len(raw) if self.path == "/" else 0))
-            self.end_headers()
-            if self.path == "/":
-                self.wfile.write(raw[:half])
-                self.wfile.flush()
-                go.wait(60)
-                self.wfile.write(raw[half:])
 
-        def log_message(self, *args): ...
+def test_a_page_is_used_by_hand(tab, folder):
+    with served(folder) as port:
+        tab.goto(f"http://127.0.0.1:{port}/", wait_until="commit")
+        tab.wait_for_selector("#panel")
+        before = tab.locator("#panel").bounding_box()
+        shows(tab, "100 % · 800 Gaussians", 1)
+        assert tab.locator("#panel").bounding_box() == before, "the layout jumps"
+        whole = picture(tab)
+        tab.locator("#ratio").fill("0.5")  # between 0.1 and 100 %
+        shows(tab, "3.2 % · 25 Gaussians")
+        assert tab.locator("#auto").get_attribute("aria-pressed") == "false"
+        tab.click("#auto")
+        assert tab.locator("#auto").get_attribute("aria-pressed") == "true"
+        tab.evaluate("document.querySelector('flexgs-view').model.setBudget('100%')")
+        shows(tab, "100 % ·", 1)
+        tab.locator("canvas").press("ArrowLeft")
+        turned = picture(tab, differs_from=whole)
+        tab.locator("canvas").press("r")
+        picture(tab, differs_from=turned)
+        tab.click("#compare")
+        tab.wait_for_function(
+            "document.querySelector('flexgs-view').shadowRoot.querySelector('#photo').naturalWidth === 64")
+        count = len(json.loads((folder / "manifest.json").read_text())["views"])
+        assert f"photograph 1 of {count}" in tab.inner_text("#which")
+        tab.click("#before")
+        assert f"photograph {count} of {count}" in tab.inner_text("#which")
+        box = tab.locator("canvas").bounding_box()
+        tab.mouse.move(box["width"] / 3, box["height"] / 3)
+        tab.mouse.down()
+        tab.mouse.move(box["width"] / 2, box["height"] / 3)
+        tab.mouse.up()
+        assert not tab.locator("#photo").is_visible() and not tab.errors
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+
+class Half(BaseHTTPRequestHandler):
+    """Serves a folder of --web, and of a model up to its second stage only, until it may go on."""
+
+    folder: Path
+    go: threading.Event
+    end: bytes | None = None
+    """In place of waiting, what follows the second stage."""
+
+    def do_GET(self):
+        name = self.path.strip("/") or "index.html"
+        raw = (self.folder / name).read_bytes()
+        kinds = {".html": "text/html", ".js": "text/javascript", ".json": "application/json"}
+        first, last = map(int, re.findall(r"\d+", self.headers.get("Range", f"0-{len(raw) - 1}")))
+        part = raw[first:last + 1]
+        self.send_response(206 if "Range" in self.headers else 200)
+        self.send_header("Content-Type", kinds.get(Path(name).suffix, "application/octet-stream"))
+        self.send_header("Content-Length", str(len(part)))
+        if "Range" in self.headers:
+            self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(raw)}")
+        self.end_headers()
+        if name == "model.fgs" and not self.go.is_set() and len(part) > 2000:
+            packed = Progressive.open(self.folder / name)
+            at = packed.load(0.05) - first
+            self.wfile.write(part[:at + 10])
+            self.wfile.flush()
+            self.go.wait(0.01 if self.end is not None else 60)
+            part = part[at + 10:] if self.end is None else self.end
+        self.wfile.write(part)
+
+    def log_message(self, *args): ...
+
+
+@contextmanager
+def half(folder: Path, **options: object) -> Iterator[tuple[str, threading.Event]]:
+    """(URL of a page whose model stops after the second stage, what it waits for)."""
+    go = threading.Event()
+    handler = type("Handler", (Half,), {"folder": folder, "go": go, **options})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/", go
         go.set()
         server.shutdown()
 
 
-def test_a_page_shows_the_coarse_model_while_the_rest_arrives(tab, slow):
-    url, go = slow
-    tab.goto(url, wait_until="commit")
-    tab.wait_for_selector("button:nth-of-type(2)")
-    assert "40 Gaussians" in tab.inner_text("#about") and len(tab.query_selector_all("button")) == 2
-    go.set()
-    tab.wait_for_selector("button:nth-of-type(4)")
-    assert "800 Gaussians" in tab.inner_text("#about")
+def test_a_page_shows_the_coarse_model_while_the_rest_arrives(tab, folder):
+    with half(folder) as (url, go):
+        tab.goto(url, wait_until="commit")
+        shows(tab, "5 % · 40 Gaussians", 0.05)
+        go.set()
+        shows(tab, "100 % · 800 Gaussians", 1)
+
+
+def test_a_page_that_is_one_file_shows_the_coarse_model_while_it_arrives(tab, page, tmp_path):
+    raw = page.read_bytes()
+    third = [match.start() for match in re.finditer(rb'<script type="text/plain">', raw)][2]
+
+    class Slowly(BaseHTTPRequestHandler):
+        go = threading.Event()
+
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw[:third])
+            self.wfile.flush()
+            self.go.wait(60)
+            self.wfile.write(raw[third:])
+
+        def log_message(self, *args): ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slowly) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        tab.goto(f"http://127.0.0.1:{server.server_address[1]}/", wait_until="commit")
+        shows(tab, "5 % · 40 Gaussians", 0.05)
+        Slowly.go.set()
+        shows(tab, "100 % · 800 Gaussians", 1)
+        server.shutdown()
+
+
+def test_a_page_says_what_is_wrong_and_keeps_what_it_shows(tab, folder, tmp_path):
+    with half(folder, end=b"\0" * 100_000) as (url, go):  # another file's bytes
+        tab.goto(url)
+        tab.wait_for_selector("text=is damaged, or the file has changed while it was read; load the page")
+        assert "What has been loaded stays." in tab.inner_text("#text") and "5 %" in tab.inner_text("#about")
+        picture(tab)
+    with half(folder, end=b"") as (url, go):  # the connection ends there, again and again
+        tab.goto(url)
+        tab.wait_for_selector("text=the connection was lost after")
+        assert "5 %" in tab.inner_text("#about")
+        go.set()
+        tab.click("#again")
+        shows(tab, "100 % · 800 Gaussians")
+        assert not tab.locator("#message").is_visible()
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (broken / "model.fgs").write_text("<title>404</title>")
+    with served(broken) as port:
+        tab.goto(f"http://127.0.0.1:{port}/")
+        tab.wait_for_selector("text=not a packed model; expected a file of `flexgs pack`")
+    assert not tab.errors
+
+
+def test_a_page_of_another_server_embeds_a_model(tab, folder, tmp_path):
+    """One script and one element, with a server that lets this page read (--cors)."""
+    (tmp_path / "flexgs.js").write_bytes((folder / "flexgs.js").read_bytes())
+    with served(tmp_path) as shop:
+        origin = f"http://127.0.0.1:{shop}"
+        for cors, said in (((origin,), "100 % · 800 Gaussians"), ((), "loading")):
+            with served(folder, cors=cors) as port:
+                (tmp_path / "index.html").write_text(
+                    '<!doctype html><script type="module" src="flexgs.js"></script>'
+                    f'<flexgs-view src="http://127.0.0.1:{port}/model.fgs" budget="100%"></flexgs-view>')
+                tab.goto(origin)
+                if not cors:
+                    tab.wait_for_selector("text=or a server that allows no page of another origin")
+                shows(tab, said)
 
 
 @pytest.fixture(scope="module")

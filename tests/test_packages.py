@@ -153,12 +153,13 @@ def test_the_hashes_without_those_of_torch(tmp_path):
             and {p.strip() for p in others} < {p.strip() for p in paragraphs})
 
 
-@pytest.mark.parametrize("name", ["view/web", "formats/splat_transform"])
+@pytest.mark.parametrize("name", ["web", "web/examples", "flexgs/formats/splat_transform"])
 def test_locks_of_npm(name):
-    folder = TOP / "flexgs" / name
-    wanted = json.loads((folder / "package.json").read_text())["dependencies"]
-    root, *packages = json.loads((folder / "package-lock.json").read_text())["packages"].items()
-    assert root[0] == "" and root[1]["dependencies"] == wanted
+    about, lock = (json.loads((TOP / name / f"package{end}.json").read_text()) for end in ("", "-lock"))
+    kind = "devDependencies" if name == "web" else "dependencies"  # what flexgs needs to run is none
+    wanted = about[kind]
+    root, *packages = lock["packages"].items()
+    assert root[0] == "" and root[1][kind] == wanted
     locked = {where.removeprefix("node_modules/"): package for where, package in packages}
     for package, version in wanted.items():
         assert re.fullmatch(r"[\d.]+", version) and locked[package]["version"] == version

@@ -1,6 +1,8 @@
 """What docs/security.md says: who listens where, and where no secret goes."""
 
 import asyncio
+import gzip
+import http.client
 import os
 import re
 import shutil
@@ -11,7 +13,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -133,18 +135,18 @@ def ask(port: int, path: str, *headers: str, method: str = "GET",
 
 
 @contextmanager
-def served(folder: Path, *names: str) -> Iterator[int]:
+def served(folder: Path, *names: str, cors: Sequence[str] = ()) -> Iterator[int]:
     """The port at which application() answers while the block runs."""
     loop = asyncio.new_event_loop()
-    runner = web.AppRunner(application(folder, Visitors("127.0.0.1", names)), access_log=None)
+    runner = web.AppRunner(application(folder, Visitors("127.0.0.1", names, cors)), access_log=None)
 
     async def begin() -> None:
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
 
-    loop.run_until_complete(begin())
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
+    asyncio.run_coroutine_threadsafe(begin(), loop).result(20)
     try:
         yield runner.addresses[0][1]
     finally:
@@ -173,6 +175,57 @@ def test_nothing_outside_of_a_run_is_sent(folder, tmp_path):
         link.symlink_to(target)
     with pytest.raises(UserError, match="leads out of"):
         application(folder, Visitors("127.0.0.1"))
+
+
+def test_pages_of_other_servers_that_are_named_may_ask(tmp_path):
+    raw = bytes(range(256)) * 8
+    (tmp_path / "m.fgs").write_bytes(raw)
+    shop = "Origin: https://shop.example"
+    with served(tmp_path, cors=("https://shop.example",)) as port:
+        for path, expected in (("/m.fgs", 206), ("/none.fgs", 404)):
+            status, answer = ask(port, path, shop, "Range: bytes=10-19")
+            assert status == expected and b"Access-Control-Allow-Origin: https://shop.example" in answer
+            assert b"Access-Control-Expose-Headers: Content-Range, ETag" in answer
+        assert ask(port, "/m.fgs", shop, "Range: bytes=10-19")[1].endswith(b"\r\n\r\n" + raw[10:20])
+        status, answer = ask(port, "/m.fgs", shop, "Access-Control-Request-Method: GET", method="OPTIONS")
+        assert status == 204 and b"Access-Control-Allow-Headers: Range, If-Range" in answer
+        for origin in ("https://other.example", "https://shop.example:8443", "null"):
+            assert ask(port, "/m.fgs", f"Origin: {origin}")[0] == 403
+            assert ask(port, "/m.fgs", f"Origin: {origin}", method="OPTIONS")[0] == 403
+        assert b"Access-Control" not in ask(port, "/m.fgs")[1]
+    with served(tmp_path, cors=("*",)) as port:
+        assert ask(port, "/m.fgs", "Origin: https://other.example")[0] == 200
+    for wrong in ("shop.example", "https://shop.example/", "ftp://shop.example", "", "https://a b"):
+        with pytest.raises(UserError, match=f"^--cors {wrong}: expected the origin of a page"):
+            Visitors("127.0.0.1", origins=[wrong])
+
+
+def test_versions_of_a_file_are_told_apart_and_connections_kept(tmp_path):
+    raw = bytes(range(256)) * 8
+    (tmp_path / "m.fgs").write_bytes(raw)
+    (tmp_path / "index.html").write_text("<title>page</title>")
+    (tmp_path / "x.js").write_text("plain")
+    (tmp_path / "x.js.gz").write_bytes(gzip.compress(b"packed"))
+    with served(tmp_path) as port:
+        line = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+
+        def get(path: str, **headers: str) -> tuple[int, bytes, http.client.HTTPMessage]:
+            line.request("GET", path, headers={name.replace("_", "-"): headers[name] for name in headers})
+            answer = line.getresponse()
+            return answer.status, answer.read(), answer.headers
+
+        status, _, headers = get("/m.fgs")
+        kept, tag = line.sock, headers["ETag"]
+        assert status == 200 and tag.startswith('"')
+        assert get("/m.fgs", If_None_Match=tag)[0] == 304
+        assert get("/m.fgs", Range="bytes=5-9", If_Range=tag)[:2] == (206, raw[5:10])
+        for other in ('"other"', f"W/{tag}", "Mon, 01 Jan 2001 00:00:00 GMT"):
+            assert get("/m.fgs", Range="bytes=5-9", If_Range=other)[:2] == (200, raw)
+        assert get("/", Accept="text/html")[1] == b"<title>page</title>"
+        assert get("/x.js")[1] == b"plain"
+        status, body, headers = get("/x.js", Accept_Encoding="gzip")
+        assert gzip.decompress(body) == b"packed" and headers["Content-Encoding"] == "gzip"
+        assert line.sock is kept
 
 
 def test_what_is_served_is_made_of_the_model_that_is_there(folder):

@@ -46,7 +46,10 @@ class Cut:
     """Percentages, such as 100 50 25 12.5: a set of levels of detail, as PLY files or as streamed SOG (needs
     Node.js)."""
     html: Annotated[Path | None, tyro.conf.arg(metavar="PAGE")] = None
-    """PAGE.html: a page that opens without a network, the coarse model first (needs Node.js to make it)."""
+    """PAGE.html: a page that opens without a network, the coarse model first."""
+    web: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """A new FOLDER for any web server: a page, the coarse model first, with the photographs of the test views
+    if the capture is known."""
     by: Literal["merge", "prune"] = "merge"
     """How a file of splats is cut. merge: neighbours become one Gaussian; prune: the most important ones
     stay, for the views of --scene if it is given."""
@@ -74,12 +77,14 @@ class Cut:
         from flexgs.deploy.source import cameras_of, open_model
         from flexgs.ply import local
 
-        if not self.html and not self.output:
-            raise UserError("cut: found neither --output nor --html; expected -o NAME.ply, for instance")
+        if not self.html and not self.web and not self.output:
+            raise UserError("cut: found neither --output nor --html nor --web; expected -o NAME.ply, for "
+                            "instance")
         if self.output and bool(self.lod) == bool(self.budget):
             raise UserError("cut: expected either --budget or --lod with --output")
         if not self.output and (self.lod or self.budget):
-            raise UserError("cut: found --budget or --lod without --output; --html has stages of its own")
+            raise UserError("cut: found --budget or --lod without --output; --html and --web have stages of "
+                            "their own")
         if self.scene and self.cameras:
             raise UserError("cut: found --scene and --cameras, expected one of them")
         scene = _capture(self.scene, self.source)
@@ -92,10 +97,20 @@ class Cut:
         if (self.cameras or self.seconds) and not (isinstance(model, MergedModel) and self.output):
             raise UserError(f"cut: found --{'cameras' if self.cameras else 'seconds'}, which train merged "
                             "Gaussians; expected a file of splats, --by merge and --output with it")
+        title = Path(urlsplit(self.source).path.rstrip("/")).stem
         if self.html:
-            from flexgs.view.page import write_page
+            from flexgs.deploy.page import write_page
 
-            print(write_page(model, self.html, Path(urlsplit(self.source).path.rstrip("/")).stem))
+            print(write_page(model, self.html, title))
+        if self.web:
+            from flexgs.deploy.page import write_web
+            from flexgs.model.elastic import ElasticModel
+            from flexgs.scene.identity import GIVE_SCENE, check_same_capture
+
+            shown = scene or _capture(_recorded_capture(self.source), self.source)
+            if shown and isinstance(model, ElasticModel):
+                check_same_capture(model.capture, shown.digest, Path(self.source), GIVE_SCENE)
+            print(write_web(model, self.web, title, shown))
         if self.output and self.lod:
             def made(cut: "Attributes") -> "Attributes":
                 cut = self._trained(model, cut)
@@ -249,18 +264,20 @@ class Serve:
     """
 
     folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
-    """Run folder, or any other folder, all of whose files are served."""
+    """Run folder, or any other folder, all of whose files are served: that of `flexgs cut RUN --web` is."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 lets other machines connect."""
     port: Port = 8000
     allow_host: tuple[str, ...] = ()
     """Further host names to answer to, such as a proxy's; requests for other names are refused."""
+    cors: tuple[str, ...] = ()
+    """Origins of pages on other servers that may read from here, such as https://shop.example; * for any."""
 
     def __call__(self) -> None:
         """Serve until Ctrl-C."""
         from flexgs.deploy.serve import serve
 
-        serve(self.folder, self.host, self.port, self.allow_host)
+        serve(self.folder, self.host, self.port, self.allow_host, self.cors)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A file of Gaussians made elastic without training: cuts at some ratios are the merged ones."""
+"""Models as deltas at some ratios: of a file of Gaussians that is merged, and of any other transform."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,9 +10,10 @@ from flexgs.config import Config, DeltasConfig, OrderConfig, TransformConfig
 from flexgs.deploy.merged import MergedModel
 from flexgs.deploy.packed import check_ratios
 from flexgs.errors import UserError
-from flexgs.model.deltas import Deltas
+from flexgs.model.deltas import WIDTHS, Deltas
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.merge_tree import MergeTree
+from flexgs.model.transform import Transform
 from flexgs.origin import unit_of
 
 
@@ -50,3 +51,24 @@ def nested(model: MergedModel, ratios: Sequence[float]) -> ElasticModel:
                         "float16 can hold, expected those of a trained model; `flexgs cut` merges them all "
                         "the same")
     return ElasticModel(splats, stored, config, model.cameras)
+
+
+@torch.no_grad()
+def as_deltas(model: ElasticModel, ratios: Sequence[float]) -> ElasticModel:
+    """Return a model whose transform is another one with deltas in its place, which a browser computes.
+
+    A cut at one of the ratios is the model's own, to float16; in between, changes are interpolated.
+    """
+    if isinstance(model.transform, Deltas) or type(model.transform) is Transform:
+        return model
+    config = replace(model.config, transform=TransformConfig("deltas"),
+                     deltas=DeltasConfig(knots=tuple(r for r in ratios if r < 1) or (1.0,)))
+    deltas = Deltas(config.deltas, len(model), model.transform.unit, config.order)
+    first = 0
+    for knot, count in zip(deltas.knots, deltas.counts, strict=True):
+        cut, base = model.first(count, knot), model.splats[:count]
+        for name, width in WIDTHS.items():
+            change = (getattr(cut, name) - getattr(base, name)).reshape(count, width)
+            getattr(deltas, name)[first:first + count] = change / deltas.unit if name == "means" else change
+        first += count
+    return ElasticModel(model.splats, deltas.stored(), config, model.cameras, model.capture)

@@ -1,4 +1,4 @@
-"""An HTTP server for a folder, with byte ranges."""
+"""An HTTP server for a folder: byte ranges, ETags, files that are compressed already (NAME.gz), and CORS."""
 
 import asyncio
 import logging
@@ -16,9 +16,15 @@ from flexgs.files import newest
 from flexgs.model.elastic import ElasticModel
 from flexgs.view.visitors import Visitors, url
 
+PREFLIGHT = {"Access-Control-Allow-Methods": "GET, HEAD", "Access-Control-Allow-Headers": "Range, If-Range",
+             "Access-Control-Max-Age": "86400"}
+"""What a browser is told that asks whether a page of another server may ask."""
+
 
 def application(folder: Path, visitors: Visitors) -> web.Application:
     """Make a web application that serves a folder: files and listings, but no link that leads out of it.
+
+    A folder that has an index.html is shown by it.
 
     Of a run folder only its model and cuts are served: model.fgs, which is packed first if it is missing or
     was made from another model (their modification times differ), and cuts/. The settings and checkpoints of
@@ -27,22 +33,41 @@ def application(folder: Path, visitors: Visitors) -> web.Application:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     folder = folder.resolve()
+    model, packed, cuts = newest(folder, "model"), folder / "model.fgs", newest(folder, "cuts")
+    weights = model / "model.safetensors"
+    whole = not weights.is_file()
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if why := visitors.refusal(request.headers.getall("Host", []), request.headers.getall("Origin", [])):
+        origins = request.headers.getall("Origin", [])
+        if why := visitors.refusal(request.headers.getall("Host", []), origins):
             return web.Response(status=403, text=why)
+        response: web.StreamResponse
         try:
-            return await handler(request)
+            if request.method == "OPTIONS" and origins:
+                response = web.Response(status=204, headers=PREFLIGHT)
+            else:
+                index = folder / request.path.strip("/") / "index.html"
+                shown = whole and request.path.endswith("/") and _is_inside(index, folder) and index.is_file()
+                response = web.FileResponse(index) if shown else await handler(request)
+                if isinstance(response, web.FileResponse):
+                    response = _whole_if_changed(request, folder) or response
+        except web.HTTPException as e:
+            response = e
         except (ValueError, OSError) as e:  # an impossible path: too long, or with a null character
             if isinstance(e, ConnectionError):
                 raise
-            return web.Response(status=404, text="no such file\n")
+            response = web.Response(status=404, text="no such file\n")
+        response.headers["Cache-Control"] = "no-cache"  # which asks whether the ETag is still the same
+        if origins and visitors.welcome(origins[0]):
+            response.headers.update({"Access-Control-Allow-Origin": origins[0], "Vary": "Origin",
+                                     "Access-Control-Expose-Headers": "Content-Range, ETag"})
+        if isinstance(response, web.HTTPException):
+            raise response
+        return response
 
     app = web.Application(middlewares=[guard])
-    model, packed, cuts = newest(folder, "model"), folder / "model.fgs", newest(folder, "cuts")
-    weights = model / "model.safetensors"
-    if not weights.is_file():
+    if whole:
         app.add_routes([web.static("/", folder, show_index=True)])
         return app
     for part in (model.parent, model, *model.iterdir()):
@@ -71,6 +96,22 @@ def application(folder: Path, visitors: Visitors) -> web.Application:
     return app
 
 
+def _whole_if_changed(request: web.Request, folder: Path) -> web.Response | None:
+    """Return all of a file if the request is for a part of another version of it, by the ETag in If-Range.
+
+    aiohttp compares If-Range only where it is a date.
+    """
+    if not (asked := request.headers.get("If-Range", "")).endswith('"'):
+        return None
+    file = (folder / request.path.lstrip("/")).open("rb")
+    about = os.fstat(file.fileno())
+    tag = f'"{about.st_mtime_ns:x}-{about.st_size:x}"'  # as aiohttp makes it
+    if asked == tag:
+        file.close()
+        return None
+    return web.Response(body=file, headers={"ETag": tag, "Accept-Ranges": "bytes"})
+
+
 def _is_inside(path: Path, folder: Path) -> bool:
     """Whether path, with all links followed, lies in folder, whose own path has no links."""
     try:
@@ -79,9 +120,9 @@ def _is_inside(path: Path, folder: Path) -> bool:
         return False
 
 
-def serve(folder: Path, host: str, port: int, names: Sequence[str] = ()) -> None:
-    """Serve the folder until Ctrl-C (names: see Visitors); UserError if host or port is not available."""
-    app = application(folder, Visitors(host, names))
+def serve(folder: Path, host: str, port: int, names: Sequence[str] = (), origins: Sequence[str] = ()) -> None:
+    """Serve the folder until Ctrl-C (names, origins: see Visitors); UserError if host or port is not free."""
+    app = application(folder, Visitors(host, names, origins))
     try:
         asyncio.run(_run(app, host, port))
     except (OSError, OverflowError) as e:

@@ -17,11 +17,18 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 class Visitors:
     """The rule by which a server that listens at `host` answers or refuses a request."""
 
-    def __init__(self, host: str, names: Sequence[str] = ()):
+    def __init__(self, host: str, names: Sequence[str] = (), origins: Sequence[str] = ()):
         """Accept requests to `host` and to further names of the server, such as that of a proxy.
 
-        UserError for an empty host, which systems take for all addresses of the machine.
+        Pages of other servers may ask too if their origin, such as https://shop.example, is in origins, or if
+        "*" is. UserError for an empty host, which systems take for all addresses of the machine, and for an
+        origin that is none.
         """
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(r"https?://[^\s/@?#]+", origin):
+                raise UserError(f"--cors {origin}: expected the origin of a page, such as "
+                                "https://shop.example, without a path; or * for any page")
+        self.origins = {origin.lower() for origin in origins}
         if not host.strip():
             raise UserError("--host: found nothing, expected a name or address of this machine, or "
                             "0.0.0.0 for all that it has")
@@ -40,10 +47,14 @@ class Visitors:
         name = _name(hosts[0]) if len(hosts) == 1 else None
         if name is None or not (name in self.names or (self.any_address and _address(name))):
             return f"this server is not called {name or 'so'}: --allow-host NAME lets it answer to a name\n"
-        if any(origin.lower() not in (f"http://{hosts[0].lower()}", f"https://{hosts[0].lower()}")
-               for origin in origins):
-            return "a page of another server may not ask this one\n"
+        own = {f"http://{hosts[0].lower()}", f"https://{hosts[0].lower()}"}
+        if any(origin.lower() not in own and not self.welcome(origin) for origin in origins):
+            return "a page of another server may not ask this one: --cors ORIGIN lets it\n"
         return None
+
+    def welcome(self, origin: str) -> bool:
+        """Whether pages of an origin may ask although they are of another server."""
+        return "*" in self.origins or origin.lower() in self.origins
 
 
 def url(host: str, port: int) -> str:
