@@ -21,7 +21,7 @@ from flexgs.ray_address import find
 from flexgs.signals import listen
 
 MAX_WORKERS = 8
-"""The most GPUs that a scene gets by default; with more, the batch of each step would grow further."""
+"""The most GPUs that a scene gets by default."""
 ANYWHERE = ""
 """The name of a machine that stands for all machines together."""
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -150,17 +150,18 @@ class Workers(NamedTuple):
     most: int
 
     @staticmethod
-    def parse(text: str, batch: int | None) -> "Workers":
-        """Read "4" or "1:4"; UserError unless a number in the range divides the views of a batch."""
+    def parse(text: str, batch: int) -> "Workers":
+        """Read "4" or "1:4"; UserError unless a number in the range divides the views of a step."""
         try:
             least, most = (int(part) for part in (text.split(":") if ":" in text else (text, text)))
         except ValueError:
             least, most = 0, 0
         if not 1 <= least <= most:
             raise UserError(f"--workers {text}: expected a number of at least 1, or a range such as 1:4")
-        if batch and not any(batch % workers == 0 for workers in range(least, most + 1)):
-            raise UserError(f"--workers {text}: found --batch {batch}, which none of them divides; "
-                            "expected a divisor of it")
+        if not any(batch % workers == 0 for workers in range(least, most + 1)):
+            raise UserError(f"--workers {text}: found --batch {batch}, whose views cannot be shared equally by "
+                            f"so many; expected a batch such as --batch {least}, which changes the result: "
+                            "docs/distributed.md")
         return Workers(least, most)
 
 
@@ -196,17 +197,17 @@ class Allocation:
 
 
 def allocate(nodes: Mapping[str, Node], scenes: int, workers: Workers | None = None,
-             batch: int | None = None) -> Allocation:
+             batch: int = 1) -> Allocation:
     """Choose the workers that each scene may get, and the CPUs of each worker.
 
-    By default a scene has from one to MAX_WORKERS workers on one machine, with a GPU each; without GPUs it
-    has one worker, whose CPUs become threads.
+    By default a scene has from one to MAX_WORKERS workers on one machine, with a GPU each, that share the
+    views of a step; without GPUs it has one worker, whose CPUs become threads.
 
     Args:
         nodes: the resources of each machine.
         scenes: the number of scenes to train.
         workers: the range that the user asks for.
-        batch: the views of a step, which the number of workers must divide; None: a view per worker.
+        batch: the views of a step, which the number of workers must divide.
 
     Raises:
         UserError: the cluster is too small for the workers asked for; Ray would wait for ever.
@@ -216,7 +217,7 @@ def allocate(nodes: Mapping[str, Node], scenes: int, workers: Workers | None = N
     devices = {name: int(node.get(kind, 0)) for name, node in nodes.items()}
     total, largest = sum(devices.values()), max(devices.values(), default=0)
     least, most = workers or (1, MAX_WORKERS if gpu else 1)
-    asked = [size for size in range(least, most + 1) if not batch or batch % size == 0]
+    asked = [size for size in range(least, most + 1) if batch % size == 0]
     if asked[0] > total:
         raise UserError(f"--workers {least}{f':{most}' * (most > least)}: found {total} "
                         f"{kind}s on {len(nodes)} machine{'s' * (len(nodes) > 1)}, expected at most "

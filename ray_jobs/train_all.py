@@ -29,9 +29,9 @@ class TrainAll(DatasetOptions):
     """Train every scene of a dataset with Ray Train; the same command continues unfinished scenes."""
 
     workers: str | None = None
-    """Workers per scene, one GPU each: a number, or MIN:MAX to give scenes the GPUs that others leave.
-    Default: 1:8, and 1 without a GPU. A step has a view per worker, so the number of workers changes the
-    result a little; a fixed number, or --batch, keeps it as it is."""
+    """Workers per scene, one GPU each, that share the views of a step (--batch): a number, or MIN:MAX to give
+    scenes the GPUs that others leave. Default: 1:8, as far as --batch can be divided, and 1 without a GPU.
+    It changes how fast a scene trains, not what comes out."""
     max_failures: int = 2
     """How often a scene is started again, from its last checkpoint, after a worker died."""
 

@@ -114,7 +114,7 @@ def _worker(rank: int, world: int, store: str, count: int, width: int, height: i
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     group, scene, trainers = _Timed(rank, world), bench_scene(count, width, height), {}
     for stage in (1, 2):
-        config = Config(distributed=options)
+        config = Config(distributed=options, batch=world)
         config.base.max_splats, config.base.refine_start = count, 1.0  # the number of Gaussians stays
         trainers[stage] = trainer = _Trainer(config, scene, group)
         trainer.step = trainer.base_steps // 2 if stage == 1 else trainer.base_steps

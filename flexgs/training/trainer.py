@@ -56,7 +56,7 @@ class Trainer:
         assert (base is None) == (config.base.ply is None), "the caller reads config.base.ply"
         self.config, self.scene, self.group = config, scene, group or Group()
         self.device = torch.device(device)
-        self.batch = config.batch or self.group.world
+        self.batch = config.batch
         if self.batch % self.group.world:
             raise UserError(f"--batch: found {self.batch}, expected a multiple of the "
                             f"{self.group.world} workers")
