@@ -10,10 +10,13 @@ The same command continues what is unfinished and skips what is finished.
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+from flexgs import ray_library
 from flexgs.commands.guard import guard
 from flexgs.errors import pasted
+from flexgs.files import only_one
 from flexgs.options import parse
 from flexgs.report.table import print_results
 from flexgs.training.memory import expected_memory
@@ -45,19 +48,23 @@ def train_all(options: TrainAll) -> int:
     """Train the scenes that are not finished, print the table, and return the exit code (see main)."""
     config = options.checked()
     workers = Workers.parse(options.workers, config.batch) if options.workers is not None else None
-    with warm_up.in_background() as wait_for_kernels:
+    least = workers.least if workers else 1
+    with warm_up.in_background() as wait_for_kernels, ExitStack() as locks:
         captures, store = options.captures(), options.store()
-        scenes, wrong = read_all({c: options.of(c, config) for c in captures})
-        with Cluster(options.ray_address, options.gpu) as cluster:
+        with Cluster(options.ray_address, options.gpu, options.dashboard) as cluster:
+            if not all((store.folder / capture.name / "results.json").exists() for capture in captures):
+                cluster.start(least)  # while the captures are read
+            scenes, wrong = read_all({c: options.of(c, config) for c in captures})
             config = options.fitting(config, cluster)
             jobs = [SceneJob(capture, store / capture.name, options.of(capture, config),
                              max_failures=options.max_failures) for capture in captures
                     if capture.name not in wrong]
+            for job in jobs:  # before MLflow hears of them: another command may be training them
+                locks.enter_context(only_one(job.folder))
             batch = Batch(store, options.tracking(), options.typed.command("ray_jobs/train_all.py"))
             jobs = [job for job in jobs if not batch.skip(job, scenes[job.name])]
             if jobs:
-                least = workers.least if workers else 1
-                cluster.wait_for_gpus(least, least * len(jobs))
+                cluster.wait_for_gpus(least)
                 allocation = allocate(cluster.nodes(least), len(jobs), workers, config.batch)
                 print(f"{len(jobs)} scene{'s' * (len(jobs) > 1)}, {allocation}; runs go to {store.place()}",
                       flush=True)
@@ -65,13 +72,8 @@ def train_all(options: TrainAll) -> int:
                     print(f"{job.name}: {expected_memory(scenes[job.name], job.config)}", flush=True)
                 if not allocation.gpu:
                     wait_for_kernels()
-
-                def machines(waiting: int) -> Mapping[str, int]:
-                    cluster.ask(allocation.bundles(waiting))
-                    return allocation.machines(cluster.nodes())
-
                 batch.train([replace(job, cpus=allocation.cpus, gpu=allocation.gpu) for job in jobs],
-                            allocation.sizes, machines)
+                            allocation, lambda: allocation.room(ray_library.free_resources()))
             batch.finish()
     return report(options, batch, [capture.name for capture in captures], wrong | batch.errors)
 

@@ -105,7 +105,7 @@ def search_scene(options: SearchScene) -> int:
         shutil.move(folder, aside)
         print(f"the earlier search is in {pasted(aside)}", flush=True)
     with (warm_up.in_background() as wait_for_kernels, only_one(folder),
-          Cluster(options.ray_address, options.gpu) as cluster):
+          Cluster(options.ray_address, options.gpu, options.dashboard or options.workers > 1) as cluster):
         config = options.fitting(config, cluster)
         if options.smoke:
             config, options.trials, options.confirm = _smaller(config), 2, 0
