@@ -134,6 +134,16 @@ def test_ratios_are_log_uniform_within_their_band(i, low, high):
     assert float(((uniform - low) / (high - low) - (torch.arange(2000) + 0.5) / 2000).abs().max()) < 0.04
 
 
+def test_a_batch_of_steps_leaves_no_part_of_a_band_out():
+    """As many steps as a step has views draw from as many equal parts of the band, each from another."""
+    config = tiny_config()
+    config.batch = 8
+    trainer = Trainer(config, tiny_scene())
+    parts = [int(8 * math.log(trainer._ratio(turn, 1) / 0.035) / math.log(4)) for turn in range(32)]
+    assert all(sorted(parts[i:i + 8]) == [*range(8)] for i in range(0, 32, 8))
+    assert len({tuple(parts[i:i + 8]) for i in range(0, 32, 8)}) == 4
+
+
 def test_ratios_of_one_view_are_drawn_for_themselves():
     a, b = ratios("log_uniform", 0, 500), ratios("log_uniform", 1, 500)
     places = torch.stack([(a / 0.008).log(), (b / 0.035).log()])

@@ -64,6 +64,8 @@ def ratio_of(config: Config, turn: int, i: int) -> float:
     u = float(torch.rand((), generator=generator(config.seed, "ratio", turn, i), dtype=torch.float64))
     if r.sampling == "round_robin":
         return r.values[turn % len(r.values)]
+    strata = torch.randperm(BATCH, generator=generator(config.seed, "strata", turn // BATCH, i)).tolist()
+    u = strata[turn % BATCH] / BATCH + u / BATCH
     if r.sampling == "random":
         return r.values[math.floor(u * len(r.values))]
     low, high = [*r.bands, (r.bands[-1][1], 1.0)][i]

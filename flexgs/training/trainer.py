@@ -244,12 +244,19 @@ class Trainer:
                 whole.grad.index_add_(0, index, part.grad, alpha=factor)
 
     def _ratio(self, turn: int, i: int) -> float:
-        """Return the ratio of the i-th elastic render of each view of a step, the turn-th of the run."""
+        """Return the ratio of the i-th elastic render of each view of a step, the turn-th of the run.
+
+        As many steps as a step has views share the band among them, a stratum each in random order, so that
+        one ratio for all views of a step leaves no part of the band out for long.
+        """
         r = self.config.ratios
         if r.sampling == "round_robin":
             return r.values[turn % len(r.values)]
         u = float(torch.rand((), generator=generator(self.config.seed, "ratio", turn, i),
                              dtype=torch.float64))
+        strata = torch.randperm(self.batch, generator=generator(self.config.seed, "strata",
+                                                                turn // self.batch, i))
+        u = (int(strata[turn % self.batch]) + u) / self.batch
         if r.sampling == "random":
             return r.values[int(u * len(r.values))]
         low, high = r.bands[i] if i < r.renders else (r.bands[-1][1], 1.0)
