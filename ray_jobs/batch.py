@@ -45,6 +45,8 @@ PULL_SECONDS = 3.0
 """Time between two downloads of a scene's progress from an object store."""
 KEEP_SECONDS = 60.0
 """How long to wait for checkpoints when the job is interrupted."""
+LEAST_SECONDS = 10.0
+"""Time after which scenes ask for one CPU per worker, where none trains since others hold the rest."""
 STEADY = 5
 """Number of reports over which a scene's views per second are averaged."""
 
@@ -107,7 +109,7 @@ class Batch:
         watches = {job.name: Watch(job, self._run_of(job), self.mlflow) for job in jobs}
         running: dict[Future, Watch] = {}
         pool = ThreadPoolExecutor(len(jobs) + 1)
-        said = time.monotonic()
+        said = busy = time.monotonic()
 
         def start(job: SceneJob) -> None:
             running[pool.submit(train_scene, job)] = watches[job.name]
@@ -117,6 +119,9 @@ class Batch:
         try:
             with Screen() as screen:
                 while watches:
+                    busy = time.monotonic() if running else busy
+                    if time.monotonic() - busy > LEAST_SECONDS:
+                        allocation = replace(allocation, cpus=1)
                     for watch in watches.values():
                         if not watch.workers and (job := watch.reserved(allocation, screen)):
                             self.mlflow.put(self._open, watch.run, watch.job.store)
@@ -232,6 +237,8 @@ class Watch:
         self.started = 0.0
         """Seconds since 1970 when the scene was first started; 0 if it has not been."""
         self._room: PlacementGroup | None = None
+        self._cpus = 0
+        """CPUs per worker that Ray keeps, or is asked for."""
         self._machine: str | None = None
         self._more = 0
         """The number of workers to go on with after a stop; 0 for none but to wait."""
@@ -242,7 +249,9 @@ class Watch:
 
     def reserved(self, allocation: Allocation, screen: "Screen") -> SceneJob | None:
         """Ask Ray for room for the fewest workers, and return the job to train there once there is room."""
-        self._room = self._room or allocation.reserve()
+        if self._cpus != allocation.cpus:
+            self.release()
+        self._room, self._cpus = self._room or allocation.reserve(), allocation.cpus
         if not self._room.wait(0):
             return None
         machine = None if allocation.spread else placement_group_table(self._room)["bundles_to_node_id"][0]
@@ -257,7 +266,7 @@ class Watch:
         if self._kept:
             screen.log(f"{self.job.name}: continues from {self._kept} of "
                        f"{self.job.config.steps}{_with(workers)}")
-        return replace(self.job, workers=workers, machine=machine, room=self._room)
+        return replace(self.job, workers=workers, machine=machine, room=self._room, cpus=self._cpus)
 
     def release(self) -> None:
         """Give back the room that Ray keeps for the scene."""

@@ -72,7 +72,7 @@ def train_all(options: TrainAll) -> int:
                     print(f"{job.name}: {expected_memory(scenes[job.name], job.config)}", flush=True)
                 if not allocation.gpu:
                     wait_for_kernels()
-                batch.train([replace(job, cpus=allocation.cpus, gpu=allocation.gpu) for job in jobs],
+                batch.train([replace(job, gpu=allocation.gpu) for job in jobs],
                             allocation, lambda: allocation.room(ray_library.free_resources()))
             batch.finish()
     return report(options, batch, [capture.name for capture in captures], wrong | batch.errors)

@@ -7,7 +7,8 @@ import json
 import os
 import re
 import shutil
-import threading
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_workers_divide_the_batch():
     assert cluster.allocate(nodes, 1, None, batch=6).sizes == (1, 2, 3, 6)
     assert cluster.allocate(nodes, 1, cluster.Workers.parse("2:8", 9), batch=9).sizes == (3,)
     assert cluster.allocate(nodes, 1).sizes == (1,)  # a step of one view cannot be shared
-    with pytest.raises(UserError, match="--workers 2:3: found --batch 7, .* such as --batch 2, which changes"):
+    with pytest.raises(UserError, match=r"--workers 2:3: found --batch 7, .* such as --batch 2, which"):
         cluster.Workers.parse("2:3", 7)
 
 
@@ -308,6 +309,32 @@ def test_runs_are_kept_in_an_object_store(two_scenes, s3, tmp_path, monkeypatch)
     (run,) = client.client.search_runs([client.id], "tags.kind = 'scene'")
     losses = client.client.get_metric_history(run.info.run_id, "train/loss")
     assert [loss.step for loss in losses] == [20, 40, 60, 80, 100, 120]
+
+
+@pytest.mark.ray
+def test_neighbours_share_a_cluster(two_scenes, capture, tmp_path, monkeypatch):
+    """Two jobs and an actor of somebody else on two CPUs: both jobs end, and the one that waits says so."""
+
+    class Other:
+        def there(self) -> None:
+            pass
+
+    actor = ray.remote(num_cpus=1)(Other).remote()
+    ray.get(actor.there.remote())
+    theirs = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from ray_jobs import batch, train_all\n"
+         "batch.SAY_SECONDS = batch.LEAST_SECONDS = 1\n"
+         "sys.exit(train_all.main(sys.argv[1:]))", "--data-root", str(capture.parent), "--storage",
+         str(tmp_path / "theirs"), *TINY, "--ray-address", ray.get_runtime_context().gcs_address],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    monkeypatch.setattr(batch, "SAY_SECONDS", 1.0)
+    code, ours, errors = start(two_scenes[0], tmp_path / "ours", "--scenes", "good", "--batch", "2",
+                               "--workers", "1:2")
+    said = theirs.communicate(timeout=100)[0]
+    ray.kill(actor)
+    assert (code, theirs.returncode) == (0, 0), ours + errors + said
+    assert "good: finished" in ours and "studio: finished" in said
+    assert "waits for 1 CPU; " in ours + said
 
 
 def compare(root: Path, storage: Path, *more: str) -> tuple[int, str, str]:

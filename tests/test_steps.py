@@ -74,7 +74,7 @@ def ratio_of(config: Config, turn: int, i: int) -> float:
 
 
 def renders_of(config: Config, turn: int, frozen: bool) -> tuple[bool, list[int]]:
-    """Whether the whole model is rendered at the views of a step, and the numbers of their elastic renders."""
+    """Whether the views of a step have a render of the whole model, and the numbers of their others."""
     r = config.ratios
     bands = len(r.bands) if r.sampling in ("uniform", "log_uniform") else 1
     whole, cuts = not frozen, list(range(bands))
