@@ -271,7 +271,8 @@ class Hand:
             self.back(self.elastic(position, i, at, target, mask) / usual)
 
     def elastic(self, position: int, i: int, at: Camera, target: Tensor, mask: Tensor | None) -> Tensor:
-        config, ratio = self.config, ratio_of(self.config, self.trainer.step // BATCH, i)
+        config, bands = self.config, len(renders_of(self.config, 1, True)[1])
+        ratio = ratio_of(config, self.trainer.step // BATCH if i >= bands - 2 else position, i)
         k = max(1, math.floor(ratio * N + 1e-9))
         if config.ratios.half_above is not None and at.width * at.height / k > config.ratios.half_above:
             at, target, mask = half_size(at, target, mask)

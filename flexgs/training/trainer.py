@@ -97,8 +97,8 @@ class Trainer:
     def turn(self) -> int:
         """The number of the optimizer step that is done now.
 
-        It decides which renders each view of the step has, and their ratios: all views cost about the same,
-        so that no worker waits for another.
+        It decides which renders each view of the step has, and the ratios of the two costliest: all views
+        cost about the same, so that no worker waits for another.
         """
         return self.step // self.batch
 
@@ -213,7 +213,7 @@ class Trainer:
     def _elastic_loss(self, position: int, i: int, camera: Camera, target: Tensor, mask: Tensor | None,
                       weight: float) -> Tensor:
         """Back-propagate and return the loss of a view's i-th elastic render, of kept Gaussians only."""
-        ratio = self._ratio(self.turn, i)
+        ratio = self._ratio(self.turn if i >= self.config.ratios.renders - 2 else position, i)
         sparse = self.config.ratios.half_above
         if sparse is not None and camera.width * camera.height > sparse * count_at(ratio, len(self.splats)):
             camera, target, mask = halved(camera, target, mask)
@@ -244,10 +244,10 @@ class Trainer:
                 whole.grad.index_add_(0, index, part.grad, alpha=factor)
 
     def _ratio(self, turn: int, i: int) -> float:
-        """Return the ratio of the i-th elastic render of each view of a step, the turn-th of the run.
+        """Return the turn-th ratio of the i-th elastic render.
 
-        As many steps as a step has views share the band among them, a stratum each in random order, so that
-        one ratio for all views of a step leaves no part of the band out for long.
+        As many in turn as a step has views share the band among them, a stratum each in random order, so that
+        no part of it is left out for long where all views of a step have one ratio.
         """
         r = self.config.ratios
         if r.sampling == "round_robin":
