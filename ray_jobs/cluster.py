@@ -51,6 +51,8 @@ class Cluster:
         """
         self.gpu, self._dashboard = gpu, dashboard
         self._ours = not ray.is_initialized()
+        # Kept as long as this: the processes of a Ray end with the thread that has started them.
+        self._starter = ThreadPoolExecutor(1, "ray")
         self._starting: Future[None] | None = None
         if self._ours and (found := find(address)):
             _init(found.address)
@@ -81,7 +83,7 @@ class Cluster:
         It has at least a CPU for each of `workers`: Ray only counts CPUs, so workers may share one.
         """
         if not ray.is_initialized() and not self._starting:
-            self._starting = ThreadPoolExecutor(1).submit(_start_here, workers, self._dashboard)
+            self._starting = self._starter.submit(_start_here, workers, self._dashboard)
 
     def nodes(self, workers: int = 1) -> dict[str, Node]:
         """Return the resources of each machine that is alive and not about to leave, by Ray's id.
