@@ -51,6 +51,8 @@ def train_all(options: TrainAll) -> int:
     least = workers.least if workers else 1
     with warm_up.in_background() as wait_for_kernels, ExitStack() as locks:
         captures, store = options.captures(), options.store()
+        for capture in captures:  # before MLflow hears of them: another command may be training them
+            locks.enter_context(only_one(store.folder / capture.name))
         with Cluster(options.ray_address, options.gpu, options.dashboard) as cluster:
             if not all((store.folder / capture.name / "results.json").exists() for capture in captures):
                 cluster.start(least)  # while the captures are read
@@ -59,8 +61,6 @@ def train_all(options: TrainAll) -> int:
             jobs = [SceneJob(capture, store / capture.name, options.of(capture, config),
                              max_failures=options.max_failures) for capture in captures
                     if capture.name not in wrong]
-            for job in jobs:  # before MLflow hears of them: another command may be training them
-                locks.enter_context(only_one(job.folder))
             batch = Batch(store, options.tracking(), options.typed.command("ray_jobs/train_all.py"))
             jobs = [job for job in jobs if not batch.skip(job, scenes[job.name])]
             if jobs:
@@ -72,7 +72,8 @@ def train_all(options: TrainAll) -> int:
                     print(f"{job.name}: {expected_memory(scenes[job.name], job.config)}", flush=True)
                 if not allocation.gpu:
                     wait_for_kernels()
-                batch.train([replace(job, gpu=allocation.gpu) for job in jobs],
+                beside = min(max(allocation.room(cluster.nodes()).values()), len(jobs) * allocation.sizes[-1])
+                batch.train([replace(job, gpu=allocation.gpu, beside=beside) for job in jobs],
                             allocation, lambda: allocation.room(ray_library.free_resources()))
             batch.finish()
     return report(options, batch, [capture.name for capture in captures], wrong | batch.errors)

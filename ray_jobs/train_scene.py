@@ -79,6 +79,8 @@ class SceneJob:
     """CPUs per worker; without a GPU, they become threads of the rasterizer."""
     gpu: bool = False
     """Whether each worker has a GPU."""
+    beside: int = 1
+    """How many workers, also of other scenes, share the memory of a machine."""
     max_failures: int = 2
     """How often the workers are started again, from the last checkpoint, after one of them died."""
 
@@ -172,6 +174,7 @@ def _failed(job: SceneJob, error: Exception, lines: set[str]) -> SceneFailedErro
 def train_worker(loop: Mapping[str, SceneJob]) -> dict[str, Any] | None:
     """Train a scene as one of its workers; return the contents of results.json, or None if it was stopped."""
     job, group = loop["job"], Group.current()
+    os.environ["LOCAL_WORLD_SIZE"] = str(job.beside)  # by which the cache of images is limited
     device = ray.train.torch.get_device() if group.world > 1 else "cuda" if job.gpu else "cpu"
     if not job.gpu:
         torch.set_num_threads(1)  # the rasterizer's threads use all cores of the worker

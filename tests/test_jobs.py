@@ -21,7 +21,7 @@ from flexgs.config import Config
 from flexgs.demo.synthetic import write_synthetic
 from flexgs.distributed import Group
 from flexgs.errors import UserError
-from flexgs.files import read_jsonl
+from flexgs.files import only_one, read_jsonl
 from flexgs.options import Typed, parse
 from flexgs.run import LocalSession, run
 from flexgs.scene.camera_model import CameraModel
@@ -179,6 +179,16 @@ def test_bad_input_is_one_line_and_exit_code_2(args, message, capture, tmp_path,
     assert not list(tmp_path.rglob("*.json"))
 
 
+def test_the_same_command_twice_leaves_the_first_alone(capture, tmp_path, capsys):
+    """Also its run in MLflow, which it would mark as failed."""
+    folder = tmp_path / f"flexgs-{capture.parent.name}" / "studio"
+    with only_one(folder):
+        code = train_all.main(["--data-root", str(capture.parent), "--storage", str(tmp_path), *TINY])
+    assert code == 2 and f"{folder}: another process works here now" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {folder.parent.name}
+    assert not [path for path in folder.parent.rglob("*") if not path.name.startswith(".") and path != folder]
+
+
 # ---------------------------------------------------------------------- real Ray
 
 
@@ -309,6 +319,29 @@ def test_runs_are_kept_in_an_object_store(two_scenes, s3, tmp_path, monkeypatch)
     (run,) = client.client.search_runs([client.id], "tags.kind = 'scene'")
     losses = client.client.get_metric_history(run.info.run_id, "train/loss")
     assert [loss.step for loss in losses] == [20, 40, 60, 80, 100, 120]
+
+
+@pytest.mark.ray
+def test_a_worker_that_dies_is_started_again(ray_here, tmp_path, monkeypatch):
+    """As often as --max-failures allows, and what it was is noted."""
+
+    def dies_once(loop: dict) -> dict:
+        if not (died := loop["job"].folder / "died").exists():
+            died.touch()
+            os._exit(1)
+        return {"steps": 1}
+
+    monkeypatch.setattr(train_scene, "train_worker", dies_once)
+    for failures in (1, 0):
+        folder = tmp_path / str(failures)
+        folder.mkdir()
+        job = train_scene.SceneJob(tmp_path, Store(folder), Config(), max_failures=failures)
+        if failures:
+            assert train_scene.train_scene(job) == {"steps": 1}
+            assert "WorkerCrashedError" in read_jsonl(folder / "failures.jsonl")[0]["errors"]["0"]
+        else:
+            with pytest.raises(train_scene.SceneFailedError, match=r"WorkerCrashedError.*; no checkpoint"):
+                train_scene.train_scene(job)
 
 
 @pytest.mark.ray

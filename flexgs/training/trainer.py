@@ -26,6 +26,7 @@ from flexgs.model.transform import Transform
 from flexgs.raster import render
 from flexgs.scene import Points, Scene, ViewSampler, initial_splats
 from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture
+from flexgs.scene.views import AHEAD
 from flexgs.seeds import generator
 from flexgs.splats import Splats
 from flexgs.stored import SPLATS, splats_of
@@ -77,7 +78,7 @@ class Trainer:
         self.elastic = False
         """Whether stage 2 has begun: Gaussians are in order, and order and transform have parameters."""
         self._meter = Meter()
-        self._ahead = ThreadPoolExecutor(1, "prefetch")
+        self._ahead = ThreadPoolExecutor(AHEAD, "prefetch")
 
     def _initial_splats(self) -> Splats:
         """Make a Gaussian for each point of the capture, or of a random subset of max_splats points."""
@@ -181,8 +182,8 @@ class Trainer:
     def _view_loss(self, position: int) -> Tensor:
         """Back-propagate and return the loss of the position-th training view, divided by the batch."""
         view = self.scene.train[self.sampler[position]]
-        # Decode this worker's next view while this one is rendered.
-        self._ahead.submit(self.scene.train[self.sampler[position + self.group.world]].prefetch)
+        # Decode one of this worker's next views while this one is rendered.
+        self._ahead.submit(self.scene.train[self.sampler[position + AHEAD * self.group.world]].prefetch)
         camera, mask = view.camera.to(self.device), view.mask()
         target = as_float(view.image().to(self.device), torch.float32)
         mask = None if mask is None else mask.to(self.device)
