@@ -129,7 +129,7 @@ class Batch:
                     waiting = [name for name, watch in watches.items() if not watch.workers]
                     screen.show({watch.job.name: watch.poll(screen) for watch in running.values()}, waiting)
                     states = [watch.state() for watch in running.values()]
-                    if not waiting and all(states):
+                    if running and not waiting and all(states):
                         for name, workers in growth(free(), [s for s in states if s],
                                                     allocation.sizes).items():
                             watches[name].grow(workers, screen)
@@ -186,17 +186,16 @@ class Batch:
                             max(r.get("time", 0) for r in results))
             self.mlflow.put(self.run.describe, notes.batch(results, self.command))
         self.mlflow.put(self.run.finish, "FAILED" if self.errors else "FINISHED")
-        until = time.monotonic() + WAIT_FOR_TRACKING_SECONDS
-        if not self.mlflow.wait(5.0) or self._untold:
+        if not self.mlflow.wait(10.0) or self._untold:
             print(f"MLflow is slow or away, waits up to {WAIT_FOR_TRACKING_SECONDS:.0f} s for it", flush=True)
-        while time.monotonic() < until and (not self.mlflow.wait(2.0) or self._untold):
-            if self.mlflow.idle:
-                time.sleep(2.0)
-                self.tracking.retry()
-                untold, self._untold = self._untold, []
-                for job in untold:
-                    self.mlflow.put(self._report, job, self._run_of(job))
-                self.mlflow.put(self.run.finish, "FAILED" if self.errors else "FINISHED")
+        until = time.monotonic() + WAIT_FOR_TRACKING_SECONDS
+        while self.mlflow.wait(WAIT_FOR_TRACKING_SECONDS) and self._untold and time.monotonic() < until:
+            time.sleep(2.0)
+            self.tracking.retry()
+            untold, self._untold = self._untold, []
+            for job in untold:
+                self.mlflow.put(self._report, job, self._run_of(job))
+            self.mlflow.put(self.run.finish, "FAILED" if self.errors else "FINISHED")
         if self._untold or not self.mlflow.idle:
             names = ", ".join(job.name for job in self._untold) or "the end of the batch"
             print(f"MLflow has not got {names}; the same command sends it", flush=True)

@@ -28,9 +28,12 @@ class Writer:
         return not self._left
 
     def wait(self, seconds: float) -> bool:
-        """Wait until all calls have been made, at most so long; return whether they have."""
+        """Wait until all calls have been made, for each at most so long; return whether they have."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._left, timeout=seconds)
+            while self._left:
+                if not self._changed.wait(seconds):
+                    return False
+        return True
 
     def _work(self) -> None:
         while True:
