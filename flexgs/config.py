@@ -385,8 +385,9 @@ class Config:
     steps: Views = 30_000
     """Training views in all, stage 1 and stage 2 (not optimizer steps, which use `batch` views each). A
     higher number continues a finished run."""
-    batch: Annotated[int, Range(1, 1024)] | None = None
-    """Views per optimizer step over all workers, a multiple of their number. None: one per worker."""
+    batch: Annotated[int, Range(1, 1024)] = 1
+    """Views per optimizer step. It changes the result; up to as many workers may share them, which does
+    not."""
     background: tuple[Fraction, Fraction, Fraction] = (0.0, 0.0, 0.0)
     """Colour behind the Gaussians: red, green and blue, each 0 to 1."""
     antialiased: bool = False

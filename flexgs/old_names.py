@@ -42,6 +42,8 @@ def config(values: dict[str, Any]) -> dict[str, Any]:
         to = new.split(".")[-1]
         if isinstance(at, dict) and name in at and to not in at:
             at[to] = at.pop(name)
+    if tree.get("batch", 1) is None:  # once: a view for each worker
+        del tree["batch"]
     return tree
 
 

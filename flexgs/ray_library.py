@@ -4,7 +4,7 @@ pyproject.toml pins Ray's minor version; tests/test_libraries.py says what no lo
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 
 def started_address() -> str | None:
@@ -39,18 +39,14 @@ def draining_nodes() -> Mapping[str, int]:
     return state.get_draining_nodes()
 
 
-def request_resources(name: str, bundles: Sequence[Mapping[str, float]], seconds: float) -> None:
-    """Ask the autoscaler for machines with these resources, on behalf of name, for so many seconds.
+def free_resources() -> Mapping[str, Mapping[str, float]]:
+    """What nobody uses of each machine, by its id.
 
-    Through the coordinator that Ray Train itself uses, which would replace what
-    ray.autoscaler.sdk.request_resources is told.
+    ray.available_resources() only knows the sum over the machines.
     """
-    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-        get_or_create_autoscaling_coordinator,
-    )
+    from ray._private.state import available_resources_per_node
 
-    get_or_create_autoscaling_coordinator().request_resources.remote(
-        requester_id=name, resources=list(bundles), expire_after_s=seconds)
+    return available_resources_per_node()
 
 
 def no_room_error() -> type[Exception]:

@@ -1,4 +1,4 @@
-"""Many scenes trained side by side, started and moved by the schedule, and shown on screen and in MLflow."""
+"""Many scenes trained side by side, when and where Ray has room, and shown on screen and in MLflow."""
 
 import logging
 import sys
@@ -11,6 +11,7 @@ from statistics import harmonic_mean
 from typing import Any, Self
 
 import ray
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -22,15 +23,19 @@ from flexgs.files import read_jsonl
 from flexgs.report.table import mean_ratios, psnr_auc
 from flexgs.run import finished, git_sha, history
 from flexgs.scene import Scene as Capture
-from flexgs.tracking import Run, Tracking, flatten, notes
-from ray_jobs.schedule import Placement, SceneState, plan, speedup
+from flexgs.tracking import Run, Tracking, Writer, flatten, notes
+from ray_jobs.cluster import SAY_SECONDS, Allocation
+from ray_jobs.neighbours import holders
+from ray_jobs.schedule import Running, growth
 from ray_jobs.store import Store
 from ray_jobs.train_scene import RESULTS, STOP, SceneJob, train_scene
 
 log = logging.getLogger("flexgs.batch")
 
 PLAIN_SECONDS = 10.0
-"""Time between two progress lines of a scene where the output is not a terminal."""
+"""Time after which a progress line is shown anew where the output is no terminal; it doubles each time."""
+PLAIN_MOST = 300.0
+"""The most that this time becomes."""
 TRACKING_SECONDS = 10.0
 """Time between two messages to MLflow about a scene."""
 WAIT_FOR_TRACKING_SECONDS = 60.0
@@ -41,6 +46,8 @@ PULL_SECONDS = 3.0
 """Time between two downloads of a scene's progress from an object store."""
 KEEP_SECONDS = 60.0
 """How long to wait for checkpoints when the job is interrupted."""
+LEAST_SECONDS = 10.0
+"""Time after which scenes ask for one CPU per worker, where none trains since others hold the rest."""
 STEADY = 5
 """Number of reports over which a scene's views per second are averaged."""
 
@@ -53,6 +60,7 @@ class Batch:
         self.store, self.tracking, self.command, self.sha = store, tracking, command, git_sha()
         store.pull("mlflow.json")
         self.run = tracking.run(store.folder, "all scenes", kind="batch", tags={"git_sha": self.sha})
+        self.mlflow = Writer()
         self.results: dict[str, dict[str, Any]] = {}
         self.errors: dict[str, Exception] = {}
         self._untold: list[SceneJob] = []
@@ -73,7 +81,7 @@ class Batch:
             return False
         print(f"{job.name}: already finished, {results['steps']} views", flush=True)
         self.results[job.name] = results
-        self._report(job, self._run_of(job))
+        self.mlflow.put(self._report, job, self._run_of(job))
         return True
 
     def _report(self, job: SceneJob, run: Run) -> None:
@@ -84,62 +92,70 @@ class Batch:
         if not run.log_results(self.results[job.name], job.folder):
             self._untold.append(job)
 
-    def train(self, jobs: Sequence[SceneJob], sizes: Sequence[int],
-              machines: Callable[[int], Mapping[str, int]]) -> None:
+    def _open(self, run: Run, store: Store) -> None:
+        """Show a run as running in MLflow; its id goes to the store."""
+        run.start()
+        with _storage_may_be_away():
+            store.push("mlflow.json")
+
+    def train(self, jobs: Sequence[SceneJob], allocation: Allocation,
+              free: Callable[[], Mapping[str, int]]) -> None:
         """Train the scenes; one that fails does not disturb the others.
 
         Args:
             jobs: the scenes.
-            sizes: the numbers of workers that a scene may have, rising.
-            machines: called with the number of scenes that wait; returns how many workers each machine has
-                room for now.
+            allocation: the workers that a scene may have.
+            free: returns how many more workers each machine has room for.
         """
-        watches = {job.name: Watch(job, self._run_of(job)) for job in jobs}
+        watches = {job.name: Watch(job, self._run_of(job), self.mlflow) for job in jobs}
         running: dict[Future, Watch] = {}
-        watched = False
-        pool = ThreadPoolExecutor(len(jobs))
+        pool = ThreadPoolExecutor(len(jobs) + 1)
+        said = busy = time.monotonic()
+
+        def start(job: SceneJob) -> None:
+            running[pool.submit(train_scene, job)] = watches[job.name]
+
+        self.mlflow.put(self._open, self.run, self.store)
+        self.mlflow.put(self.run.watch_machine)
         try:
             with Screen() as screen:
                 while watches:
-                    there = machines(sum(not watch.place for watch in watches.values()))
-                    for watch in running.values():
-                        if watch.place and watch.place.machine not in there:
-                            watch.drain(screen)
-                    for name, place in plan(there, [watch.scene() for watch in watches.values()],
-                                            sizes).items():
-                        watch = watches[name]
-                        if watch.place:
-                            watch.move(place, screen)
-                        else:
-                            running[pool.submit(train_scene, watch.start(place, screen))] = watch
-                    screen.show({watch.job.name: watch.poll(screen) for watch in running.values()},
-                                [name for name, watch in watches.items() if not watch.place])
-                    if not watched:  # MLflow takes seconds to open: Ray starts the workers meanwhile
-                        self.run.start()
-                        with _storage_may_be_away():
-                            self.store.push("mlflow.json")
-                        self.run.watch_machine()
-                        watched = True
+                    busy = time.monotonic() if running else busy
+                    if time.monotonic() - busy > LEAST_SECONDS:
+                        allocation = replace(allocation, cpus=1)
+                    for watch in watches.values():
+                        if not watch.workers and (job := watch.reserved(allocation, screen)):
+                            self.mlflow.put(self._open, watch.run, watch.job.store)
+                            start(job)
+                    waiting = [name for name, watch in watches.items() if not watch.workers]
+                    screen.show({watch.job.name: watch.poll(screen) for watch in running.values()}, waiting)
+                    states = [watch.state() for watch in running.values()]
+                    if running and not waiting and all(states):
+                        for name, workers in growth(free(), [s for s in states if s],
+                                                    allocation.sizes).items():
+                            watches[name].grow(workers, screen)
+                    if waiting and time.monotonic() - said > SAY_SECONDS:
+                        pool.submit(_say, waiting, allocation, len(running), screen)
+                        said = time.monotonic()
                     for watch in running.values():
                         watch.send_history()
                     if not running:
-                        time.sleep(1.0)  # no machine is left, but the cluster may get one
+                        time.sleep(0.5)
                     done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
                     for future in done:
                         watch = running.pop(future)
-                        if not future.exception() and future.result() is None:
-                            if again := watch.stopped():
-                                running[pool.submit(train_scene, watch.start(again, screen))] = watch
-                        else:
+                        if future.exception() or future.result():
+                            watch.release()
                             screen.log(self._ended(watch, future))
                             del watches[watch.job.name]
+                        elif again := watch.stopped(screen):
+                            start(again)
         except BaseException as e:
             if isinstance(e, KeyboardInterrupt):
                 self._keep(running)
-            for watch in watches.values():
-                if watch.started:
-                    watch.run.finish("KILLED")
-            self.run.finish("KILLED")
+            for run in (*(watch.run for watch in watches.values() if watch.started), self.run):
+                self.mlflow.put(run.finish, "KILLED")
+            self.mlflow.wait(SAY_SECONDS)
             ray.shutdown()  # ends the threads that wait for Ray, which would keep Python from exiting
             raise
         finally:
@@ -163,26 +179,27 @@ class Batch:
 
         If MLflow cannot be reached, scenes that it misses are sent again for WAIT_FOR_TRACKING_SECONDS.
         """
-        waited_from = time.monotonic()
-        if self._untold:
-            print(f"MLflow is away, waiting for it up to {WAIT_FOR_TRACKING_SECONDS:.0f} s", flush=True)
-        while self._untold and time.monotonic() - waited_from < WAIT_FOR_TRACKING_SECONDS:
+        if self.results:
+            results = [self.results[scene] for scene in sorted(self.results)]
+            means = mean_ratios(results)
+            self.mlflow.put(self.run.log_summary, means, max(r["steps"] for r in results),
+                            {"psnr_auc": psnr_auc(means)} if means else {},
+                            max(r.get("time", 0) for r in results))
+            self.mlflow.put(self.run.describe, notes.batch(results, self.command))
+        self.mlflow.put(self.run.finish, "FAILED" if self.errors else "FINISHED")
+        if not self.mlflow.wait(10.0) or self._untold:
+            print(f"MLflow is slow or away, waits up to {WAIT_FOR_TRACKING_SECONDS:.0f} s for it", flush=True)
+        until = time.monotonic() + WAIT_FOR_TRACKING_SECONDS
+        while self.mlflow.wait(WAIT_FOR_TRACKING_SECONDS) and self._untold and time.monotonic() < until:
             time.sleep(2.0)
             self.tracking.retry()
             untold, self._untold = self._untold, []
             for job in untold:
-                self._report(job, self._run_of(job))
-        if self._untold:
-            print(f"MLflow has not got {', '.join(job.name for job in self._untold)}; the "
-                  "same command sends it", flush=True)
-        if self.results:
-            results = [self.results[scene] for scene in sorted(self.results)]
-            means = mean_ratios(results)
-            self.run.log_summary(means, max(r["steps"] for r in results),
-                                 {"psnr_auc": psnr_auc(means)} if means else {},
-                                 max(r.get("time", 0) for r in results))
-            self.run.describe(notes.batch(results, self.command))
-        self.run.finish("FAILED" if self.errors else "FINISHED")
+                self.mlflow.put(self._report, job, self._run_of(job))
+            self.mlflow.put(self.run.finish, "FAILED" if self.errors else "FINISHED")
+        if self._untold or not self.mlflow.idle:
+            names = ", ".join(job.name for job in self._untold) or "the end of the batch"
+            print(f"MLflow has not got {names}; the same command sends it", flush=True)
 
     def _ended(self, watch: "Watch", future: Future) -> str:
         """Record how a scene ended, and return the line to show."""
@@ -193,7 +210,7 @@ class Batch:
         error = future.exception()
         if error is None:
             results = self.results[job.name] = future.result()
-            self._report(job, run)
+            self.mlflow.put(self._report, job, run)
             figures = ", ".join(f"{row['psnr']:.2f} dB at {percent(ratio)}"
                                 for ratio, row in results["ratios"].items())
             return f"{job.name}: finished in {watch.seconds():.0f} s: {figures}"
@@ -201,7 +218,7 @@ class Batch:
             raise error
         self.errors[job.name] = error
         watch.send_history(now=True)
-        run.finish("FAILED", str(error))
+        self.mlflow.put(run.finish, "FAILED", str(error))
         return f"{job.name}: failed after {watch.seconds():.0f} s: {error}"
 
     def _run_of(self, job: SceneJob) -> Run:
@@ -211,55 +228,65 @@ class Batch:
 
 
 class Watch:
-    """Follows one scene while it trains, by the files that its workers write."""
+    """Follows one scene while it waits and trains, by the files that its workers write."""
 
-    def __init__(self, job: SceneJob, run: Run):
-        self.job, self.run = job, run
-        self.place: Placement | None = None
-        """Where the scene trains; None while it waits."""
+    def __init__(self, job: SceneJob, run: Run, mlflow: Writer):
+        self.job, self.run, self.mlflow = job, run, mlflow
+        self.workers = 0
+        """The number of workers that train the scene; 0 while it waits."""
         self.started = 0.0
         """Seconds since 1970 when the scene was first started; 0 if it has not been."""
-        self._going: Placement | None = None
-        self._rate: float | None = None
-        self._gave = self._draining = False
+        self._room: PlacementGroup | None = None
+        self._cpus = 0
+        """CPUs per worker that Ray keeps, or is asked for."""
+        self._machine: str | None = None
+        self._more = 0
+        """The number of workers to go on with after a stop; 0 for none but to wait."""
         self._since, self._kept = 0.0, job.store.latest_step()
         self._history, self._failures = job.folder / "metrics.jsonl", job.folder / "failures.jsonl"
         self._failed = len(read_jsonl(self._failures))
         self._tracked = self._pulled = 0.0
 
-    def scene(self) -> SceneState:
-        """Return the state of the scene for the schedule."""
-        rows = self._rows() if self.place else []
-        if rows and self.place:
-            rate = harmonic_mean([row["views_per_second"] for row in rows[-STEADY:]])
-            self._rate = rate / speedup(self.place.workers) or None
-        views = self.job.config.steps - (rows[-1]["step"] if rows else self._kept)
-        return SceneState(self.job.name, max(0, views), self._rate, self.place, self._going, bool(rows),
-                          self._gave)
+    def reserved(self, allocation: Allocation, screen: "Screen") -> SceneJob | None:
+        """Ask Ray for room for the fewest workers, and return the job to train there once there is room."""
+        if self._cpus != allocation.cpus:
+            self.release()
+        self._room, self._cpus = self._room or allocation.reserve(), allocation.cpus
+        if not self._room.wait(0):
+            return None
+        machine = None if allocation.spread else placement_group_table(self._room)["bundles_to_node_id"][0]
+        return self._start(allocation.sizes[0], machine, screen)
 
-    def start(self, place: Placement, screen: "Screen") -> SceneJob:
-        """Record that the scene starts at a place, and return the job to train there."""
-        self._draining = False
-        self.place, self._since, self._kept = place, time.time(), self.job.store.latest_step()
+    def _start(self, workers: int, machine: str | None, screen: "Screen") -> SceneJob:
+        if workers > 1:
+            self.release()  # Ray Train reserves its workers' room itself
+        self.workers, self._machine = workers, machine
+        self._since, self._kept = time.time(), self.job.store.latest_step()
         self.started = self.started or self._since
         if self._kept:
             screen.log(f"{self.job.name}: continues from {self._kept} of "
-                       f"{self.job.config.steps}{_with(place)}")
-        return replace(self.job, workers=place.workers, machine=place.machine or None)
+                       f"{self.job.config.steps}{_with(workers)}")
+        return replace(self.job, workers=workers, machine=machine, room=self._room, cpus=self._cpus)
 
-    def move(self, place: Placement, screen: "Screen") -> None:
-        """Ask the workers to stop at their next report, so that the scene can continue at another place."""
-        assert self.place
-        self._going, self._gave = place, self._gave or place.workers < self.place.workers
+    def release(self) -> None:
+        """Give back the room that Ray keeps for the scene."""
+        if self._room:
+            remove_placement_group(self._room)
+        self._room = None
+
+    def state(self) -> Running | None:
+        """Return the state of the scene for the schedule, once its present workers have reported."""
+        if self._more or not self._machine or not (rows := self._rows()):
+            return None
+        rate = harmonic_mean([row["views_per_second"] for row in rows[-STEADY:]])
+        views = max(0, self.job.config.steps - rows[-1]["step"])
+        return Running(self.job.name, self._machine, self.workers, views / rate if rate else 0.0)
+
+    def grow(self, workers: int, screen: "Screen") -> None:
+        """Ask the workers to stop at their next report, so that more can go on."""
+        self._more = workers
         self.stop()
-        screen.log(f"{self.job.name}: is going to continue{_with(place)}")
-
-    def drain(self, screen: "Screen") -> None:
-        """Ask the workers to stop at their next report, since their machine is leaving; asks only once."""
-        if not self._draining:
-            self._draining = True
-            self.stop()
-            screen.log(f"{self.job.name}: its machine is going, it waits for another")
+        screen.log(f"{self.job.name}: is going to continue{_with(workers)}")
 
     def stop(self) -> None:
         """Ask the workers to stop at their next report, by a file in the run folder."""
@@ -267,10 +294,15 @@ class Watch:
         with _storage_may_be_away():
             self.job.store.push(STOP)
 
-    def stopped(self) -> Placement | None:
-        """Record that the scene has stopped, and return the place where it was asked to continue, if any."""
-        self.place, self._going, going = None, None, self._going
-        return going
+    def stopped(self, screen: "Screen") -> SceneJob | None:
+        """Record that the scene has stopped, and return the job to go on with if it gets more workers."""
+        more, self._more = self._more, 0
+        self.release()
+        if more:
+            return self._start(more, self._machine, screen)
+        self.workers = 0
+        screen.log(f"{self.job.name}: its machine has gone or has no room left, it waits for another")
+        return None
 
     def poll(self, screen: "Screen") -> str:
         """Return the scene's progress line, and log on the screen why workers were started again."""
@@ -278,9 +310,9 @@ class Watch:
         for failure in failures[self._failed:]:
             screen.log(f"{self.job.name}: workers started again: "
                        f"{'; '.join(sorted(set(failure['errors'].values())))}")
-            self.run.log_metric("train/restarts", len(failures))
+            self.mlflow.put(self.run.log_metric, "train/restarts", len(failures))
         self._failed = len(failures)
-        rows, name = self._rows(), f"{self.job.name} x{self.place.workers if self.place else 0}"
+        rows, name = self._rows(), f"{self.job.name} x{self.workers}"
         if not rows:
             return f"{name:14} starting ({time.time() - self._since:.0f} s)"
         row = rows[-1]
@@ -289,14 +321,13 @@ class Watch:
         return progress_line(name, row["step"], row)
 
     def send_history(self, now: bool = False) -> None:
-        """Send MLflow the new part of the history, at most every TRACKING_SECONDS unless `now`."""
-        if not self._tracked:
-            self.run.start()
-            with _storage_may_be_away():
-                self.job.store.push("mlflow.json")
-        if now or time.time() - self._tracked > TRACKING_SECONDS:
+        """Send MLflow the new part of the history, at most every TRACKING_SECONDS unless `now`.
+
+        What MLflow is too slow for is sent with a later part.
+        """
+        if now or (time.time() - self._tracked > TRACKING_SECONDS and self.mlflow.idle):
             self._tracked = time.time()
-            self.run.log_history(history(self._history))
+            self.mlflow.put(self.run.log_history, history(self._history))
 
     def seconds(self) -> float:
         """Return the time since the scene was first started."""
@@ -313,6 +344,16 @@ class Watch:
         return []
 
 
+def _say(waiting: Sequence[str], allocation: Allocation, running: int, screen: "Screen") -> None:
+    """Say what the waiting scenes wait for, unless it is for other scenes of this batch."""
+    kind = "GPU" if allocation.gpu else "CPU"
+    held = holders(kind)
+    if held or not running:
+        count = allocation.sizes[0] * (1 if allocation.gpu else allocation.cpus)
+        screen.log(f"{waiting[0]} waits for {count} {kind}{'s' * (count > 1)}; "
+                   + ("others hold " + "; ".join(held) if held else "see ray status"))
+
+
 @contextmanager
 def _storage_may_be_away() -> Iterator[None]:
     """Turn an error of the storage into a warning: this process only watches, and the workers would fail."""
@@ -322,18 +363,18 @@ def _storage_may_be_away() -> Iterator[None]:
         log.warning("the storage does not answer: %s", str(e).splitlines()[0][:300])
 
 
-def _with(place: Placement) -> str:
-    return f" with {place.workers} worker{'s' * (place.workers > 1)}"
+def _with(workers: int) -> str:
+    return f" with {workers} worker{'s' * (workers > 1)}"
 
 
 class Screen:
-    """Progress of the scenes: a block that is redrawn on a terminal, else lines every PLAIN_SECONDS."""
+    """Progress of the scenes: a block that is redrawn on a terminal, else lines, ever more seldom."""
 
     def __init__(self) -> None:
         self.console = Console(soft_wrap=True, highlight=False)
         self.live = (Live(console=self.console, auto_refresh=False, transient=True)
                      if self.console.is_terminal else None)
-        self._shown: dict[str, tuple[float, str]] = {}
+        self._shown: dict[str, tuple[float, float, str]] = {}
 
     def __enter__(self) -> Self:
         if self.live:
@@ -357,7 +398,7 @@ class Screen:
             return
         now = time.monotonic()
         for scene, line in lines.items():
-            at, last = self._shown.get(scene, (-PLAIN_SECONDS, ""))
-            if line != last and now - at >= PLAIN_SECONDS:
-                self._shown[scene] = now, line
+            due, pause, last = self._shown.get(scene, (0.0, PLAIN_SECONDS, ""))
+            if line != last and now >= due:
+                self._shown[scene] = now + pause, min(2 * pause, PLAIN_MOST), line
                 self.log(line)

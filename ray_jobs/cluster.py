@@ -5,31 +5,28 @@ import logging
 import os
 import shlex
 import sys
-import time
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import ray
 import torch
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from flexgs import ray_library, telemetry
 from flexgs.errors import UserError
 from flexgs.ray_address import find
 from flexgs.signals import listen
+from flexgs.urls import first_line
 
 MAX_WORKERS = 8
-"""The most GPUs that a scene gets by default; with more, the batch of each step would grow further."""
-ANYWHERE = ""
-"""The name of a machine that stands for all machines together."""
+"""The most GPUs that a scene gets by default."""
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 """Whether `ray job submit` started this process, whose working folder is then a temporary copy."""
-ASK_SECONDS = 60.0
-"""Time after which a request to the autoscaler is repeated."""
-FORGOTTEN_SECONDS = 180.0
-"""Time after which the autoscaler forgets a request that is not repeated, as when the job was killed."""
+SAY_SECONDS = 30.0
+"""Time between two messages that something is waited for."""
 
 Node = Mapping[str, float]
 """The resources of a machine, as Ray names them: CPU, GPU, ..."""
@@ -41,25 +38,26 @@ class Cluster:
     As a context manager, it ends the connection or the Ray that it has started.
     """
 
-    def __init__(self, address: str | None, gpu: bool = False):
+    def __init__(self, address: str | None, gpu: bool = False, dashboard: bool = False):
         """Connect to the cluster if there is one.
 
         Args:
             address: host:port, local, or None; see flexgs.ray_address.find.
             gpu: train on GPUs, which the autoscaler adds if the cluster has none yet.
+            dashboard: a Ray that is started here has its dashboard, which takes as long as Ray itself.
 
         Raises:
             UserError: no cluster answers at a named address, or gpu on a single machine without one.
         """
-        self.gpu = gpu
+        self.gpu, self._dashboard = gpu, dashboard
         self._ours = not ray.is_initialized()
-        self._asked: Sequence[Node] = ()
-        self._asked_at, self._name = 0.0, f"flexgs-{uuid.uuid4().hex}"
+        # Kept as long as this: the processes of a Ray end with the thread that has started them.
+        self._starter = ThreadPoolExecutor(1, "ray")
+        self._starting: Future[None] | None = None
         if self._ours and (found := find(address)):
             _init(found.address)
             print(f"Ray: the cluster at {found.address}", flush=True)
-        self._local = not ray.is_initialized()
-        if gpu and self._local and not torch.cuda.is_available():
+        if gpu and not ray.is_initialized() and not torch.cuda.is_available():
             raise UserError("--gpu: found none on this machine, expected --ray-address of a cluster "
                             "that has or adds them")
 
@@ -67,55 +65,67 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.ask(())
+        if self._starting:
+            wait([self._starting])
         if self._ours:
             ray.shutdown()
 
     @property
     def has_gpu(self) -> bool:
         """Whether scenes train on GPUs."""
-        return self.gpu or bool(ray.cluster_resources().get("GPU") if ray.is_initialized()
+        connected = ray.is_initialized() and not self._starting
+        return self.gpu or bool(ray.cluster_resources().get("GPU") if connected
                                 else torch.cuda.is_available())
 
-    def ask(self, bundles: Sequence[Node]) -> None:
-        """Ask the autoscaler, if there is one, for the resources of waiting workers, a bundle for each."""
-        if self._local or not ray.is_initialized():  # an interrupted batch has ended the connection
-            return
-        due = bundles and time.monotonic() - self._asked_at > ASK_SECONDS
-        if list(bundles) != list(self._asked) or due:
-            ray_library.request_resources(self._name, bundles, FORGOTTEN_SECONDS)
-            self._asked, self._asked_at = bundles, time.monotonic()
+    def start(self, workers: int = 1) -> None:
+        """Begin to start Ray on this machine, beside what this process does, unless a cluster is connected.
 
-    def wait_for_gpus(self, enough: int, wanted: int | None = None) -> None:
-        """With --gpu, ask the autoscaler for `wanted` GPUs and wait until the cluster has `enough`."""
-        said = -ASK_SECONDS
-        while self.gpu and (there := sum(node.get("GPU", 0) for node in self.nodes().values())) < enough:
-            self.ask([{"GPU": 1}] * (wanted or enough))
-            if time.monotonic() - said > ASK_SECONDS:
-                print(f"Ray: waits for the autoscaler: {there:.0f} GPUs, at least {enough} "
-                      "needed; see ray status", flush=True)
-                said = time.monotonic()
-            time.sleep(1.0)
+        It has at least a CPU for each of `workers`: Ray only counts CPUs, so workers may share one.
+        """
+        if not ray.is_initialized() and not self._starting:
+            self._starting = self._starter.submit(_start_here, workers, self._dashboard)
 
-    def nodes(self, workers: int | None = None) -> dict[str, Node]:
+    def nodes(self, workers: int = 1) -> dict[str, Node]:
         """Return the resources of each machine that is alive and not about to leave, by Ray's id.
 
-        Starts Ray on this machine if no cluster is connected, with at least a CPU for each of `workers`: Ray
-        only counts CPUs, so workers may share one.
+        Starts Ray on this machine if no cluster is connected; see start().
         """
-        if not ray.is_initialized():
-            # Ray starts faster without metrics, which nobody collects on this machine.
-            os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-            more = workers is not None and workers > (os.cpu_count() or 1)
-            ray_library.listen_on_loopback()
-            _init("local", num_cpus=workers if more else None, num_gpus=torch.cuda.device_count(),
-                  object_store_memory=256 << 20, runtime_env=this_python())
-            with contextlib.suppress(OSError):  # Ray writes the token so that other users can read it
-                (Path.home() / ".ray" / "auth_token").chmod(0o600)
+        self.start(workers)
+        if self._starting:
+            self._starting.result()
+            self._starting = None
+            listen()
             print("Ray: this machine", flush=True)
         leaving = ray_library.draining_nodes()  # announced by the cloud or by `ray drain-node`
         return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]
                 and node["NodeID"] not in leaving}
+
+    def wait_for_gpus(self, enough: int) -> None:
+        """With --gpu, wait until the cluster has `enough` GPUs; its autoscaler adds machines for them."""
+        if self.gpu and sum(node.get("GPU", 0) for node in self.nodes().values()) < enough:
+            asked = placement_group([{"GPU": 1}] * enough)
+            while not asked.wait(SAY_SECONDS):
+                print(f"Ray: waits for the autoscaler: at least {enough} GPUs are needed; see ray status",
+                      flush=True)
+            remove_placement_group(asked)
+
+
+def _start_here(workers: int, dashboard: bool) -> None:
+    """Start Ray on this machine, listening on loopback alone."""
+    # Ray starts faster without metrics, which nobody collects on this machine.
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # workers are all that this machine is to do
+    ray_library.listen_on_loopback()
+    more = workers > (os.cpu_count() or 1)
+    _init("local", num_cpus=workers if more else None, num_gpus=torch.cuda.device_count(),
+          include_dashboard=dashboard, object_store_memory=256 << 20, runtime_env=this_python())
+    with contextlib.suppress(OSError):  # Ray writes the token so that other users can read it
+        (Path.home() / ".ray" / "auth_token").chmod(0o600)
+
+
+def worker(cpus: int, gpu: bool) -> dict[str, float]:
+    """Return the resources of a worker, as Ray names them."""
+    return {"CPU": cpus, **({"GPU": 1} if gpu else {})}
 
 
 def this_python() -> dict[str, str]:
@@ -129,11 +139,11 @@ def this_python() -> dict[str, str]:
 
 def _init(address: str, **options: Any) -> None:
     telemetry.turn_off()
-    # Cluster.nodes() sees machines that leave; Ray Train's watcher would be a further process per scene.
+    # Workers see that their machine leaves; Ray Train's watcher would be a further process per scene.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # Each checkpoint waits for the next health check.
+    # The end of a scene waits for the next health check.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # A scene is started where there is room: if there is none after 20 s, the machine has gone.
+    # A scene is started where there is room: if there is none after 20 s, somebody else was faster.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -141,6 +151,9 @@ def _init(address: str, **options: Any) -> None:
     except ConnectionError as e:
         raise UserError(f"{address}: something answers there, but not a Ray cluster of this version "
                         f"({e}); expected host:port of one, or --ray-address local") from None
+    except Exception as e:  # Ray has many, after 30 s, for a machine that is too busy
+        raise UserError(f"Ray cannot be started ({first_line(e)}): try again when the machine has less to "
+                        "do; flexgs train needs no Ray") from e
 
 
 class Workers(NamedTuple):
@@ -150,17 +163,18 @@ class Workers(NamedTuple):
     most: int
 
     @staticmethod
-    def parse(text: str, batch: int | None) -> "Workers":
-        """Read "4" or "1:4"; UserError unless a number in the range divides the views of a batch."""
+    def parse(text: str, batch: int) -> "Workers":
+        """Read "4" or "1:4"; UserError unless a number in the range divides the views of a step."""
         try:
             least, most = (int(part) for part in (text.split(":") if ":" in text else (text, text)))
         except ValueError:
             least, most = 0, 0
         if not 1 <= least <= most:
             raise UserError(f"--workers {text}: expected a number of at least 1, or a range such as 1:4")
-        if batch and not any(batch % workers == 0 for workers in range(least, most + 1)):
-            raise UserError(f"--workers {text}: found --batch {batch}, which none of them divides; "
-                            "expected a divisor of it")
+        if not any(batch % workers == 0 for workers in range(least, most + 1)):
+            raise UserError(f"--workers {text}: found --batch {batch}, whose views so many cannot share "
+                            f"equally; expected a batch such as --batch {least}, which changes the result "
+                            "(docs/distributed.md)")
         return Workers(least, most)
 
 
@@ -177,16 +191,19 @@ class Allocation:
     spread: bool
     """Whether a scene's workers may be on several machines, because no machine has room for the fewest."""
 
-    def machines(self, nodes: Mapping[str, Node]) -> dict[str, int]:
-        """Return how many workers each machine has room for; with `spread`, the sum, under ANYWHERE."""
-        room = {name: int(min(node.get("CPU", 0) // self.cpus,
+    def room(self, nodes: Mapping[str, Node]) -> dict[str, int]:
+        """Return how many workers each machine has room for."""
+        return {name: int(min(node.get("CPU", 0) // self.cpus,
                               node.get("GPU", 0) if self.gpu else node.get("CPU", 0)))
                 for name, node in nodes.items()}
-        return {ANYWHERE: sum(room.values())} if self.spread else room
 
-    def bundles(self, scenes: int) -> list[Node]:
-        """Return the resources of each worker of so many scenes at their smallest size."""
-        return [{"CPU": self.cpus, **({"GPU": 1} if self.gpu else {})}] * (scenes * self.sizes[0])
+    def reserve(self) -> PlacementGroup:
+        """Ask Ray to keep the room of a scene's fewest workers; it waits in Ray's queue until that is free.
+
+        An autoscaler adds machines for it.
+        """
+        return placement_group([worker(self.cpus, self.gpu)] * self.sizes[0],
+                               strategy="PACK" if self.spread else "STRICT_PACK")
 
     def __str__(self) -> str:
         least, most = self.sizes[0], self.sizes[-1]
@@ -196,17 +213,17 @@ class Allocation:
 
 
 def allocate(nodes: Mapping[str, Node], scenes: int, workers: Workers | None = None,
-             batch: int | None = None) -> Allocation:
+             batch: int = 1) -> Allocation:
     """Choose the workers that each scene may get, and the CPUs of each worker.
 
-    By default a scene has from one to MAX_WORKERS workers on one machine, with a GPU each; without GPUs it
-    has one worker, whose CPUs become threads.
+    By default a scene has from one to MAX_WORKERS workers on one machine, with a GPU each, that share the
+    views of a step; without GPUs it has one worker, whose CPUs become threads.
 
     Args:
         nodes: the resources of each machine.
         scenes: the number of scenes to train.
         workers: the range that the user asks for.
-        batch: the views of a step, which the number of workers must divide; None: a view per worker.
+        batch: the views of a step, which the number of workers must divide.
 
     Raises:
         UserError: the cluster is too small for the workers asked for; Ray would wait for ever.
@@ -216,7 +233,7 @@ def allocate(nodes: Mapping[str, Node], scenes: int, workers: Workers | None = N
     devices = {name: int(node.get(kind, 0)) for name, node in nodes.items()}
     total, largest = sum(devices.values()), max(devices.values(), default=0)
     least, most = workers or (1, MAX_WORKERS if gpu else 1)
-    asked = [size for size in range(least, most + 1) if not batch or batch % size == 0]
+    asked = [size for size in range(least, most + 1) if batch % size == 0]
     if asked[0] > total:
         raise UserError(f"--workers {least}{f':{most}' * (most > least)}: found {total} "
                         f"{kind}s on {len(nodes)} machine{'s' * (len(nodes) > 1)}, expected at most "
@@ -228,11 +245,12 @@ def allocate(nodes: Mapping[str, Node], scenes: int, workers: Workers | None = N
     spread = sizes[0] > largest
     while True:
         allocation = Allocation(sizes, cpus, gpu, spread)
-        room = allocation.machines(nodes)
-        if cpus == 1 or (sum(room.values()) >= wanted and max(room.values()) >= sizes[0]):
+        room = allocation.room(nodes)
+        found = sum(room.values()) if spread else max(room.values())
+        if cpus == 1 or (sum(room.values()) >= wanted and found >= sizes[0]):
             break
         cpus -= 1  # Machines differ in size: with fewer CPUs each, all workers find room.
-    if max(room.values()) < sizes[0]:
+    if found < sizes[0]:
         raise UserError(f"found room for {sum(room.values())} workers of one CPU and one GPU, "
                         f"{max(room.values())} on the largest machine, expected {sizes[0]}")
     return allocation

@@ -84,7 +84,7 @@ def compare_all(options: CompareAll) -> int:
         make_folder(experiment)
         for capture in captures:
             locks.enter_context(only_one(experiment / capture.name))
-        with Cluster(options.ray_address, options.gpu) as cluster:
+        with Cluster(options.ray_address, options.gpu, options.dashboard) as cluster:
             config = options.fitting(config, cluster)
             configs = {capture.name: options.of(capture, config) for capture in captures}
             commons = {name: compare.seeded(own, options.seeds) for name, own in configs.items()}

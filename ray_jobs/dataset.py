@@ -51,6 +51,8 @@ class DatasetOptions:
     ray_address: str | None = None
     """host:port of a cluster, or local. Default: $RAY_ADDRESS, else the cluster of `ray start`, else this
     machine."""
+    dashboard: bool = False
+    """Start Ray's dashboard too where Ray is started on this machine; it takes some 10 s."""
     gpu: bool = False
     """Train on GPUs although none may be there yet: the cluster's autoscaler is asked for them."""
     config_file: ConfigFile = None

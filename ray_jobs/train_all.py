@@ -10,12 +10,15 @@ The same command continues what is unfinished and skips what is finished.
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from flexgs import ray_library
 from flexgs.commands.guard import guard
 from flexgs.config import Config
 from flexgs.errors import pasted
+from flexgs.files import only_one
 from flexgs.options import parse
 from flexgs.report.table import print_results
 from flexgs.sizes import fitting
@@ -33,9 +36,9 @@ class TrainAll(DatasetOptions):
     """Train every scene of a dataset with Ray Train; the same command continues unfinished scenes."""
 
     workers: str | None = None
-    """Workers per scene, one GPU each: a number, or MIN:MAX to give scenes the GPUs that others leave.
-    Default: 1:8, and 1 without a GPU. A step has a view per worker, so the number of workers changes the
-    result a little; a fixed number, or --batch, keeps it as it is."""
+    """Workers per scene, one GPU each, that share the views of a step (--batch): a number, or MIN:MAX to give
+    scenes the GPUs that others leave. Default: 1:8, as far as --batch can be divided, and 1 without a GPU.
+    It changes how fast a scene trains, not what comes out."""
     max_failures: int = 2
     """How often a scene is started again, from its last checkpoint, after a worker died."""
     full_size: bool = False
@@ -57,9 +60,14 @@ def train_all(options: TrainAll) -> int:
     """Train the scenes that are not finished, print the table, and return the exit code (see main)."""
     config = options.checked()
     workers = Workers.parse(options.workers, config.batch) if options.workers is not None else None
-    with warm_up.in_background() as wait_for_kernels:
+    least = workers.least if workers else 1
+    with warm_up.in_background() as wait_for_kernels, ExitStack() as locks:
         captures, store = options.captures(), options.store()
-        with Cluster(options.ray_address, options.gpu) as cluster:
+        for capture in captures:  # before MLflow hears of them: another command may be training them
+            locks.enter_context(only_one(store.folder / capture.name))
+        with Cluster(options.ray_address, options.gpu, options.dashboard) as cluster:
+            if not all((store.folder / capture.name / "results.json").exists() for capture in captures):
+                cluster.start(least)  # while the captures are read
             configs = {c: options.sized(c, config, cluster, store / c.name) for c in captures}
             scenes, wrong = read_all(configs)
             jobs = [SceneJob(capture, store / capture.name, configs[capture],
@@ -68,8 +76,7 @@ def train_all(options: TrainAll) -> int:
             batch = Batch(store, options.tracking(), options.typed.command("ray_jobs/train_all.py"))
             jobs = [job for job in jobs if not batch.skip(job, scenes[job.name])]
             if jobs:
-                least = workers.least if workers else 1
-                cluster.wait_for_gpus(least, least * len(jobs))
+                cluster.wait_for_gpus(least)
                 allocation = allocate(cluster.nodes(least), len(jobs), workers, config.batch)
                 print(f"{len(jobs)} scene{'s' * (len(jobs) > 1)}, {allocation}; runs go to {store.place()}",
                       flush=True)
@@ -77,13 +84,9 @@ def train_all(options: TrainAll) -> int:
                     print(f"{job.name}: {expected_memory(scenes[job.name], job.config)}", flush=True)
                 if not allocation.gpu:
                     wait_for_kernels()
-
-                def machines(waiting: int) -> Mapping[str, int]:
-                    cluster.ask(allocation.bundles(waiting))
-                    return allocation.machines(cluster.nodes())
-
-                batch.train([replace(job, cpus=allocation.cpus, gpu=allocation.gpu) for job in jobs],
-                            allocation.sizes, machines)
+                beside = min(max(allocation.room(cluster.nodes()).values()), len(jobs) * allocation.sizes[-1])
+                batch.train([replace(job, gpu=allocation.gpu, beside=beside) for job in jobs],
+                            allocation, lambda: allocation.room(ray_library.free_resources()))
             batch.finish()
     return report(options, batch, [capture.name for capture in captures], wrong | batch.errors)
 

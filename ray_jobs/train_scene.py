@@ -1,8 +1,9 @@
-"""One scene as a Ray Train run: starting its workers, and the function that each worker executes.
+"""One scene on Ray: starting its workers, and the function that each worker executes.
 
 The state of a run is in its folder. Checkpoints, metrics.jsonl and results.json are written there as without
 Ray, so `flexgs train` and this job continue each other's runs, and a kill at any moment leaves whole
-checkpoints. Ray Train is told of each checkpoint.
+checkpoints; Ray keeps none of its own. One worker is a plain task of Ray, several are a run of Ray Train,
+whose processes beside the workers take 0.6 GB and some seconds.
 
 A file named `stop` in the run folder makes the workers write a checkpoint at their next report and end. So a
 scene gets another number of workers, or leaves a machine, without losing a view. Ray Train's elastic
@@ -18,37 +19,39 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
-import ray.cloudpickle
+import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import Checkpoint, CheckpointUploadMode, ControllerError, UserCallback, WorkerGroupError
+from ray.exceptions import RayError, RayTaskError
+from ray.train import ControllerError, UserCallback, WorkerGroupError
 from ray.train.torch import TorchConfig
-from ray.util.placement_group import NODE_ID_LABEL_KEY
+from ray.util.placement_group import NODE_ID_LABEL_KEY, PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from flexgs import pool
+from flexgs import pool, ray_library
 from flexgs.config import Config
 from flexgs.distributed import Group
 from flexgs.errors import UserError, cure
-from flexgs.files import only_one
-from flexgs.ray_library import no_room_error
 from flexgs.run import LocalSession, StoppedError, run
 from flexgs.scene.load import load_capture
 from flexgs.torch_library import store_on_loopback
 from flexgs.urls import public
+from ray_jobs.cluster import worker
 from ray_jobs.store import Store
 
 RESULTS = ("config.json", "model", "cuts", "renders", "results.json")
 """What a finished run has besides its history; results.json is pushed last, when the rest is there."""
 STOP = "stop"
 """The file in a run folder that ends its workers early."""
-START_TIMEOUTS = 2
-"""How often Ray waits (20 s each, see cluster.py) for room on the machine before the scene is put back."""
+PUSH_SECONDS = 10.0
+"""Time between two messages of the workers to an object store, which all workers wait for."""
 
 
 class SceneFailedError(Exception):
@@ -65,15 +68,19 @@ class SceneJob:
 
     capture: Path
     store: Store
-    """The run folder."""
+    """The run folder, which the caller owns (files.only_one)."""
     config: Config
     workers: int = 1
     machine: str | None = None
     """Ray's id of the machine that the workers must be on; None for any machines."""
+    room: PlacementGroup | None = None
+    """The CPUs and GPUs that Ray keeps for a single worker."""
     cpus: int = 1
     """CPUs per worker; without a GPU, they become threads of the rasterizer."""
     gpu: bool = False
     """Whether each worker has a GPU."""
+    beside: int = 1
+    """How many workers, also of other scenes, share the memory of a machine."""
     max_failures: int = 2
     """How often the workers are started again, from the last checkpoint, after one of them died."""
 
@@ -99,21 +106,59 @@ def train_scene(job: SceneJob) -> dict[str, Any] | None:
         UserError: training failed for a reason that the user can mend.
         SceneFailedError: training failed for another reason.
     """
+    # The snapshot is Ray Train's list of checkpoints, which flexgs does not use.
+    for old in ("error.txt", STOP, "checkpoint_manager_snapshot.json"):
+        (job.folder / old).unlink(missing_ok=True)
+        job.store.push(old)
     try:
-        with only_one(job.folder):
-            return _fit(job)
-    except UserError:
-        raise
+        return _with_ray_train(job) if job.workers > 1 else _as_task(job)
+    except (UserError, MachineGoneError) as e:
+        if isinstance(e, UserError):
+            raise
+        return None
     except ControllerError as e:
         if isinstance(e.controller_failure, UserError):
             raise e.controller_failure from None
-        if isinstance(e.controller_failure, no_room_error() | MachineGoneError):
+        if isinstance(e.controller_failure, ray_library.no_room_error() | MachineGoneError):
             return None
         raise _failed(job, e, {describe(e.controller_failure)}) from None
     except WorkerGroupError as e:
         raise _failed(job, e, {describe(error) for error in e.worker_failures.values()}) from None
     except Exception as e:
         raise _failed(job, e, {describe(e)}) from None
+
+
+def _with_ray_train(job: SceneJob) -> dict[str, Any] | None:
+    train: Any = ray.train  # its annotations are those of Ray Train V1
+    trainer = train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        torch_config=Torch(backend="nccl" if job.gpu else "gloo"),
+        scaling_config=train.ScalingConfig(
+            num_workers=job.workers, use_gpu=job.gpu, resources_per_worker=worker(job.cpus, job.gpu),
+            label_selector={NODE_ID_LABEL_KEY: job.machine} if job.machine else None),
+        run_config=train.RunConfig(
+            name=job.name, storage_path=str(Path(job.store.place()).parent),
+            storage_filesystem=job.store.files, callbacks=[Failures(job)],
+            failure_config=train.FailureConfig(max_failures=job.max_failures, controller_failure_limit=0),
+            logging_config=train.LoggingConfig(log_level="WARNING")))
+    return trainer.fit().return_value
+
+
+def _as_task(job: SceneJob) -> dict[str, Any] | None:
+    where = PlacementGroupSchedulingStrategy(job.room) if job.room else None
+    task = ray.remote(train_worker).options(num_cpus=job.cpus, num_gpus=int(job.gpu), max_retries=0,
+                                            scheduling_strategy=where)
+    failures = Failures(job)
+    for left in range(job.max_failures, -1, -1):
+        try:
+            return ray.get(task.remote({"job": job}))
+        except RayError as e:
+            error = e.cause if isinstance(e, RayTaskError) else e
+            if not left:
+                raise error from None
+            failures.after_exception(None, {0: error})
+    raise AssertionError("the last failure is raised")
 
 
 def _failed(job: SceneJob, error: Exception, lines: set[str]) -> SceneFailedError:
@@ -126,49 +171,24 @@ def _failed(job: SceneJob, error: Exception, lines: set[str]) -> SceneFailedErro
     return SceneFailedError(f"{'; '.join(sorted(lines))}; {last}; details in {details}")
 
 
-def _fit(job: SceneJob) -> dict[str, Any] | None:
-    # The snapshot is Ray Train's list of the checkpoints of an earlier start, which nothing here needs. Ray
-    # Train refuses to start if it is damaged or names a checkpoint that `flexgs train` has replaced since.
-    for old in ("error.txt", STOP, "checkpoint_manager_snapshot.json"):
-        (job.folder / old).unlink(missing_ok=True)
-        job.store.push(old)
-    train: Any = ray.train  # its annotations are those of Ray Train V1
-    trainer = train.torch.TorchTrainer(
-        train_worker,
-        train_loop_config={"capture": str(job.capture), "store": job.store, "cpus": job.cpus,
-                           "config": job.config.to_dict()},
-        torch_config=Torch(backend="nccl" if job.gpu else "gloo"),
-        scaling_config=train.ScalingConfig(
-            num_workers=job.workers, use_gpu=job.gpu,
-            resources_per_worker={"CPU": job.cpus, **({"GPU": 1} if job.gpu else {})},
-            label_selector={NODE_ID_LABEL_KEY: job.machine} if job.machine else None),
-        run_config=train.RunConfig(
-            name=job.name, storage_path=str(Path(job.store.place()).parent),
-            storage_filesystem=job.store.files,
-            failure_config=train.FailureConfig(max_failures=job.max_failures,
-                                               controller_failure_limit=START_TIMEOUTS),
-            callbacks=[Failures(job.store, job.machine)],
-            logging_config=train.LoggingConfig(log_level="WARNING")),
-    )
-    return trainer.fit().return_value
-
-
-def train_worker(job: Mapping[str, Any]) -> dict[str, Any] | None:
+def train_worker(loop: Mapping[str, SceneJob]) -> dict[str, Any] | None:
     """Train a scene as one of its workers; return the contents of results.json, or None if it was stopped."""
-    device = ray.train.torch.get_device()
-    if device.type == "cpu":
+    job, group = loop["job"], Group.current()
+    os.environ["LOCAL_WORLD_SIZE"] = str(job.beside)  # by which the cache of images is limited
+    device = ray.train.torch.get_device() if group.world > 1 else "cuda" if job.gpu else "cpu"
+    if not job.gpu:
         torch.set_num_threads(1)  # the rasterizer's threads use all cores of the worker
-        pool.set_num_threads(job["cpus"])
+        pool.set_num_threads(job.cpus)
     try:
         with tempfile.TemporaryDirectory(prefix="flexgs-") as copy:
-            store: Store = job["store"].copied_to(Path(copy))
+            store = job.store.copied_to(Path(copy))
             if not store.folder.is_dir():
                 raise UserError(f"{store.folder}: not there on {socket.gethostname()}; choose a "
                                 "--storage that all machines share, or an object store")
-            config, group = Config.from_dict(job["config"]), Group.current()
-            scene = load_capture(Path(job["capture"]), config)
+            scene = load_capture(job.capture, job.config)
             store.pull("metrics.jsonl")
-            results = run(config, scene, store.folder, group, RaySession(store, group), str(device))
+            with contextlib.closing(RaySession(store, group)) as session:
+                results = run(job.config, scene, store.folder, group, session, str(device))
             if group.rank == 0:
                 store.delete("results.json")  # an old one must not lie beside a new model
                 store.push(*RESULTS)
@@ -180,11 +200,17 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 class RaySession(LocalSession):
-    """A LocalSession that pushes its files to the store and reports each checkpoint to Ray Train."""
+    """A LocalSession whose files go to the store, and which stops when the run folder or the machine says so.
+
+    Training goes on while a checkpoint is sent to an object store.
+    """
 
     def __init__(self, store: Store, group: Group):
-        super().__init__(store.folder, group, lambda step, metrics: store.push("metrics.jsonl"))
+        super().__init__(store.folder, group, lambda step, metrics: None)
         self.store = store
+        self._uploads = ThreadPoolExecutor(1, "upload")
+        self._sent: Future[None] | None = None
+        self._at = 0.0
 
     def checkpoints(self) -> list[Path]:
         """Pull the checkpoints that the first worker sees, and return their folders, the newest first."""
@@ -195,27 +221,48 @@ class RaySession(LocalSession):
         return [self.store.folder / name for name in names]
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        """Write a checkpoint, push it, and report it to Ray Train."""
+        """Write a checkpoint, and begin to send it, once the one before has been sent."""
+        self._wait()
         super().checkpoint(step, write)
-        kept, name = None, f"step_{step:08d}"
         if self.group.rank == 0:
-            self.store.push_checkpoint(name)
-            kept = Checkpoint(self.store.place(f"checkpoints/{name}"), self.store.files)
-        ray.train.report({"step": step}, checkpoint=kept,
-                         checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+            self._sent = self._uploads.submit(self._send, f"step_{step:08d}")
 
     def stop(self, reported: bool) -> bool:
-        """Whether to stop now: after a report, if the run folder has the file `stop`."""
-        return reported and self.group.gather(self.group.rank == 0 and self.store.exists(STOP))[0]
+        """Whether to stop now: after a report, if there is the file `stop` or the machine is about to leave.
+
+        An object store gets the history then, and is asked, at most every PUSH_SECONDS.
+        """
+        if not reported:
+            return False
+        stop = ray.get_runtime_context().get_node_id() in ray_library.draining_nodes()
+        if self.group.rank == 0 and not (self.store.remote and time.monotonic() - self._at < PUSH_SECONDS):
+            self.store.push("metrics.jsonl")
+            stop, self._at = stop or self.store.exists(STOP), time.monotonic()
+        return any(self.group.gather(stop))
+
+    def close(self) -> None:
+        """Send what has not been sent."""
+        self._wait()
+        self._uploads.shutdown()
+        if self.group.rank == 0:
+            self.store.push("metrics.jsonl")
+
+    def _send(self, checkpoint: str) -> None:
+        self.store.push("metrics.jsonl")  # a checkpoint without the lines up to it would leave a gap
+        self.store.push_checkpoint(checkpoint)
+
+    def _wait(self) -> None:
+        if self._sent:
+            self._sent.result()
 
 
 class Failures(UserCallback):
     """Record worker failures in failures.jsonl, and end the run where starting again cannot help."""
 
-    def __init__(self, store: Store, machine: str | None):
-        self.store, self.machine = store, machine
+    def __init__(self, job: SceneJob):
+        self.store, self.machine = job.store, job.machine
 
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Raise a UserError of a worker, or MachineGoneError; Ray Train does not retry after these."""
         for error in worker_exceptions.values():
             if isinstance(error, UserError):
@@ -225,7 +272,7 @@ class Failures(UserCallback):
             lines.write(json.dumps({"time": round(time.time()), "errors": errors}) + "\n")
         self.store.push("failures.jsonl")
         if self.machine and not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == self.machine):
-            raise MachineGoneError(self.machine)  # Ray Train would wait for the machine
+            raise MachineGoneError(self.machine)  # Ray would wait for the machine
 
 
 class Torch(TorchConfig):

@@ -32,6 +32,7 @@ CONFIG = {
 }
 DRIVER = """
 import time
+from ray.util.placement_group import remove_placement_group
 from ray_jobs.cluster import Cluster, allocate
 
 def gpus():
@@ -42,12 +43,13 @@ with Cluster("10.77.0.1:6379", gpu=True) as cluster:
     cluster.wait_for_gpus(1)
     allocation = allocate(cluster.nodes(), 2)
     print("first", gpus(), allocation)
-    cluster.ask(allocation.bundles(2))
-    while gpus() < 2:
-        time.sleep(0.2)
+    waiting = [allocation.reserve() for _ in range(2)]
+    while not all(room.wait(1) for room in waiting):
+        pass
     wanted = {name: int("GPU" in node) for name, node in cluster.nodes().items()}
-    print("second", allocation.machines(cluster.nodes()) == wanted)
-    cluster.ask(allocation.bundles(0))
+    print("second", allocation.room(cluster.nodes()) == wanted)
+    for room in waiting:
+        remove_placement_group(room)
     while gpus():
         time.sleep(0.2)
     print("idle", len(cluster.nodes()))
@@ -76,13 +78,6 @@ def test_machines_come_when_scenes_wait_and_go_when_none_does(tmp_path, monkeypa
     lines = [line for line in said.splitlines() if not line.startswith(("Ray:", "\x1b"))]
     assert lines == ["gpu True 0", "first 1 each with 1 worker of 2 CPUs and a GPU", "second True",
                      "idle 1"], said
-    assert "Ray: waits for the autoscaler: 0 GPUs, at least 1 needed" in said
-
-
-def test_what_waits_is_asked_for():
-    allocation = allocate({"head": {}, "a": {"CPU": 16, "GPU": 4}}, 3, Workers(2, 4))
-    assert allocation.bundles(3) == [{"CPU": 4, "GPU": 1}] * 6 and allocation.bundles(0) == []
-    assert allocate({"a": {"CPU": 4}}, 2).bundles(1) == [{"CPU": 2}]
 
 
 def test_gpus_that_can_never_come_are_not_waited_for(monkeypatch):

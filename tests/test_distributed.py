@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -177,8 +178,10 @@ def test_a_run_of_two_workers_goes_on_with_one(capture, config, tmp_path):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_bench_ddp_measures_both_stages():
+def test_bench_ddp_measures_both_stages(capsys):
     rows = bench_ddp((2,), count=300, width=33, height=25, rounds=1, steps=1)
+    bound = re.search(r"unequal cost leave: (\d\.\d\d) with 2 workers", capsys.readouterr().out)
+    assert bound and 1 <= float(bound[1]) <= 2
     assert [(row["stage"], row["workers"]) for row in rows] == [(1, 1), (1, 2), (2, 1), (2, 2)]
     bytes_of_stage_1 = 4 * (300 * 59 + 1)  # the gradient and the loss; two workers send each byte once
     assert rows[1]["mb_sent"] * 1e6 == pytest.approx(bytes_of_stage_1) and rows[0]["mb_sent"] == 0

@@ -134,6 +134,16 @@ def test_ratios_are_log_uniform_within_their_band(i, low, high):
     assert float(((uniform - low) / (high - low) - (torch.arange(2000) + 0.5) / 2000).abs().max()) < 0.04
 
 
+def test_a_batch_of_steps_leaves_no_part_of_a_band_out():
+    """As many steps as a step has views draw from as many equal parts of the band, each from another."""
+    config = tiny_config()
+    config.batch = 8
+    trainer = Trainer(config, tiny_scene())
+    parts = [int(8 * math.log(trainer._ratio(turn, 1) / 0.035) / math.log(4)) for turn in range(32)]
+    assert all(sorted(parts[i:i + 8]) == [*range(8)] for i in range(0, 32, 8))
+    assert len({tuple(parts[i:i + 8]) for i in range(0, 32, 8)}) == 4
+
+
 def test_ratios_of_one_view_are_drawn_for_themselves():
     a, b = ratios("log_uniform", 0, 500), ratios("log_uniform", 1, 500)
     places = torch.stack([(a / 0.008).log(), (b / 0.035).log()])
@@ -143,7 +153,7 @@ def test_ratios_of_one_view_are_drawn_for_themselves():
 @pytest.mark.parametrize("preset", ["default", "fast"])
 @pytest.mark.parametrize("batch", [1, 4])
 def test_all_views_of_a_step_have_the_same_renders(preset, batch, monkeypatch):
-    """So workers with a view each have equal work. A step of one view draws for each view, as ever."""
+    """So workers with a view each have equal work. A step of one view draws for each view."""
     config = tiny_config(preset, steps=40 * batch)
     config.batch, config.base.stage1_fraction, config.ratios.upper_every = batch, 0.5, 4
     trainer, drawn = Trainer(config, tiny_scene()), {}
@@ -161,8 +171,9 @@ def test_all_views_of_a_step_have_the_same_renders(preset, batch, monkeypatch):
         turn, drawn = trainer.step // batch, {}
         trainer.train_step()
         renders, *others = [drawn[trainer.step - batch + slot] for slot in range(batch)]
-        assert all(other == renders for other in others)
-        assert renders[0] == trainer._ratio(turn, 0)
+        assert all(other[1:] == renders[1:] for other in others)
+        assert renders[1] == trainer._ratio(turn, 1)
+        assert len({view[0] for view in (renders, *others)}) == batch  # the cheapest differs
         kinds.add(len(renders))
     assert kinds == ({3, 4} if preset == "default" else {2, 3})
 

@@ -7,7 +7,8 @@ import json
 import os
 import re
 import shutil
-import threading
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from flexgs.config import Config
 from flexgs.demo.synthetic import write_synthetic
 from flexgs.distributed import Group
 from flexgs.errors import UserError
-from flexgs.files import read_jsonl
+from flexgs.files import only_one, read_jsonl
 from flexgs.options import parse
 from flexgs.run import LocalSession, run
 from flexgs.scene.camera_model import CameraModel
@@ -33,7 +34,7 @@ from ray_jobs.store import Store
 TINY = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "600",
         "--base.refine-every", "20", "--report-every", "20", "--checkpoint-every", "40",
         "--evaluation.ratios", "0.05", "1", "--evaluation.lpips"]
-LONG = ["--steps", "1600", "--checkpoint-every", "800", "--workers", "1:2"]
+LONG = ["--steps", "1600", "--checkpoint-every", "800", "--batch", "2", "--workers", "1:2"]
 
 
 @pytest.mark.parametrize(("nodes", "scenes", "workers", "expected"), [
@@ -43,20 +44,21 @@ LONG = ["--steps", "1600", "--checkpoint-every", "800", "--workers", "1:2"]
     ([{"CPU": 16}], 3, None, ("1", 5, [3])),
     ([{"CPU": 2}], 5, "2", ("2", 1, [2])),
     ([{"CPU": 2}], 2, "1:2", ("1:2", 1, [2])),
+    ([{"CPU": 1}] * 3, 1, "2", ("2", 1, [1, 1, 1])),                          # on several machines
     ([{"CPU": 8}, {"CPU": 2}], 2, None, ("1", 4, [2, 0])),                    # five each would not fit
     ([{"CPU": 32, "GPU": 8}], 13, None, ("1:8", 4, [8])),
     ([{"CPU": 32, "GPU": 8}], 3, "2:4", ("2:4", 4, [8])),
     ([{"CPU": 64, "GPU": 8}] * 2, 1, None, ("1:8", 8, [8, 8])),
     ([{"CPU": 64, "GPU": 4}] * 2, 1, None, ("1:4", 16, [4, 4])),              # a scene keeps to a machine ...
-    ([{"CPU": 64, "GPU": 8}] * 2, 1, "16", ("16", 8, [16])),                  # ... unless it is asked not to
+    ([{"CPU": 64, "GPU": 8}] * 2, 1, "16", ("16", 8, [8, 8])),                # ... unless it is asked not to
     # the head has no GPU
     ([{"CPU": 8}, {"CPU": 4, "GPU": 1}, {"CPU": 16, "GPU": 1}], 4, None, ("1", 4, [0, 1, 1])),
 ])
 def test_shares(nodes, scenes, workers, expected):
     nodes = {str(i): node for i, node in enumerate(nodes)}
-    allocation = cluster.allocate(nodes, scenes, workers and cluster.Workers.parse(workers, None))
+    allocation = cluster.allocate(nodes, scenes, workers and cluster.Workers.parse(workers, 240), batch=240)
     sizes = ":".join(map(str, sorted({allocation.sizes[0], allocation.sizes[-1]})))
-    assert (sizes, allocation.cpus, list(allocation.machines(nodes).values())) == expected
+    assert (sizes, allocation.cpus, list(allocation.room(nodes).values())) == expected
     assert allocation.gpu == any("GPU" in node for node in nodes.values())
 
 
@@ -64,7 +66,8 @@ def test_workers_divide_the_batch():
     nodes = {"a": {"CPU": 32, "GPU": 8}}
     assert cluster.allocate(nodes, 1, None, batch=6).sizes == (1, 2, 3, 6)
     assert cluster.allocate(nodes, 1, cluster.Workers.parse("2:8", 9), batch=9).sizes == (3,)
-    with pytest.raises(UserError, match="--workers 2:3: found --batch 7, which none of them divides"):
+    assert cluster.allocate(nodes, 1).sizes == (1,)  # a step of one view cannot be shared
+    with pytest.raises(UserError, match=r"--workers 2:3: found --batch 7, .* such as --batch 2, which"):
         cluster.Workers.parse("2:3", 7)
 
 
@@ -72,15 +75,15 @@ def test_workers_divide_the_batch():
 def test_workers_are_a_number_or_a_range(workers):
     with pytest.raises(UserError, match=f"--workers {workers}: expected a number of at least 1, "
                                         "or a range such as 1:4"):
-        cluster.Workers.parse(workers, None)
+        cluster.Workers.parse(workers, 12)
 
 
 def test_more_workers_than_devices_are_refused():
     nodes = {"a": {"CPU": 32, "GPU": 8}}
     with pytest.raises(UserError, match="--workers 9: found 8 GPUs on 1 machine, expected at most 8"):
-        cluster.allocate(nodes, 1, cluster.Workers(9, 9))
+        cluster.allocate(nodes, 1, cluster.Workers(9, 9), batch=9)
     with pytest.raises(UserError, match=r"found room for 4 workers of one CPU and one GPU, .* expected 6"):
-        cluster.allocate({"a": {"CPU": 4, "GPU": 8}}, 1, cluster.Workers(6, 8))
+        cluster.allocate({"a": {"CPU": 4, "GPU": 8}}, 1, cluster.Workers(6, 8), batch=6)
 
 
 def test_settings_come_from_flags_a_preset_or_a_file(tmp_path):
@@ -121,7 +124,7 @@ def test_a_scene_that_ran_out_of_memory_says_what_to_turn_and_what_is_left(tmp_p
 
 
 def test_what_a_worker_raised_is_noted_or_ends_the_run(tmp_path):
-    failures = train_scene.Failures(Store(tmp_path), None)
+    failures = train_scene.Failures(train_scene.SceneJob(tmp_path, Store(tmp_path), Config()))
     failures.after_exception(None, {0: RuntimeError("lost\nmore"), 1: MemoryError()})
     errors = read_jsonl(tmp_path / "failures.jsonl")[0]["errors"]
     assert errors["0"] == "RuntimeError: lost" and "--base.max-splats" in errors["1"]
@@ -161,33 +164,14 @@ def test_bad_input_is_one_line_and_exit_code_2(args, message, capture, tmp_path,
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_a_scene_whose_machine_has_gone_goes_on_on_another(tmp_path, monkeypatch):
-    """Its workers are asked to stop, train_scene gives it back, and it waits until a machine has room and
-    fails nobody."""
-    machines, starts = {"a": 1}, []
-
-    def fake(job: train_scene.SceneJob) -> dict | None:
-        starts.append((job.name, job.machine, job.workers))
-        if job.machine == "a":
-            del machines["a"]
-            for _ in range(1000):
-                if (job.folder / train_scene.STOP).exists():
-                    return None
-                threading.Event().wait(0.1)  # not time.sleep, which brings the other machine
-        if job.name == "bad":
-            raise train_scene.SceneFailedError("broken")
-        return {"steps": 10, "ratios": {"1": {"psnr": 20.0}}}
-
-    monkeypatch.setattr(batch, "train_scene", fake)
-    # nothing ran: a machine comes
-    monkeypatch.setattr(batch.time, "sleep", lambda seconds: machines.update(b=1))
-    scenes = batch.Batch(Store(tmp_path), Tracking(f"sqlite:///{tmp_path / 'mlflow.db'}", "test"),
-                         "the command")
-    scenes.train([train_scene.SceneJob(tmp_path, Store(tmp_path) / name, Config())
-                  for name in ("good", "bad")], (1, 2),
-                 lambda waiting: dict(machines))
-    assert starts == [("good", "a", 1), ("good", "b", 1), ("bad", "b", 1)]
-    assert set(scenes.results) == {"good"} and set(scenes.errors) == {"bad"}
+def test_the_same_command_twice_leaves_the_first_alone(capture, tmp_path, capsys):
+    """Also its run in MLflow, which it would mark as failed."""
+    folder = tmp_path / f"flexgs-{capture.parent.name}" / "studio"
+    with only_one(folder):
+        code = train_all.main(["--data-root", str(capture.parent), "--storage", str(tmp_path), *TINY])
+    assert code == 2 and f"{folder}: another process works here now" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {folder.parent.name}
+    assert not [path for path in folder.parent.rglob("*") if not path.name.startswith(".") and path != folder]
 
 
 # ---------------------------------------------------------------------- real Ray
@@ -307,7 +291,7 @@ def test_runs_are_kept_in_an_object_store(two_scenes, s3, tmp_path, monkeypatch)
 
     monkeypatch.setattr(dataset, "HOME", tmp_path / "second")
     code, out, errors = start(root, storage, "--scenes", "good", "--steps", "120", "--workers",
-                              "2", *tracking)
+                              "2", "--batch", "2", *tracking)
     assert code == 0 and "good: continues from 80 of 120" in out and "2 workers of 1 CPU" in out, errors
     second = tmp_path / "second" / first.relative_to(tmp_path / "first")
     assert [r["step"] for r in read_jsonl(second / "metrics.jsonl")] == [20, 40, 60, 80, 100, 120]
@@ -320,6 +304,55 @@ def test_runs_are_kept_in_an_object_store(two_scenes, s3, tmp_path, monkeypatch)
     (run,) = client.client.search_runs([client.id], "tags.kind = 'scene'")
     losses = client.client.get_metric_history(run.info.run_id, "train/loss")
     assert [loss.step for loss in losses] == [20, 40, 60, 80, 100, 120]
+
+
+@pytest.mark.ray
+def test_a_worker_that_dies_is_started_again(ray_here, tmp_path, monkeypatch):
+    """As often as --max-failures allows, and what it was is noted."""
+
+    def dies_once(loop: dict) -> dict:
+        if not (died := loop["job"].folder / "died").exists():
+            died.touch()
+            os._exit(1)
+        return {"steps": 1}
+
+    monkeypatch.setattr(train_scene, "train_worker", dies_once)
+    for failures in (1, 0):
+        folder = tmp_path / str(failures)
+        folder.mkdir()
+        job = train_scene.SceneJob(tmp_path, Store(folder), Config(), max_failures=failures)
+        if failures:
+            assert train_scene.train_scene(job) == {"steps": 1}
+            assert "WorkerCrashedError" in read_jsonl(folder / "failures.jsonl")[0]["errors"]["0"]
+        else:
+            with pytest.raises(train_scene.SceneFailedError, match=r"WorkerCrashedError.*; no checkpoint"):
+                train_scene.train_scene(job)
+
+
+@pytest.mark.ray
+def test_neighbours_share_a_cluster(two_scenes, capture, tmp_path, monkeypatch):
+    """Two jobs and an actor of somebody else on two CPUs: both jobs end, and the one that waits says so."""
+
+    class Other:
+        def there(self) -> None:
+            pass
+
+    actor = ray.remote(num_cpus=1)(Other).remote()
+    ray.get(actor.there.remote())
+    theirs = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from ray_jobs import batch, train_all\n"
+         "batch.SAY_SECONDS = batch.LEAST_SECONDS = 1\n"
+         "sys.exit(train_all.main(sys.argv[1:]))", "--data-root", str(capture.parent), "--storage",
+         str(tmp_path / "theirs"), *TINY, "--ray-address", ray.get_runtime_context().gcs_address],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    monkeypatch.setattr(batch, "SAY_SECONDS", 1.0)
+    code, ours, errors = start(two_scenes[0], tmp_path / "ours", "--scenes", "good", "--batch", "2",
+                               "--workers", "1:2")
+    said = theirs.communicate(timeout=100)[0]
+    ray.kill(actor)
+    assert (code, theirs.returncode) == (0, 0), ours + errors + said
+    assert "good: finished" in ours and "studio: finished" in said
+    assert "waits for 1 CPU; " in ours + said
 
 
 def compare(root: Path, storage: Path, *more: str) -> tuple[int, str, str]:

@@ -56,7 +56,7 @@ def test_the_scan_finds_them():
     ("started_address", "without --ray-address, no cluster of `ray start` is found"),
     ("listen_on_loopback", "a local Ray listens on all interfaces"),
     ("draining_nodes", "scenes start on machines that are about to leave"),
-    ("request_resources", "--gpu no longer makes the autoscaler add machines"),
+    ("free_resources", "scenes are moved to devices that others hold"),
     ("no_room_error", "a scene whose machine is full fails, in place of waiting")])
 def test_ray_still_has(name, loss):
     from flexgs import ray_library

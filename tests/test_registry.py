@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from mlflow.pyfunc import PythonModelContext
 
 from flexgs.errors import UserError
 from flexgs.model.elastic import ElasticModel
@@ -138,14 +139,21 @@ def test_only_a_better_version_takes_the_alias(model, uri, tmp_path):
     assert "| PSNR | 20.55 | 21.50 |" in client.get_run(run.id).data.tags["mlflow.note.content"]
 
 
-def test_a_large_model_stays_where_it_is(uri, tmp_path, monkeypatch):
+def test_a_large_model_is_registered_where_it_is(model, uri, tmp_path, monkeypatch):
     monkeypatch.setattr("flexgs.tracking.run.MODEL_BYTES", 10)
     (tmp_path / "run" / "model").mkdir(parents=True)
-    (tmp_path / "run" / "model" / "model.safetensors").write_bytes(bytes(11))
+    model.save(tmp_path / "run" / "model")
     tracking, run = started(uri, tmp_path)
-    run.log_results(results(20.0), tmp_path / "run")
-    assert tracking.client.get_run(run.id).data.tags["model"] == str(tmp_path / "run" / "model")
-    assert not tracking.client.search_model_versions(f"run_id='{run.id}'")
+    run.log_results(results(20.0, "large"), tmp_path / "run")
+    assert tracking.client.get_run(run.id).data.tags["model"] == "models:/flexgs-large/1"
+    assert not [*(tmp_path / "artifacts").rglob("model.safetensors")]
+    (where,) = (tmp_path / "artifacts").rglob("folder.json")
+    cutter, context = Cutter(), PythonModelContext({"folder.json": str(where)}, None)
+    cutter.load_context(context)
+    assert len(cutter.model) == len(model)
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(UserError, match="run/model: not a flexgs model"):
+        cutter.load_context(context)
 
 
 def test_a_model_that_cannot_be_registered_is_a_warning(uri, tmp_path, caplog):

@@ -45,7 +45,7 @@ from flexgs.commands.guard import guard
 from ray_jobs.cluster import Cluster
 
 def job():
-    with Cluster("local") as cluster:
+    with Cluster("local", dashboard=True) as cluster:
         cluster.nodes()
         ray.get(ray.remote(lambda: 1).remote())
         print("dashboard", ray._private.worker.get_dashboard_url(), flush=True)
@@ -103,8 +103,8 @@ def test_a_training_on_a_laptop_listens_on_loopback_alone(capture, tmp_path):
     with (tmp_path / "out").open("w") as out:
         job = psutil.Popen([
             sys.executable, TOP / "ray_jobs" / "train_all.py", "--data-root", capture.parent, "--storage",
-            tmp_path, "--ray-address", "local", "--workers", "2", *SMALL], stdout=out, stderr=out,
-                           env=environment())
+            tmp_path, "--ray-address", "local", "--workers", "2", "--batch", "2", *SMALL], stdout=out,
+                           stderr=out, env=environment())
         while job.poll() is None:
             for name, addresses in listeners(job).items():
                 found |= {f"{name} {address}" for address in addresses}

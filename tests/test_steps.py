@@ -64,6 +64,8 @@ def ratio_of(config: Config, turn: int, i: int) -> float:
     u = float(torch.rand((), generator=generator(config.seed, "ratio", turn, i), dtype=torch.float64))
     if r.sampling == "round_robin":
         return r.values[turn % len(r.values)]
+    strata = torch.randperm(BATCH, generator=generator(config.seed, "strata", turn // BATCH, i)).tolist()
+    u = strata[turn % BATCH] / BATCH + u / BATCH
     if r.sampling == "random":
         return r.values[math.floor(u * len(r.values))]
     low, high = [*r.bands, (r.bands[-1][1], 1.0)][i]
@@ -276,7 +278,8 @@ class Hand:
         return view.camera, view.image().double() / 255, view.mask()
 
     def elastic(self, position: int, i: int, at: Camera, target: Tensor, mask: Tensor | None) -> Tensor:
-        config, ratio = self.config, ratio_of(self.config, self.trainer.step // BATCH, i)
+        config, bands = self.config, len(renders_of(self.config, 1, True)[1])
+        ratio = ratio_of(config, self.trainer.step // BATCH if i >= bands - 2 else position, i)
         k = max(1, math.floor(ratio * N + 1e-9))
         if config.ratios.half_above is not None and at.width * at.height / k > config.ratios.half_above:
             at, target, mask = half_size(at, target, mask)

@@ -2,15 +2,17 @@
 
 import json
 import logging
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from flexgs.config import Config
 from flexgs.files import read_jsonl
-from flexgs.tracking import Tracking, flatten, metric_name, sqlite_uri
+from flexgs.tracking import Tracking, Writer, flatten, metric_name, sqlite_uri
 
 RESULTS = {"scene": "fox", "preset": "smoke", "steps": 200, "train_seconds": 3.5, "seconds": 4.0, "ratios": {
     "0.005": {"psnr": 15.0, "ssim": 0.4, "lpips_vgg": None, "splats": 5, "mb": 0.1, "ms": 1.0},
@@ -35,6 +37,19 @@ def test_ratio_names_have_two_decimals_or_more():
 
 def test_flatten():
     assert flatten({"a": 1, "b": {"c": {"d": (2, 3)}}}) == {"a": 1, "b.c.d": (2, 3)}
+
+
+def test_a_server_that_never_answers_holds_up_nobody(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        tracking, writer, done = Tracking(f"http://127.0.0.1:{server.getsockname()[1]}", "test"), Writer(), []
+        writer.put(done.append, 1)
+        assert writer.wait(10) and writer.idle
+        start = time.monotonic()
+        writer.put(tracking.run(tmp_path, "run", kind="scene").start)
+        writer.put(done.append, 2)
+        assert time.monotonic() - start < 1
+        server.accept()[0].recv(1)  # it has been asked
+        assert not writer.wait(0.2) and not writer.idle and done == [1]
 
 
 def test_half_a_line_is_left_for_later(tmp_path):

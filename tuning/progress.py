@@ -69,16 +69,21 @@ class Progress(tune.Callback):
             if record.status == "finished" and record not in kept:
                 shutil.rmtree(self.search.trial_folder(record.params) / "model", ignore_errors=True)
 
+    def on_trial_recover(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
+        """Say that a trial goes on after its process died."""
+        if not self._record(trial).error:
+            self._log(trial, "its process died; goes on from its checkpoint")
+
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
-        """Record why a trial failed, and send it to MLflow."""
+        """Say why a trial failed, and send it to MLflow; one whose process died too often is interrupted."""
         self.ended += 1
         record = self._record(trial)
-        if not record.error:  # its process died
-            reason = describe(trial.get_pickled_error() or RuntimeError("its process died"))
-            record = replace(record, error=reason)
-            record.save(self.search.trial_folder(record.params))
-        self._log(trial, f"failed: {record.error}")
-        self.send(record)
+        if record.error:
+            self._log(trial, f"failed: {record.error}")
+            self.send(record)
+            return
+        why = describe(trial.get_pickled_error() or RuntimeError("unknown"))
+        self._log(trial, f"its process died again and again ({why}); the same command goes on with it")
 
     def send(self, record: Record) -> Run:
         """Send MLflow a trial's parameters and figures, and return its run."""

@@ -21,7 +21,8 @@ from statistics import fmean
 from typing import Annotated
 
 import tyro
-from optuna.storages import InMemoryStorage
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
@@ -41,14 +42,18 @@ from flexgs.scene.identity import check_same_capture
 from flexgs.scene.load import load_capture
 from flexgs.tracking import metric_name
 from ray_jobs import warm_up
-from ray_jobs.cluster import Cluster
+from ray_jobs.cluster import Cluster, Workers
 from ray_jobs.dataset import DatasetOptions
 from ray_jobs.store import is_remote
 from tuning import report
 from tuning.progress import Progress
 from tuning.runner import Room, room_for_trial, run_to_the_end, train_first_base, trainable
+from tuning.space import check_only
 from tuning.study import PARETO, Suggest, best, goal, history
 from tuning.trial import RUNGS, Record, Search
+
+DEATHS = 2
+"""How often a trial goes on from its checkpoint after its process died."""
 
 
 @dataclass
@@ -70,6 +75,9 @@ class SearchScene(DatasetOptions):
     early_stopping: bool = True
     """Stop the worse half of the trials after a quarter, and again after half of stage 2; pareto stops
     none."""
+    only: tuple[str, ...] = ()
+    """Search these settings alone, or groups of them: gsnet.temperature field.resolution loss. The others,
+    also order and transform, stay as the search starts. Default: all of tuning/space.py."""
     max_concurrent: int | None = None
     """Trials at a time. Default: as many as there is room for. With --gpu, waits for GPUs for so many."""
     gpus_per_trial: float = 1.0
@@ -105,11 +113,12 @@ def search_scene(options: SearchScene) -> int:
         shutil.move(folder, aside)
         print(f"the earlier search is in {pasted(aside)}", flush=True)
     with (warm_up.in_background() as wait_for_kernels, only_one(folder),
-          Cluster(options.ray_address, options.gpu) as cluster):
+          Cluster(options.ray_address, options.gpu, options.dashboard or options.workers > 1) as cluster):
         config = options.fitting(config, cluster)
         if options.smoke:
             config, options.trials, options.confirm = _smaller(config), 2, 0
-        search = Search(capture, folder, replace(config, evaluation=replace(config.evaluation, views="even")))
+        search = Search(capture, folder, replace(config, evaluation=replace(config.evaluation, views="even")),
+                        options.only)
         scene = load_capture(capture, search.start)
         _same_as_before(search, options.objective, scene)
         cluster.wait_for_gpus(math.ceil(options.workers * options.gpus_per_trial
@@ -139,7 +148,11 @@ def search_scene(options: SearchScene) -> int:
 def _search(search: Search, options: SearchScene, progress: Progress, cluster: Cluster, room: Room, most: int,
             seconds: float | None) -> bool:
     """Run the missing trials, `most` at a time; return whether the search came to its end."""
-    records, study = search.records(), history(search, options.objective, storage := InMemoryStorage())
+    journal = search.folder / "optuna.log"  # optuna-dashboard shows it
+    for old in search.folder.glob(f"{journal.name}*"):
+        old.unlink()
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    records, study = search.records(), history(search, options.objective, storage)
     known = sum(record.status != "interrupted" for record in records)
     missing = options.trials - known
     if missing <= 0:
@@ -150,7 +163,7 @@ def _search(search: Search, options: SearchScene, progress: Progress, cluster: C
           f"{spent:.0f} s and serves all that do not change it: {spent * (missing - 1) / 60:.0f} min saved",
           flush=True)
     pareto, aim = options.objective == PARETO, goal(options.objective)
-    suggest = Suggest(search.start, pareto, first)
+    suggest = Suggest(search.start, pareto, search.only, first)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # prevents a table that verbose=0 does not
     early = ASHAScheduler(time_attr="rung", max_t=RUNGS, grace_period=1, reduction_factor=2)
     tuner = tune.Tuner(
@@ -162,7 +175,7 @@ def _search(search: Search, options: SearchScene, progress: Progress, cluster: C
             time_budget_s=seconds, max_concurrent_trials=most, **({} if pareto else aim)),
         # Tune's own files are not needed: a search continues from the records of its trials.
         run_config=tune.RunConfig(name="tune", storage_path=str(search.folder), callbacks=[progress],
-                                  verbose=0))
+                                  failure_config=tune.FailureConfig(max_failures=DEATHS), verbose=0))
     try:
         found = tuner.fit()
     except KeyboardInterrupt:  # SIGTERM, since Tune itself takes Ctrl-C for the end of its trials
@@ -181,7 +194,7 @@ def _confirmed(search: Search, options: SearchScene, first: Record, scene: Scene
         return first, "trial 0 has failed, so there is nothing to compare it with"
     seeds = range(search.start.seed + 1, search.start.seed + 1 + options.confirm)
     searches = [search, *(Search(search.capture, search.folder / "seeds" / str(seed),
-                                 replace(search.start, seed=seed))
+                                 replace(search.start, seed=seed), search.only)
                           for seed in seeds)]
     zero = search.records()[0]
     print(f"trial {first.number} is compared with trial 0 at {len(searches)} seed{'s' * (len(searches) > 1)}",
@@ -215,6 +228,8 @@ def _checked(options: SearchScene) -> float | None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')}: found {value}, expected at least {least}")
+    Workers.parse(str(options.workers), options.config.batch)
+    check_only(options.config, options.objective == PARETO, options.only)
     ratios = [metric_name(ratio) for ratio in options.config.evaluation.ratios]
     known = ["psnr_auc", PARETO, *(f"{figure}/{ratio}" for figure in ("psnr", "ssim") for ratio in ratios)]
     if options.objective not in known:
@@ -247,11 +262,14 @@ def _capture(options: SearchScene) -> Path:
 
 def _same_as_before(search: Search, objective: str, scene: Scene) -> None:
     """Record capture, settings and objective; UserError if the folder's search has other ones."""
-    about = json.loads(json.dumps({"objective": objective, "start": search.start.to_dict()}))
+    about = json.loads(json.dumps({"objective": objective, "start": search.start.to_dict(),
+                                   "only": search.only or None}))
     path, advice = search.folder / "search.json", "choose another --experiment, or --no-resume to begin anew"
     if path.exists():
         before = read_json(path, advice=advice)
         check_same_capture(before.get("digest"), scene.digest, path, advice)
+        if isinstance(before.get("start"), dict):  # as it is written today
+            before["start"] = json.loads(json.dumps(Config.from_dict(before["start"], str(path)).to_dict()))
         if differing := [key for key in about if before.get(key) != about[key]]:
             raise UserError(f"{path}: the search there has another {', '.join(differing)}; repeat "
                             f"its options, {advice}")

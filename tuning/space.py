@@ -5,10 +5,11 @@ setting without meaning unless another one is chosen is suggested only with that
 search starts from, trial 0, are always in the space.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from flexgs.config import Config
+from flexgs.errors import UserError
 from flexgs.options import fill
 
 Value = str | int | float | None
@@ -67,21 +68,47 @@ def own(config: Config, name: str) -> Any:
     return _text(value) if isinstance(value, tuple) else value
 
 
-def space(trial: Trial, start: Config, size: bool = False) -> None:
+def check_only(start: Config, size: bool, only: Sequence[str]) -> None:
+    """Raise UserError for a word of --only that names no setting which is searched from `start`."""
+    every = Own(start)
+    space(every, start, size)
+    for word in only:
+        if not any(_named(name, (word,)) for name in every.params):
+            groups = sorted({name.rpartition(".")[0] if name.startswith("field.resolution") else name
+                             for name in every.params})
+            raise UserError(f"--only {word}: found no such setting in the search from --order.kind "
+                            f"{start.order.kind} --transform.kind {start.transform.kind}; expected of "
+                            f"{', '.join(groups)}, or a group of them such as loss; or start from another "
+                            "--preset")
+
+
+def _named(name: str, only: Sequence[str]) -> bool:
+    """Whether a parameter, or a group that it is in, is in a list; the axes of a resolution go together."""
+    name = name.rpartition(".")[0] if name.startswith("field.resolution.") else name
+    return any(name == word or name.startswith(f"{word}.") for word in only)
+
+
+def space(trial: Trial, start: Config, size: bool = False, only: Sequence[str] = ()) -> None:
     """Let a trial suggest a value for each parameter.
 
     Args:
         trial: the trial of Optuna, or Own.
         start: the settings that the search starts from, which every range includes.
         size: whether to suggest also the settings that the bytes of a model depend on.
+        only: names of parameters, or of groups of them, that are searched; the others stay as they are in
+            `start`. Empty: all.
     """
 
     def one_of(name: str, *choices: V) -> V:
         mine: V = own(start, name)
+        if only and not _named(name, only):
+            return mine
         return trial.suggest_categorical(name, [mine, *(c for c in choices if c != mine)])
 
     def between(name: str, low: float, high: float, log: bool = True) -> float:
         mine = own(start, name)
+        if only and not _named(name, only):
+            return float(mine)
         return trial.suggest_float(name, min(low, mine), max(high, mine), log=log)
 
     structure = one_of(SHAPE, *STRUCTURES)

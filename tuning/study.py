@@ -1,4 +1,9 @@
-"""Optuna's view of a search, made anew at each start from the records of the trials (trial.json)."""
+"""Optuna's view of a search, made anew at each start from the records of the trials (trial.json).
+
+The records, not Optuna's storage, are what a search remembers: they are whole after a kill at any moment, and
+also serve the trials, the report and MLflow. Optuna's storage is a journal in the search's folder, which
+optuna-dashboard shows.
+"""
 
 import math
 import warnings
@@ -43,12 +48,13 @@ class Suggest:
 
     start: Config
     size: bool
+    only: tuple[str, ...]
     first: int
     """Our number of Optuna's trial 0, which counts from 0 at each start."""
 
     def __call__(self, trial: Any) -> dict[str, int]:
         """Suggest all parameters, and return the constant that Tune adds to them."""
-        space(trial, self.start, self.size)
+        space(trial, self.start, self.size, self.only)
         return {NUMBER: self.first + trial.number}
 
 
@@ -93,7 +99,7 @@ def history(search: Search, objective: str, storage: BaseStorage | None = None) 
         if record.status != "interrupted":
             study.add_trial(frozen(record, search, objective))
     own = Own(search.start)
-    space(own, search.start, pareto)
+    space(own, search.start, pareto, search.only)
     for params in [record.params for record in records
                    if record.status == "interrupted"] if records else [own.params]:
         study.enqueue_trial(dict(params))
@@ -104,7 +110,7 @@ def frozen(record: Record, search: Search, objective: str) -> FrozenTrial:
     """Return a trial as Optuna keeps it; a stopped one counts with its last figures. See history()."""
     fixed = FixedTrial(dict(record.params))
     try:
-        space(fixed, search.start, objective == PARETO)
+        space(fixed, search.start, objective == PARETO, search.only)
     except ValueError as e:
         raise UserError(f"{search.trial_folder(record.params)}: does not fit the space of this search ({e}); "
                         "choose another --experiment, or --no-resume") from None

@@ -100,6 +100,8 @@ class Search:
     folder: Path
     start: Config
     """The settings of trial 0, measured on the test views that trials are chosen by."""
+    only: tuple[str, ...] = ()
+    """The settings that are searched, or groups of them; empty: all of tuning/space.py."""
 
     def trial_folder(self, params: Params) -> Path:
         """Return the folder of the trial with these parameters."""

@@ -57,8 +57,38 @@ def bench_scene(count: int, width: int, height: int) -> Scene:
 class _Trainer(Trainer):
     """A trainer that starts from random Gaussians of all shapes and opacities, not from round ones."""
 
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.costs: list[float] = []
+        """CPU seconds of each view."""
+
     def _initial_splats(self) -> Splats:
         return random_splats(len(self.scene.points))
+
+    def _view_loss(self, position: int) -> Tensor:
+        start = time.process_time()
+        loss = super()._view_loss(position)
+        self.costs.append(time.process_time() - start)
+        return loss
+
+
+def imbalance(world: int, *, count: int = 20_000, width: int = 320, height: int = 240, views: int = 96,
+              preset: str = "default") -> float:
+    """Return the speed-up that unequal views alone would leave to so many workers in stage 2.
+
+    Measured in this process, a view after another: every worker of a step waits for the slowest, so that the
+    bound is the sum of all costs over the sum of the largest cost of each step.
+    """
+    config = Config.from_preset(preset)
+    config.base.max_splats, config.batch = count, world
+    trainer = _Trainer(config, bench_scene(count, width, height))
+    trainer.step = trainer.base_steps
+    trainer.train_step()  # begins stage 2
+    trainer.costs = []
+    for _ in range(views // world):
+        trainer.train_step()
+    steps = [trainer.costs[i:i + world] for i in range(0, len(trainer.costs), world)]
+    return sum(trainer.costs) / sum(map(max, steps))
 
 
 class _Timed(Group):
@@ -84,7 +114,7 @@ def _worker(rank: int, world: int, store: str, count: int, width: int, height: i
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     group, scene, trainers = _Timed(rank, world), bench_scene(count, width, height), {}
     for stage in (1, 2):
-        config = Config(distributed=options)
+        config = Config(distributed=options, batch=world)
         config.base.max_splats, config.base.refine_start = count, 1.0  # the number of Gaussians stays
         trainers[stage] = trainer = _Trainer(config, scene, group)
         trainer.step = trainer.base_steps // 2 if stage == 1 else trainer.base_steps
@@ -199,6 +229,9 @@ def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width:
         print("".join(f"{format(value, f):>10}" for value, f in zip(row.values(), form, strict=True)))
     print("speed-up: in views per second over one worker in the same round; of CPU: what it would be if "
           "no worker ever waited")
+    bounds = {world: imbalance(world, count=count, width=width, height=height) for world in worlds[1:]}
+    print("stage 2, the most that views of unequal cost leave: "
+          + ", ".join(f"{bound:.2f} with {world} workers" for world, bound in bounds.items()))
     return rows
 
 

@@ -32,6 +32,8 @@ KINDS = {*map(str.lower, SUFFIXES), ".webp", ".tif", ".tiff", ".bmp"}
 """Suffixes, in lower case, by which photographs are found when a folder is searched."""
 ORIENTATION = 0x0112
 """EXIF tag of the orientation."""
+AHEAD = 4
+"""Number of views that training decodes ahead, a thread for each."""
 TAIL = 4096
 """Bytes at the end of a file in which its end marker is looked for."""
 ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
@@ -49,7 +51,8 @@ def default_cache() -> int:
     with contextlib.suppress(OSError, ValueError):  # the control group has no limit
         free = min(free, int((group / "memory.max").read_text())
                    - int((group / "memory.current").read_text()))
-    workers = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))  # set by torchrun and Ray Train
+    # set by torchrun and, with the workers of other scenes, by ray_jobs/train_scene.py
+    workers = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
     return min(max(free // 4 // workers, 256 << 20), 16 << 30)
 
 
@@ -125,11 +128,11 @@ class View:
         return torch.from_numpy(self.cache.get((self.mask_path, "mask"), self._mask))
 
     def prefetch(self) -> None:
-        """Decode image and mask into the cache, if it is large enough; meant for another thread.
+        """Decode image and mask into the cache, if two for each of AHEAD views fit; meant for another thread.
 
         Raises what image() and mask() raise.
         """
-        if self.cache.limit >= 3 * self.camera.width * self.camera.height:
+        if self.cache.limit >= (2 * AHEAD + 1) * 3 * self.camera.width * self.camera.height:
             self.image()
             self.mask()
 

@@ -12,6 +12,7 @@ from code"); the weights are safetensors and JSON. Nothing is pickled, and flexg
 the model is loaded.
 """
 
+import json
 import shutil
 import tempfile
 from importlib.metadata import version
@@ -26,9 +27,12 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType
 
 from flexgs.errors import UserError
+from flexgs.inputs import read_json
 from flexgs.model.elastic import ElasticModel
 from flexgs.ply import write_ply
 
+FOLDER = "folder.json"
+"""The file, in place of the model, that says which folder a large model is in."""
 MODEL = ("model.safetensors", "model.json")
 """The files that ElasticModel.save writes."""
 NEEDS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "plyfile", "filelock")
@@ -44,8 +48,11 @@ class Cutter(PythonModel):
     """The MLflow model, which cuts the elastic model beside it."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the elastic model."""
-        self.model = ElasticModel.load(Path(context.artifacts["model.json"]).parent)
+        """Load the elastic model; UserError if a large one is no longer where it was trained."""
+        where = context.artifacts.get(FOLDER)
+        folder = (read_json(Path(where), dict[str, str])["folder"] if where
+                  else Path(context.artifacts["model.json"]).parent)
+        self.model = ElasticModel.load(Path(folder))
 
     def predict(self, context: PythonModelContext | None, model_input: pd.DataFrame,
                 params: dict[str, Any] | None = None) -> pd.DataFrame:
@@ -79,20 +86,25 @@ class Cutter(PythonModel):
                     "ply": None if path else file.read_bytes()}
 
 
-def save(model: Path, folder: Path, about: Model | None = None) -> None:
+def save(model: Path, folder: Path, about: Model | None = None, copied: bool = True) -> None:
     """Write an MLflow model.
 
     Args:
         model: the folder that ElasticModel.save has written.
         folder: the folder to write.
         about: MLflow's description of the model, such as the run that it belongs to.
+        copied: whether the model itself is copied; else only the name of its folder is.
     """
     here = Path(__file__)
     with tempfile.TemporaryDirectory() as temporary:
+        files = [model / name for name in MODEL]
+        if not copied:
+            files = [Path(temporary) / FOLDER]
+            files[0].write_text(json.dumps({"folder": str(model.absolute())}))
         package = shutil.copytree(here.parents[1], Path(temporary) / "flexgs", ignore=_no_modules)
         mlflow.pyfunc.save_model(
             folder, mlflow_model=about, python_model=str(here), code_paths=[str(package)],
-            artifacts={name: str(model / name) for name in MODEL},
+            artifacts={path.name: str(path) for path in files},
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in NEEDS],
             signature=SIGNATURE, input_example=pd.DataFrame({"budget": ["5%"]}))
 

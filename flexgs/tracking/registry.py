@@ -24,7 +24,8 @@ from flexgs.tracking import notes, pyfunc
 BEST = "best"
 
 
-def register(client: MlflowClient, run_id: str, results: Mapping[str, Any], model: Path, digest: str) -> str:
+def register(client: MlflowClient, run_id: str, results: Mapping[str, Any], model: Path, digest: str,
+             copied: bool = True) -> str:
     """Register a trained model, and give it the alias best if it is better than the one that has it.
 
     Only versions that were measured in the same way are compared, by psnr_auc.
@@ -35,20 +36,22 @@ def register(client: MlflowClient, run_id: str, results: Mapping[str, Any], mode
         results: the contents of results.json.
         model: the folder that ElasticModel.save has written.
         digest: a name for these results; if the run has a version of this name, no other is made.
+        copied: whether MLflow gets a copy of the model; else the version names its folder.
 
     Returns:
         The URI of the version, models:/<name>/<number>.
     """
     name = "flexgs-" + re.sub(r"[^\w -]", "_", results["scene"])  # MLflow refuses dots, quotes and others
     known = [v for v in client.search_model_versions(f"run_id='{run_id}'") if v.tags.get("results") == digest]
-    version = known[0] if known else _add(client, run_id, name, model, {
+    version = known[0] if known else _add(client, run_id, name, model, copied, {
         "results": digest, "psnr_auc": f"{psnr_auc(results['ratios']):.4f}", "measured": _measured(results)})
     if _better(client, version):
         client.set_registered_model_alias(name, BEST, version.version)
     return f"models:/{name}/{version.version}"
 
 
-def _add(client: MlflowClient, run_id: str, name: str, model: Path, tags: dict[str, str]) -> ModelVersion:
+def _add(client: MlflowClient, run_id: str, name: str, model: Path, copied: bool,
+         tags: dict[str, str]) -> ModelVersion:
     """Make a new version by the client alone, as mlflow.pyfunc.log_model would leave an active run."""
     run = client.get_run(run_id)
     logged = client.create_logged_model(run.info.experiment_id, name, run_id, tags, run.data.params,
@@ -56,7 +59,7 @@ def _add(client: MlflowClient, run_id: str, name: str, model: Path, tags: dict[s
     with tempfile.TemporaryDirectory() as folder:
         about = Model(artifact_path=logged.artifact_location, model_uuid=logged.model_id, run_id=run_id,
                       model_id=logged.model_id)
-        pyfunc.save(model, Path(folder) / "model", about)
+        pyfunc.save(model, Path(folder) / "model", about, copied)
         client.log_model_artifacts(logged.model_id, str(Path(folder) / "model"))
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])

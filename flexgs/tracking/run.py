@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 CUT_BYTES = 50_000_000
 """Cuts larger than this are not copied to MLflow; they are in the run folder anyway."""
 MODEL_BYTES = 500_000_000
-"""Models larger than this are not copied to MLflow, which copies them twice; a tag names their folder."""
+"""Models larger than this are not copied to MLflow, which copies them twice: their version names the folder
+that they are in."""
 CURVE = "curve/psnr_by_ratio_permille"
 """The metric of PSNR over the ratio, whose step is the ratio in thousandths."""
 _BATCH = 900  # MLflow takes at most 1000 metrics and 100 parameters in a call
@@ -137,18 +138,18 @@ class Run:
         self._end("FINISHED", None)
 
     def _log_model(self, results: Mapping[str, Any], model: Path) -> None:
-        """Register the model of a folder, unless it is too large, and tag the run with where the model is."""
+        """Register the model of a folder, a large one by reference, and tag the run with where it is."""
         if not model.is_dir():
             return
-        where = str(model)
-        if sum(file.stat().st_size for file in model.iterdir()) <= MODEL_BYTES:
-            from flexgs.tracking.registry import register
+        from flexgs.tracking.registry import register
 
-            try:
-                where = register(self.tracking.client, self.id, results, model, _digest(results["ratios"]))
-            # After a full disk or a refusal of the registry, the other results are still logged.
-            except Exception as e:
-                self.tracking.warn(e)
+        where, digest = str(model), _digest(results["ratios"])
+        small = sum(file.stat().st_size for file in model.iterdir()) <= MODEL_BYTES
+        try:
+            where = register(self.tracking.client, self.id, results, model, digest, copied=small)
+        # After a full disk or a refusal of the registry, the other results are still logged.
+        except Exception as e:
+            self.tracking.warn(e)
         self.tracking.client.set_tag(self.id, "model", where)
 
     @_tolerant

@@ -28,6 +28,7 @@ from flexgs.raster import render
 from flexgs.raster.contract import RasterConfig
 from flexgs.scene import Points, Scene, View, ViewSampler, initial_splats
 from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture
+from flexgs.scene.views import AHEAD
 from flexgs.seeds import generator
 from flexgs.splats import Splats
 from flexgs.stored import SPLATS, splats_of
@@ -64,7 +65,7 @@ class Trainer:
         assert (base is None) == (config.base.ply is None), "the caller reads config.base.ply"
         self.config, self.scene, self.group = config, scene, group or Group()
         self.device = torch.device(device)
-        self.batch = config.batch or self.group.world
+        self.batch = config.batch
         if self.batch % self.group.world:
             raise UserError(f"--batch: found {self.batch}, expected a multiple of the "
                             f"{self.group.world} workers")
@@ -85,7 +86,7 @@ class Trainer:
         self.elastic = False
         """Whether stage 2 has begun: Gaussians are in order, and order and transform have parameters."""
         self._meter = Meter()
-        self._ahead = ThreadPoolExecutor(1, "prefetch")
+        self._ahead = ThreadPoolExecutor(AHEAD, "prefetch")
 
     def _initial_splats(self) -> Splats:
         """Make a Gaussian for each point of the capture, or of a random subset of max_splats points."""
@@ -105,8 +106,8 @@ class Trainer:
     def turn(self) -> int:
         """The number of the optimizer step that is done now.
 
-        It decides which renders each view of the step has, and their ratios: all views cost about the same,
-        so that no worker waits for another.
+        It decides which renders each view of the step has, and the ratios of the two costliest: all views
+        cost about the same, so that no worker waits for another.
         """
         return self.step // self.batch
 
@@ -189,8 +190,8 @@ class Trainer:
 
     def _view_loss(self, position: int) -> Tensor:
         """Back-propagate and return the loss of the position-th training view, divided by the batch."""
-        # Decode this worker's next views while these are rendered.
-        after, own = position + self.group.world, range(self.config.ratios.renders if self.stage == 2 else 0)
+        # Decode some of this worker's next views while these are rendered.
+        after, own = position + AHEAD * self.group.world, range(self.config.ratios.renders * (self.stage - 1))
         for place in sorted({after, *(self._place(after, i) for i in own)}):
             self._ahead.submit(self.scene.train[self.sampler[place]].prefetch)
         camera, target, mask = photograph = self._photograph(position)
@@ -240,7 +241,7 @@ class Trainer:
     def _elastic_loss(self, position: int, i: int, camera: Camera, target: Tensor, mask: Tensor | None,
                       weight: float) -> Tensor:
         """Back-propagate and return the loss of a view's i-th elastic render, of kept Gaussians only."""
-        ratio = self._ratio(self.turn, i)
+        ratio = self._ratio(self.turn if i >= self.config.ratios.renders - 2 else position, i)
         sparse = self.config.ratios.half_above
         if sparse is not None and camera.width * camera.height > sparse * count_at(ratio, len(self.splats)):
             camera, target, mask = halved(camera, target, mask)
@@ -271,12 +272,19 @@ class Trainer:
                 whole.grad.index_add_(0, index, part.grad, alpha=factor)
 
     def _ratio(self, turn: int, i: int) -> float:
-        """Return the ratio of the i-th elastic render of each view of a step, the turn-th of the run."""
+        """Return the turn-th ratio of the i-th elastic render.
+
+        As many in turn as a step has views share the band among them, a stratum each in random order, so that
+        no part of it is left out for long where all views of a step have one ratio.
+        """
         r = self.config.ratios
         if r.sampling == "round_robin":
             return r.values[turn % len(r.values)]
         u = float(torch.rand((), generator=generator(self.config.seed, "ratio", turn, i),
                              dtype=torch.float64))
+        strata = torch.randperm(self.batch, generator=generator(self.config.seed, "strata",
+                                                                turn // self.batch, i))
+        u = (int(strata[turn % self.batch]) + u) / self.batch
         if r.sampling == "random":
             return r.values[int(u * len(r.values))]
         low, high = r.bands[i] if i < r.renders else (r.bands[-1][1], 1.0)

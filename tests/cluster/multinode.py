@@ -114,7 +114,7 @@ def train(cluster: Cluster, name: str, fatal: bool,
     if code:
         return
     if fatal:
-        said = "workers started again" in cluster.log(name) or "waits for another" in cluster.log(name)
+        said = "workers started again" in cluster.log(name) or "it waits for another" in cluster.log(name)
         yield "it says that it went on", said, ""
     there, last = cluster.objects(name), f"checkpoints/step_{STEPS:08d}"
     expected = {"results.json", "config.json", "metrics.jsonl", f"{last}/state.json",

@@ -1,0 +1,46 @@
+"""One thread that calls MLflow, so that a server that is slow or away holds up nobody else."""
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class Writer:
+    """A queue of calls, done one after the other in a thread, which ends with the process."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]]] = queue.SimpleQueue()
+        self._left = 0
+        """Calls that are waiting or being made."""
+        self._changed = threading.Condition()
+        threading.Thread(target=self._work, name="MLflow", daemon=True).start()
+
+    def put(self, call: Callable[..., object], *args: Any) -> None:
+        """Let the thread call call(*args), which must not raise."""
+        with self._changed:
+            self._left += 1
+        self._calls.put((call, args))
+
+    @property
+    def idle(self) -> bool:
+        """Whether all calls have been made."""
+        return not self._left
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until all calls have been made, for each at most so long; return whether they have."""
+        with self._changed:
+            while self._left:
+                if not self._changed.wait(seconds):
+                    return False
+        return True
+
+    def _work(self) -> None:
+        while True:
+            call, args = self._calls.get()
+            try:
+                call(*args)
+            finally:
+                with self._changed:
+                    self._left -= 1
+                    self._changed.notify_all()
