@@ -165,8 +165,7 @@ class Trainer:
         names = [name for name, _ in self.optimizer.parameters()]
         sums = summed_gradients(dict(zip(["loss", *names], total, strict=True)), self.group,
                                 self.config.distributed)
-        # The gradient of shN, three quarters of all numbers, is finite where that of sh0 is: times a basis.
-        read = totals({name: sum_ for name, sum_ in sums.items() if name != "splats.shN"})
+        read = totals(sums)
         # All workers have the same sums, so all of them stop here together.
         if bad := next((name for name, value in read.items() if not math.isfinite(value)), None):
             what = f"the loss is {read['loss']}" if bad == "loss" else f"the gradient of {bad} is not finite"
