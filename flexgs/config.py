@@ -185,6 +185,9 @@ class RatiosConfig:
     upper_every: Annotated[int, Range(0, 10**9)] = 0
     """Every N views, render one extra cut between the top band and 1, for log_uniform and uniform. 0:
     never."""
+    lowest: Fraction = 0.0
+    """Smallest ratio trained: with upper_every, every N views also render one cut between it and the bands.
+    0: none below them."""
     alternate: bool = False
     """Render the whole model at even views and the top band at odd ones, instead of both at each."""
     half_above: Annotated[float, Range(0, 1e9)] | None = 64.0
@@ -202,10 +205,12 @@ class RatiosConfig:
         return len(set(self.bands[:self.renders])) or 1
 
     @property
-    def upper(self) -> bool:
-        """Whether upper_every asks for an extra render and the bands leave room for it."""
-        banded = self.sampling in ("log_uniform", "uniform") and len(self.bands) > 0
-        return self.upper_every > 0 and banded and self.bands[-1][1] < 1
+    def rare(self) -> list[tuple[float, float]]:
+        """Ranges outside of the bands, of which a cut is rendered every `upper_every` views."""
+        if self.sampling not in ("log_uniform", "uniform") or not self.bands or not self.upper_every:
+            return []
+        beyond = [(self.bands[-1][1], 1.0), (self.lowest, self.bands[0][0])]
+        return [(low, high) for low, high in beyond if 0 < low < high]
 
 
 @dataclass
@@ -568,8 +573,9 @@ _FREE = ("steps", "preset", "batch", "report_every", "checkpoint_every", "check_
 def _default(config: Config) -> None:
     """The recommended method: order of a merge tree, changes stored per Gaussian, four cuts per view."""
     config.ratios.bands = ((0.008, 0.035), (0.035, 0.18), (0.035, 0.18), (0.18, 0.6))
-    config.ratios.upper_every = 8
+    config.ratios.upper_every, config.ratios.lowest = 8, 0.0015
     config.order = OrderConfig(kind="tree", head=0.035)
+    config.deltas.knots = (0.002, *config.deltas.knots)
     config.deltas.start, config.deltas.merge = "tree", 1.0
     config.lr.delta_fall, config.average = True, 0.15
 

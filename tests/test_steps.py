@@ -68,7 +68,7 @@ def ratio_of(config: Config, turn: int, i: int) -> float:
     u = strata[turn % BATCH] / BATCH + u / BATCH
     if r.sampling == "random":
         return r.values[math.floor(u * len(r.values))]
-    low, high = [*r.bands, (r.bands[-1][1], 1.0)][i]
+    low, high = [*r.bands, (r.bands[-1][1], 1.0), (r.lowest, r.bands[0][0])][i]
     return low + u * (high - low) if r.sampling == "uniform" else math.exp(math.log(low)
                                                                            + u * (math.log(high / low)))
 
@@ -83,6 +83,8 @@ def renders_of(config: Config, turn: int, frozen: bool) -> tuple[bool, list[int]
         cuts = cuts[:-1] if whole else cuts
     if r.upper_every and turn % r.upper_every == 0 and r.bands[-1][1] < 1:
         cuts.append(bands)
+        if r.lowest:
+            cuts.append(bands + 1)
     return whole, cuts
 
 
@@ -312,7 +314,7 @@ def lrs(config: Config, progress: float) -> dict[str, float]:
 
 def falling(trainer: Trainer, progress: float) -> torch.Tensor:
     """Factors [M, 1] on the rates of the deltas' rows, knot after knot."""
-    ends = {0.01: (5, 0.5), 0.032: (5, 0.5), 0.1: (5, 0.5), 0.32: (4, 0.5), 0.5: (1.5, 0.4)}
+    ends = {0.002: (5, 0.5), 0.01: (5, 0.5), 0.032: (5, 0.5), 0.1: (5, 0.5), 0.32: (4, 0.5), 0.5: (1.5, 0.4)}
     factors = [ends[knot][0] ** (1 - progress) * ends[knot][1]**progress for knot in trainer.transform.knots]
     return torch.tensor(factors).double().repeat_interleave(torch.tensor(trainer.transform.counts))[:, None]
 

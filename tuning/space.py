@@ -18,8 +18,8 @@ Params = Mapping[str, Value]
 
 STRUCTURES = ("sampled deltas", "importance deltas", "sampled field", "gsnet field")
 """Pairs of order and transform; GsNet needs the field, which changes a Gaussian wherever it is ranked."""
-BANDS = ("0.008 0.035 0.035 0.14 0.14 0.6", "0.008 0.035 0.035 0.14 0.14 0.9", "0.008 0.08 0.08 0.8",
-         "0.008 0.02 0.02 0.05 0.05 0.14 0.14 0.6")
+BANDS = ("0.008 0.035 0.035 0.18 0.035 0.18 0.18 0.6", "0.008 0.035 0.035 0.14 0.14 0.6",
+         "0.008 0.035 0.035 0.14 0.14 0.9", "0.008 0.08 0.08 0.8", "0.008 0.02 0.02 0.05 0.05 0.14 0.14 0.6")
 SHAPE = "structure"
 """The one parameter that is no flag: a pair of order.kind and transform.kind from STRUCTURES."""
 AXES = ("x", "y", "z", "e")

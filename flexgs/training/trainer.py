@@ -213,8 +213,8 @@ class Trainer:
             loss.backward()
             total += loss.detach()
         cuts = [*range(ratios.renders - (whole and ratios.alternate))]
-        if ratios.upper and self.turn % ratios.upper_every == 0:
-            cuts.append(ratios.renders)
+        if ratios.rare and self.turn % ratios.upper_every == 0:
+            cuts += range(ratios.renders, ratios.renders + len(ratios.rare))
         for i in cuts:
             place = self._place(position, i)
             seen = photograph if place == position else self._photograph(place)
@@ -286,7 +286,7 @@ class Trainer:
         u = (int(strata[turn % self.batch]) + u) / self.batch
         if r.sampling == "random":
             return r.values[int(u * len(r.values))]
-        low, high = r.bands[i] if i < r.renders else (r.bands[-1][1], 1.0)
+        low, high = [*r.bands, *r.rare][i]
         within = [value for value in r.values if low <= value <= high]
         if r.named and within:
             pick = torch.rand(2, generator=generator(self.config.seed, "named", turn, i))
