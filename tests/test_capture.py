@@ -278,7 +278,8 @@ def test_what_is_a_source(capture, photographs, tmp_path):
     assert is_source(photographs) and is_source(photographs / "p 00.png")
     assert not is_source(capture) and not is_source(tmp_path) and not is_source(tmp_path / "gone")
     assert capture_name(photographs) == photographs.name
-    assert capture_name(capture / "images") == capture_name(capture) == capture.name and capture_name(HEIC) == "kitchen"
+    assert capture_name(capture / "images") == capture_name(capture) == capture.name
+    assert capture_name(HEIC) == "kitchen"
 
 
 def test_heic(tmp_path, monkeypatch, capsys):
