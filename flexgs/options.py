@@ -161,8 +161,8 @@ def _has_rare(kind: type) -> bool:
 def readable(short: bool = False) -> tyro.constructors.ConstructorRegistry:
     """Return tyro's rules for help texts.
 
-    Optional values are shown as (FLOAT|None) and ranges as (default: 4; expected: 1 to 64); rare flags are
-    left out of a short one, and refused then.
+    Optional values are shown as (FLOAT|None) and ranges as (default: 4; expected: 1 to 64). A short one
+    leaves out ranges and rare flags, which are then refused.
     """
     rules = tyro.constructors.ConstructorRegistry()
     within: set[type] = set()  # the dataclasses for which tyro's own rule is being asked
@@ -195,7 +195,7 @@ def _readable_field(f: tyro.constructors.StructFieldSpec, short: bool,
         f = dataclasses.replace(f, helptext="")  # without it tyro shows the docstring of the group
     if hidden or (short and RARE in getattr(f.type, "__metadata__", ())):
         return dataclasses.replace(f, type=tyro.conf.Suppress[f.type])  # type: ignore[name-defined, misc]
-    if words := limits(f.type):
+    if (words := limits(f.type)) and not short:
         hint = tyro.conf.arg(help_behavior_hint=functools.partial(_hint, words))
         f = dataclasses.replace(f, type=Annotated[f.type, hint])  # type: ignore[arg-type]
     elif f.default in (None, ()):

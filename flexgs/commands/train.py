@@ -29,12 +29,12 @@ class Train:
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
     log: Annotated[tuple[Service, ...], tyro.conf.arg(metavar="SERVICES")] = ()
-    """Where figures go too: mlflow and tensorboard, which write beside the run, and wandb."""
+    """mlflow, tensorboard, wandb: services that get the figures too."""
     view: bool = False
-    """Open the viewer, which shows the model as it grows; Ctrl-C ends it after the training."""
+    """Open the viewer, which shows the model as it grows, until Ctrl-C."""
     port: Annotated[int, Range(0, 65_535), RARE] = 8080
     """Port of the viewer, on this machine only."""
-    config_file: ConfigFile = None
+    config_file: Annotated[ConfigFile, RARE] = None
     """A config.json to start from instead of a preset."""
     config: AnyConfig = field(default_factory=Config)
     typed: Recorded = field(default_factory=Typed, init=False)
@@ -99,7 +99,7 @@ class Adapt(Train):
     """
 
     scene: tyro.conf.Positional[OptionalCapture] = None  # type: ignore[assignment]
-    """Folder of the capture. Default: renders of the model, which are kept in OUTPUT/renders."""
+    """Folder of the capture. Default: renders of the model, in OUTPUT/renders."""
     ply: Annotated[Path, tyro.conf.arg(aliases=["-i"])] = field(kw_only=True)
     """The PLY, in the coordinates of the capture."""
     output: Path = Path("runs/adapted")
