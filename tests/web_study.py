@@ -114,7 +114,7 @@ class Study:
     """Streamed SOG of the run, where it has been made before: that takes minutes."""
 
     def __call__(self) -> None:
-        """Make the pages, show each of them several times, and print the least: others use the machine too."""
+        """Make the pages, show each of them several times, and print the least, the least disturbed."""
         with tempfile.TemporaryDirectory() as temporary, sync_playwright() as driver:
             folder = Path(temporary)
             self._pages(folder)
