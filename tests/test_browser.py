@@ -149,7 +149,12 @@ def test_a_page_is_used_by_hand(tab, folder):
         tab.locator("canvas").press("ArrowLeft")
         turned = picture(tab, differs_from=whole)
         tab.locator("canvas").press("r")
-        picture(tab, differs_from=turned)
+        still = picture(tab, differs_from=turned)
+        fingers = tab.context.new_cdp_session(tab)
+        for kind, apart in (("touchStart", 20), ("touchMove", 60), ("touchMove", 120), ("touchEnd", None)):
+            points = [{"x": 240 + side * apart, "y": 80, "id": side + 1} for side in (-1, 1)] if apart else []
+            fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        picture(tab, differs_from=still)
         tab.click("#compare")
         tab.wait_for_function(
             "document.querySelector('flexgs-view').shadowRoot.querySelector('#photo').naturalWidth === 64")

@@ -47,11 +47,14 @@ def application(folder: Path, visitors: Visitors) -> web.Application:
             if request.method == "OPTIONS" and origins:
                 response = web.Response(status=204, headers=PREFLIGHT)
             else:
-                index = folder / request.path.strip("/") / "index.html"
-                shown = whole and request.path.endswith("/") and _is_inside(index, folder) and index.is_file()
-                response = web.FileResponse(index) if shown else await handler(request)
-                if isinstance(response, web.FileResponse):
-                    response = _whole_if_changed(request, folder) or response
+                file = folder / request.path.strip("/")
+                if whole and request.path.endswith("/") and (file / "index.html").is_file():
+                    file /= "index.html"
+                    response = web.FileResponse(file) if _is_inside(file, folder) else web.HTTPNotFound()
+                else:
+                    response = await handler(request)
+                if isinstance(response, web.FileResponse) and _is_inside(file, folder):
+                    response = _whole_if_changed(request, file) or response
         except web.HTTPException as e:
             response = e
         except (ValueError, OSError) as e:  # an impossible path: too long, or with a null character
@@ -96,14 +99,14 @@ def application(folder: Path, visitors: Visitors) -> web.Application:
     return app
 
 
-def _whole_if_changed(request: web.Request, folder: Path) -> web.Response | None:
+def _whole_if_changed(request: web.Request, path: Path) -> web.Response | None:
     """Return all of a file if the request is for a part of another version of it, by the ETag in If-Range.
 
     aiohttp compares If-Range only where it is a date.
     """
     if not (asked := request.headers.get("If-Range", "")).endswith('"'):
         return None
-    file = (folder / request.path.lstrip("/")).open("rb")
+    file = path.open("rb")
     about = os.fstat(file.fileno())
     tag = f'"{about.st_mtime_ns:x}-{about.st_size:x}"'  # as aiohttp makes it
     if asked == tag:
