@@ -171,8 +171,8 @@ class RatiosConfig:
     """Ratios (fractions of the Gaussians kept) of the cuts that stage 2 renders."""
 
     sampling: Literal["log_uniform", "uniform", "random", "round_robin"] = "log_uniform"
-    """log_uniform, uniform: one ratio drawn within each of `bands` for every view. random, round_robin: one
-    of `values` for every view, drawn or in turn."""
+    """log_uniform, uniform: one ratio drawn within each of `bands`, for all views of a step but in the lowest
+    of three bands or more. random, round_robin: one of `values` for every step, drawn or in turn."""
     bands: Annotated[tuple[tuple[Ratio, Ratio], ...],
                      Range(0, 16)] = ((0.008, 0.035), (0.035, 0.14), (0.14, 0.6))
     """Ranges of the ratio, for log_uniform and uniform: every view renders one cut within each. Empty: no
@@ -180,10 +180,10 @@ class RatiosConfig:
     values: Annotated[tuple[Ratio, ...], Range(1, 1000)] = (0.01, 0.05, 0.10, 0.15)
     """Ratios to choose from, for random and round_robin: every view renders one cut at one of them."""
     upper_every: Annotated[int, Range(0, 10**9)] = 0
-    """Every N views, render one extra cut between the top band and 1, for log_uniform and uniform. 0:
-    never."""
+    """Every N steps, render one extra cut of each view between the top band and 1, for log_uniform and
+    uniform. 0: never."""
     alternate: bool = False
-    """Render the whole model at even views and the top band at odd ones, instead of both at each."""
+    """Render the whole model in even steps and the top band in odd ones, instead of both in each."""
     half_above: Annotated[float, Range(0, 1e9)] | None = 64.0
     """Render a cut at half resolution when it has fewer Gaussians than pixels / half_above. 0: always; None:
     never."""
