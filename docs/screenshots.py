@@ -121,7 +121,7 @@ def shoot(browser: str, url: str, file: Path, height: int) -> None:
             [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
              "--disable-sync", "--disable-background-networking", "--disable-component-update",
              f"--user-data-dir={profile}", "--hide-scrollbars",
-             "--virtual-time-budget=15000", f"--window-size=1800,{height}", f"--screenshot={file.absolute()}",
+             "--virtual-time-budget=15000", f"--window-size=1440,{height}", f"--screenshot={file.absolute()}",
              url],
             capture_output=True, text=True, timeout=PAGE_SECONDS, check=False)
     if done.returncode or not file.is_file():

@@ -171,8 +171,8 @@ class RatiosConfig:
     """Ratios (fractions of the Gaussians kept) of the cuts that stage 2 renders."""
 
     sampling: Literal["log_uniform", "uniform", "random", "round_robin"] = "log_uniform"
-    """log_uniform, uniform: one ratio drawn within each of `bands` for every view. random, round_robin: one
-    of `values` for every view, drawn or in turn."""
+    """log_uniform, uniform: one ratio drawn within each of `bands`, the same one for all views of a step
+    in the last two bands. random, round_robin: one of `values` for every step, drawn or in turn."""
     bands: Annotated[tuple[tuple[Ratio, Ratio], ...],
                      Range(0, 16)] = ((0.008, 0.035), (0.035, 0.14), (0.14, 0.6))
     """Ranges of the ratio, for log_uniform and uniform: every view renders one cut within each. A range that
@@ -183,13 +183,13 @@ class RatiosConfig:
     """Probability that a cut within a band is at one of `values` there, instead of at a drawn ratio. Above 0,
     models are better at `values` and worse at other ratios."""
     upper_every: Annotated[int, Range(0, 10**9)] = 0
-    """Every N views, render one extra cut between the top band and 1, for log_uniform and uniform. 0:
-    never."""
+    """Every N steps, render one extra cut of each view between the top band and 1, for log_uniform and
+    uniform. 0: never."""
     lowest: Fraction = 0.0
-    """Smallest ratio trained: with upper_every, every N views also render one cut between it and the bands.
+    """Smallest ratio trained: with upper_every, every N steps also render one cut between it and the bands.
     0: none below them."""
     alternate: bool = False
-    """Render the whole model at even views and the top band at odd ones, instead of both at each."""
+    """Render the whole model in even steps and the top band in odd ones, instead of both in each."""
     half_above: Annotated[float, Range(0, 1e9)] | None = 64.0
     """Render a cut at half resolution when it has fewer Gaussians than pixels / half_above. 0: always; None:
     never."""

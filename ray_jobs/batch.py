@@ -34,7 +34,7 @@ log = logging.getLogger("flexgs.batch")
 
 PLAIN_SECONDS = 10.0
 """Time after which a progress line is shown anew where the output is no terminal; it doubles each time."""
-PLAIN_MOST = 300.0
+PLAIN_MOST = 60.0
 """The most that this time becomes."""
 TRACKING_SECONDS = 10.0
 """Time between two messages to MLflow about a scene."""

@@ -112,9 +112,9 @@ def train_scene(job: SceneJob) -> dict[str, Any] | None:
         job.store.push(old)
     try:
         return _with_ray_train(job) if job.workers > 1 else _as_task(job)
-    except (UserError, MachineGoneError) as e:
-        if isinstance(e, UserError):
-            raise
+    except UserError:
+        raise
+    except MachineGoneError:
         return None
     except ControllerError as e:
         if isinstance(e.controller_failure, UserError):
@@ -149,16 +149,16 @@ def _as_task(job: SceneJob) -> dict[str, Any] | None:
     where = PlacementGroupSchedulingStrategy(job.room) if job.room else None
     task = ray.remote(train_worker).options(num_cpus=job.cpus, num_gpus=int(job.gpu), max_retries=0,
                                             scheduling_strategy=where)
-    failures = Failures(job)
-    for left in range(job.max_failures, -1, -1):
+    failures, left = Failures(job), job.max_failures
+    while True:
         try:
             return ray.get(task.remote({"job": job}))
         except RayError as e:
             error = e.cause if isinstance(e, RayTaskError) else e
+            failures.after_exception(None, {0: error})
             if not left:
                 raise error from None
-            failures.after_exception(None, {0: error})
-    raise AssertionError("the last failure is raised")
+            left -= 1
 
 
 def _failed(job: SceneJob, error: Exception, lines: set[str]) -> SceneFailedError:

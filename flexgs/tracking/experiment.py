@@ -154,8 +154,8 @@ def _page() -> dict[str, str]:
     """Return the tags that make MLflow show an experiment with its description, columns and order."""
     ratios = [metric_name(ratio) for ratio in EvaluationConfig().ratios]
     columns = ["metrics.`psnr_auc`", *(f"metrics.`psnr/{ratio}`" for ratio in ratios),
-               "metrics.`splats/ratio_1.00`", "metrics.`train_seconds`", "attributes.`Dataset`",
-               "attributes.`Models`"]
+               "metrics.`splats/ratio_1.00`", "metrics.`train_seconds`"]
+    # Dataset and Models, which MLflow shows before the metrics, would push those out of the page.
     return {
         # an experiment of training runs; by default MLflow shows one of language models
         "mlflow.experimentKind": "custom_model_development",

@@ -29,7 +29,7 @@ that they are in."""
 CURVE = "curve/psnr_by_ratio_permille"
 """The metric of PSNR over the ratio, whose step is the ratio in thousandths."""
 _BATCH = 900  # MLflow takes at most 1000 metrics and 100 parameters in a call
-_NOT_METRICS = {"step", "steps", "time", "eta_seconds"}
+_NOT_METRICS = {"step", "steps", "time", "eta_seconds", "stage"}
 _METRIC_NAMES = {"lpips_vgg": "lpips", "lpips_alex": "lpips_alex"}
 
 
