@@ -382,9 +382,9 @@ class Config:
     """All settings of a run. `Config.from_preset("paper")` makes those of a named preset."""
 
     preset: str = "default"
-    """Settings to start from; other flags change them. default: the recommended ones; fast: cheaper. FlexGS:
-    paper, official, mended. Rivals: plain, lightgs, lightgs+, c3dgs, eagles, decimate, decimate-st,
-    decimate-ft, matryoshka, scratch. For tests: smoke. --help-all says what each is."""
+    """Settings to start from; other flags change them. default: the recommended ones; fast: cheaper; quality:
+    dearer. FlexGS: paper, official, mended. Rivals: plain, lightgs, lightgs+, c3dgs, eagles, decimate,
+    decimate-st, decimate-ft, matryoshka, scratch. For tests: smoke. --help-all says what each is."""
     seed: Annotated[int, Range(0, 10**18 - 1)] = 0
     """Seed of all random numbers."""
     steps: Views = 30_000

@@ -274,5 +274,5 @@ def test_bytes_of_a_trial_are_those_of_its_elastic_model():
 
 
 def test_trials_are_numbered_from_the_first():
-    study, suggest = optuna.create_study(), Suggest(Config(), False, 5)
+    study, suggest = optuna.create_study(), Suggest(Config(), False, (), 5)
     assert [suggest(study.ask())[NUMBER] for _ in range(3)] == [5, 6, 7]

@@ -380,15 +380,17 @@ def test_the_slider_is_logarithmic_and_keys_do_everything(tab, viewer):
 def test_a_model_is_watched_while_it_trains(tab, scene, config):
     """It changes in the browser and is the trained one in the end; being watched changes no bit of it."""
     config.steps, live, trained = 400, Live(scene, 0, "cpu"), []
-    started = threading.Event()
-    begin = live.begin
+    started, seen = threading.Event(), threading.Event()
+    begin, step = live.begin, live.step
     live.begin = lambda trainer: (begin(trainer), started.set())
+    live.step = lambda views: (step(views), seen.wait(0.1))  # slowly, until the browser has its first picture
     thread = threading.Thread(target=lambda: trained.append(flexgs.train(scene, config, "cpu", [live])))
     thread.start()
     assert started.wait(60)
     tab.goto(live.viewer.url)
     tab.wait_for_selector("text=the nearest test view")
     early = picture(tab)
+    seen.set()
     thread.join(120)
     picture(tab, differs_from=early)
     tab.wait_for_selector(f"text={len(trained[0]):,} Gaussians, 100 %")

@@ -17,14 +17,15 @@ from flexgs import seeds
 from flexgs.camera import Camera
 from flexgs.config import Config
 from flexgs.model import importance, order
-from flexgs.raster.contract import RenderOutput
+from flexgs.raster.contract import RasterConfig, RenderOutput
 from flexgs.splats import Splats
 from flexgs.training import trainer as module
 from flexgs.training.trainer import Trainer
 
 
 def render(splats: Splats, camera: Camera, *, background: Tensor | None = None, sh_degree: int | None = None,
-           mask: Tensor | None = None, contributions: str | None = None) -> RenderOutput:  # fmt: skip
+           mask: Tensor | None = None, contributions: str | None = None, config: RasterConfig | None = None
+           ) -> RenderOutput:  # fmt: skip
     """Stands in for the rasterizer of a GPU: no image, but a function of all that is given."""
     n, device = len(splats), splats.means.device
     means2d = splats.means @ (camera.K @ camera.viewmat[:3, :3])[:2].T

@@ -12,7 +12,6 @@ from flexgs.config import METHODS, Config, EvaluationConfig
 from flexgs.errors import UserError, pasted
 from flexgs.files import make_folder, only_one
 from flexgs.options import RARE, AnyConfig, ConfigFile, OptionalCapture, Recorded, Typed
-from flexgs.sizes import fitting
 
 
 @dataclass
@@ -58,6 +57,8 @@ class Compare:
             title = f"{self.published}, as published (FlexGS, CVPR 2025, supplementary)"
             print_table(quality_sheet(published(self.published), title, more_digits=1).rich())
             return
+        from flexgs.sizes import fitting
+
         self.config.evaluation.ratios = self.ratios or self.config.evaluation.ratios
         device = pick_device(self.device)
         self.config = fitting(self.config.check(), device != "cpu", self.typed)

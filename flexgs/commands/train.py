@@ -24,7 +24,7 @@ class Train:
     made first, in the run folder."""
     output: Path = Path("runs/flexgs")
     """The run goes to OUTPUT/<scene>."""
-    full_size: bool = False
+    full_size: Annotated[bool, RARE] = False
     """Without a GPU: as many views and Gaussians, and images as large, as with one. This may take days."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
