@@ -30,7 +30,7 @@ PIXELS = 200_000
 SIDE = 1600
 """Most pixels along a side of an image with a GPU, as in the experiments of 3DGS (Kerbl et al. 2023)."""
 SECONDS_PER_PIXEL, SECONDS_PER_SPLAT = 3e-7, 1.5e-6
-"""What a view of the default method costs one core, per pixel and per Gaussian; a guess that fits kitchen25 roughly."""
+"""What a view of the default method costs one core, per pixel and per Gaussian: a guess, roughly right."""
 
 
 def fitting(config: Config, gpu: bool, typed: Typed, size: Size = LAPTOP, capture: Path | None = None,
