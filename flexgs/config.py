@@ -206,7 +206,7 @@ class RatiosConfig:
 
     @property
     def rare(self) -> list[tuple[float, float]]:
-        """Ranges outside of the bands, of which a cut is rendered every `upper_every` views."""
+        """Ranges outside of the bands, of which a cut is rendered every `upper_every` steps."""
         if self.sampling not in ("log_uniform", "uniform") or not self.bands or not self.upper_every:
             return []
         beyond = [(self.bands[-1][1], 1.0), (self.lowest, self.bands[0][0])]
@@ -448,6 +448,12 @@ class Config:
         for low, high in self.ratios.bands:
             if low >= high:
                 raise UserError(f"--ratios.bands: found {low} {high}, expected 0 < low < high <= 1")
+        if any(a > b for a, b in itertools.pairwise(self.ratios.bands)):
+            raise UserError(f"--ratios.bands: found {self.ratios.bands}, expected the lowest first; the one "
+                            "above all bands begins at the end of the last")
+        if self.ratios.bands and self.ratios.lowest >= self.ratios.bands[0][0]:
+            raise UserError(f"--ratios.lowest: found {self.ratios.lowest}, expected 0, or less than all of "
+                            f"--ratios.bands, which begin at {self.ratios.bands[0][0]}")
         if len(set(self.gsnet.inputs)) < len(self.gsnet.inputs):
             raise UserError(f"--gsnet.inputs: found {self.gsnet.inputs}, expected each once")
         if self.field.cells > MOST_CELLS:

@@ -80,7 +80,8 @@ def test_every_number_has_a_range():
     ("field", "channels", -1), ("field", "resolution", (4000, 4000, 4000, 4000)), ("field", "levels", ()),
     ("base", "prune_scale3d", math.nan), ("deltas", "knots", ()), ("base", "max_splats", 10**12),
     ("gsnet", "temperature", 1e-300), ("base", "refine_every", 2.5),
-    ("evaluation", "ratios", (0.1, math.nan)), ("order", "score", "beauty"), ("ratios", "values", ())])
+    ("evaluation", "ratios", (0.1, math.nan)), ("order", "score", "beauty"), ("ratios", "values", ()),
+    ("ratios", "lowest", 0.01), ("ratios", "bands", ((0.1, 0.2), (0.01, 0.1)))])
 def test_a_setting_outside_is_refused_by_its_flag(part, name, value):
     config = Config()
     setattr(getattr(config, part), name, value)
