@@ -68,7 +68,7 @@ def fitting(config: Config, gpu: bool, typed: Typed, size: Size = LAPTOP, captur
         data=replace(config.data, factor=config.data.factor if typed.has("--data.factor") else factor),
         base=replace(config.base, max_splats=config.base.max_splats
                      if typed.has("--base.max-splats") or config.base.ply else splats))
-    if fitted != config:
+    if fitted != config and (pixels or not capture):
         where = f"{capture.name}: " if capture else ""
         print(f"{where}{_said(fitted, gpu, pixels, bool(begun))}", flush=True)
     return fitted

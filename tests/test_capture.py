@@ -248,7 +248,7 @@ def write_video(images: list[Image.Image], path: Path, fps: int) -> Path:
 
 
 def test_a_video_becomes_a_model(studio, tmp_path, capsys):
-    """The sharp frames are taken, and one command leads to a table; the same one again finds all done."""
+    """The sharp frames are taken, get poses, and are trained on."""
     blurred = [image.resize((32, 24)).resize((WIDTH, HEIGHT)) for image in studio]
     assert all(sharpness(np.asarray(a)) > 4 * sharpness(np.asarray(b))
                for a, b in zip(studio, blurred, strict=True))
@@ -260,6 +260,8 @@ def test_a_video_becomes_a_model(studio, tmp_path, capsys):
                                                                    for i in range(14)]
     assert not (out / "frames").exists() and len(load_scene(out).train) == 12
     assert "28 frames, 14 taken" in capsys.readouterr().out
+    assert flexgs("train", out, "--output", tmp_path / "runs", *SMALL, "--evaluation.lpips") == 0
+    assert json.loads((tmp_path / "runs/vid/results.json").read_text())["ratios"]["1"]["psnr"] > 10
 
 
 def test_train_takes_photographs(photographs, tmp_path, capsys):

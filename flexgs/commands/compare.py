@@ -48,6 +48,7 @@ class Compare:
         from flexgs.report.published import SCENES, published
         from flexgs.report.table import print_table
         from flexgs.scene.load import load_capture
+        from flexgs.sizes import fitting
         from flexgs.tracking import Tracking, sqlite_uri
 
         if self.scene is None:
@@ -57,8 +58,6 @@ class Compare:
             title = f"{self.published}, as published (FlexGS, CVPR 2025, supplementary)"
             print_table(quality_sheet(published(self.published), title, more_digits=1).rich())
             return
-        from flexgs.sizes import fitting
-
         self.config.evaluation.ratios = self.ratios or self.config.evaluation.ratios
         device = pick_device(self.device)
         self.config = fitting(self.config.check(), device != "cpu", self.typed)

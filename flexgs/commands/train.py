@@ -49,6 +49,7 @@ class Train:
         from flexgs.model.elastic import ElasticModel
         from flexgs.report.table import print_results
         from flexgs.run import LocalSession, finished, run
+        from flexgs.scene.colmap import find_models
         from flexgs.scene.load import load_capture
         from flexgs.sfm.capture import capture_name, is_source, make_capture
         from flexgs.sfm.options import CaptureOptions
@@ -60,7 +61,9 @@ class Train:
         name = capture_name(self.scene)
         folder = self.output / name
         if is_source(self.scene) and not self.config.base.ply:
-            print(f"{pasted(self.scene)}: no reconstruction; computing one from the photographs, into "
+            around = self.scene.absolute().parent
+            found = f"not that of {pasted(around)}" if find_models(around) else "no reconstruction"
+            print(f"{pasted(self.scene)}: {found}; computing one from the photographs, into "
                   f"{pasted(folder / 'capture')}", flush=True)
             self.scene = make_capture(self.scene, folder / "capture", CaptureOptions())
         self.config = fitting(self.config, device != "cpu" or self.full_size, self.typed, capture=self.scene,

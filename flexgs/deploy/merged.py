@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from flexgs.config import Config
 from flexgs.errors import UserError
 from flexgs.gaussians import Attributes, Gaussians
-from flexgs.model.budget import fitting
+from flexgs.model.budget import cut_to
 
 if TYPE_CHECKING:  # torch takes seconds to import, numba half a second
     from flexgs.camera import Camera
@@ -66,7 +66,7 @@ class MergedModel:
 
     def merged(self, budget: str | float) -> Gaussians:
         """Return exactly as many Gaussians as a budget says (see ElasticModel.cut); cuts are not nested."""
-        return fitting(budget, self, lambda kept, ratio: self._tree.cut(kept))
+        return cut_to(budget, self, lambda kept, ratio: self._tree.cut(kept))
 
     def cut(self, budget: str | float) -> "Splats":
         """Return the Gaussians of merged() as tensors."""

@@ -20,7 +20,7 @@ from flexgs.deploy.packed_v1 import PackedV1
 from flexgs.deploy.packed_v2 import PackedV2
 from flexgs.errors import UserError
 from flexgs.inputs import regular_file
-from flexgs.model.budget import fitting
+from flexgs.model.budget import cut_to
 from flexgs.model.elastic import ElasticModel
 from flexgs.splats import Splats
 from flexgs.urls import is_url, public
@@ -113,7 +113,7 @@ class Progressive:
             self.load(max(ratio, count / len(self)))
             return self.model.first(count, ratio)
 
-        return fitting(budget, self, read)
+        return cut_to(budget, self, read)
 
     def __len__(self) -> int:
         """Number of Gaussians of the whole model."""

@@ -96,7 +96,7 @@ def resolve(budget: str | float, n: int, sh_degree: int, wide: bool = False) -> 
     return Kept(count, count / n)
 
 
-def fitting(budget: str | float, model: "Cuttable", cut: Callable[[int, float], G]) -> G:
+def cut_to(budget: str | float, model: "Cuttable", cut: Callable[[int, float], G]) -> G:
     """Call cut(number of Gaussians, ratio) as a budget asks of a model.
 
     Bytes are those of the PLY of the result; milliseconds are measured now, on this machine, in frames of

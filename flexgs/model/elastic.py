@@ -15,7 +15,7 @@ from flexgs.errors import UserError
 from flexgs.extensions import named
 from flexgs.files import make_folder, newest
 from flexgs.inputs import Layout, Range, typed
-from flexgs.model.budget import fitting
+from flexgs.model.budget import cut_to
 from flexgs.model.deltas import Deltas
 from flexgs.model.field import Field
 from flexgs.model.transform import Transform
@@ -119,7 +119,7 @@ class ElasticModel:
         >>> [len(model.cut(budget)) for budget in (1.0, 0.05, "5%", 200, "20kB")]
         [800, 40, 40, 200, 186]
         """
-        return fitting(budget, self, self.first)
+        return cut_to(budget, self, self.first)
 
     def first(self, kept: int, ratio: float) -> Splats:
         """Return the first `kept` Gaussians as the transform changes them at a ratio; all N are unchanged."""

@@ -15,8 +15,8 @@ def expected_memory(scene: Scene, config: Config) -> str:
     pixels = sum(3 * view.camera.width * view.camera.height for view in (*scene.train, *scene.test))
     images = min(pixels, scene.train[0].cache.limit)
     splats = COPIES * _bytes(config)
-    return (f"at most {images / 1e9:.1f} GB for images ({pixels / 1e9:.1f} GB decoded; --data.cache-gb) and "
-            f"{splats / 1e9:.1f} GB for Gaussians and optimizer (--base.max-splats)")
+    return (f"at most {images / 1e9:.2f} GB for images ({pixels / 1e9:.2f} GB decoded; --data.cache-gb) and "
+            f"{splats / 1e9:.2f} GB for Gaussians and optimizer (--base.max-splats)")
 
 
 def expected_disk(config: Config) -> int:

@@ -13,7 +13,7 @@ from flexgs.callbacks import Callback
 from flexgs.camera import Camera
 from flexgs.config import Config
 from flexgs.errors import UserError
-from flexgs.model.budget import fitting
+from flexgs.model.budget import cut_to
 from flexgs.model.elastic import ElasticModel
 from flexgs.scene import Scene
 from flexgs.splats import Splats
@@ -76,7 +76,7 @@ class Growing:
             return self.trained.cut(budget)
         if self._over:
             raise UserError("the training has ended before its last view")
-        made = fitting(budget, self, lambda kept, ratio: self.trainer.cut(ratio))
+        made = cut_to(budget, self, lambda kept, ratio: self.trainer.cut(ratio))
         return made.map(torch.clone)  # training goes on in the same memory
 
     def end(self, trained: ElasticModel | None) -> None:
