@@ -21,10 +21,6 @@ class Writer:
         self._changed = threading.Condition()
         threading.Thread(target=self._work, name="MLflow", daemon=True).start()
 
-    def __reduce__(self) -> tuple[type["Writer"], tuple[()]]:
-        """A pickled copy has no calls; Ray Tune pickles its callbacks, though it uses the originals."""
-        return Writer, ()
-
     def put(self, call: Callable[..., object], *args: Any) -> None:
         """Let the thread call call(*args); what that raises is a warning, and the calls after it are made."""
         with self._changed:
