@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from ray import tune
 
 from flexgs.run import git_sha
-from flexgs.tracking import Run, Tracking, Writer
+from flexgs.tracking import Run, Tracking
 from ray_jobs.train_scene import describe
 from tuning.study import PARETO, best, front, quality
 from tuning.trial import MEASURED_AT, NUMBER, RUNGS, Record, Search, begun
@@ -25,8 +25,6 @@ class Progress(tune.Callback):
     def __init__(self, search: Search, objective: str, tracking: Tracking, seconds: float | None):
         """Prepare the parent run in MLflow; seconds: the time after which Tune stops all trials."""
         self.search, self.objective, self.tracking = search, objective, tracking
-        self.mlflow = Writer()
-        """What calls MLflow while trials run, which Tune would start no more while a server hangs."""
         self._seconds, self._deadline = seconds or math.inf, math.inf
         self.shown = quality(objective)
         self.ended = 0
@@ -38,7 +36,7 @@ class Progress(tune.Callback):
     def setup(self, *args: Any, **info: Any) -> None:
         """Start the clock and the parent run in MLflow."""
         self._deadline = time.monotonic() + self._seconds
-        self.mlflow.put(self.parent.start)
+        self.parent.start()
 
     def on_trial_result(self, iteration: int, trials: Sequence[Any], trial: Any,
                         result: dict[str, Any], **info: Any) -> None:
@@ -59,7 +57,7 @@ class Progress(tune.Callback):
         if record.number:  # trial 0 is kept: it may be continued to compare it with the best
             shutil.rmtree(self.search.trial_folder(record.params) / "checkpoints", ignore_errors=True)
         self._drop_models()
-        self.mlflow.put(self.send, record)
+        self.send(record)
 
     def _drop_models(self) -> None:
         """Delete the models of trials that others have beaten; only trial 0, the best and the front stay."""
@@ -82,7 +80,7 @@ class Progress(tune.Callback):
         record = self._record(trial)
         if record.error:
             self._log(trial, f"failed: {record.error}")
-            self.mlflow.put(self.send, record)
+            self.send(record)
             return
         why = describe(trial.get_pickled_error() or RuntimeError("unknown"))
         self._log(trial, f"its process died again and again ({why}); the same command goes on with it")

@@ -42,7 +42,6 @@ from flexgs.scene.identity import check_same_capture
 from flexgs.scene.load import load_capture
 from flexgs.tracking import metric_name
 from ray_jobs import warm_up
-from ray_jobs.batch import WAIT_FOR_TRACKING_SECONDS
 from ray_jobs.cluster import Cluster, Workers
 from ray_jobs.dataset import DatasetOptions
 from ray_jobs.store import is_remote
@@ -180,10 +179,8 @@ def _search(search: Search, options: SearchScene, progress: Progress, cluster: C
     try:
         found = tuner.fit()
     except KeyboardInterrupt:  # SIGTERM, since Tune itself takes Ctrl-C for the end of its trials
-        progress.mlflow.put(progress.parent.finish, "KILLED")
+        progress.parent.finish("KILLED")
         raise
-    finally:
-        progress.mlflow.wait(WAIT_FOR_TRACKING_SECONDS)  # after this, the results are sent from here
     shutil.rmtree(search.folder / "tune", ignore_errors=True)
     return (len(found) >= missing and progress.ended >= missing) or seconds is not None
 
