@@ -40,7 +40,7 @@ TRACKING_SECONDS = 10.0
 """Time between two messages to MLflow about a scene."""
 WAIT_FOR_TRACKING_SECONDS = 60.0
 """How long to wait for an MLflow that cannot be reached when all scenes are trained."""
-HISTORY = ("metrics.jsonl", "failures.jsonl", "mlflow.json")
+HISTORY = ("metrics.jsonl", "failures.jsonl")
 """Files of a run folder that tell how its training went."""
 PULL_SECONDS = 3.0
 """Time between two downloads of a scene's progress from an object store."""
@@ -71,7 +71,7 @@ class Batch:
 
         The results of a finished scene are sent to MLflow, which may have missed them.
         """
-        job.store.pull("config.json", "results.json", "model/model.json", *HISTORY)
+        job.store.pull("config.json", "results.json", "model/model.json", "mlflow.json", *HISTORY)
         try:
             results = finished(job.folder, job.config, scene)
         except UserError as e:
@@ -80,17 +80,19 @@ class Batch:
         if results is None:
             return False
         print(f"{job.name}: already finished, {results['steps']} views", flush=True)
+        with _storage_may_be_away():
+            job.store.pull(*RESULTS)
         self.results[job.name] = results
         self.mlflow.put(self._report, job, self._run_of(job))
         return True
 
     def _report(self, job: SceneJob, run: Run) -> None:
         """Send MLflow what it does not have of a finished scene."""
-        with _storage_may_be_away():
-            job.store.pull(*HISTORY, *RESULTS)
         run.log_history(history(job.folder / "metrics.jsonl"))
         if not run.log_results(self.results[job.name], job.folder):
             self._untold.append(job)
+        with _storage_may_be_away():
+            job.store.push("mlflow.json")  # the run may have been made only now
 
     def _open(self, run: Run, store: Store) -> None:
         """Show a run as running in MLflow; its id goes to the store."""
@@ -113,7 +115,7 @@ class Batch:
         said = busy = time.monotonic()
 
         def start(job: SceneJob) -> None:
-            running[pool.submit(train_scene, job)] = watches[job.name]
+            running[pool.submit(_train, job)] = watches[job.name]
 
         self.mlflow.put(self._open, self.run, self.store)
         self.mlflow.put(self.run.watch_machine)
@@ -342,6 +344,15 @@ class Watch:
         if self._history.exists() and self._history.stat().st_mtime > self._since:
             return [row for row in history(self._history) if row["step"] > self._kept]
         return []
+
+
+def _train(job: SceneJob) -> dict[str, Any] | None:
+    """Train a scene (see train_scene), and copy its results to this machine, also if MLflow is away."""
+    results = train_scene(job)
+    if results:
+        with _storage_may_be_away():
+            job.store.pull(*HISTORY, *RESULTS)
+    return results
 
 
 def _say(waiting: Sequence[str], allocation: Allocation, running: int, screen: "Screen") -> None:

@@ -33,12 +33,12 @@ from ray_jobs.train_scene import SceneJob
 
 @dataclass
 class TrainAll(DatasetOptions):
-    """Train every scene of a dataset with Ray Train; the same command continues unfinished scenes."""
+    """Train every scene of a dataset on Ray; the same command continues unfinished scenes."""
 
     workers: str | None = None
     """Workers per scene, one GPU each, that share the views of a step (--batch): a number, or MIN:MAX to give
     scenes the GPUs that others leave. Default: 1:8, as far as --batch can be divided, and 1 without a GPU.
-    It changes how fast a scene trains, not what comes out."""
+    It changes how fast a scene trains, and what comes out only by rounding."""
     max_failures: int = 2
     """How often a scene is started again, from its last checkpoint, after a worker died."""
     full_size: bool = False

@@ -34,7 +34,7 @@ from ray_jobs.store import Store
 TINY = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "600",
         "--base.refine-every", "20", "--report-every", "20", "--checkpoint-every", "40",
         "--evaluation.ratios", "0.05", "1", "--evaluation.lpips"]
-LONG = ["--steps", "1600", "--checkpoint-every", "800", "--batch", "2", "--workers", "1:2"]
+LONG = ["--steps", "2400", "--checkpoint-every", "1200", "--batch", "2", "--workers", "1:2"]
 
 
 @pytest.mark.parametrize(("nodes", "scenes", "workers", "expected"), [
@@ -226,12 +226,12 @@ def test_a_failing_scene_does_not_disturb_the_other(two_scenes):
     assert "good: finished" in out and "100 %" in out and " server --host 127.0.0.1" in out
 
     results = json.loads((folder / "good" / "results.json").read_text())
-    assert results["scene"] == "good" and results["steps"] == 1600 and set(results["ratios"]) == {"0.05", "1"}
+    assert results["scene"] == "good" and results["steps"] == 2400 and set(results["ratios"]) == {"0.05", "1"}
     assert len(list((folder / "good" / "cuts").glob("*.ply"))) == 2
     kept = sorted(p.name for p in (folder / "good" / "checkpoints").iterdir())
-    # the other is that of 800, or of the stop for another worker
-    assert len(kept) == 2 and kept[-1] == "step_00001600"
-    steps = list(range(20, 1601, 20))
+    # the other is that of 1200, or of the stop for another worker
+    assert len(kept) == 2 and kept[-1] == "step_00002400"
+    steps = list(range(20, 2401, 20))
     assert [r["step"] for r in read_jsonl(folder / "good" / "metrics.jsonl")] == steps
     assert (not (folder / "torn" / "results.json").exists()
             and not (folder / "torn" / "failures.jsonl").exists())
@@ -255,8 +255,8 @@ def test_a_scene_gets_the_workers_that_another_leaves(two_scenes):
     root, storage, (_, out, _) = two_scenes
     folder = storage / f"flexgs-{root.name}" / "good"
     assert "good: is going to continue with 2 workers" in out
-    (stopped,) = re.findall(r"good: continues from (\d+) of 1600 with 2 workers", out)
-    assert 0 < int(stopped) < 1600 and int(stopped) % 20 == 0  # at a report, between two checkpoints
+    (stopped,) = re.findall(r"good: continues from (\d+) of 2400 with 2 workers", out)
+    assert 0 < int(stopped) < 2400 and int(stopped) % 20 == 0  # at a report, between two checkpoints
     rows = read_jsonl(folder / "metrics.jsonl")
     assert [r["workers"] for r in rows] == [1 + (r["step"] > int(stopped)) for r in rows]
     assert not (folder / train_scene.STOP).exists() and not (folder / "failures.jsonl").exists()
@@ -271,7 +271,7 @@ def test_finished_scenes_are_skipped(two_scenes):
     folder = storage / f"flexgs-{root.name}" / "good"
     before = (folder / "results.json").stat().st_mtime_ns
     code, out, _ = start(root, storage, "--scenes", "good", *LONG)
-    assert code == 0 and "good: already finished, 1600 views" in out and "PSNR" in out
+    assert code == 0 and "good: already finished, 2400 views" in out and "PSNR" in out
     assert (folder / "results.json").stat().st_mtime_ns == before
 
 

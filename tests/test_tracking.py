@@ -52,6 +52,13 @@ def test_a_server_that_never_answers_holds_up_nobody(tmp_path):
         assert not writer.wait(0.2) and not writer.idle and done == [1]
 
 
+def test_a_call_that_fails_is_a_warning_and_the_next_is_made(caplog):
+    writer, done = Writer(), []
+    writer.put(Path("/dev/null/is no folder").read_bytes)
+    writer.put(done.append, 1)
+    assert writer.wait(10) and done == [1] and "Not a directory" in caplog.text
+
+
 def test_half_a_line_is_left_for_later(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert [r["step"] for r in read_jsonl(tmp_path / "a.jsonl")] == [1, 2]

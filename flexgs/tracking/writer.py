@@ -1,9 +1,14 @@
 """One thread that calls MLflow, so that a server that is slow or away holds up nobody else."""
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
 from typing import Any
+
+from flexgs.urls import first_line
+
+log = logging.getLogger("flexgs.tracking")
 
 
 class Writer:
@@ -17,7 +22,7 @@ class Writer:
         threading.Thread(target=self._work, name="MLflow", daemon=True).start()
 
     def put(self, call: Callable[..., object], *args: Any) -> None:
-        """Let the thread call call(*args), which must not raise."""
+        """Let the thread call call(*args); what that raises is a warning, and the calls after it are made."""
         with self._changed:
             self._left += 1
         self._calls.put((call, args))
@@ -40,6 +45,8 @@ class Writer:
             call, args = self._calls.get()
             try:
                 call(*args)
+            except Exception as e:  # else the thread would end, and with it all that is still to be sent
+                log.warning("MLflow: %s", first_line(e))
             finally:
                 with self._changed:
                     self._left -= 1
