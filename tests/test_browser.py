@@ -285,7 +285,8 @@ def test_the_element_follows_its_attributes_and_may_be_moved(tab, folder, tmp_pa
     pack(nested(MergedModel(random_splats(300).arrays(), Config.from_preset("plain")), (0.1, 1.0)),
          web / "other.fgs", (0.1, 1.0))
     (web / "broken.json").write_text("<title>404</title>")
-    (web / "index.html").write_text('<!doctype html><script src="flexgs.js"></script><flexgs-view></flexgs-view>')
+    (web / "index.html").write_text('<!doctype html><script src="flexgs.js"></script>'
+                                    "<flexgs-view></flexgs-view><main></main>")
     with served(web) as port:
         tab.goto(f"http://127.0.0.1:{port}/")
         tab.wait_for_selector("text=expected <flexgs-view src")
@@ -301,7 +302,7 @@ def test_the_element_follows_its_attributes_and_may_be_moved(tab, folder, tmp_pa
         change("view.setAttribute('src', 'none.fgs'); view.setAttribute('src', 'other.fgs')")
         shows(tab, "100 % · 300 Gaussians", 1)
         picture(tab, differs_from=first)
-        change("document.body.append(document.createElement('main')); document.querySelector('main').append(view)")
+        change("document.querySelector('main').append(view)")
         shows(tab, "100 % · 300 Gaussians", 1)
         picture(tab)
         change("view.setAttribute('manifest', 'broken.json')")
