@@ -17,8 +17,12 @@ from PIL import Image
 
 import flexgs
 from flexgs.camera import Camera
+from flexgs.config import Config
+from flexgs.deploy.merged import MergedModel
+from flexgs.deploy.nested import nested
 from flexgs.deploy.page import write_page, write_web
 from flexgs.deploy.progressive import Progressive
+from flexgs.deploy.progressive import write as pack
 from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
 from flexgs.model.elastic import Cuttable
@@ -26,6 +30,7 @@ from flexgs.raster import render
 from flexgs.scene import load_scene
 from flexgs.view.live import Live
 from flexgs.view.viewer import Viewer
+from tests.conftest import random_splats
 from tests.test_security import served
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -270,6 +275,38 @@ def test_a_page_says_what_is_wrong_and_keeps_what_it_shows(tab, folder, tmp_path
     with served(broken) as port:
         tab.goto(f"http://127.0.0.1:{port}/")
         tab.wait_for_selector("text=not a packed model; expected a file of `flexgs pack`")
+    assert not tab.errors
+
+
+def test_the_element_follows_its_attributes_and_may_be_moved(tab, folder, tmp_path):
+    """As frameworks use it: src comes after the element is in the page, changes, and the element moves."""
+    web = tmp_path / "web"
+    shutil.copytree(folder, web)
+    pack(nested(MergedModel(random_splats(300).arrays(), Config.from_preset("plain")), (0.1, 1.0)),
+         web / "other.fgs", (0.1, 1.0))
+    (web / "broken.json").write_text("<title>404</title>")
+    (web / "index.html").write_text('<!doctype html><script src="flexgs.js"></script>'
+                                    "<flexgs-view></flexgs-view><main></main>")
+    with served(web) as port:
+        tab.goto(f"http://127.0.0.1:{port}/")
+        tab.wait_for_selector("text=expected <flexgs-view src")
+
+        def change(action: str) -> None:
+            tab.evaluate(f"(() => {{ const view = document.querySelector('flexgs-view'); {action} }})()")
+
+        change("view.setAttribute('budget', '50%'); view.setAttribute('src', 'model.fgs')")
+        shows(tab, "50 % · 400 Gaussians", 0.5)
+        first = picture(tab)
+        change("view.setAttribute('budget', '100%')")
+        shows(tab, "100 % · 800 Gaussians", 1)
+        change("view.setAttribute('src', 'none.fgs'); view.setAttribute('src', 'other.fgs')")
+        shows(tab, "100 % · 300 Gaussians", 1)
+        picture(tab, differs_from=first)
+        change("document.querySelector('main').append(view)")
+        shows(tab, "100 % · 300 Gaussians", 1)
+        picture(tab)
+        change("view.setAttribute('manifest', 'broken.json')")
+        tab.wait_for_selector("text=broken.json: no manifest of `flexgs cut --web`")
     assert not tab.errors
 
 

@@ -192,7 +192,10 @@ def test_pages_of_other_servers_that_are_named_may_ask(tmp_path):
         for origin in ("https://other.example", "https://shop.example:8443", "null"):
             assert ask(port, "/m.fgs", f"Origin: {origin}")[0] == 403
             assert ask(port, "/m.fgs", f"Origin: {origin}", method="OPTIONS")[0] == 403
-        assert b"Access-Control" not in ask(port, "/m.fgs")[1]
+        answer = ask(port, "/m.fgs")[1]
+        assert b"Access-Control" not in answer and b"Vary: Origin" in answer  # a cache keeps them apart
+        (tmp_path / "m.fgs.gz").write_bytes(gzip.compress(raw))
+        assert b"Vary: Accept-Encoding, Origin" in ask(port, "/m.fgs", shop, "Accept-Encoding: gzip")[1]
     with served(tmp_path, cors=("*",)) as port:
         assert ask(port, "/m.fgs", "Origin: https://other.example")[0] == 200
     for wrong in ("shop.example", "https://shop.example/", "ftp://shop.example", "", "https://a b"):

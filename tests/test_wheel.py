@@ -53,6 +53,10 @@ def test_the_wheel_trains_and_cuts_outside_the_checkout(installed, capture, tmp_
                "-o", "small.spz")
     assert "40 of 400 Gaussians" in said
     assert (tmp_path / "small.spz").read_bytes().startswith(b"\x1f\x8b")
+    run(installed, tmp_path, "flexgs", "cut", "runs/flexgs/studio", "--web", "page", "--html", "page.html")
+    program = (ROOT / "flexgs" / "deploy" / "web" / "flexgs.js").read_text()
+    assert (tmp_path / "page" / "flexgs.js").read_text() == program
+    assert program in (tmp_path / "page.html").read_text()
 
 
 def test_the_wheel_has_every_file_that_the_code_reads(installed):

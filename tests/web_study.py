@@ -1,12 +1,13 @@
 """When a model is seen over a slow network: a page of `flexgs cut --web`, one SPZ in Spark, streamed SOG.
 
-    python -m tests.web_study RUN --npm FOLDER
+    python -m tests.web_study RUN [--npm FOLDER]
 
-FOLDER has node_modules with esbuild, three, @sparkjsdev/spark and @playcanvas/supersplat-viewer. A server on
-loopback sends so many bytes a second over all connections together, and code compressed with gzip. Chromium
-is headless and renders in software. A picture counts when the middle of the window is no longer one colour;
-the poster of the page of flexgs is left out, but for the column that is named after it. "cached": the code,
-and nothing of the model, has been loaded before.
+FOLDER has node_modules with esbuild, three, @sparkjsdev/spark and @playcanvas/supersplat-viewer; without it
+only the page of flexgs is measured. A server on loopback sends so many bytes a second over all connections
+together, and code compressed with gzip. Chromium is headless and renders in software. A picture counts when
+the middle of the window is no longer one colour; the poster of the page of flexgs is left out, but for the
+rows that are named after it. "cached": the code, and nothing of the model, has been loaded before. nan: not
+known, or not drawn, since the next stage had come by then.
 """
 
 import contextlib
@@ -107,7 +108,7 @@ class Study:
     """Measure and print a table."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    npm: Path
+    npm: Path | None = None
     rates: tuple[float, ...] = (200e3, 2e6)
     repeats: int = 3
     sog: Path | None = None
@@ -120,11 +121,11 @@ class Study:
             self._pages(folder)
             browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
             print(f"{'':28}{'kB/s':>6}  {'first':>6}{'5 %':>7}{'15 %':>7}{'100 %':>7}   kB sent: model, code")
+            pages = [("flexgs", "web/"), ("flexgs, poster counted", "web/"), ("Spark, one SPZ", "spark/"),
+                     ("SuperSplat, streamed SOG",
+                      "sog/?content=/model/lod-meta.json&webgl&noanim&noui&settings=/sog/s.json")]
             for rate in self.rates:
-                for name, page in (("flexgs", "web/"), ("flexgs, poster counted", "web/"),
-                                   ("Spark, one SPZ", "spark/"),
-                                   ("SuperSplat, streamed SOG",
-                                    "sog/?content=/model/lod-meta.json&webgl&noanim&noui&settings=/sog/s.json")):
+                for name, page in pages if self.npm else pages[:2]:
                     for cached in (False, True):
                         rows = [self._measured(browser, folder, page, rate, cached, "poster" in name)
                                 for _ in range(self.repeats)]
@@ -139,6 +140,8 @@ class Study:
         write_web(model, folder / "web", "study")
         index = folder / "web/index.html"
         index.write_text(index.read_text().replace('src="model.fgs"', 'src="model.fgs" budget="100%"'))
+        if not self.npm:
+            return
         (folder / "spark").mkdir()
         save(model.cut(1.0), folder / "spark/model.spz")
         eye, target, up = (np.array([1, -1, -1]) * vector for vector in start(model.cameras))

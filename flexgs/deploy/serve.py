@@ -63,13 +63,18 @@ def application(folder: Path, visitors: Visitors) -> web.Application:
             response = web.Response(status=404, text="no such file\n")
         response.headers["Cache-Control"] = "no-cache"  # which asks whether the ETag is still the same
         if origins and visitors.welcome(origins[0]):
-            response.headers.update({"Access-Control-Allow-Origin": origins[0], "Vary": "Origin",
+            response.headers.update({"Access-Control-Allow-Origin": origins[0],
                                      "Access-Control-Expose-Headers": "Content-Range, ETag"})
         if isinstance(response, web.HTTPException):
             raise response
         return response
 
+    async def vary(request: web.Request, response: web.StreamResponse) -> None:
+        if visitors.origins:  # said of every answer, beside the Accept-Encoding that aiohttp puts there
+            response.headers["Vary"] = ", ".join(filter(None, (response.headers.get("Vary"), "Origin")))
+
     app = web.Application(middlewares=[guard])
+    app.on_response_prepare.append(vary)
     if whole:
         app.add_routes([web.static("/", folder, show_index=True)])
         return app

@@ -123,6 +123,7 @@ export class Model extends EventTarget {
         "does the page's Content-Security-Policy lack worker-src blob: ?"}` } } as MessageEvent<Report>);
       this.#post = (order, transfer = []) => worker.postMessage(order, transfer);
       this.#close = () => {
+        worker.onmessage = null; // nothing that is on its way comes after the end
         worker.terminate();
         URL.revokeObjectURL(program);
       };

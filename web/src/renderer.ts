@@ -167,6 +167,12 @@ export class Renderer {
     }
   }
 
+  /** Forget the cut, as before those of another model. */
+  clear(): void {
+    this.#cut = undefined;
+    this.count = this.#harmonics = this.#ordered = 0;
+  }
+
   /** Say in which order the Gaussians are drawn, the farthest first. */
   order(indices: Uint32Array): void {
     this.#gl.bufferData(this.#gl.ARRAY_BUFFER, indices, this.#gl.DYNAMIC_DRAW);

@@ -32,6 +32,7 @@ const LEAST = -3; // the slider goes from 10^-3 to 1
 const TURN = 0.006, KEY = 0.08; // radians by pixel, and by press of a key
 
 export class FlexgsView extends HTMLElement {
+  static readonly observedAttributes = ["src", "manifest", "budget"];
   /** The model that is shown: budgets, progress and cuts. */
   model?: Model;
   readonly #root = this.attachShadow({ mode: "open" });
@@ -50,17 +51,18 @@ export class FlexgsView extends HTMLElement {
   #moving = false;
   #touched = false;
   #pieces?: ReadableStreamDefaultController<Uint8Array>;
+  #reopening = false;
 
   constructor() {
     super();
     this.#root.innerHTML = PANEL;
+    this.#listen();
+    new ResizeObserver(() => this.#draw()).observe(this);
   }
 
   connectedCallback(): void {
-    this.#listen();
-    new ResizeObserver(() => this.#draw()).observe(this);
     try {
-      this.#renderer = new Renderer(this.#find("canvas"));
+      this.#renderer ??= new Renderer(this.#find("canvas"));
     } catch (e) {
       return this.#say((e as Error).message);
     }
@@ -73,6 +75,23 @@ export class FlexgsView extends HTMLElement {
   disconnectedCallback(): void {
     this.model?.close();
     this.#sorter?.terminate();
+    this.#renderer?.clear();
+    this.#compare(-1);
+    this.#say();
+    this.removeAttribute("drawn");
+    this.model = this.#manifest = this.#home = this.#latest = this.#drawn = this.#sorter = this.#sorting = undefined;
+  }
+
+  attributeChangedCallback(name: string): void {
+    if (!this.#sorter || this.#reopening) return; // connectedCallback() reads them all
+    if (name === "budget" && this.model) return this.#budget(this.getAttribute("budget") ?? "auto");
+    this.#reopening = true;
+    queueMicrotask(() => { // once, however many of them change together
+      this.#reopening = false;
+      if (!this.#sorter) return;
+      this.disconnectedCallback();
+      this.connectedCallback();
+    });
   }
 
   /** Take the next piece of the file from an element that holds it in base64, for pages that are one file. */
@@ -85,7 +104,6 @@ export class FlexgsView extends HTMLElement {
     const manifest = this.getAttribute("manifest"), src = this.getAttribute("src");
     const budget = this.getAttribute("budget") ?? "auto";
     let source: string | ReadableStream<Uint8Array> | null = src;
-    const about = manifest && (manifest.startsWith("{") ? Promise.resolve(JSON.parse(manifest)) : json(manifest));
     if (!src && !manifest) return this.#say("expected <flexgs-view src=\"NAME.fgs\">");
     if (!src) source = new ReadableStream({ start: (pieces) => { this.#pieces = pieces; } });
     let model: Model;
@@ -108,13 +126,17 @@ export class FlexgsView extends HTMLElement {
     });
     let ready = false;
     try {
-      this.#manifest = about ? await about : undefined;
+      const found = manifest ? await described(manifest) : undefined;
+      if (model !== this.model) return; // the attributes have changed, or the element has been removed
+      this.#manifest = found;
     } catch (e) {
+      if (model !== this.model) return;
       if (this.#find<HTMLElement>("#message").hidden) this.#say((e as Error).message);
     }
     if (this.#manifest) this.#orbit.up = this.#manifest.up;
     const cameras = this.#manifest?.views ?? (src ? await model.cameras().catch(() => []) : []);
     if (!model.cut) await new Promise((resolve) => model.addEventListener("cut", resolve, { once: true }));
+    if (model !== this.model) return;
     this.#home = cameras[0] ?? around(model.cut!);
     if (!this.#manifest) this.#orbit.up = unit([-this.#home.viewmat[4]!, -this.#home.viewmat[5]!, -this.#home.viewmat[6]!]);
     const compare = this.#find<HTMLButtonElement>("#compare");
@@ -215,7 +237,7 @@ export class FlexgsView extends HTMLElement {
   }
 
   get #auto(): boolean {
-    return this.model!.budget === "auto";
+    return this.model?.budget === "auto";
   }
 
   #budget(budget: Budget): void {
@@ -307,7 +329,7 @@ export class FlexgsView extends HTMLElement {
     press("#compare", compare);
     press("#next", () => step(1));
     press("#before", () => step(-1));
-    press("#auto", () => this.#budget(this.#auto ? this.model!.cut?.ratio ?? 1 : "auto"));
+    press("#auto", () => this.#budget(this.#auto ? this.model?.cut?.ratio ?? 1 : "auto"));
     press("#again", () => {
       this.#say();
       this.model?.resume();
@@ -343,10 +365,14 @@ export class FlexgsView extends HTMLElement {
 
 const size = (bytes: number): string => bytes < 1e6 ? `${Math.round(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 
-async function json(url: string): Promise<Manifest> {
+/** The manifest at a URL, or the one that the attribute itself holds. */
+async function described(url: string): Promise<Manifest> {
+  if (url.startsWith("{")) return JSON.parse(url);
   const answer = await fetch(url).catch(() => { throw new Error(`${url}: no connection`); });
   if (!answer.ok) throw new Error(`${url}: the server says ${answer.status}`);
-  return answer.json();
+  const found = await answer.json().catch(() => undefined);
+  if (!Array.isArray(found?.views) || !found.up) throw new Error(`${url}: no manifest of \`flexgs cut --web\``);
+  return found;
 }
 
 const median = (values: number[] | Float32Array): number => values.sort((a: any, b: any) => a - b)[values.length >> 1] ?? 0;
