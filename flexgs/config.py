@@ -581,7 +581,7 @@ def _default(config: Config) -> None:
     config.ratios.bands = ((0.008, 0.035), (0.035, 0.18), (0.035, 0.18), (0.18, 0.6))
     config.ratios.upper_every, config.ratios.lowest = 8, 0.0015
     config.order = OrderConfig(kind="tree", head=0.035)
-    config.deltas.knots = (0.002, *config.deltas.knots)
+    config.deltas.knots = (0.002, 0.005, *config.deltas.knots)
     config.deltas.start, config.deltas.merge = "tree", 1.0
     config.lr.delta_fall, config.average = True, 0.15
 
