@@ -38,14 +38,16 @@ def test_a_bound_that_is_not_kept_is_an_exit_code(tmp_path, monkeypatch):
 def test_a_study_goes_on_where_its_minutes_ended(tmp_path, capsys):
     nothing = run("speed", tmp_path, "--minutes", "0")
     assert nothing["rows"] == [] and nothing["missing"] == [
-        "500 Gaussians", "500 Gaussians, default in pieces", "500 Gaussians, one image"]
+        "500 Gaussians", "500 Gaussians, default in pieces", "500 Gaussians, one image",
+        "500 Gaussians, one cut"]
     assert "the same command goes on: 500 Gaussians" in capsys.readouterr().out
     found = run("speed", tmp_path)
     assert found["missing"] == [] and cases(found) == nothing["missing"]
     ms = {row["step"]: row.get("ms") for row in found["rows"]}
     assert all(ms[name] > 0 for name in ("plain", "default", "fast", "paper", "whole render",
                                          "elastic renders", "loss", "backward", "Adam", "all", "render",
-                                         "render, with sums of alpha T", "render, with all contributions"))
+                                         "render, with sums of alpha T", "render, with all contributions",
+                                         "cut to 10 %"))
     if "CPU" in found["device"]:
         assert ms["gsplat"] is None and "needs a GPU" in found["rows"][0]["remark"]
     assert run("speed", tmp_path)["rows"] == found["rows"]  # kept, to the last digit
