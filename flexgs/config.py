@@ -219,15 +219,13 @@ class OrderConfig:
 
     kind: Annotated[str, Name("sampled", "importance", "tree", "opacity", "gsnet")] = "sampled"
     """sampled, importance, tree: fixed when stage 2 starts, by weighted sampling without replacement, by
-    descending score, or by merging pairs; opacity: re-sorted at every step; gsnet: learned."""
+    descending score, or by merging pairs, weighted by score; opacity: re-sorted at every step; gsnet:
+    learned."""
     score: Annotated[str, SCORES] = "alpha_t"
     """Importance score of a Gaussian; model/importance.py has the formula and the paper of each."""
     temperature: Factor = 1.0
     """Scale of the random (Gumbel) noise on the log score, for sampled. 0: by descending score; larger: more
     random."""
-    head: Fraction = 0.0
-    """With kind tree, the fraction of the Gaussians at the front that is drawn as by sampled; no two of them
-    are merged. 0: none."""
     keep: Ratio = 1.0
     """Fraction of the Gaussians that stage 2 keeps, the first ones of the order: prune, then fine-tune. With
     kind tree the others are merged into them. 1: all."""
@@ -290,8 +288,8 @@ class DeltasConfig:
     its cut keeps. More at a single knot (knots 0.01, rows 0.32): one change per Gaussian, times log e."""
     start: Literal["nearest", "tree", "none"] = "nearest"
     """What the knots up to `merge` start from. nearest: the Gaussians kept, each merged with the dropped ones
-    that it is nearest to; tree: the merge tree's clusters with order.kind tree, but for knots within
-    order.head, and else as nearest; none: no change."""
+    that it is nearest to; tree: the merge tree's clusters with order.kind tree, and else as nearest; none: no
+    change."""
     merge: Fraction = 0.1
     """Knots above this ratio start from no change."""
 
@@ -580,7 +578,7 @@ def _default(config: Config) -> None:
     """The recommended method: order of a merge tree, changes stored per Gaussian, four cuts per view."""
     config.ratios.bands = ((0.008, 0.035), (0.035, 0.18), (0.035, 0.18), (0.18, 0.6))
     config.ratios.upper_every, config.ratios.lowest = 8, 0.0015
-    config.order = OrderConfig(kind="tree", head=0.035)
+    config.order = OrderConfig(kind="tree")
     config.deltas.knots = (0.002, 0.005, *config.deltas.knots)
     config.deltas.start, config.deltas.merge = "tree", 1.0
     config.lr.delta_fall, config.average = True, 0.15

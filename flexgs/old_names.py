@@ -44,6 +44,8 @@ def config(values: dict[str, Any]) -> dict[str, Any]:
             at[to] = at.pop(name)
     if tree.get("batch", 1) is None:  # once: a view for each worker
         del tree["batch"]
+    if isinstance(order := tree.get("order"), dict):
+        order.pop("head", None)  # once: the part of a tree's order that was drawn, which stage 2 began with
     return tree
 
 

@@ -12,7 +12,6 @@ from flexgs.distributed import Group
 from flexgs.model.importance import score
 from flexgs.model.merge import merged
 from flexgs.model.merge_tree import MergeTree
-from flexgs.model.order import sampled_order
 from flexgs.scene import ViewSampler
 from flexgs.seeds import generator
 from flexgs.training.trainer import Trainer
@@ -50,7 +49,8 @@ def test_stage_2_begins_in_the_order_with_moments_and_merged_knots(kind):
             assert torch.equal(t, moments[name][order]), name
     ordered, deltas = before[order], trainer.transform
     first = 0
-    for knot, count in ((0.002, 1), (0.01, 1), (0.032, 1), (0.1, 3), (0.32, 9), (0.5, 15)):  # of 30
+    for knot, count in ((0.002, 1), (0.005, 1), (0.01, 1), (0.032, 1), (0.1, 3), (0.32, 9),
+                        (0.5, 15)):  # of 30
         change = deltas.means[first:first + count].detach()
         if knot <= 0.1:
             assert torch.allclose(ordered.means[:count] + UNIT * change,
@@ -66,37 +66,21 @@ def test_stage_2_begins_in_the_order_with_moments_and_merged_knots(kind):
 def test_with_the_tree_stage_2_begins_merged(keep):
     """With exactly as many as it keeps, in the order of their own tree, with the moments of those that the
     merged ones stand for; and the knots start from the tree's cuts."""
-    trainer, _ = started(kind="tree", keep=keep, head=0.0)
+    trainer, scores = started(kind="tree", keep=keep)
     before, moments = trainer.splats.clone(), {k: v.clone() for k, v in trainer.optimizer.moments().items()}
     trainer.model()
-    tree, count = MergeTree(before), int(40 * keep)
+    tree, count = MergeTree(before, True, scores.numpy()), int(40 * keep)
     cut, kept = tree.cut(count), torch.as_tensor(tree.kept(count))
-    rows = MergeTree(cut).order()
+    rest = MergeTree(cut, True, scores[kept].numpy())
+    rows = rest.order()
     assert same(trainer.splats, cut[rows]) and same(cut, before) == (keep == 1)
     assert torch.equal(trainer.optimizer.moments()["splats.means/exp_avg"],
                        moments["splats.means/exp_avg"][kept[rows]])
     with torch.no_grad():
         first = trainer.transform(trainer.splats[:count // 10], 0.1)
     assert torch.allclose(first.means.sort(dim=0).values,
-                          MergeTree(cut).cut(count // 10).means.sort(dim=0).values, atol=1e-5)
+                          rest.cut(count // 10).means.sort(dim=0).values, atol=1e-5)
     assert not torch.allclose(first.means, trainer.splats.means[:count // 10], atol=1e-2)
-
-
-def test_the_head_of_the_tree_is_sampled_and_never_merged():
-    trainer, scores = started(kind="tree", head=0.2)
-    before = trainer.splats.clone()
-    trainer.model()
-    drawn = sampled_order(scores, 1.0, 0)[:8]
-    tree = MergeTree(before, whole=True, head=drawn.numpy())
-    assert same(trainer.splats, before[tree.order()]) and tree.order()[:8].tolist() == drawn.tolist()
-    for count in (8, 13, 30):
-        assert set(drawn.tolist()) <= set(tree.kept(count).tolist()) == set(tree.order()[:count].tolist())
-    with torch.no_grad():
-        for ratio, count in ((0.1, 4), (0.32, 12), (0.5, 20)):
-            first = trainer.transform(trainer.splats[:count], ratio)
-            merges = (merged(trainer.splats, scores[tree.order()], count) if count < 8
-                      else tree.cut(count))  # fewer than the head cannot come from the tree
-            assert torch.allclose(first.means.sort(dim=0).values, merges.means.sort(dim=0).values, atol=1e-5)
 
 
 def test_the_temperature_of_the_order_scales_its_noise():

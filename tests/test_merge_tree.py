@@ -120,6 +120,21 @@ def test_the_order_is_the_merges_in_reverse(splats):
         assert int(unmerged.sum()) >= 2 * count - 700  # a merge leaves one of at least two
 
 
+def test_what_adds_nothing_to_the_images_goes_first_and_changes_nothing(splats):
+    """However solid it is: others may hide it."""
+    seen = np.zeros(700)
+    seen[:100] = 1
+    tree = MergeTree(splats, True, seen)
+    kept = tree.kept(200)
+    assert set(range(100)) <= set(kept.tolist()) == set(tree.order()[:200].tolist())
+    assert not set(range(100)) <= set(MergeTree(splats).kept(200).tolist())
+    cut, rows = tree.cut(200), torch.from_numpy(kept[kept < 100])
+    for name in ("means", "scales", "sh0", "shN"):
+        mine, given = (getattr(s, name) for s in (cut[torch.from_numpy(kept < 100)], splats[rows]))
+        mine, given = (t.sort(dim=1).values if name == "scales" else t for t in (mine, given))
+        assert torch.allclose(mine, given, atol=1e-4), name
+
+
 def test_by_blocks_a_cut_is_about_the_same(splats, monkeypatch):
     """Of more Gaussians than are merged at once, each block of space by itself; counts stay exact."""
     whole = random_splats(3000)

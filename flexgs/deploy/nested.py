@@ -44,7 +44,7 @@ def nested(model: MergedModel, ratios: Sequence[float]) -> ElasticModel:
     away = means - np.median(means, axis=0)
     unit = unit_of(2 * float(np.median(np.linalg.norm(away, axis=1))))
     deltas = Deltas(config.deltas, len(splats), unit, config.order)
-    deltas.start(splats, torch.ones(len(splats)))
+    deltas.start(splats, None)
     stored = deltas.stored()
     if broken := [name for name, values in stored.state_dict().items() if not values.isfinite().all()]:
         raise UserError(f"{model.source}: found {', '.join(broken)} of neighbours that differ by more than "

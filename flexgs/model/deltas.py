@@ -83,17 +83,22 @@ class Deltas(Transform):
         return [lower, Term(start, both, 0, weight), Term(start + both, counts[after] - both, both, 1.0)]
 
     @torch.no_grad()
-    def start(self, splats: Splats, score: Tensor) -> None:
-        """Start the knots up to options.merge from merged Gaussians, the others from no change."""
-        head = count_at(self.order.head, len(splats)) if self.order.head else 0
+    def start(self, splats: Splats, score: Tensor | None) -> None:
+        """Start the knots up to options.merge from merged Gaussians, the others from no change.
+
+        Without a score [N], which is for trees only, Gaussians weigh as much as the tree itself says.
+        """
         by_tree = self.options.start == "tree" and self.order.kind == "tree"
-        tree = MergeTree(splats, True, range(head)) if by_tree else None
+        tree = MergeTree(splats, True, None if score is None else score.cpu().numpy()) if by_tree else None
         first = 0
         for knot, count in zip(self.knots, self.counts, strict=True):
             if knot <= self.options.merge and self.options.start != "none":
                 kept = min(count, count_at(knot, len(splats)))  # rows beyond the cut start from zero
-                target = (merged_by(tree, splats, kept) if tree and kept >= head
-                          else merged(splats, score, kept))
+                if tree:
+                    target = merged_by(tree, splats, kept)
+                else:
+                    assert score is not None
+                    target = merged(splats, score, kept)
                 for name, width in WIDTHS.items():
                     change = getattr(target, name) - getattr(splats, name)[:kept]
                     change = change / self.unit if name == "means" else change

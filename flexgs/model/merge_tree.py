@@ -4,11 +4,12 @@ A pass has three steps: every Gaussian is compared with its nearest neighbours, 
 no Gaussian in common are chosen, and each pair becomes the one Gaussian with its moments. The cost of a pair
 is what the merged Gaussian loses of the two: the bound on the divergence by Runnalls (2007, "Kullback-Leibler
 approach to Gaussian mixture reduction", IEEE Trans. AES 43, equation 16), plus the variance of the harmonics
-within the pair. The weight of a Gaussian is its opacity times its area: about what it adds to an image.
+within the pair. The weight of a Gaussian is what it adds to images that are known, or else its opacity times
+its area: about what it would add if nothing hid it.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Generic, TypeVar
@@ -35,12 +36,15 @@ FLATTEST = 1e-6
 """Variance of the thinnest axis, against the sum over all axes, that the divergence tells from none."""
 WORST = 1e38
 """Cost of a pair whose own cost float32 cannot hold: it is merged last, so that every count is reached."""
+FAINTEST = 1e-300
+"""The least weight, of Gaussians that add nothing to the images."""
 BLOCK = 1 << 20
 """The most Gaussians that are merged at once."""
 CHUNK = 1 << 18
 """Gaussians whose neighbours are looked up at once."""
 
 Array = np.ndarray
+NONE: Array = np.empty(0)
 G = TypeVar("G", bound=Attributes)
 
 
@@ -52,24 +56,22 @@ class MergeTree(Generic[G]):
     which bounds the memory.
     """
 
-    def __init__(self, gaussians: G, whole: bool = False, head: Sequence[int] | Array = ()):
+    def __init__(self, gaussians: G, whole: bool = False, weights: Array | None = None):
         """Take the Gaussians.
 
         Args:
             gaussians: N Gaussians.
             whole: merge all at once, as the order does, which takes memory for all.
-            head: with whole, indices of Gaussians that are never merged with each other and keep their
-                places: cuts have at least as many, and the order begins with these.
+            weights: with whole, [N] what each adds to the images, at least 0, in any unit; None: its opacity
+                times its area.
         """
         self._given, self._gaussians = gaussians, gaussians.arrays()
-        self._head = np.asarray(head, np.int64)
+        self._weights = NONE if weights is None else np.maximum(weights, FAINTEST)
         self._whole = whole or len(gaussians) <= BLOCK
 
     @cached_property
     def _passes(self) -> list["Mixture"]:
-        mixture = Mixture.of(self._gaussians, np.arange(len(self._gaussians)))
-        mixture.head[self._head] = True
-        return [mixture]
+        return [Mixture.of(self._gaussians, np.arange(len(self._gaussians)), self._weights)]
 
     def cut(self, count: int) -> G:
         """Return exactly count Gaussians, or the given ones if they are no more."""
@@ -82,7 +84,7 @@ class MergeTree(Generic[G]):
         return self._mixture(count).kept
 
     def _mixture(self, count: int) -> "Mixture":
-        count = min(max(count, 1, len(self._head)), len(self._gaussians))
+        count = min(max(count, 1), len(self._gaussians))
         passes = self._passes if self._whole else [self._by_blocks(count)]
         while (last := passes[-1]).fewest > count:
             passes.append(last.after_pass(count))
@@ -97,11 +99,9 @@ class MergeTree(Generic[G]):
         The first k are the heaviest ones of the k clusters that a cut of k Gaussians is made of, if all are
         merged at once.
         """
-        fewest = max(1, len(self._head))
-        while len(last := self._passes[-1]) > fewest:
-            self._passes.append(last.after_pass(fewest))
-        first = self._head if len(self._head) else last.kept
-        return np.concatenate([first, *(m.removed[::-1] for m in self._passes[::-1])])
+        while len(last := self._passes[-1]) > 1:
+            self._passes.append(last.after_pass(1))
+        return np.concatenate([last.kept, *(m.removed[::-1] for m in self._passes[::-1])])
 
     def _by_blocks(self, count: int) -> "Mixture":
         """Merge each block by itself, to twice the count in all or to BLOCK Gaussians, whichever is more."""
@@ -134,13 +134,13 @@ class Mixture:
     """[N] int64: the given Gaussian that each stands in the place of, the heaviest of its cluster."""
     alone: Array
     """[N] bool: whether it is a given Gaussian still."""
-    head: Array
-    """[N] bool: whether it is merged with none of the others of these, and keeps its place."""
+    weights: Array
+    """[N] float64: what each adds to the images; empty: its area times its opacity."""
     removed: Array
     """int64: the given Gaussians that the last pass has removed from kept, the cheapest first."""
 
     @staticmethod
-    def of(gaussians: Gaussians, kept: Array) -> "Mixture":
+    def of(gaussians: Gaussians, kept: Array, weights: Array = NONE) -> "Mixture":
         """The moments of Gaussians, which stand in the places kept."""
         g, n = gaussians, len(gaussians)
         scales = np.exp(g.scales.astype(np.float64).clip(-40, 40))
@@ -149,7 +149,7 @@ class Mixture:
         return Mixture(g.means.astype(np.float64), _packed(axes @ axes.transpose(0, 2, 1)),
                        largest[:, 1] * largest[:, 2], sigmoid(g.opacities.astype(np.float64)),
                        np.concatenate([g.sh0[:, None], g.shN], 1).reshape(n, -1),
-                       kept, np.ones(n, bool), np.zeros(n, bool), np.empty(0, np.int64))
+                       kept, np.ones(n, bool), weights, np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.means)
@@ -161,12 +161,13 @@ class Mixture:
 
     def after_pass(self, count: int) -> "Mixture":
         """The mixture after one pass, which leaves count Gaussians or, where these are too few, `fewest`."""
-        weights = np.maximum(self.areas * self.opacities, 1e-300)
+        solid = np.maximum(self.areas * self.opacities, FAINTEST)
+        weights = self.weights if len(self.weights) else solid
         first, second = self._pairs(weights, len(self) - max(count, self.fewest))
-        stays = np.where(self.head[first] == self.head[second], weights[first] >= weights[second],
-                         self.head[first])
+        stays = weights[first] >= weights[second]
         a, b = np.where(stays, first, second), np.where(stays, second, first)
         mass = weights[a] + weights[b]
+        solid = solid[a] * (mass / weights[a])  # the lighter one as if it were as hidden as the heavier
         p = (weights[a] / mass)[:, None]
         q, away = 1 - p, self.means[a] - self.means[b]
         means = p * self.means[a] + q * self.means[b]
@@ -174,7 +175,7 @@ class Mixture:
                        + p * q * _packed(away[:, :, None] * away[:, None, :]))
         variances = np.linalg.eigvalsh(_unpacked(covariances)).clip(1e-200)
         areas = np.sqrt(variances[:, 1] * variances[:, 2])
-        growth = np.maximum(mass / areas, 1) ** SPREAD
+        growth = np.maximum(solid / areas, 1) ** SPREAD
         rows, merged = np.ones(len(self), bool), np.zeros(len(self), np.int64)
         rows[b] = False
         merged[a] = np.arange(1, len(a) + 1)
@@ -189,9 +190,10 @@ class Mixture:
         harmonics = p.astype(np.float32) * self.harmonics[a] + q.astype(np.float32) * self.harmonics[b]
         return Mixture(new(self.means, means), new(self.covariances, covariances * growth[:, None]),
                        new(self.areas, areas * growth),
-                       new(self.opacities, np.minimum(mass / (areas * growth), 1)),
+                       new(self.opacities, np.minimum(solid / (areas * growth), 1)),
                        new(self.harmonics, harmonics), self.kept[rows],
-                       new(self.alone, np.zeros(len(a), bool)), self.head[rows], self.kept[b])
+                       new(self.alone, np.zeros(len(a), bool)),
+                       new(self.weights, mass) if len(self.weights) else self.weights, self.kept[b])
 
     def _pairs(self, weights: Array, most: int) -> tuple[Array, Array]:
         """Two [M] arrays of indices, M <= most: disjoint pairs of neighbours, the cheapest first."""
@@ -203,7 +205,6 @@ class Mixture:
         costs = np.empty((n, k), np.float32)
         run_ranges(_costs, n, neighbours, self.means, self.covariances, self.harmonics, weights,
                    _log_volumes(self.covariances), costs)
-        costs[self.head[:, None] & self.head[neighbours]] = np.inf
         flat = costs.ravel()
         pairs = np.flatnonzero(np.isfinite(flat))
         pairs = pairs[np.argsort(flat[pairs], kind="stable")]

@@ -90,21 +90,19 @@ class Sampled(Order):
 
 
 class Tree(Order):
-    """By the merge tree: a head that is sampled, then the merges in reverse, where the heavier one stays."""
+    """By the merge tree, weighted by importance: its merges in reverse, where the heavier one stays."""
 
     def begin(self, splats: Splats, scores: Tensor) -> tuple[Tensor, Splats] | None:
         """Merge the Gaussians to as many as stage 2 keeps."""
-        tree, count = MergeTree(splats, whole=True), count_at(self.config.order.keep, len(splats))
+        tree = MergeTree(splats, True, scores.cpu().numpy())
+        count = count_at(self.config.order.keep, len(splats))
         merged, kept = tree.cut(count), torch.as_tensor(tree.kept(count), device=scores.device)
         rows = self.permutation(merged, scores[kept])
         return kept[rows], merged[rows]
 
     def permutation(self, splats: Splats, scores: Tensor) -> Tensor:
-        """Return the head, then the merges in reverse."""
-        options = self.config.order
-        drawn = sampled_order(scores, options.temperature, self.config.seed)
-        head = drawn[:count_at(options.head, len(splats)) if options.head else 0]
-        return torch.as_tensor(MergeTree(splats, True, head.cpu().numpy()).order(), device=scores.device)
+        """Return the merges in reverse."""
+        return torch.as_tensor(MergeTree(splats, True, scores.cpu().numpy()).order(), device=scores.device)
 
 
 class Opacity(Order):
