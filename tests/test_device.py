@@ -25,16 +25,17 @@ from flexgs.training.trainer import Trainer
 
 def project(splats: Splats, camera: Camera, *, sh_degree: int | None = None, mask: Tensor | None = None,
             config: RasterConfig | None = None) -> Projection:  # fmt: skip
-    """Stands in for the rasterizer of a GPU: a function of all that is given, no projection."""
+    """Stands in for the rasterizer of a GPU: no projection, but a function of all that is given."""
     means2d = splats.means @ (camera.K @ camera.viewmat[:3, :3])[:2].T
     values = sum(t.flatten(1).sum(1) if t.dim() > 1 else t for _, t in splats.items())
-    opacities = values if mask is None else values * mask
-    return Projection(means2d, values[:, None].expand(-1, 3), opacities, values[:, None].expand(-1, 3), values,
-                      torch.ones(len(splats), 2, dtype=torch.int32, device=means2d.device))
+    threes = values[:, None].expand(-1, 3)
+    radii = torch.ones(len(splats), 2, dtype=torch.int32, device=values.device)
+    return Projection(means2d, threes, values if mask is None else values * mask, threes, values, radii)
 
 
 def rasterize(projection: Projection, camera: Camera, *, background: Tensor | None = None,
-              contributions: str | None = None, config: RasterConfig | None = None) -> RenderOutput:  # fmt: skip
+              contributions: str | None = None, config: RasterConfig | None = None
+              ) -> RenderOutput:  # fmt: skip
     values = torch.cat([projection.means2d, projection.conics, projection.opacities[:, None],
                         projection.colors], 1).sum()
     image = values.expand(camera.height, camera.width, 3) + (0 if background is None else background)
