@@ -365,8 +365,11 @@ class EvaluationConfig:
 
 @dataclass
 class DistributedConfig:
-    """How the workers of one scene sum their gradients; docs/distributed.md says which setting pays where."""
+    """What the workers of one scene send each other; docs/distributed.md says which setting pays where."""
 
+    mode: Literal["replicated", "sharded"] = "replicated"
+    """replicated: every worker holds all Gaussians, and gradients are summed; sharded: every worker holds a
+    part of them, and sends the visible ones to the workers that render them."""
     rows: Literal["all", "seen"] = "all"
     """all: send the gradients of all Gaussians; seen: only of those that some worker saw in this step. The
     sums are the same."""
@@ -464,6 +467,14 @@ class Config:
             raise UserError(f"--order.keep: found {self.order.keep} with --order.kind {self.order.kind}, "
                             "whose order is known at the end only; "
                             "expected --order.kind importance, sampled or tree")
+        able = (("--order.kind", self.order.kind, ("sampled", "importance", "tree")),
+                ("--transform.kind", self.transform.kind, ("deltas", "field", "none")),
+                ("--distributed.rows", self.distributed.rows, ("all",)),
+                ("--distributed.sh-rest", self.distributed.sh_rest, ("float32",)))
+        for option, value, expected in able if self.distributed.mode == "sharded" else ():
+            if value not in expected:
+                raise UserError(f"{option}: found {value} with --distributed.mode sharded; expected "
+                                f"{' or '.join(expected)}, or --distributed.mode replicated")
         if self.base.ply and self.transform.kind == "none":
             raise UserError("--transform.kind none: with --base.ply there is nothing to train; "
                             "expected deltas or field")

@@ -7,8 +7,8 @@ import torch
 from tiny import begun, camera, tiny_config, tiny_scene, tiny_splats
 
 from flexgs.config import BaseConfig, LearningRatesConfig
-from flexgs.distributed import Group
-from flexgs.raster.contract import RenderOutput
+from flexgs.distributed import Shard
+from flexgs.raster.contract import Projection
 from flexgs.splats import Splats
 from flexgs.training.densify import Densifier, halves
 from flexgs.training.optim import Optimizer, splat_groups
@@ -39,7 +39,7 @@ def test_the_gradient_is_in_halves_of_the_image():
     means2d = torch.zeros(3, 2, requires_grad=True)
     means2d.grad = gradients
     radii = torch.tensor([[2, 1], [0, 3], [1, 1]], dtype=torch.int32)
-    densifier.observe(RenderOutput(torch.zeros(1), torch.zeros(1), means2d, radii, None), at, 2.0)
+    densifier.observe(Projection(means2d, *[torch.zeros(3)] * 4, radii), at, 2.0)
     # 24 x 18
     assert densifier.gradient.tolist() == pytest.approx([3 * 12 * 2, 5 * 9 * 2,
                                                          2 * math.hypot(3 * 12, 4 * 9)])
@@ -57,7 +57,7 @@ def test_small_ones_are_cloned_and_large_ones_are_split():
     densifier.gradient[:] = 4 * 1.9e-4
     densifier.gradient[2:4] = 4 * 2.1e-4
     before = splats.clone()
-    grown = densifier.refine(splats, optimizer, 99, 100, Group())
+    grown = densifier.refine(splats, optimizer, 99, 100, Shard())
     kept = [0, 1, 3, 4, 5, 7]
     assert torch.equal(grown.means[:6], before.means[kept]) and len(grown) == 6 + 1 + 2
     assert torch.equal(grown.means[6], before.means[3]) and torch.equal(grown.scales[6], before.scales[3])
@@ -73,12 +73,13 @@ def test_one_view_is_enough():
     densifier, splats, optimizer = prepared()
     densifier.seen[:] = 1
     densifier.gradient[3] = 2.1e-4
-    assert len(densifier.refine(splats, optimizer, 99, 100, Group())) == 9
+    assert len(densifier.refine(splats, optimizer, 99, 100, Shard())) == 9
 
 
 def test_the_halves_differ_from_step_to_step_and_seed_to_seed():
     one = tiny_splats(1)
-    a, b = (halves(one, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    a, b = (halves(one, [torch.randn(1, 3, generator=torch.Generator().manual_seed(seed))] * 2)
+            for seed in (0, 1))
     assert not torch.equal(a.means, b.means) and len(a) == 2
 
 
@@ -88,7 +89,7 @@ def test_very_large_ones_are_pruned_once_opacities_were_reset(step, kept):
     with torch.no_grad():
         splats.scales[1, 0] = math.log(0.21)  # more than a tenth of the extent
         splats.scales[2, 2] = math.log(0.19)
-    assert len(densifier.refine(splats, optimizer, step - 1, step, Group())) == kept
+    assert len(densifier.refine(splats, optimizer, step - 1, step, Shard())) == kept
 
 
 def test_the_cap_holds_and_the_largest_gradients_go_first():
@@ -96,7 +97,7 @@ def test_the_cap_holds_and_the_largest_gradients_go_first():
     densifier.seen[:] = 1
     densifier.gradient[:] = torch.tensor([5, 9, 3, 7, 8, 4, 6, 2]) * 1e-3
     before = splats.clone()
-    grown = densifier.refine(splats, optimizer, 99, 100, Group())
+    grown = densifier.refine(splats, optimizer, 99, 100, Shard())
     assert torch.equal(grown.means[8:], before.means[[1, 4]])
 
 
@@ -106,7 +107,7 @@ def test_when_it_grows_and_when_opacities_are_reset():
         densifier, splats, optimizer = prepared()
         densifier.seen[:] = 1
         densifier.gradient[:] = 1.0
-        after = densifier.refine(splats, optimizer, step - 20, step, Group())
+        after = densifier.refine(splats, optimizer, step - 20, step, Shard())
         grown += [step] if len(after) > 8 else []
         reset += [step] if float(after.opacities.detach().max().sigmoid()) < 0.011 else []
     assert grown == [100, 200, 300, 400, 500, 600, 700, 800]  # after 30, up to 80 %, every 100
@@ -117,7 +118,7 @@ def test_a_reset_leaves_a_hundredth_and_no_momentum():
     densifier, splats, optimizer = prepared(refine_start=0.9)
     with torch.no_grad():
         splats.opacities[0] = -6.0
-    densifier.refine(splats, optimizer, 399, 400, Group())
+    densifier.refine(splats, optimizer, 399, 400, Shard())
     opacities = splats.opacities.detach().sigmoid()
     assert (opacities[1:].tolist() == pytest.approx([0.01] * 7)
             and float(opacities[0]) == pytest.approx(1 / (1 + math.exp(6))))

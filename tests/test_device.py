@@ -17,29 +17,41 @@ from flexgs import seeds
 from flexgs.camera import Camera
 from flexgs.config import Config
 from flexgs.model import importance, order
-from flexgs.raster.contract import RasterConfig, RenderOutput
+from flexgs.raster.contract import Projection, RasterConfig, RenderOutput
 from flexgs.splats import Splats
 from flexgs.training import trainer as module
 from flexgs.training.trainer import Trainer
 
 
-def render(splats: Splats, camera: Camera, *, background: Tensor | None = None, sh_degree: int | None = None,
-           mask: Tensor | None = None, contributions: str | None = None, config: RasterConfig | None = None
-           ) -> RenderOutput:  # fmt: skip
-    """Stands in for the rasterizer of a GPU: no image, but a function of all that is given."""
-    n, device = len(splats), splats.means.device
+def project(splats: Splats, camera: Camera, *, sh_degree: int | None = None, mask: Tensor | None = None,
+            config: RasterConfig | None = None) -> Projection:  # fmt: skip
+    """Stands in for the rasterizer of a GPU: no projection, but a function of all that is given."""
     means2d = splats.means @ (camera.K @ camera.viewmat[:3, :3])[:2].T
-    values = torch.cat([means2d, *(t.reshape(n, -1) for _, t in splats.items())],
-                       1).sum() + (0 if mask is None else mask.sum())
+    values = sum(t.flatten(1).sum(1) if t.dim() > 1 else t for _, t in splats.items())
+    threes = values[:, None].expand(-1, 3)
+    radii = torch.ones(len(splats), 2, dtype=torch.int32, device=values.device)
+    return Projection(means2d, threes, values if mask is None else values * mask, threes, values, radii)
+
+
+def rasterize(projection: Projection, camera: Camera, *, background: Tensor | None = None,
+              contributions: str | None = None, config: RasterConfig | None = None
+              ) -> RenderOutput:  # fmt: skip
+    values = torch.cat([projection.means2d, projection.conics, projection.opacities[:, None],
+                        projection.colors], 1).sum()
     image = values.expand(camera.height, camera.width, 3) + (0 if background is None else background)
-    radii = torch.ones(n, 2, dtype=torch.int32, device=device)
-    sums = torch.ones(n, 3 if contributions == "all" else 1, device=device)
-    return RenderOutput(image, image[..., 0], means2d, radii, sums if contributions else None)
+    sums = torch.ones(len(projection.means2d), 3 if contributions == "all" else 1, device=values.device)
+    return RenderOutput(image, image[..., 0], projection.means2d, projection.radii,
+                        sums if contributions else None)
+
+
+def render(splats: Splats, camera: Camera, contributions: str | None = None) -> RenderOutput:
+    return rasterize(project(splats, camera), camera, contributions=contributions)
 
 
 @pytest.fixture(autouse=True)
 def meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(module, "render", render)
+    monkeypatch.setattr(module, "project", project)
+    monkeypatch.setattr(module, "rasterize", rasterize)
     monkeypatch.setattr(importance, "render", render)
     monkeypatch.setattr(module, "totals", lambda named: dict.fromkeys(named, 0.0))
     for drawing in (module, order):  # there is no generator of this device

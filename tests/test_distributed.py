@@ -153,7 +153,9 @@ def _poisoned(group: Group, capture, config: Config, folder) -> None:
     assert again.step == 20 and all(bool(t.isfinite().all()) for _, t in again.splats.items())
 
 
-def test_a_nan_in_one_workers_gradient_ends_all_before_it_is_learned(capture, config, tmp_path):
+@pytest.mark.parametrize("mode", ["replicated", "sharded"])
+def test_a_nan_in_one_workers_gradient_ends_all_before_it_is_learned(capture, config, tmp_path, mode):
+    config.distributed.mode = mode
     config.batch, config.checkpoint_every, config.base.refine_start = 2, 20, 0.9
     spawn(2, _poisoned, capture, config, tmp_path)
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from flexgs.bench.scenes import front_camera, random_splats
 from flexgs.camera import Camera
-from flexgs.raster import render
+from flexgs.raster import cuda, render
 from flexgs.raster.antialiased import compensation
 from flexgs.raster.contract import RasterConfig
-from flexgs.raster.cuda import TILE, render_cuda
+from flexgs.raster.cuda import TILE
 from flexgs.raster.reference import composite, relative_l2
 from flexgs.splats import Splats
 
@@ -168,8 +168,15 @@ def run(backend: Callable, splats: Splats, camera: Camera, degree: int) -> dict[
                                                            t in splats.items()}
 
 
+def render_cuda(splats: Splats, camera: Camera, background: Tensor, degree: int, mask: Tensor | None,
+                contributions: str) -> tuple:  # fmt: skip
+    projection = cuda.project(splats, camera, degree, mask, CONFIG)
+    image, alpha, sums = cuda.rasterize(projection, camera, background, contributions, CONFIG)
+    return image, alpha, projection.means2d, projection.radii, sums
+
+
 def through_gsplat(splats: Splats, camera: Camera, background: Tensor, degree: int, mask: Tensor) -> tuple:
-    return render_cuda(splats, camera, background, degree, mask, "all", CONFIG)
+    return render_cuda(splats, camera, background, degree, mask, "all")
 
 
 def on_the_cpu(splats: Splats, camera: Camera, background: Tensor, degree: int, mask: Tensor) -> tuple:
@@ -191,8 +198,8 @@ def test_equals_the_cpu_backend(degree: int, size: tuple[int, int]) -> None:
 
 def test_the_weights_alone() -> None:
     splats, camera, black = random_splats(300), front_camera(50, 37), torch.zeros(3)
-    weights = render_cuda(splats, camera, black, 0, None, "weight", CONFIG)[-1]
-    assert torch.equal(weights, render_cuda(splats, camera, black, 0, None, "all", CONFIG)[-1][:, :1])
+    weights = render_cuda(splats, camera, black, 0, None, "weight")[-1]
+    assert torch.equal(weights, render_cuda(splats, camera, black, 0, None, "all")[-1][:, :1])
     assert relative_l2(weights, render(splats, camera, contributions="weight").contributions) < 1e-4
 
 
@@ -200,6 +207,6 @@ def test_nothing_in_sight() -> None:
     splats, camera = random_splats(20), front_camera(20, 18)
     splats.means[:, 2] = -5
     background = torch.tensor([0.1, 0.6, 0.3])
-    image, alpha, _, radii, sums = render_cuda(splats, camera, background, 0, None, "all", CONFIG)
+    image, alpha, _, radii, sums = render_cuda(splats, camera, background, 0, None, "all")
     assert (torch.equal(image, background.expand(18, 20, 3)) and not alpha.any() and not radii.any()
             and not sums.any())

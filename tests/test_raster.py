@@ -23,7 +23,7 @@ from flexgs.raster import render
 from flexgs.raster.contract import DEFAULT, RasterConfig, RenderOutput
 from flexgs.raster.cpu import kernels
 from flexgs.raster.cpu.autograd import Project, view_of
-from flexgs.raster.cuda import render_cuda
+from flexgs.raster.cuda import project
 from flexgs.raster.reference import relative_l2, render_reference, to_float64
 from flexgs.splats import Splats, cat
 
@@ -236,7 +236,7 @@ def test_errors_name_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
         render(splats.map(Tensor.double), camera)
     monkeypatch.setitem(sys.modules, "gsplat", None)
     with pytest.raises(MissingDependencyError, match=r"flexgs\[cuda\]"):
-        render_cuda(splats, camera, torch.zeros(3), 3, None, False, RasterConfig())
+        project(splats, camera, 3, None, RasterConfig())
 
 
 def test_bench_prints_and_returns_its_rows(capsys: pytest.CaptureFixture[str]) -> None:

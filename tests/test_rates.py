@@ -14,7 +14,7 @@ from tiny import EXTENT, UNIT, begun, same, tiny_config, tiny_scene, tiny_splats
 
 from flexgs.config import PRESETS, LearningRatesConfig
 from flexgs.evaluate import evaluate
-from flexgs.raster import render
+from flexgs.raster import project
 from flexgs.training import trainer as module
 from flexgs.training.optim import Optimizer, splat_groups
 from flexgs.training.trainer import Meter, Trainer
@@ -169,9 +169,9 @@ def test_harmonics_join_one_by_one_in_the_first_fifth_of_stage_1(monkeypatch):
 
     def watched(*args, **options):
         degrees[trainer.step] = options.get("sh_degree")
-        return render(*args, **options)
+        return project(*args, **options)
 
-    monkeypatch.setattr(module, "render", watched)
+    monkeypatch.setattr(module, "project", watched)
     for position in (0, 19, 20, 39, 40, 59, 60, 299):  # 300 views: the fifth is 60
         trainer.step = position
         trainer.train_step()

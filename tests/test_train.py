@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 
 from flexgs import stored
 from flexgs.config import Config, EvaluationConfig, count_at
-from flexgs.distributed import Group
+from flexgs.distributed import Group, Shard
 from flexgs.errors import UserError
 from flexgs.evaluate import evaluate
 from flexgs.model.elastic import ElasticModel
 from flexgs.model.importance import score
 from flexgs.model.transform import Transform
 from flexgs.ply import read_ply, write_ply
-from flexgs.raster import render
+from flexgs.raster import project, render
 from flexgs.run import LocalSession, StoppedError, finished, history, resume, run
 from flexgs.splats import rotation_matrices
 from flexgs.training.checkpoint import DamagedError
@@ -380,7 +380,7 @@ def test_optimizer_is_adam_when_rows_come_and_go(config):
 
     step(splats, ours)
     step(alone, theirs)
-    smaller = reorder(splats, ours, torch.arange(10, 30))
+    smaller = reorder(splats, ours, torch.arange(10, 30), Shard())
     for _ in range(3):
         step(smaller, ours)
         step(alone, theirs)
@@ -397,8 +397,9 @@ def test_rotation_matrices_are_rotations():
 
 
 def test_halves_sample_the_gaussian_they_come_from():
-    one = random_splats(1)
-    many = halves(one[torch.zeros(40_000, dtype=torch.long)], torch.Generator().manual_seed(0))
+    one, g = random_splats(1), torch.Generator().manual_seed(0)
+    many = halves(one[torch.zeros(40_000, dtype=torch.long)],
+                  [torch.randn(40_000, 3, generator=g) for _ in range(2)])
     r, s = rotation_matrices(one.quats)[0], one.scales.exp()[0]
     assert torch.allclose(many.means.mean(dim=0), one.means[0], atol=4 * float(s.max()) / 200)
     assert torch.allclose(torch.cov(many.means.T), r @ torch.diag(s * s) @ r.T, rtol=0.1,
@@ -419,7 +420,7 @@ def test_densifier_obeys_cap_and_thresholds(config):
     densifier = Densifier(base, 100, 1.0, 0, 100, torch.device("cpu"))
     densifier.gradient[:] = torch.linspace(2e-3, 4e-3, 100)  # over two views: all above the threshold
     densifier.seen[:] = 2
-    grown = densifier.refine(splats, optimizer, 9, 10, Group())
+    grown = densifier.refine(splats, optimizer, 9, 10, Shard())
     # 30 may grow, the largest gradients: 70..99; of those 70..89 are split in two, and 90..99 are split and
     # pruned with them
     assert len(grown) == 100 - 30 + 2 * 30
@@ -478,9 +479,9 @@ def test_which_views_render_what(preset, whole, scene, config, monkeypatch) -> N
     def watched(splats, *args, **options):
         e = len(splats) / len(trainer.splats)
         seen["whole" if e == 1 else "upper" if e > 0.6 else "small"].add(trainer.step)
-        return render(splats, *args, **options)
+        return project(splats, *args, **options)
 
-    monkeypatch.setattr("flexgs.training.trainer.render", watched)
+    monkeypatch.setattr("flexgs.training.trainer.project", watched)
     while trainer.step < 76:
         trainer.train_step()
     assert seen == {"whole": set(range(60, 76, whole)), "upper": {64, 72}, "small": set(range(60, 76))}

@@ -92,16 +92,23 @@ def imbalance(world: int, *, count: int = 20_000, width: int = 320, height: int 
 
 
 class _Timed(Group):
-    """A group that counts the bytes summed and the seconds it takes, waiting for slower workers included."""
+    """A group that counts the bytes sent and the seconds it takes, waiting for slower workers included."""
 
-    seconds, bytes = 0.0, 0
+    seconds, bytes = 0.0, 0.0
 
     def summed(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         start = time.perf_counter()
         totals = super().summed(tensors)
         self.seconds += time.perf_counter() - start
-        self.bytes += sum(t.nbytes for t in tensors)
+        self.bytes += ring_bytes(sum(t.nbytes for t in tensors), self.world)
         return totals
+
+    def swapped(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        start = time.perf_counter()
+        received = super().swapped(rows, send, receive)
+        self.seconds += time.perf_counter() - start
+        self.bytes += rows.nbytes - rows.split(send)[self.rank].nbytes
+        return received
 
 
 def _worker(rank: int, world: int, store: str, count: int, width: int, height: int,
@@ -127,8 +134,11 @@ def _worker(rank: int, world: int, store: str, count: int, width: int, height: i
             start = time.perf_counter()
             trainers[stage].train_step()
             times.append(time.perf_counter() - start)
+        optimizer = trainers[stage].optimizer
+        held = (2 * sum(p.nbytes for _, p in optimizer.parameters())  # and their gradients
+                + sum(t.nbytes for t in optimizer.moments().values()))
         line.send(Round(times, (time.process_time() - cpu) / steps, group.seconds / steps,
-                        group.bytes / steps))
+                        group.bytes / steps, held))
     if world > 1:
         dist.destroy_process_group()
 
@@ -141,9 +151,11 @@ class Round(NamedTuple):
     cpu: float
     """CPU seconds of a step in all threads, which hardly depend on what else the machine does."""
     communication: float
-    """Seconds of a step spent in sums over the workers."""
-    size: float
-    """Bytes summed over the workers in a step."""
+    """Seconds of a step spent in messages between the workers."""
+    sent: float
+    """Bytes that this worker sends in a step; for sums, as many as a ring all-reduce would."""
+    held: int
+    """Bytes of this worker's parameters, their gradients and Adam's moments."""
 
     @property
     def step(self) -> float:
@@ -188,8 +200,9 @@ def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width:
         height: height of the images in pixels.
         rounds: number of rounds.
         steps: number of steps in each round.
-        options: how gradients are summed over the workers.
+        options: what the workers send each other.
     """
+    Config(distributed=options or DistributedConfig()).check()
     smallest = {"workers": min(workers, default=0), "splats": count, "rounds": rounds, "steps": steps}
     for option, value in smallest.items():
         if value < 1:
@@ -212,7 +225,7 @@ def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width:
     print(f"{count:,} Gaussians, {width}x{height}, {rounds} rounds of {steps} steps, {os.cpu_count()} "
           "cores, a thread each")
     heads = ("stage", "workers", "step, ms", "views/s", "speed-up", "CPU, ms", "of CPU", "comm., ms", "share",
-             "MB sent")
+             "MB sent", "MB held")
     print("".join(f"{head:>10}" for head in heads))
     for (stage, world), ours in measured.items():
         pairs = list(zip(measured[stage, 1], ours, strict=True))
@@ -223,9 +236,9 @@ def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width:
                "cpu_speed_up": _median(world * one.cpu / r.cpu for one, r in pairs),
                "comm_ms": 1e3 * _median(r.communication for r in ours),
                "share": _median(r.communication / r.step for r in ours),
-               "mb_sent": ring_bytes(ours[0].size, world) / 1e6}
+               "mb_sent": ours[0].sent / 1e6, "mb_held": ours[0].held / 1e6}
         rows.append(row)
-        form = ("d", "d", ".1f", ".1f", ".2f", ".1f", ".2f", ".2f", ".1%", ".2f")
+        form = ("d", "d", ".1f", ".1f", ".2f", ".1f", ".2f", ".2f", ".1%", ".2f", ".1f")
         print("".join(f"{format(value, f):>10}" for value, f in zip(row.values(), form, strict=True)))
     print("speed-up: in views per second over one worker in the same round; of CPU: what it would be if "
           "no worker ever waited")

@@ -1,5 +1,6 @@
-"""Training one scene with several worker processes: their group, and the sums of their gradients."""
+"""Training one scene with several worker processes: their group, its sums, and who holds what."""
 
 from flexgs.distributed.group import Group
+from flexgs.distributed.shards import Shard
 
-__all__ = ["Group"]
+__all__ = ["Group", "Shard"]

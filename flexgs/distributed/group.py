@@ -1,4 +1,4 @@
-"""Group: the workers that train one scene together, each with a full replica of the model.
+"""Group: the workers that train one scene together, and the messages that they send each other.
 
 torch's DistributedDataParallel registers parameters once, but the number of Gaussians changes in training,
 so gradients are summed explicitly. A group of one runs the same code and communicates nothing.
@@ -75,6 +75,23 @@ class Group:
         flat = torch.cat([t.reshape(-1) for t in parts])
         dist.all_reduce(flat)
         return flat
+
+    def swapped(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        """Send the first send[0] rows to worker 0, the next send[1] to worker 1 and so on (all-to-all).
+
+        Returns the rows received: receive[0] from worker 0, then receive[1] from worker 1 and so on.
+        """
+        if self.world == 1:
+            return rows
+        out = rows.new_empty(sum(receive), *rows.shape[1:])
+        dist.all_to_all_single(out, rows.contiguous(), receive, send)
+        return out
+
+    def gathered(self, mine: Tensor) -> list[Tensor]:
+        """Return the tensors of all workers, which have one shape, in the order of ranks, to every worker."""
+        parts = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(parts, mine.contiguous())
+        return parts
 
     def gather(self, value: object) -> list:
         """Return the values of all workers, in the order of ranks, to every worker."""

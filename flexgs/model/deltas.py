@@ -149,7 +149,7 @@ class _Shift(torch.autograd.Function):
         ctx.terms, ctx.rows = terms, rows
         out = []
         for base, changes, summands in zip(bases, rows, terms, strict=True):
-            flat = base.clone(memory_format=torch.contiguous_format).view(len(base), -1)
+            flat = base.clone(memory_format=torch.contiguous_format).view(-1, changes.shape[1])
             for t in summands:
                 flat[t.first:t.first + t.rows].add_(changes[t.start:t.start + t.rows], alpha=t.weight)
             out.append(flat.view_as(base))
@@ -161,7 +161,7 @@ class _Shift(torch.autograd.Function):
         for gradient, changes, summands in zip(gradients, ctx.rows, ctx.terms, strict=True):
             if changes.grad is None:
                 changes.grad = torch.zeros_like(changes)
-            flat = gradient.reshape(len(gradient), -1)
+            flat = gradient.reshape(-1, changes.shape[1])
             for t in summands:
                 changes.grad[t.start:t.start + t.rows].add_(flat[t.first:t.first + t.rows], alpha=t.weight)
         return (None, *gradients, *[None] * len(gradients))

@@ -1,5 +1,6 @@
 """The transform: how the Gaussians that a cut at ratio e keeps are changed. At e = 1 nothing changes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +18,10 @@ class Transform(nn.Module):
 
     A subclass changes Gaussians in forward() and lists its parameters for the optimizer in groups().
     """
+
+    counts: Sequence[int] = ()
+    """Rows that each parameter has for the first Gaussians of the order, block after block; none: every
+    parameter is shared by all Gaussians."""
 
     def __init__(self, unit: float = 1.0):
         super().__init__()

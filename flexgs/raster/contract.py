@@ -1,7 +1,7 @@
 """The contract of render(): the constants that every backend takes, and what it returns."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -31,6 +31,28 @@ class RasterConfig:
 
 
 DEFAULT = RasterConfig()
+
+
+class Projection(NamedTuple):
+    """N Gaussians as an image of one camera sees them; what is rasterized, and all that it depends on.
+
+    The first four are part of the graph. Where a Gaussian is not visible, only its radii mean anything.
+    """
+
+    means2d: Tensor
+    """[N, 2] centres in pixels; retain_grad() keeps their gradient."""
+    conics: Tensor
+    """[N, 3] inverse covariances in 1 / pixels^2: xx, xy and yy."""
+    opacities: Tensor
+    """[N] activated opacities, times the mask."""
+    colors: Tensor
+    """[N, 3] colours towards the camera."""
+    depths: Tensor
+    """[N] depths in world units."""
+    radii: Tensor
+    """[N, 2] int32 screen radii in pixels, 0 where the Gaussian is not visible."""
+    packed: Tensor | None = None
+    """[N * 12] the same as the CPU's kernels read it; None: made of the others when it is needed."""
 
 
 @dataclass

@@ -12,59 +12,68 @@ from torch import Tensor
 
 from flexgs.camera import Camera
 from flexgs.errors import MissingDependencyError
-from flexgs.raster.contract import Contributions, RasterConfig
+from flexgs.raster.contract import Contributions, Projection, RasterConfig
 from flexgs.splats import Splats
 
 TILE = 16
 FIXED = ("alpha_min", "alpha_max", "t_stop", "extent")  # constants compiled into gsplat
 
 
-def render_cuda(splats: Splats, camera: Camera, background: Tensor, sh_degree: int, mask: Tensor | None,
-                contributions: Contributions | None,
-                cfg: RasterConfig) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Return image, alpha, means2d, radii and contributions; see render() and RenderOutput."""
-    try:
-        import gsplat
-    except ImportError as error:
-        raise MissingDependencyError("gsplat", "cuda", "rendering on a CUDA device") from error
+def project(splats: Splats, camera: Camera, sh_degree: int, mask: Tensor | None,
+            cfg: RasterConfig) -> Projection:
+    """Project Gaussians; flexgs.raster describes the arguments."""
+    gsplat = _gsplat()
     for name in FIXED:
         if getattr(cfg, name) != getattr(RasterConfig(), name):
             raise ValueError(f"RasterConfig.{name} is fixed on CUDA: {getattr(RasterConfig(), name)}")
     means, W, H = splats.means, camera.width, camera.height
     camera = camera.to(means.device)
     viewmat, K = camera.viewmat.float()[None], camera.K.float()[None]
-    background = background.to(means)
     opac = splats.opacities.sigmoid() if mask is None else splats.opacities.sigmoid() * mask
     if len(splats) == 0:  # gsplat divides by the number of splats
-        image = background.expand(H, W, 3)
-        sums = means.new_zeros(0, 3 if contributions == "all" else 1) if contributions else None
-        return (image, means.new_zeros(H, W), means.new_zeros(0, 2), means.new_zeros(0, 2, dtype=torch.int32),
-                sums)
-
+        return Projection(means[:, :2], means[:, :3], opac, splats.sh0, opac.detach(),
+                          means.new_zeros(0, 2, dtype=torch.int32))
     radii, means2d, depths, conics, _ = gsplat.fully_fused_projection(
         means, None, splats.quats, splats.scales.exp(), viewmat, K, W, H, eps2d=cfg.eps2d,
         near_plane=camera.near, far_plane=cfg.far, radius_clip=cfg.radius_clip, opacities=opac.detach(),
     )  # fmt: skip
-    means2d = means2d[0]  # the tensor that rasterization consumes must descend from the one that is returned
     sh = torch.cat([splats.sh0[:, None], splats.shN], 1)
     visible = (radii[0] > 0).all(-1)
     colors = gsplat.spherical_harmonics(sh_degree, means - camera.center.float(), sh, masks=visible)
-    colors = (colors + 0.5).clamp_min(0)
+    return Projection(means2d[0], conics[0], opac, (colors + 0.5).clamp_min(0), depths[0], radii[0])
 
+
+def rasterize(projection: Projection, camera: Camera, background: Tensor, contributions: Contributions | None,
+              cfg: RasterConfig) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return image, alpha and contributions; see render() and RenderOutput."""
+    gsplat, W, H = _gsplat(), camera.width, camera.height
+    means2d, conics, opac, colors, depths, radii, _ = projection
+    background = background.to(means2d)
+    if len(means2d) == 0:  # gsplat divides by their number; the sum of none ties the image to the graph
+        sums = means2d.new_zeros(0, 3 if contributions == "all" else 1) if contributions else None
+        return background.expand(H, W, 3) + colors.sum(), means2d.new_zeros(H, W), sums
     tiles = -(-W // TILE), -(-H // TILE)
-    _, isect_ids, flatten_ids = gsplat.isect_tiles(means2d[None], radii, depths, TILE, *tiles)
+    _, isect_ids, flatten_ids = gsplat.isect_tiles(means2d[None], radii[None], depths[None], TILE, *tiles)
     offsets = gsplat.isect_offset_encode(isect_ids, 1, *tiles).reshape(1, tiles[1], tiles[0])
     image, alpha = gsplat.rasterize_to_pixels(
-        means2d[None], conics, colors[None], opac[None], W, H, TILE, offsets, flatten_ids,
+        means2d[None], conics[None], colors[None], opac[None], W, H, TILE, offsets, flatten_ids,
         backgrounds=background[None]
     )
     sums = None
     if contributions:
-        flat = means2d.detach(), conics[0].detach(), opac.detach()
+        flat = means2d.detach(), conics.detach(), opac.detach()
         sums = _weights(gsplat, *flat, W, H, offsets, flatten_ids)
         if contributions == "all":
             sums = torch.cat([sums, _hits(gsplat, *flat, W, H, offsets, flatten_ids)], 1)
-    return image[0], alpha[0, ..., 0], means2d, radii[0], sums
+    return image[0], alpha[0, ..., 0], sums
+
+
+def _gsplat() -> Any:
+    try:
+        import gsplat
+    except ImportError as error:
+        raise MissingDependencyError("gsplat", "cuda", "rendering on a CUDA device") from error
+    return gsplat
 
 
 def _weights(gsplat: Any, means2d: Tensor, conics: Tensor, opac: Tensor, W: int, H: int, offsets: Tensor,

@@ -1,6 +1,6 @@
 """Adam for parameters whose number of rows changes during training."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -77,21 +77,23 @@ class Optimizer:
             if state:
                 self.state[p] = {k: v if k == "step" else v.to(p) for k, v in state.items()}
 
-    def replace_rows(self, name: str, keep: Tensor, new: Tensor) -> nn.Parameter:
+    def replace_rows(self, name: str, keep: Tensor, new: Tensor,
+                     move: Callable[[Tensor], Tensor]) -> nn.Parameter:
         """Replace a parameter by its rows `keep`, followed by new rows, whose moments start at zero.
 
         Args:
             name: name of the group, which has one parameter.
             keep: mask [N] or indices [M] of the rows to keep.
             new: [K, ...] rows to append.
+            move: puts all of these in their order; see Shard.mover.
         """
         group = next(g for g in self.groups if g["name"] == name)
         old = group["params"][0]
         state = self.state.pop(old, None)
-        p = nn.Parameter(torch.cat([old.detach()[keep], new]), requires_grad=old.requires_grad)
+        p = nn.Parameter(move(torch.cat([old.detach()[keep], new])), requires_grad=old.requires_grad)
         if state:
             for key in ("exp_avg", "exp_avg_sq"):
-                state[key] = torch.cat([state[key][keep], torch.zeros_like(new)])
+                state[key] = move(torch.cat([state[key][keep], torch.zeros_like(new)]))
             self.state[p] = state
         group["params"] = [p]
         return p

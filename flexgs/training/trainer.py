@@ -1,12 +1,13 @@
 """The two stages of training, in one loop for tests, the command line, Ray Train and Ray Tune."""
 
+import copy
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from flexgs import stored
 from flexgs.camera import Camera
 from flexgs.config import Config, check_same_method, count_at, ratio_name
-from flexgs.distributed import Group
+from flexgs.distributed import Group, Shard
 from flexgs.distributed.gradients import summed_gradients, totals
 from flexgs.errors import UserError
 from flexgs.image.losses import as_float, halved, photometric
@@ -23,9 +24,10 @@ from flexgs.inputs import Layout
 from flexgs.model.elastic import ElasticModel, Place, make_transform, transform_kind
 from flexgs.model.importance import footprint, score, scorer
 from flexgs.model.order import make_order
+from flexgs.model.selection import Selection
 from flexgs.model.transform import Transform
-from flexgs.raster import render
-from flexgs.raster.contract import RasterConfig
+from flexgs.raster import project, rasterize
+from flexgs.raster.contract import Projection, RasterConfig
 from flexgs.scene import Points, Scene, View, ViewSampler, initial_splats
 from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture
 from flexgs.scene.views import AHEAD
@@ -47,6 +49,17 @@ WATCHED = (0.01, 0.05, 0.15, 1.0)
 """Ratios of the cuts whose quality is shown while training; before stage 2, the whole only."""
 WATCHED_VIEWS = 3
 """The most test views that are rendered for it."""
+
+
+class Cut(NamedTuple):
+    """What one elastic render of one view needs of this worker's Gaussians."""
+
+    leaf: Splats
+    """The kept rows as leaf tensors, whose gradient is as small as the cut."""
+    ratio: float
+    camera: Camera
+    selection: Selection
+    projection: Projection
 
 
 class NonFiniteLossError(UserError):
@@ -74,7 +87,9 @@ class Trainer:
         self.background = torch.tensor(config.background, device=self.device)
         self.raster, self.frozen = RasterConfig(antialiased=config.antialiased), base is not None
         first = base.at(scene.origin) if base else self._initial_splats()
-        self.splats = first.to(self.device).requires_grad_(not self.frozen)
+        self.shard = Shard(self.group, len(first), config.distributed.mode == "sharded")
+        self.splats = first.map(self.shard.mine).to(self.device).requires_grad_(not self.frozen)
+        """The Gaussians that this worker holds: all of them, or its shard."""
         self.optimizer = Optimizer(splat_groups(self.splats, config.lr, scene.scene_scale, unit=self.unit),
                                    self.batch)
         self.densifier = Densifier(config.base, self.base_steps, scene.scene_scale, config.seed,
@@ -82,6 +97,8 @@ class Trainer:
         scorer(config.order.score), transform_kind(config)  # refuse unknown names before stage 1
         self.order = make_order(config)
         self.transform: Transform = Transform()
+        self.counts: Sequence[int] = ()
+        """The counts of the transform of all Gaussians; that of a shard has fewer."""
         self.average = Average()
         self.elastic = False
         """Whether stage 2 has begun: Gaussians are in order, and order and transform have parameters."""
@@ -140,12 +157,13 @@ class Trainer:
             self.seconds += time.perf_counter() - start
             done = self.step >= end
             if crosses(before, self.step, c.check_every) or done:
-                self.group.check_equal(iter(self._tensors().items()), self.step)
+                self.group.check_equal(((name, t) for name, t in self._tensors().items()
+                                        if not self._counts(name)), self.step)
             if reported := crosses(before, self.step, c.report_every) or done:
                 report(self.step, self.metrics())
             done = stop(reported) or done
             if crosses(before, self.step, c.checkpoint_every) or done:
-                keep(self.step, self.save)
+                keep(self.step, self.snapshot())
 
     def train_step(self) -> None:
         """Do one optimizer step, with the gradient averaged over `batch` views of all workers."""
@@ -163,7 +181,10 @@ class Trainer:
             # Add whole gradients of views, so that one worker with two views rounds as two workers do.
             total = [a.add_(b) for a, b in zip(total, view, strict=True)] if total else view
         names = [name for name, _ in self.optimizer.parameters()]
-        sums = summed_gradients(dict(zip(["loss", *names], total, strict=True)), self.group,
+        gradients = dict(zip(["loss", *names], total, strict=True))
+        # Those of a shard are complete; the other workers learn only whether they are finite.
+        own = {name: gradients[name] for name in names if self._counts(name)}
+        sums = summed_gradients(gradients | {name: g.sum() for name, g in own.items()}, self.group,
                                 self.config.distributed)
         read = totals(sums)
         # All workers have the same sums, so all of them stop here together.
@@ -172,12 +193,11 @@ class Trainer:
             raise NonFiniteLossError(f"scene {self.scene.name}, step {before}: {what}; the last "
                                      "checkpoint is kept; lower the learning rates (--lr) and run again")
         self._meter.add(read["loss"], self.batch)
-        del sums["loss"]
-        self.optimizer.step(list(sums.values()), self._progress(before))
+        self.optimizer.step([(sums | own)[name] for name in names], self._progress(before))
         grow = self.stage == 1
         self.step = before + self.batch
         if grow:
-            self.splats = self.densifier.refine(self.splats, self.optimizer, before, self.step, self.group)
+            self.splats = self.densifier.refine(self.splats, self.optimizer, before, self.step, self.shard)
         elif 1 - self._progress(self.step) >= self.config.average:
             self.average = Average()
         elif crosses(before, self.step, EVERY):
@@ -194,22 +214,24 @@ class Trainer:
         for place in sorted({after, *(self._place(after, i) for i in own)}):
             self._ahead.submit(self.scene.train[self.sampler[place]].prefetch)
         camera, target, mask = photograph = self._photograph(position)
-        weights = self.config.loss
+        weights, cameras = self.config.loss, {p: self._camera(p) for p in self._together(position)}
         if self.stage == 1:
-            out = render(self.splats, camera, background=self.background, sh_degree=self._sh_degree(position),
-                         config=self.raster)
-            out.means2d.retain_grad()
-            loss = photometric(out.image, target, l1=self.config.base.l1, ssim=self.config.base.ssim,
-                               mask=mask) / self.batch
+            seen = [project(self.splats, at, sh_degree=self._sh_degree(p), config=self.raster)
+                    for p, at in cameras.items()]
+            for projection in seen:
+                projection.means2d.retain_grad()
+            loss = photometric(self._rasterize(seen, camera), target, l1=self.config.base.l1,
+                               ssim=self.config.base.ssim, mask=mask) / self.batch
             loss.backward()
-            self.densifier.observe(out, camera, self.batch)
+            for projection, at in zip(seen, cameras.values(), strict=True):
+                self.densifier.observe(projection, at, self.batch)
             return loss.detach()
         total, ratios = torch.zeros((), device=self.device), self.config.ratios
         whole = not self.frozen and not (ratios.alternate and self.turn % 2)
         if whole:
-            out = render(self.splats, camera, background=self.background, config=self.raster)
-            loss = photometric(out.image, target, l1=weights.full_l1, ssim=weights.full_ssim,
-                               mask=mask) / self.batch
+            seen = [project(self.splats, at, config=self.raster) for at in cameras.values()]
+            loss = photometric(self._rasterize(seen, camera), target, l1=weights.full_l1,
+                               ssim=weights.full_ssim, mask=mask) / self.batch
             loss.backward()
             total += loss.detach()
         cuts = [*range(ratios.renders - (whole and ratios.alternate))]
@@ -217,9 +239,22 @@ class Trainer:
             cuts += range(ratios.renders, ratios.renders + len(ratios.rare))
         for i in cuts:
             place = self._place(position, i)
-            seen = photograph if place == position else self._photograph(place)
-            total += self._elastic_loss(position, i, *seen, 1 / (self.batch * ratios.kinds))
+            of = photograph if place == position else self._photograph(place)
+            total += self._elastic_loss(position, i, *of, 1 / (self.batch * ratios.kinds))
         return total
+
+    def _together(self, position: int) -> range:
+        """Return the positions of the views that the workers render from each other's shards, by rank.
+
+        Where every worker has all Gaussians that is its own view alone.
+        """
+        first = position - self.shard.owners.rank
+        return range(first, first + self.shard.owners.world)
+
+    def _rasterize(self, projections: Sequence[Projection], camera: Camera) -> Tensor:
+        """Return this worker's image, from its Gaussians as the views that are rendered together see them."""
+        return rasterize(self.shard.exchanged(projections), camera, background=self.background,
+                         config=self.raster).image
 
     def _place(self, position: int, i: int) -> int:
         """Return the position of the view that a view's i-th elastic render is of.
@@ -229,6 +264,9 @@ class Trainer:
         bands = self.config.ratios.bands
         again = bands[:i].count(bands[i]) if i < len(bands) else 0
         return position + again * (len(self.scene.train) // 2)
+
+    def _camera(self, position: int) -> Camera:
+        return self.scene.train[self.sampler[position]].camera.to(self.device)
 
     def _photograph(self, position: int) -> tuple[Camera, Tensor, Tensor | None]:
         """Return the camera, the image [H, W, 3] in [0, 1] and the mask of the position-th training view."""
@@ -240,23 +278,38 @@ class Trainer:
     def _elastic_loss(self, position: int, i: int, camera: Camera, target: Tensor, mask: Tensor | None,
                       weight: float) -> Tensor:
         """Back-propagate and return the loss of a view's i-th elastic render, of kept Gaussians only."""
-        ratio = self._ratio(self.turn if i >= self.config.ratios.renders - 2 else position, i)
-        sparse = self.config.ratios.half_above
-        if sparse is not None and camera.width * camera.height > sparse * count_at(ratio, len(self.splats)):
+        cuts = [self._cut(p, i) for p in self._together(position)]
+        mine = cuts[self.shard.owners.rank]
+        if mine.camera.width < camera.width:
             camera, target, mask = halved(camera, target, mask)
-        selection = self.order.select(self.splats, ratio, self._progress(position), (position, i))
-        # The kept rows become a leaf tensor, whose gradient is as small as the cut.
-        leaf = self.splats[selection.index].detach().requires_grad_(not self.frozen)
-        index = selection.index if isinstance(selection.index, Tensor) else None
-        out = render(self.transform(leaf, ratio, index), camera, background=self.background,
-                     mask=selection.mask, config=self.raster)
-        loss = photometric(out.image, target, l1=self.config.loss.elastic_l1,
+        image = self._rasterize([cut.projection for cut in cuts], camera)
+        loss = photometric(image, target, l1=self.config.loss.elastic_l1,
                            ssim=self.config.loss.elastic_ssim, mask=mask)
-        loss = weight * (loss + self.transform.regulariser() + sum(selection.losses.values()))
+        loss = weight * (loss + self.transform.regulariser() + sum(mine.selection.losses.values()))
         loss.backward()
         if not self.frozen:
-            self._add_gradient(selection.index, leaf, ratio**self.config.loss.elastic_fade)
+            for cut in cuts:
+                self._add_gradient(cut.selection.index, cut.leaf, cut.ratio**self.config.loss.elastic_fade)
         return loss.detach()
+
+    def _cut(self, position: int, i: int) -> Cut:
+        """Project what a view's i-th elastic render keeps of this worker's Gaussians."""
+        ratio = self._ratio(self.turn if i >= self.config.ratios.renders - 2 else position, i)
+        camera, sparse = self._camera(self._place(position, i)), self.config.ratios.half_above
+        if sparse is not None and camera.width * camera.height > sparse * count_at(ratio, self.shard.n):
+            camera = camera.scaled(camera.width // 2, camera.height // 2)
+        selection = self._select(ratio, position, i)
+        leaf = self.splats[selection.index].detach().requires_grad_(not self.frozen)
+        index = selection.index if isinstance(selection.index, Tensor) else None
+        projection = project(self.transform(leaf, ratio, index), camera, mask=selection.mask,
+                             config=self.raster)
+        return Cut(leaf, ratio, camera, selection, projection)
+
+    def _select(self, ratio: float, position: int, i: int) -> Selection:
+        """Return which of this worker's Gaussians a view's i-th elastic render keeps."""
+        if self.shard.owners.world > 1:  # the order is fixed: see Config.check
+            return Selection(slice(0, self.shard.count(count_at(ratio, self.shard.n))))
+        return self.order.select(self.splats, ratio, self._progress(position), (position, i))
 
     def _add_gradient(self, index: slice | Tensor, leaf: Splats, factor: float) -> None:
         """Add the gradient of the rows at `index`, times a factor, to that of all Gaussians."""
@@ -307,28 +360,41 @@ class Trainer:
     # ------------------------------------------------------------------ stage 2
 
     def _begin_stage_2(self) -> None:
-        """Sort the Gaussians, and make the parameters of the order and the transform."""
-        scores = self._scores()
-        if begin := self.order.begin(self.splats.detach(), scores):
-            rows, merged = begin  # which are those in these rows, unless the order merges
-            self.splats, scores = reorder(self.splats, self.optimizer, rows), scores[rows]
-            for (_, mine), (_, new) in zip(self.splats.items(), merged.items(), strict=True):
-                mine.data.copy_(new)
-        self._make_stage_2()
+        """Sort the Gaussians, and make the parameters of the order and the transform.
+
+        For this, and when the model is made, every worker has all Gaussians for a moment.
+        """
+        whole, scores = self._whole(), self._scores()
+        if begin := self.order.begin(whole, scores):
+            rows, whole = begin  # which are those in these rows, unless the order merges
+            self.splats, scores = reorder(self.splats, self.optimizer, rows, self.shard), scores[rows]
+            for (_, mine), (_, new) in zip(self.splats.items(), whole.items(), strict=True):
+                mine.data.copy_(self.shard.mine(new))
+        self._make_stage_2(whole)
         self.order.refresh(scores)
-        self.transform.start(self.splats, scores)
+        self.transform.start(whole, scores)
+        self._divide_stage_2()
+
+    def _whole(self) -> Splats:
+        """Return the Gaussians of all workers, without gradients."""
+        return self.splats.detach().map(self.shard.whole)
 
     def _scores(self) -> Tensor:
-        return score(self.config.order.score, self.splats, self.scene.train, self.group)
+        return score(self.config.order.score, self._whole(), self.scene.train, self.group)
 
-    def _make_stage_2(self) -> None:
-        """Make the transform, the order and the optimizer of stage 2 for the current Gaussians."""
+    def _make_stage_2(self, whole: Splats) -> None:
+        """Make the transform and the order of stage 2 for these, which are all Gaussians."""
         with torch.random.fork_rng(devices=[]):  # layers draw from the global generator
             torch.manual_seed(self.config.seed)
-            self.transform = make_transform(self.config, self.splats, self.scene.points.xyz,
+            self.transform = make_transform(self.config, whole, self.scene.points.xyz,
                                             self.unit).to(self.device)
-            self.order.build(self.splats, self.unit)
+            self.order.build(whole, self.unit)
             self.order.to(self.device)
+
+    def _divide_stage_2(self) -> None:
+        """Keep this worker's share of the transform, and make the optimizer of stage 2."""
+        self.counts = self.transform.counts
+        self.transform = self._resized(self.shard.mine, [self.shard.count(k) for k in self.counts])
         moments = self.optimizer.moments()
         groups = splat_groups(self.splats, self.config.lr, self.scene.scene_scale, self.config.lr.shN_factor,
                               self.unit)
@@ -345,10 +411,10 @@ class Trainer:
         """Return the elastic model as trained so far, in its final order."""
         if not self.elastic:
             self._begin_stage_2()
-        splats = self.splats.detach()
+        splats, transform = self._whole(), self._resized(self.shard.whole, self.counts)
         final = self.order.final(splats, self._scores)
         splats = splats if final is None else splats[final]
-        return ElasticModel(splats, self.transform.stored(), self.config,
+        return ElasticModel(splats, transform.stored(), self.config,
                             [view.camera for view in self.scene.train], self.scene.digest)
 
     # ------------------------------------------------------------------ state
@@ -359,7 +425,7 @@ class Trainer:
         eta = (self.config.steps - self.step) / rate if rate else math.nan
         return {"stage": 1 if self.step <= self.base_steps else 2, "steps": self.config.steps, "loss": loss,
                 "views_per_second": rate, "eta_seconds": eta, "workers": self.group.world,
-                "splats": len(self.splats), "memory_mb": self._memory(),
+                "splats": self.shard.n, "memory_mb": self._memory(),
                 **{f"test_psnr_{ratio_name(ratio)}": psnr for ratio, psnr in self._test_psnr().items()}}
 
     @torch.no_grad()
@@ -376,8 +442,9 @@ class Trainer:
 
     def _psnr(self, splats: Splats, view: View) -> float:
         """Return the PSNR in dB of a view; pixels outside its mask count as perfect, as in evaluate.py."""
-        image = render(splats, view.camera.to(self.device), background=self.background,
-                       config=self.raster).image.clamp(0, 1)
+        camera = view.camera.to(self.device)
+        projection = project(splats, camera, config=self.raster)
+        image = self._rasterize([projection] * self.shard.owners.world, camera).clamp(0, 1)
         target, mask = view.image().to(self.device) / 255, view.mask()
         if mask is not None:
             image = torch.where(mask.to(self.device)[:, :, None], image, target)
@@ -386,16 +453,16 @@ class Trainer:
 
     @torch.no_grad()
     def cut(self, ratio: float) -> Splats:
-        """Return a cut of the model as trained so far, without changing anything.
+        """Return a cut of the model as trained so far, or this worker's share, without changing anything.
 
         Before stage 2 has put the Gaussians in order, those of the largest footprint stay.
         """
-        splats, count = self.splats.detach(), count_at(ratio, len(self.splats))
-        if count == len(splats):
+        splats, count = self.splats.detach(), count_at(ratio, self.shard.n)
+        if count == self.shard.n:
             return splats
         if not self.elastic:
             return splats[footprint(splats, [], self.group).argsort(descending=True, stable=True)[:count]]
-        chosen = self.order.select(splats, ratio, self._progress(self.step), (self.step, len(WATCHED)))
+        chosen = self._select(ratio, self.step, len(WATCHED))
         index = chosen.index if isinstance(chosen.index, Tensor) else None
         return self.transform(splats[chosen.index], ratio, index).detach()
 
@@ -411,17 +478,52 @@ class Trainer:
             tensors |= self.order.state_dict()
         return tensors
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint, everything that the next step depends on, into an existing folder."""
+    def _counts(self, name: str) -> Sequence[int]:
+        """Return how many rows the blocks of a checkpoint's tensor have for all Gaussians together.
+
+        None if this worker has the whole of it.
+        """
+        name = name.removeprefix("adam.").removeprefix("average.")
+        if self.shard.owners.world == 1 or name.endswith("/step"):
+            return ()
+        if name.startswith(("splats.", "densify.")):
+            return [self.shard.n]
+        return self.counts if name.startswith("transform.") else ()
+
+    def _resized(self, part: Callable[[Tensor, Sequence[int]], Tensor], counts: Sequence[int]) -> Transform:
+        """Return a transform of part(parameter, counts of all Gaussians), which has these counts."""
+        if self.shard.owners.world == 1:
+            return self.transform
+        other = copy.deepcopy(self.transform)
+        for parameter in other.parameters():
+            parameter.data = part(parameter.data, self.counts)
+        other.counts = counts
+        return other
+
+    def snapshot(self) -> Callable[[Path], None]:
+        """Return a function that writes a checkpoint into a folder: all that the next step depends on.
+
+        All workers call this together; the first one's function is the one to call.
+        """
         tensors = {**self._tensors(), **{f"adam.{k}": t for k, t in self.optimizer.moments().items()}}
         tensors |= {f"average.{name}": t for name, t in self.average.tensors().items()}
         if self.stage == 1:
-            tensors |= self.densifier.tensors()
-        stored.save(folder, STATE, tensors, {
-            "scene": self.scene.name, "capture": self.scene.digest, "step": self.step,
-            "base_steps": self.base_steps, "elastic": self.elastic,
-            **Place(self.splats.origin, self.unit).to_dict(),
-            "seconds": self.seconds, "config": self.config.to_dict()})
+            names, parts = zip(*self.densifier.tensors().items(), strict=True)
+            tensors |= zip(names, self.shard.replicas.summed(parts), strict=True)
+        kept = {}
+        for name, t in tensors.items():
+            whole = self.shard.whole(t.detach(), self._counts(name))
+            if self.group.rank == 0:
+                kept[name] = whole.cpu()
+        about = {"scene": self.scene.name, "capture": self.scene.digest, "step": self.step,
+                 "base_steps": self.base_steps, "elastic": self.elastic,
+                 **Place(self.splats.origin, self.unit).to_dict(),
+                 "seconds": self.seconds, "config": self.config.to_dict()}
+        return lambda folder: stored.save(folder, STATE, kept, about)
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint into an existing folder, where there is one worker."""
+        self.snapshot()(folder)
 
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint; an error leaves the trainer as it was.
@@ -443,25 +545,28 @@ class Trainer:
             read = checkpoint.tensors(self._layout(checkpoint))
         except UserError as e:
             raise DamagedError(str(e)) from None
-        tensors = {name: t.to(self.device) for name, t in read.items()}
         self.step, self.seconds = about["step"], about["seconds"]
         if self.step >= about["base_steps"]:  # stage 1 is over: raising --steps lengthens stage 2 only
             self.base_steps = about["base_steps"]
         place = Place.of(about, f"{folder}/state.json")
         self.unit = place.unit
-        splats = Splats(**stored.part(tensors, "splats."), origin=place.origin)
-        self.splats = splats.at(self.scene.origin).requires_grad_(not self.frozen)
+        whole = Splats(**stored.part(read, "splats."), origin=place.origin).at(self.scene.origin)
+        self.shard.n = len(whole)
+        self.splats = whole.map(self.shard.mine).to(self.device).requires_grad_(not self.frozen)
         self.optimizer = Optimizer(splat_groups(self.splats, self.config.lr, self.scene.scene_scale,
                                                 unit=self.unit), self.batch)
         if about["elastic"]:
-            self._make_stage_2()
-            self.transform.load_state_dict(stored.part(tensors, "transform."))
-            self.order.load_state_dict({name: tensors[name] for name in self.order.state_dict()})
+            self._make_stage_2(whole)
+            self.transform.load_state_dict(stored.part(read, "transform."))
+            self.order.load_state_dict({name: read[name] for name in self.order.state_dict()})
+            self._divide_stage_2()
+        tensors = {name: self.shard.mine(t, self._counts(name)).to(self.device) for name, t in read.items()}
         self.optimizer.load_moments(stored.part(tensors, "adam."))
         self.average.load(stored.part(tensors, "average."))
         if "densify.seen" in tensors:
-            self.densifier.gradient = tensors["densify.gradient"]
-            self.densifier.seen = tensors["densify.seen"]
+            first = self.shard.replicas.rank == 0  # what replicas have is summed, and so was what was saved
+            self.densifier.gradient = tensors["densify.gradient"] * first
+            self.densifier.seen = tensors["densify.seen"] * first
 
     def _layout(self, checkpoint: Checkpoint) -> Layout:
         """Return the names, types and shapes of the tensors that a checkpoint of this method has."""

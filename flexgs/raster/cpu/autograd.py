@@ -1,7 +1,7 @@
 """The CPU backend: numba kernels as torch.autograd.Functions, and the renderer composed of them."""
 
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,11 +10,9 @@ from torch.autograd.function import once_differentiable
 
 from flexgs.camera import Camera
 from flexgs.pool import run_ranges, run_strides
+from flexgs.raster.contract import Contributions, Projection, RasterConfig
 from flexgs.raster.cpu import kernels as k
 from flexgs.splats import Splats
-
-if TYPE_CHECKING:
-    from flexgs.raster.contract import Contributions, RasterConfig
 
 
 class CameraRecord(NamedTuple):
@@ -54,7 +52,7 @@ class Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, means: Tensor, quats: Tensor, log_scales: Tensor, logits: Tensor, sh0: Tensor,
                 shN: Tensor, degree: int, mask: Tensor | None, view: CameraRecord,
-                cfg: "RasterConfig") -> tuple[Tensor, ...]:  # fmt: skip
+                cfg: RasterConfig) -> tuple[Tensor, ...]:  # fmt: skip
         """Return means [N, 2], inverse covariances [N, 3], opacities [N] and colours [N, 3], differentiable.
 
         Then depths [N], radii [N, 2], and the splats [N * 12]: see SPLAT in kernels.py.
@@ -135,7 +133,7 @@ class Rasterize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, means2d: Tensor, conics: Tensor, opac: Tensor, colors: Tensor, background: Tensor,
-                depths: Tensor, radii: Tensor, splats: Tensor, view: CameraRecord, cfg: "RasterConfig",
+                depths: Tensor, radii: Tensor, splats: Tensor, view: CameraRecord, cfg: RasterConfig,
                 want_contributions: bool) -> tuple[Tensor, ...]:  # fmt: skip
         """Return image [H, W, 3], alpha [H, W], and contributions [N, 3] if wanted, else [0, 3].
 
@@ -178,18 +176,34 @@ class Rasterize(torch.autograd.Function):
         return (*(torch.from_numpy(a) for a in out), v_background, *[None] * 6)
 
 
-def render_cpu(splats: Splats, camera: Camera, background: Tensor, sh_degree: int, mask: Tensor | None,
-               contributions: "Contributions | None",
-               cfg: "RasterConfig") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Return image, alpha, means2d, radii and contributions; see render() and RenderOutput."""
+def project(splats: Splats, camera: Camera, sh_degree: int, mask: Tensor | None,
+            cfg: RasterConfig) -> Projection:
+    """Project Gaussians; flexgs.raster describes the arguments."""
     if splats.means.dtype != torch.float32:
         raise TypeError(f"the CPU rasterizer takes float32 splats, not {splats.means.dtype}")
-    view = view_of(camera)
-    means2d, conics, opac, colors, depths, radii, packed = Project.apply(
-        splats.means, splats.quats, splats.scales, splats.opacities, splats.sh0, splats.shN, sh_degree, mask,
-        view, cfg)
-    image, alpha, sums = Rasterize.apply(
-        means2d, conics, opac, colors, background, depths, radii, packed, view, cfg, contributions is not None
-    )
+    return Projection(*Project.apply(splats.means, splats.quats, splats.scales, splats.opacities, splats.sh0,
+                                     splats.shN, sh_degree, mask, view_of(camera), cfg))
+
+
+def rasterize(projection: Projection, camera: Camera, background: Tensor,
+              contributions: Contributions | None,
+              cfg: RasterConfig) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Return image, alpha and contributions; see render() and RenderOutput."""
+    means2d, conics, opac, colors, depths, radii, packed = projection
+    packed = _packed(projection, cfg) if packed is None else packed
+    image, alpha, sums = Rasterize.apply(means2d, conics, opac, colors, background, depths, radii, packed,
+                                         view_of(camera), cfg, contributions is not None)
     wanted = sums if contributions == "all" else sums[:, :1]
-    return image, alpha, means2d, radii, wanted if contributions else None
+    return image, alpha, wanted if contributions else None
+
+
+def _packed(projection: Projection, cfg: RasterConfig) -> Tensor:
+    """Return the splats [N * 12] of visible Gaussians, as project_fwd of kernels.py writes them."""
+    f = np.float32
+    means2d, conics, opac, colors = (_np(t) for t in projection[:4])
+    cut = np.minimum(np.log(opac / f(cfg.alpha_min)), f(0.5) * f(cfg.extent) * f(cfg.extent))
+    A, B, C = conics.T.astype(np.float64)
+    height2 = (f(2) * cut * conics[:, 0]) / (A * C - B * B)
+    half = np.sqrt(np.maximum(0, height2)).astype(f) + k.SLACK
+    return torch.from_numpy(np.column_stack([means2d, conics * np.array([1 / 16, 1 / 8, 1 / 16], f), opac,
+                                             cut / f(8), colors, half, np.zeros_like(half)]).ravel())
