@@ -85,6 +85,13 @@ class BaseConfig:
     sh_degree: Annotated[int, Range(0, 3)] = 3
     """Degree of the spherical harmonics, reached step by step over the first fifth of stage 1. 0: colours
     do not depend on the view direction."""
+    densify: Literal["gradient", "mcmc"] = "gradient"
+    """How Gaussians are added and removed. gradient: as in 3DGS, by the gradient of the screen position;
+    mcmc: as in 3DGS-MCMC (Kheradmand et al. 2024), transparent ones move to opaque ones."""
+    init_opa: Annotated[float, Range(0, 1, "()")] = 0.1
+    """Opacity of the Gaussians that training begins with."""
+    init_scale: Positive = 1.0
+    """Standard deviation of the Gaussians that training begins with, times the distance of their points."""
     refine_start: Fraction = 0.03
     """Fraction of stage 1 after which densification (cloning, splitting and pruning) starts. 1: never."""
     refine_stop: Fraction = 0.8
@@ -100,6 +107,13 @@ class BaseConfig:
     """Most Gaussians, initial points included; near the limit those with the largest gradients grow first."""
     prune_opa: Fraction = 0.005
     """Densification removes Gaussians whose opacity is below this. 0: none."""
+    opacity_reg: Weight = 0.01
+    """Weight of the mean opacity in the loss, for densify mcmc."""
+    scale_reg: Weight = 0.01
+    """Weight of the mean standard deviation, in fifths of the scene scale, in the loss, for densify mcmc."""
+    noise_lr: Annotated[float, Range(0, 1e9)] = 5e5
+    """Noise of nearly transparent positions, as a factor on the learning rate of the means, for densify
+    mcmc."""
     prune_scale3d: Annotated[float, Range(0, 1e6, "(]")] = 0.1
     """After the first opacity reset, densification removes Gaussians larger than this fraction of the scene
     scale."""
@@ -384,7 +398,7 @@ class Config:
     preset: str = "default"
     """Settings to start from; other flags change them. default: the recommended ones; fast: cheaper; quality:
     dearer. FlexGS: paper, official, mended. Rivals: plain, lightgs, lightgs+, c3dgs, eagles, decimate,
-    decimate-st, decimate-ft, matryoshka, scratch. For tests: smoke. --help-all says what each is."""
+    decimate-st, decimate-ft, matryoshka, scratch, mcmc. For tests: smoke. --help-all says what each is."""
     seed: Annotated[int, Range(0, 10**18 - 1)] = 0
     """Seed of all random numbers."""
     steps: Views = 30_000
@@ -739,6 +753,14 @@ def _scratch(config: Config) -> None:
     config.base.reset_every = 2.0
 
 
+def _mcmc(config: Config) -> None:
+    """3DGS as Markov Chain Monte Carlo (Kheradmand et al. 2024), one model per ratio, of floor(e N)."""
+    _scratch(config)
+    config.base.densify, config.base.refine_every = "mcmc", 25
+    config.base.init_opa, config.base.init_scale = 0.5, 0.1
+    config.base.opacity_reg = config.base.scale_reg = 0.001
+
+
 def _smoke(config: Config) -> None:
     """A run of seconds on any machine, for tests."""
     _default(config)
@@ -748,8 +770,8 @@ def _smoke(config: Config) -> None:
 
 PRESETS = {f.__name__[1:].replace("_plus", "+").replace("_", "-"): f for f in (
     _default, _fast, _quality, _paper, _official, _mended, _plain, _lightgs, _lightgs_plus, _c3dgs, _eagles,
-    _decimate, _decimate_st, _decimate_ft, _matryoshka, _scratch, _smoke)}
+    _decimate, _decimate_st, _decimate_ft, _matryoshka, _scratch, _mcmc, _smoke)}
 
 METHODS = ("plain", "lightgs", "lightgs+", "c3dgs", "eagles", "decimate", "decimate-ft", "matryoshka",
-           "scratch", "official", "paper", "default", "fast", "quality")
+           "scratch", "mcmc", "official", "paper", "default", "fast", "quality")
 """What `flexgs compare` compares by default: the FlexGS paper's rivals, five beyond the paper, and FlexGS."""

@@ -34,6 +34,10 @@ class Densifier:
         self.seen = torch.zeros(n, device=device)
         """[N] number of views in which each Gaussian was visible."""
 
+    def regulariser(self, splats: Splats) -> float:
+        """Return 0: 3DGS trains for the images alone."""
+        return 0.0
+
     @torch.no_grad()
     def observe(self, out: RenderOutput, camera: Camera, scale: float) -> None:
         """Add one view's gradient of out.means2d after backward; scale undoes the factor on its loss."""
@@ -78,7 +82,7 @@ class Densifier:
                             "none is left; lower the first or raise the second")
         new = cat([splats.detach()[clone & ~remove],
                    halves(splats.detach()[split], generator(self.seed, "split", step))])
-        return _replace(splats, optimizer, ~remove, new)
+        return replace_rows(splats, optimizer, ~remove, new)
 
     def _reset_opacities(self, splats: Splats, optimizer: Optimizer) -> None:
         """Lower opacities to at most 0.01 and set their Adam moments to zero."""
@@ -90,6 +94,15 @@ class Densifier:
     def tensors(self) -> dict[str, Tensor]:
         """Return the statistics that a checkpoint holds."""
         return {"densify.gradient": self.gradient, "densify.seen": self.seen}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take over the statistics of a checkpoint."""
+        self.gradient, self.seen = tensors["densify.gradient"], tensors["densify.seen"]
+
+    @staticmethod
+    def layout() -> dict[str, tuple[str, tuple[int | str, ...]]]:
+        """Return the names, types and shapes of what tensors() returns."""
+        return {"densify.gradient": ("float64", ("Gaussians",)), "densify.seen": ("float32", ("Gaussians",))}
 
 
 def crosses(before: int, step: int, every: int) -> bool:
@@ -110,7 +123,7 @@ def halves(splats: Splats, random: torch.Generator) -> Splats:
     return cat(parts)
 
 
-def _replace(splats: Splats, optimizer: Optimizer, keep: Tensor, new: Splats) -> Splats:
+def replace_rows(splats: Splats, optimizer: Optimizer, keep: Tensor, new: Splats) -> Splats:
     """Return the kept Gaussians followed by new ones, and do the same to the optimizer's moments."""
     return splats.changed(**{name: optimizer.replace_rows(f"splats.{name}", keep, getattr(new, name))
                              for name, _ in splats.items()})
@@ -118,4 +131,4 @@ def _replace(splats: Splats, optimizer: Optimizer, keep: Tensor, new: Splats) ->
 
 def reorder(splats: Splats, optimizer: Optimizer, order: Tensor) -> Splats:
     """Return the Gaussians in the given order [M], with their Adam moments."""
-    return _replace(splats, optimizer, order, splats.detach()[:0])
+    return replace_rows(splats, optimizer, order, splats.detach()[:0])

@@ -35,6 +35,7 @@ from flexgs.stored import SPLATS, splats_of
 from flexgs.training.average import EVERY, Average
 from flexgs.training.checkpoint import STATE, Checkpoint, DamagedError
 from flexgs.training.densify import Densifier, crosses, reorder
+from flexgs.training.mcmc import Mcmc
 from flexgs.training.optim import Optimizer, splat_groups
 
 Report = Callable[[int, dict[str, Any]], None]
@@ -77,7 +78,8 @@ class Trainer:
         self.splats = first.to(self.device).requires_grad_(not self.frozen)
         self.optimizer = Optimizer(splat_groups(self.splats, config.lr, scene.scene_scale, unit=self.unit),
                                    self.batch)
-        self.densifier = Densifier(config.base, self.base_steps, scene.scene_scale, config.seed,
+        densifier = Mcmc if config.base.densify == "mcmc" else Densifier
+        self.densifier = densifier(config.base, self.base_steps, scene.scene_scale, config.seed,
                                    len(self.splats), self.device)
         scorer(config.order.score), transform_kind(config)  # refuse unknown names before stage 1
         self.order = make_order(config)
@@ -90,12 +92,13 @@ class Trainer:
 
     def _initial_splats(self) -> Splats:
         """Make a Gaussian for each point of the capture, or of a random subset of max_splats points."""
-        points, most = self.scene.points, self.config.base.max_splats
-        if len(points.xyz) > most:
-            chosen = torch.randperm(len(points.xyz), generator=generator(self.config.seed, "points"))[:most]
+        points, base = self.scene.points, self.config.base
+        if len(points.xyz) > base.max_splats:
+            order = torch.randperm(len(points.xyz), generator=generator(self.config.seed, "points"))
+            chosen = order[:base.max_splats]
             points = Points(points.xyz[chosen], points.rgb[chosen])
-        return initial_splats(points, self.config.base.sh_degree, alone=self.scene.scene_scale / 5,
-                              origin=self.scene.origin)
+        return initial_splats(points, base.sh_degree, opacity=base.init_opa, size=base.init_scale,
+                              alone=self.scene.scene_scale / 5, origin=self.scene.origin)
 
     @property
     def stage(self) -> int:
@@ -200,7 +203,8 @@ class Trainer:
                          config=self.raster)
             out.means2d.retain_grad()
             loss = photometric(out.image, target, l1=self.config.base.l1, ssim=self.config.base.ssim,
-                               mask=mask) / self.batch
+                               mask=mask)
+            loss = (loss + self.densifier.regulariser(self.splats)) / self.batch
             loss.backward()
             self.densifier.observe(out, camera, self.batch)
             return loss.detach()
@@ -459,9 +463,8 @@ class Trainer:
             self.order.load_state_dict({name: tensors[name] for name in self.order.state_dict()})
         self.optimizer.load_moments(stored.part(tensors, "adam."))
         self.average.load(stored.part(tensors, "average."))
-        if "densify.seen" in tensors:
-            self.densifier.gradient = tensors["densify.gradient"]
-            self.densifier.seen = tensors["densify.seen"]
+        if self.stage == 1:
+            self.densifier.load(tensors)
 
     def _layout(self, checkpoint: Checkpoint) -> Layout:
         """Return the names, types and shapes of the tensors that a checkpoint of this method has."""
@@ -488,8 +491,7 @@ class Trainer:
                            f"adam.{name}/exp_avg": ("float32", tuple(parameter.shape)),
                            f"adam.{name}/exp_avg_sq": ("float32", tuple(parameter.shape))}
         if checkpoint.about["step"] < checkpoint.about["base_steps"]:
-            layout |= {"densify.gradient": ("float64", ("Gaussians",)),
-                       "densify.seen": ("float32", ("Gaussians",))}
+            layout |= self.densifier.layout()
         return layout
 
 
