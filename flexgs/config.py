@@ -231,9 +231,10 @@ class RatiosConfig:
 class OrderConfig:
     """The order of the Gaussians: a cut at ratio e keeps the first floor(e N) of them, so cuts are nested."""
 
-    kind: Annotated[str, Name("sampled", "importance", "tree", "opacity", "gsnet")] = "sampled"
+    kind: Annotated[str, Name("sampled", "importance", "tree", "opacity", "gsnet", "gns")] = "sampled"
     """sampled, importance, tree: fixed when stage 2 starts, by weighted sampling without replacement, by
-    descending score, or by merging pairs; opacity: re-sorted at every step; gsnet: learned."""
+    descending score, or by merging pairs; opacity: re-sorted at every step; gsnet: learned. gns: natural
+    selection of the Gaussians to keep (Deng et al. 2025), then by descending score."""
     score: Annotated[str, SCORES] = "alpha_t"
     """Importance score of a Gaussian; model/importance.py has the formula and the paper of each."""
     temperature: Factor = 1.0
@@ -245,6 +246,9 @@ class OrderConfig:
     keep: Ratio = 1.0
     """Fraction of the Gaussians that stage 2 keeps, the first ones of the order: prune, then fine-tune. With
     kind tree the others are merged into them. 1: all."""
+    push: Annotated[float, Range(0, 1, "(]")] = 0.25
+    """With kind gns, the first fraction of stage 2, over which opacities are pushed down until as many
+    Gaussians have died as keep asks for."""
 
     @property
     def fixed(self) -> bool:
@@ -398,7 +402,8 @@ class Config:
     preset: str = "default"
     """Settings to start from; other flags change them. default: the recommended ones; fast: cheaper; quality:
     dearer. FlexGS: paper, official, mended. Rivals: plain, lightgs, lightgs+, c3dgs, eagles, decimate,
-    decimate-st, decimate-ft, matryoshka, scratch, mcmc. For tests: smoke. --help-all says what each is."""
+    decimate-st, decimate-ft, gns, matryoshka, scratch, mcmc. For tests: smoke. --help-all says what each
+    is."""
     seed: Annotated[int, Range(0, 10**18 - 1)] = 0
     """Seed of all random numbers."""
     steps: Views = 30_000
@@ -480,6 +485,13 @@ class Config:
             raise UserError(f"--order.keep: found {self.order.keep} with --order.kind {self.order.kind}, "
                             "whose order is known at the end only; "
                             "expected --order.kind importance, sampled or tree")
+        if self.order.kind == "gns" and (self.transform.kind != "none" or self.ratios.renders):
+            raise UserError(f"--order.kind gns: found --transform.kind {self.transform.kind} and "
+                            f"{self.ratios.renders} cuts per view, expected none of either: it makes a model "
+                            "of one ratio")
+        if self.order.kind == "gns" and self.order.push + self.average > 1:
+            raise UserError(f"--order.push {self.order.push:g}: with --average {self.average:g}, expected at "
+                            f"most {1 - self.average:g}: only a fixed number of Gaussians can be averaged")
         if self.base.ply and self.transform.kind == "none":
             raise UserError("--transform.kind none: with --base.ply there is nothing to train; "
                             "expected deltas or field")
@@ -730,6 +742,12 @@ def _decimate_ft(config: Config) -> None:
     config.order.kind = "tree"
 
 
+def _gns(config: Config) -> None:
+    """GNS (Deng et al. 2025): all opacities are pushed, what gives way is pruned, one model per ratio."""
+    _lightgs_plus(config)
+    config.order.kind = "gns"
+
+
 def _matryoshka(config: Config) -> None:
     """Matryoshka Gaussian Splatting (Guo et al. 2026): Gaussians sorted by opacity at every step.
 
@@ -770,8 +788,8 @@ def _smoke(config: Config) -> None:
 
 PRESETS = {f.__name__[1:].replace("_plus", "+").replace("_", "-"): f for f in (
     _default, _fast, _quality, _paper, _official, _mended, _plain, _lightgs, _lightgs_plus, _c3dgs, _eagles,
-    _decimate, _decimate_st, _decimate_ft, _matryoshka, _scratch, _mcmc, _smoke)}
+    _decimate, _decimate_st, _decimate_ft, _gns, _matryoshka, _scratch, _mcmc, _smoke)}
 
-METHODS = ("plain", "lightgs", "lightgs+", "c3dgs", "eagles", "decimate", "decimate-ft", "matryoshka",
+METHODS = ("plain", "lightgs", "lightgs+", "c3dgs", "eagles", "decimate", "decimate-ft", "gns", "matryoshka",
            "scratch", "mcmc", "official", "paper", "default", "fast", "quality")
 """What `flexgs compare` compares by default: the FlexGS paper's rivals, five beyond the paper, and FlexGS."""

@@ -40,7 +40,7 @@ SECOND = {
     "plain": STAGE_2, "lightgs": STAGE_2, "lightgs+": FALLING, "c3dgs": STAGE_2, "eagles": STAGE_2,
     "decimate": STAGE_2,
     "decimate-st": STAGE_2, "decimate-ft": STAGE_2, "matryoshka": STAGE_2, "scratch": STAGE_2,
-    "mcmc": STAGE_2}
+    "mcmc": STAGE_2, "gns": FALLING}
 
 
 def moved(optimizer: Optimizer, progress: float) -> dict[str, float]:

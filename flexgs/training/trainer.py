@@ -181,6 +181,9 @@ class Trainer:
         self.step = before + self.batch
         if grow:
             self.splats = self.densifier.refine(self.splats, self.optimizer, before, self.step, self.group)
+        elif (rows := self.order.survivors(self.splats, self._progress(before),
+                                           self._progress(self.step))) is not None:
+            self.splats = reorder(self.splats, self.optimizer, rows)
         elif 1 - self._progress(self.step) >= self.config.average:
             self.average = Average()
         elif crosses(before, self.step, EVERY):
