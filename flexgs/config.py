@@ -246,7 +246,7 @@ class OrderConfig:
     keep: Ratio = 1.0
     """Fraction of the Gaussians that stage 2 keeps, the first ones of the order: prune, then fine-tune. With
     kind tree the others are merged into them. 1: all."""
-    push: Annotated[float, Range(0, 1, "(]")] = 0.25
+    push: Annotated[float, Range(0, 1, "(]")] = 0.12
     """With kind gns, the first fraction of stage 2, over which opacities are pushed down until as many
     Gaussians have died as keep asks for."""
 
