@@ -792,4 +792,4 @@ PRESETS = {f.__name__[1:].replace("_plus", "+").replace("_", "-"): f for f in (
 
 METHODS = ("plain", "lightgs", "lightgs+", "c3dgs", "eagles", "decimate", "decimate-ft", "gns", "matryoshka",
            "scratch", "mcmc", "official", "paper", "default", "fast", "quality")
-"""What `flexgs compare` compares by default: the FlexGS paper's rivals, seven beyond the paper, and FlexGS."""
+"""What `flexgs compare` compares by default: the rivals of FlexGS's paper, seven more, and FlexGS."""
