@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from flexgs.callbacks import Callback, Callbacks
-from flexgs.config import PRESETS, Config, check_same_method, count_at, percent_name, ratio_name
+from flexgs.config import PRESETS, BaseConfig, Config, check_same_method, count_at, percent_name, ratio_name
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.files import atomic_file, atomic_folder, write_json
@@ -73,8 +73,8 @@ def method_config(method: str, common: Config) -> Config:
 
     preset, *flags = _words(method)
     config = Config.from_preset(preset)
-    own = ("stage1_fraction", "reset_every") if config.base.stage1_fraction == 1 else ()
-    own_base = {name: getattr(config.base, name) for name in own}
+    own_base = {name: value for name, value in vars(config.base).items()
+                if config.base.stage1_fraction == 1 and value != getattr(BaseConfig(), name)}
     own_cuts = config.evaluation.cuts
     config = dataclasses.replace(config, **{name: getattr(common, name) for name in COMMON})
     config.base = dataclasses.replace(common.base, **own_base)

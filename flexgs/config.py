@@ -85,6 +85,13 @@ class BaseConfig:
     sh_degree: Annotated[int, Range(0, 3)] = 3
     """Degree of the spherical harmonics, reached step by step over the first fifth of stage 1. 0: colours
     do not depend on the view direction."""
+    densify: Literal["gradient", "mcmc"] = "gradient"
+    """How Gaussians are added and removed. gradient: as in 3DGS, by the gradient of the screen position;
+    mcmc: as in 3DGS-MCMC (Kheradmand et al. 2024), transparent ones move to opaque ones."""
+    init_opa: Annotated[float, Range(0, 1, "()")] = 0.1
+    """Opacity of the Gaussians that training begins with."""
+    init_scale: Positive = 1.0
+    """Standard deviation of the Gaussians that training begins with, times the distance of their points."""
     refine_start: Fraction = 0.03
     """Fraction of stage 1 after which densification (cloning, splitting and pruning) starts. 1: never."""
     refine_stop: Fraction = 0.8
@@ -100,6 +107,13 @@ class BaseConfig:
     """Most Gaussians, initial points included; near the limit those with the largest gradients grow first."""
     prune_opa: Fraction = 0.005
     """Densification removes Gaussians whose opacity is below this. 0: none."""
+    opacity_reg: Weight = 0.01
+    """Weight of the mean opacity in the loss, for densify mcmc."""
+    scale_reg: Weight = 0.01
+    """Weight of the mean standard deviation, in fifths of the scene scale, in the loss, for densify mcmc."""
+    noise_lr: Annotated[float, Range(0, 1e9)] = 5e5
+    """Noise of nearly transparent positions, as a factor on the learning rate of the means, for densify
+    mcmc."""
     prune_scale3d: Annotated[float, Range(0, 1e6, "(]")] = 0.1
     """After the first opacity reset, densification removes Gaussians larger than this fraction of the scene
     scale."""
@@ -217,10 +231,10 @@ class RatiosConfig:
 class OrderConfig:
     """The order of the Gaussians: a cut at ratio e keeps the first floor(e N) of them, so cuts are nested."""
 
-    kind: Annotated[str, Name("sampled", "importance", "tree", "opacity", "gsnet")] = "sampled"
+    kind: Annotated[str, Name("sampled", "importance", "tree", "opacity", "gsnet", "gns")] = "sampled"
     """sampled, importance, tree: fixed when stage 2 starts, by weighted sampling without replacement, by
     descending score, or by merging pairs, weighted by score; opacity: re-sorted at every step; gsnet:
-    learned."""
+    learned; gns: natural selection of the Gaussians to keep (Deng et al. 2025), then by descending score."""
     score: Annotated[str, SCORES] = "alpha_t"
     """Importance score of a Gaussian; model/importance.py has the formula and the paper of each."""
     temperature: Factor = 1.0
@@ -229,6 +243,9 @@ class OrderConfig:
     keep: Ratio = 1.0
     """Fraction of the Gaussians that stage 2 keeps, the first ones of the order: prune, then fine-tune. With
     kind tree the others are merged into them. 1: all."""
+    push: Annotated[float, Range(0, 1, "(]")] = 0.12
+    """With kind gns, the first fraction of stage 2, over which opacities are pushed down until as many
+    Gaussians have died as keep asks for."""
 
     @property
     def fixed(self) -> bool:
@@ -385,7 +402,8 @@ class Config:
     preset: str = "default"
     """Settings to start from; other flags change them. default: the recommended ones; fast: cheaper; quality:
     dearer. FlexGS: paper, official, mended. Rivals: plain, lightgs, lightgs+, c3dgs, eagles, decimate,
-    decimate-st, decimate-ft, matryoshka, scratch. For tests: smoke. --help-all says what each is."""
+    decimate-st, decimate-ft, gns, matryoshka, scratch, mcmc. For tests: smoke. --help-all says what each
+    is."""
     seed: Annotated[int, Range(0, 10**18 - 1)] = 0
     """Seed of all random numbers."""
     steps: Views = 30_000
@@ -467,7 +485,8 @@ class Config:
             raise UserError(f"--order.keep: found {self.order.keep} with --order.kind {self.order.kind}, "
                             "whose order is known at the end only; "
                             "expected --order.kind importance, sampled or tree")
-        able = (("--order.kind", self.order.kind, ("sampled", "importance", "tree")),
+        able = (("--base.densify", self.base.densify, ("gradient",)),
+                ("--order.kind", self.order.kind, ("sampled", "importance", "tree")),
                 ("--transform.kind", self.transform.kind, ("deltas", "field", "none")),
                 ("--distributed.rows", self.distributed.rows, ("all",)),
                 ("--distributed.sh-rest", self.distributed.sh_rest, ("float32",)))
@@ -475,6 +494,13 @@ class Config:
             if value not in expected:
                 raise UserError(f"{option}: found {value} with --distributed.mode sharded; expected "
                                 f"{' or '.join(expected)}, or --distributed.mode replicated")
+        if self.order.kind == "gns" and (self.transform.kind != "none" or self.ratios.renders):
+            raise UserError(f"--order.kind gns: found --transform.kind {self.transform.kind} and "
+                            f"{self.ratios.renders} cuts per view, expected none of either: it makes a model "
+                            "of one ratio")
+        if self.order.kind == "gns" and self.order.push + self.average > 1:
+            raise UserError(f"--order.push {self.order.push:g}: with --average {self.average:g}, expected at "
+                            f"most {1 - self.average:g}: only a fixed number of Gaussians can be averaged")
         if self.base.ply and self.transform.kind == "none":
             raise UserError("--transform.kind none: with --base.ply there is nothing to train; "
                             "expected deltas or field")
@@ -725,6 +751,12 @@ def _decimate_ft(config: Config) -> None:
     config.order.kind = "tree"
 
 
+def _gns(config: Config) -> None:
+    """GNS (Deng et al. 2025): all opacities are pushed, what gives way is pruned, one model per ratio."""
+    _lightgs_plus(config)
+    config.order.kind = "gns"
+
+
 def _matryoshka(config: Config) -> None:
     """Matryoshka Gaussian Splatting (Guo et al. 2026): Gaussians sorted by opacity at every step.
 
@@ -748,6 +780,14 @@ def _scratch(config: Config) -> None:
     config.base.reset_every = 2.0
 
 
+def _mcmc(config: Config) -> None:
+    """3DGS as Markov Chain Monte Carlo (Kheradmand et al. 2024), one model per ratio, of floor(e N)."""
+    _scratch(config)
+    config.base.densify, config.base.refine_every = "mcmc", 25
+    config.base.init_opa, config.base.init_scale = 0.5, 0.1
+    config.base.opacity_reg = config.base.scale_reg = 0.001
+
+
 def _smoke(config: Config) -> None:
     """A run of seconds on any machine, for tests."""
     _default(config)
@@ -757,8 +797,8 @@ def _smoke(config: Config) -> None:
 
 PRESETS = {f.__name__[1:].replace("_plus", "+").replace("_", "-"): f for f in (
     _default, _fast, _quality, _paper, _official, _mended, _plain, _lightgs, _lightgs_plus, _c3dgs, _eagles,
-    _decimate, _decimate_st, _decimate_ft, _matryoshka, _scratch, _smoke)}
+    _decimate, _decimate_st, _decimate_ft, _gns, _matryoshka, _scratch, _mcmc, _smoke)}
 
-METHODS = ("plain", "lightgs", "lightgs+", "c3dgs", "eagles", "decimate", "decimate-ft", "matryoshka",
-           "scratch", "official", "paper", "default", "fast", "quality")
-"""What `flexgs compare` compares by default: the FlexGS paper's rivals, five beyond the paper, and FlexGS."""
+METHODS = ("plain", "lightgs", "lightgs+", "c3dgs", "eagles", "decimate", "decimate-ft", "gns", "matryoshka",
+           "scratch", "mcmc", "official", "paper", "default", "fast", "quality")
+"""What `flexgs compare` compares by default: the rivals of FlexGS's paper, seven more, and FlexGS."""

@@ -97,7 +97,7 @@ def test_scores_are_those_that_are_computed():
 def test_every_preset_but_the_untrained_ones_renders_cuts():
     """Also where only the sampling of ratios is changed."""
     for name in set(PRESETS) - {"plain", "lightgs", "lightgs+", "c3dgs", "eagles", "decimate", "decimate-st",
-                                "decimate-ft", "scratch"}:
+                                "decimate-ft", "scratch", "mcmc", "gns"}:
         config = Config.from_preset(name)
         assert config.ratios.renders > 0
         config.ratios.sampling = "log_uniform"

@@ -39,7 +39,8 @@ SECOND = {
     "paper": STAGE_2 | FLEXGS, "official": STAGE_2 | FLEXGS, "mended": STAGE_2 | MENDED,
     "plain": STAGE_2, "lightgs": STAGE_2, "lightgs+": FALLING, "c3dgs": STAGE_2, "eagles": STAGE_2,
     "decimate": STAGE_2,
-    "decimate-st": STAGE_2, "decimate-ft": STAGE_2, "matryoshka": STAGE_2, "scratch": STAGE_2}
+    "decimate-st": STAGE_2, "decimate-ft": STAGE_2, "matryoshka": STAGE_2, "scratch": STAGE_2,
+    "mcmc": STAGE_2, "gns": FALLING}
 
 
 def moved(optimizer: Optimizer, progress: float) -> dict[str, float]:

@@ -28,7 +28,7 @@ from tuning.trial import NUMBER, Record, Search, begun, run_trial
 
 ELASTIC = [name for name, preset in PRESETS.items()
            if name not in ("plain", "lightgs", "c3dgs", "eagles", "decimate", "decimate-st", "decimate-ft",
-                           "scratch")]
+                           "scratch", "mcmc", "gns")]
 TINY = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "400",
         "--base.refine-every", "20", "--evaluation.ratios", "0.05", "1", "--evaluation.lpips",
         "--ray-address", "local"]

@@ -314,7 +314,8 @@ def lrs(config: Config, progress: float) -> dict[str, float]:
 
 def falling(trainer: Trainer, progress: float) -> torch.Tensor:
     """Factors [M, 1] on the rates of the deltas' rows, knot after knot."""
-    ends = {0.002: (5, 0.5), 0.01: (5, 0.5), 0.032: (5, 0.5), 0.1: (5, 0.5), 0.32: (4, 0.5), 0.5: (1.5, 0.4)}
+    ends = {0.002: (5, 0.5), 0.005: (5, 0.5), 0.01: (5, 0.5), 0.032: (5, 0.5), 0.1: (5, 0.5), 0.32: (4, 0.5),
+            0.5: (1.5, 0.4)}
     factors = [ends[knot][0] ** (1 - progress) * ends[knot][1]**progress for knot in trainer.transform.knots]
     return torch.tensor(factors).double().repeat_interleave(torch.tensor(trainer.transform.counts))[:, None]
 

@@ -4,6 +4,7 @@ Training asks an Order for the Gaussians that stage 2 begins with, for those of 
 the end for the final permutation. ORDERS lists the built-in ones; docs/extending.md shows how to write one.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,11 @@ from flexgs.model.merge_tree import MergeTree
 from flexgs.model.selection import Selection
 from flexgs.seeds import generator
 from flexgs.splats import Splats
+
+DEATH = math.log(0.005 / 0.995)
+"""Logit of the opacity at which natural selection removes a Gaussian: that at which 3DGS does."""
+ROUNDS = 100
+"""Rounds of natural selection."""
 
 
 class Order(nn.Module):
@@ -67,6 +73,10 @@ class Order(nn.Module):
         """
         return Selection(slice(0, count_at(ratio, len(splats))))
 
+    def survivors(self, splats: Splats, start: float, end: float) -> Tensor | None:
+        """Return the rows [M] that stay after a step of stage 2 from progress start to end; None: all."""
+        return None
+
     def final(self, splats: Splats, scores: Callable[[], Tensor]) -> Tensor | None:
         """Return the permutation [N] of the trained model; None: it is in order already.
 
@@ -103,6 +113,40 @@ class Tree(Order):
     def permutation(self, splats: Splats, scores: Tensor) -> Tensor:
         """Return the merges in reverse."""
         return torch.as_tensor(MergeTree(splats, True, scores.cpu().numpy()).order(), device=scores.device)
+
+
+class Gns(Order):
+    """Natural selection of the whole down to order.keep (GNS, Deng et al. 2025, arXiv 2511.16980).
+
+    A uniform push lowers all opacity logits while the images pull at them; those that give way die. The paper
+    adapts the push so that the number wanted is left; here it is, in each of ROUNDS rounds, what the next
+    ones to die lack to DEATH, so that the number falls exponentially and ends at floor(keep N).
+    """
+
+    first: Tensor
+    """[] number of Gaussians that the selection began with."""
+
+    def begin(self, splats: Splats, scores: Tensor) -> tuple[Tensor, Splats] | None:
+        """Keep all Gaussians: the selection takes its time."""
+        return None
+
+    def build(self, splats: Splats, unit: float = 1.0) -> None:
+        """Note the number of Gaussians."""
+        self.register_buffer("first", torch.tensor(len(splats)))
+
+    @torch.no_grad()
+    def survivors(self, splats: Splats, start: float, end: float) -> Tensor | None:
+        """Push all opacity logits down at the end of a round, and return the rows that are alive then."""
+        before, now = (min(ROUNDS, int(ROUNDS * at / self.config.order.push)) for at in (start, end))
+        first, logits = int(self.first), splats.opacities
+        last = count_at(self.config.order.keep, first)
+        wanted = last if now == ROUNDS else round(first * (last / first) ** (now / ROUNDS))
+        if now == before or wanted >= len(logits):
+            return None
+        ascending = logits.argsort(stable=True)
+        dying = len(logits) - wanted
+        logits -= (logits[ascending[dying - 1]] - DEATH).clamp(min=0)
+        return ascending[dying:].sort().values
 
 
 class Opacity(Order):
@@ -162,7 +206,7 @@ class Learned(Order):
 
 
 ORDERS: Mapping[str, type[Order]] = {"sampled": Sampled, "importance": Order, "tree": Tree,
-                                     "opacity": Opacity, "gsnet": Learned}
+                                     "opacity": Opacity, "gsnet": Learned, "gns": Gns}
 
 
 def make_order(config: Config) -> Order:

@@ -35,6 +35,10 @@ class Densifier:
         self.seen = torch.zeros(n, device=device)
         """[N] number of views in which each Gaussian was visible."""
 
+    def regulariser(self, splats: Splats) -> float:
+        """Return 0: 3DGS trains for the images alone."""
+        return 0.0
+
     @torch.no_grad()
     def observe(self, seen: Projection, camera: Camera, scale: float) -> None:
         """Add one view's gradient of seen.means2d after backward; scale undoes the factor on its loss."""
@@ -89,7 +93,7 @@ class Densifier:
         first = mine + kept + clones
         move = shard.mover(torch.cat([places[~remove, 0], places[clone, 1] + kept, first, first + halved]),
                            kept + clones + 2 * halved)
-        return _replace(splats, optimizer, ~remove, new, move)
+        return replace_rows(splats, optimizer, ~remove, new, move)
 
     def _reset_opacities(self, splats: Splats, optimizer: Optimizer) -> None:
         """Lower opacities to at most 0.01 and set their Adam moments to zero."""
@@ -101,6 +105,16 @@ class Densifier:
     def tensors(self) -> dict[str, Tensor]:
         """Return the statistics that a checkpoint holds."""
         return {"densify.gradient": self.gradient, "densify.seen": self.seen}
+
+    def load(self, tensors: dict[str, Tensor], shard: Shard) -> None:
+        """Take over the statistics of a checkpoint."""
+        first = shard.replicas.rank == 0  # what replicas have is summed, and so was what was saved
+        self.gradient, self.seen = tensors["densify.gradient"] * first, tensors["densify.seen"] * first
+
+    @staticmethod
+    def layout() -> dict[str, tuple[str, tuple[int | str, ...]]]:
+        """Return the names, types and shapes of what tensors() returns."""
+        return {"densify.gradient": ("float64", ("Gaussians",)), "densify.seen": ("float32", ("Gaussians",))}
 
 
 def crosses(before: int, step: int, every: int) -> bool:
@@ -123,8 +137,8 @@ def halves(splats: Splats, noise: Sequence[Tensor]) -> Splats:
     return cat(parts)
 
 
-def _replace(splats: Splats, optimizer: Optimizer, keep: Tensor, new: Splats,
-             move: Callable[[Tensor], Tensor]) -> Splats:
+def replace_rows(splats: Splats, optimizer: Optimizer, keep: Tensor, new: Splats,
+                 move: Callable[[Tensor], Tensor]) -> Splats:
     """Return the kept Gaussians followed by new ones, moved, and do the same to the optimizer's moments."""
     return splats.changed(**{name: optimizer.replace_rows(f"splats.{name}", keep, getattr(new, name), move)
                              for name, _ in splats.items()})
@@ -133,4 +147,4 @@ def _replace(splats: Splats, optimizer: Optimizer, keep: Tensor, new: Splats,
 def reorder(splats: Splats, optimizer: Optimizer, order: Tensor, shard: Shard) -> Splats:
     """Return the Gaussians in the given order [M] of those of all workers, with their Adam moments."""
     rows, move = shard.sorter(order)
-    return _replace(splats, optimizer, rows, splats.detach()[:0], move)
+    return replace_rows(splats, optimizer, rows, splats.detach()[:0], move)

@@ -64,6 +64,11 @@ class Optimizer:
             for s, new in zip(step, after, strict=True):
                 s.copy_(new)
 
+    def rate(self, name: str, progress: float) -> float:
+        """Return the learning rate of the group of this name at progress in [0, 1], as step() uses it."""
+        group = next(g for g in self.groups if g["name"] == name)
+        return float(group["lr"] * group["decay"] ** progress * self.batch**0.5)
+
     def moments(self) -> dict[str, Tensor]:
         """Return Adam's state by parameter name and field, such as "splats.means/exp_avg"."""
         return {f"{name}/{key}": value for name, p in self.parameters()

@@ -37,6 +37,7 @@ from flexgs.stored import SPLATS, splats_of
 from flexgs.training.average import EVERY, Average
 from flexgs.training.checkpoint import STATE, Checkpoint, DamagedError
 from flexgs.training.densify import Densifier, crosses, reorder
+from flexgs.training.mcmc import Mcmc
 from flexgs.training.optim import Optimizer, splat_groups
 
 Report = Callable[[int, dict[str, Any]], None]
@@ -92,7 +93,8 @@ class Trainer:
         """The Gaussians that this worker holds: all of them, or its shard."""
         self.optimizer = Optimizer(splat_groups(self.splats, config.lr, scene.scene_scale, unit=self.unit),
                                    self.batch)
-        self.densifier = Densifier(config.base, self.base_steps, scene.scene_scale, config.seed,
+        densifier = Mcmc if config.base.densify == "mcmc" else Densifier
+        self.densifier = densifier(config.base, self.base_steps, scene.scene_scale, config.seed,
                                    len(self.splats), self.device)
         scorer(config.order.score), transform_kind(config)  # refuse unknown names before stage 1
         self.order = make_order(config)
@@ -107,12 +109,13 @@ class Trainer:
 
     def _initial_splats(self) -> Splats:
         """Make a Gaussian for each point of the capture, or of a random subset of max_splats points."""
-        points, most = self.scene.points, self.config.base.max_splats
-        if len(points.xyz) > most:
-            chosen = torch.randperm(len(points.xyz), generator=generator(self.config.seed, "points"))[:most]
+        points, base = self.scene.points, self.config.base
+        if len(points.xyz) > base.max_splats:
+            order = torch.randperm(len(points.xyz), generator=generator(self.config.seed, "points"))
+            chosen = order[:base.max_splats]
             points = Points(points.xyz[chosen], points.rgb[chosen])
-        return initial_splats(points, self.config.base.sh_degree, alone=self.scene.scene_scale / 5,
-                              origin=self.scene.origin)
+        return initial_splats(points, base.sh_degree, opacity=base.init_opa, size=base.init_scale,
+                              alone=self.scene.scene_scale / 5, origin=self.scene.origin)
 
     @property
     def stage(self) -> int:
@@ -198,6 +201,9 @@ class Trainer:
         self.step = before + self.batch
         if grow:
             self.splats = self.densifier.refine(self.splats, self.optimizer, before, self.step, self.shard)
+        elif (rows := self.order.survivors(self.splats, self._progress(before),
+                                           self._progress(self.step))) is not None:
+            self.splats = reorder(self.splats, self.optimizer, rows, self.shard)
         elif 1 - self._progress(self.step) >= self.config.average:
             self.average = Average()
         elif crosses(before, self.step, EVERY):
@@ -221,7 +227,8 @@ class Trainer:
             for projection in seen:
                 projection.means2d.retain_grad()
             loss = photometric(self._rasterize(seen, camera), target, l1=self.config.base.l1,
-                               ssim=self.config.base.ssim, mask=mask) / self.batch
+                               ssim=self.config.base.ssim, mask=mask)
+            loss = (loss + self.densifier.regulariser(self.splats)) / self.batch
             loss.backward()
             for projection, at in zip(seen, cameras.values(), strict=True):
                 self.densifier.observe(projection, at, self.batch)
@@ -508,8 +515,8 @@ class Trainer:
         tensors = {**self._tensors(), **{f"adam.{k}": t for k, t in self.optimizer.moments().items()}}
         tensors |= {f"average.{name}": t for name, t in self.average.tensors().items()}
         if self.stage == 1:
-            names, parts = zip(*self.densifier.tensors().items(), strict=True)
-            tensors |= zip(names, self.shard.replicas.summed(parts), strict=True)
+            seen = self.densifier.tensors()
+            tensors |= zip(seen, self.shard.replicas.summed(list(seen.values())), strict=True)
         kept = {}
         for name, t in tensors.items():
             whole = self.shard.whole(t.detach(), self._counts(name))
@@ -563,10 +570,8 @@ class Trainer:
         tensors = {name: self.shard.mine(t, self._counts(name)).to(self.device) for name, t in read.items()}
         self.optimizer.load_moments(stored.part(tensors, "adam."))
         self.average.load(stored.part(tensors, "average."))
-        if "densify.seen" in tensors:
-            first = self.shard.replicas.rank == 0  # what replicas have is summed, and so was what was saved
-            self.densifier.gradient = tensors["densify.gradient"] * first
-            self.densifier.seen = tensors["densify.seen"] * first
+        if self.stage == 1:
+            self.densifier.load(tensors, self.shard)
 
     def _layout(self, checkpoint: Checkpoint) -> Layout:
         """Return the names, types and shapes of the tensors that a checkpoint of this method has."""
@@ -593,8 +598,7 @@ class Trainer:
                            f"adam.{name}/exp_avg": ("float32", tuple(parameter.shape)),
                            f"adam.{name}/exp_avg_sq": ("float32", tuple(parameter.shape))}
         if checkpoint.about["step"] < checkpoint.about["base_steps"]:
-            layout |= {"densify.gradient": ("float64", ("Gaussians",)),
-                       "densify.seen": ("float32", ("Gaussians",))}
+            layout |= self.densifier.layout()
         return layout
 
 
