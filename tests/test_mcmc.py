@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_config, tiny_scene, tiny_splats
 
 from flexgs.config import BaseConfig, LearningRatesConfig
-from flexgs.distributed import Group
+from flexgs.distributed import Shard
 from flexgs.errors import UserError
 from flexgs.splats import Splats
 from flexgs.training.mcmc import Mcmc, relocated
@@ -56,7 +56,7 @@ def test_the_dead_move_to_the_living_and_the_number_grows_to_the_cap():
         splats.opacities[:10] = -6.0  # an opacity of 0.0025
     before, counts = splats.clone(), []
     for step in range(100, 501, 100):
-        splats = mcmc.refine(splats, optimizer, step - 1, step, Group())
+        splats = mcmc.refine(splats, optimizer, step - 1, step, Shard())
         counts.append(len(splats))
     assert counts == [42, 43, 43, 43, 43]
     places = {tuple(mean) for mean in splats.means.tolist()}
@@ -76,7 +76,7 @@ def test_without_living_ones_there_is_nowhere_to_go():
     with torch.no_grad():
         splats.opacities.fill_(-6.0)
     with pytest.raises(UserError, match=r"view 100: every Gaussian is fainter than --base\.prune-opa 0\.005"):
-        mcmc.refine(splats, optimizer, 99, 100, Group())
+        mcmc.refine(splats, optimizer, 99, 100, Shard())
 
 
 def test_noise_has_the_shape_of_the_gaussian_and_moves_transparent_ones_only():
@@ -88,7 +88,7 @@ def test_noise_has_the_shape_of_the_gaussian_and_moves_transparent_ones_only():
         splats.scales[:] = torch.tensor([0.1, 0.2, 0.4]).log()
         splats.opacities[:2000] = math.log(0.005 / 0.995)
     before = splats.means.detach().clone()
-    mcmc.refine(splats, optimizer, 501, 502, Group())
+    mcmc.refine(splats, optimizer, 501, 502, Shard())
     moved = (splats.means.detach() - before).double()
     rate = 5e5 * 1e-3 * 0.01 ** 0.502
     expected = rate * 0.5 * torch.tensor([0.01, 0.04, 0.16], dtype=torch.float64) / 2**2
