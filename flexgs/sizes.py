@@ -96,7 +96,7 @@ def _said(config: Config, gpu: bool, pixels: tuple[int, int] | None, begun: bool
         said += f", images at 1/{config.data.factor} ({width}x{height})"
         if not gpu:
             per_view = SECONDS_PER_PIXEL * width * height + SECONDS_PER_SPLAT * config.base.max_splats
-            least = max(1, round(config.steps * per_view * _cost(config) / _cost(Config.from_preset("default"))
-                                 / get_num_threads() / 60))
+            cost = per_view * _cost(config) / _cost(Config.from_preset("default"))
+            least = max(1, round(config.steps * cost / get_num_threads() / 60))
             said += f"; some {least} to {round(SLOWER * least)} minutes"
     return f"{said}; --steps, --base.max-splats and --data.factor change that"
