@@ -3,13 +3,16 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Annotated
 
 import numpy as np
 import torch
 from scipy.spatial.transform import Rotation, Slerp
 
 from flexgs.camera import Camera, focus, look_at
-from flexgs.origin import unit_of
+from flexgs.errors import UserError
+from flexgs.inputs import Range, read_json, typed
+from flexgs.origin import WORLD, unit_of
 from flexgs.splats import Splats
 
 Path = Callable[[Sequence[Camera], int, int, int], list[Camera]]
@@ -52,6 +55,40 @@ def views(cameras: Sequence[Camera], frames: int, width: int, height: int) -> li
         made.append(Camera(torch.from_numpy(viewmat).float(), K, width, height, cameras[0].near,
                            cameras[0].origin))
     return made
+
+
+def read_path(file: str, like: Camera, width: int, height: int) -> list[Camera]:
+    """Read a camera path in nerfstudio's format, in the coordinates of the capture: one camera per frame.
+
+    Args:
+        file: JSON {"camera_path": [{"camera_to_world": 16 numbers by rows, "fov": degrees}, ...]}; axes are
+            OpenGL's (x right, y up, z backward), and fov is the vertical field of view.
+        like: a camera of the model, for the origin of its coordinates and the near plane.
+        width: width of the frames in pixels.
+        height: height of the frames in pixels.
+
+    Raises:
+        UserError: the file is not of this format, or a pose is no rotation and translation.
+    """
+    frames = read_json(file).get("camera_path")
+    if not isinstance(frames, list) or not frames:
+        raise UserError(f"{file}: found no frames in camera_path, expected a camera path as nerfstudio "
+                        "exports it")
+    cameras = []
+    for i, frame in enumerate(frames):
+        frame = typed(dict, frame, where := f"{file}: frame {i}")
+        rows = typed(tuple[(float,) * 16], frame.get("camera_to_world"), f"{where}: camera_to_world")
+        angle = typed(Annotated[float, Range(1, 170)], frame.get("fov"), f"{where}: fov")
+        pose = np.array(rows).reshape(4, 4)
+        if (not np.allclose(pose[:3, :3] @ pose[:3, :3].T, np.eye(3), atol=0.01)
+                or np.linalg.det(pose[:3, :3]) < 0 or not np.allclose(pose[3], [0, 0, 0, 1])):
+            raise UserError(f"{where}: camera_to_world is no rotation and translation; export it again")
+        viewmat = np.linalg.inv(pose @ np.diag([1.0, -1, -1, 1]))
+        focal = height / 2 / math.tan(math.radians(angle) / 2)
+        K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+        cameras.append(_as_float(Camera(torch.from_numpy(viewmat), K, width, height, like.near,
+                                        WORLD).at(like.origin)))
+    return cameras
 
 
 PATHS: Mapping[str, Path] = {"orbit": orbit, "views": views}

@@ -139,7 +139,7 @@ def fill(kind: type[T], args: Sequence[str], prog: str, start: Any = tyro.MISSIN
         advice = complaint.getvalue().partition("Perhaps you meant:")[2]
         near = dict.fromkeys(word for word in advice.split()
                              if re.fullmatch("--[a-zA-Z][-.a-zA-Z0-9]*", word) and word != "--help")
-        choices = re.findall(r"[\w.+-]+", what.partition("xpected one of")[2])
+        choices = re.findall(r"[\w.+-]+", what.partition("xpected one of")[2]) or _subcommands(kind)
         near |= dict.fromkeys(one for word in args for one in difflib.get_close_matches(word, choices, 1))
         guess = f"did you mean {' or '.join(near)}? " if near else ""
         raise UserError(f"{what}; {guess}{prog} --help-all has all") from None
@@ -147,6 +147,14 @@ def fill(kind: type[T], args: Sequence[str], prog: str, start: Any = tyro.MISSIN
         if limits(hint := get_type_hints(type(filled), include_extras=True)[f.name]):
             typed(hint, getattr(filled, f.name), f"--{f.name.replace('_', '-')}")
     return filled
+
+
+def _subcommands(kind: type) -> list[str]:
+    """Return the names of the commands within a command, such as list and get of `flexgs data`."""
+    unions = [get_args(hint)[0] for hint in get_type_hints(kind, include_extras=True).values()
+              if hasattr(hint, "__metadata__")]
+    return [mark.name for union in unions for one in get_args(union)
+            for mark in getattr(one, "__metadata__", ()) if isinstance(getattr(mark, "name", None), str)]
 
 
 def _is_rule(line: str) -> bool:

@@ -30,7 +30,9 @@ PIXELS = 200_000
 SIDE = 1600
 """Most pixels along a side of an image with a GPU, as in the experiments of 3DGS (Kerbl et al. 2023)."""
 SECONDS_PER_PIXEL, SECONDS_PER_SPLAT = 3e-7, 1.5e-6
-"""What a view of the default method costs one core, per pixel and per Gaussian: a guess, roughly right."""
+"""What a view costs one core, per pixel and per Gaussian: the mean of both stages of the default."""
+SLOWER = 2.0
+"""A machine takes up to so many times the estimate, in which no speed of this machine is measured."""
 
 
 def fitting(config: Config, gpu: bool, typed: Typed, size: Size = LAPTOP, capture: Path | None = None,
@@ -79,6 +81,11 @@ def _fits(pixels: tuple[int, int], factor: int, gpu: bool) -> bool:
     return max(width, height) <= SIDE if gpu else width * height <= PIXELS
 
 
+def _cost(config: Config) -> float:
+    """Return about how long a view takes, over both stages, as a multiple of one of stage 1."""
+    return 1 + (1 - config.base.stage1_fraction) * (config.ratios.cost - 1)
+
+
 def _said(config: Config, gpu: bool, pixels: tuple[int, int] | None, begun: bool) -> str:
     """Say the size of a run in one line, and without a GPU about how long it takes."""
     said = f"{'as begun' if begun else 'GPU' if gpu else 'no GPU'}: {config.steps:,} views"
@@ -89,5 +96,7 @@ def _said(config: Config, gpu: bool, pixels: tuple[int, int] | None, begun: bool
         said += f", images at 1/{config.data.factor} ({width}x{height})"
         if not gpu:
             per_view = SECONDS_PER_PIXEL * width * height + SECONDS_PER_SPLAT * config.base.max_splats
-            said += f"; about {max(1, round(config.steps * per_view / get_num_threads() / 60))} minutes"
+            cost = per_view * _cost(config) / _cost(Config.from_preset("default"))
+            least = max(1, round(config.steps * cost / get_num_threads() / 60))
+            said += f"; some {least} to {round(SLOWER * least)} minutes"
     return f"{said}; --steps, --base.max-splats and --data.factor change that"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny import begun, tiny_config, tiny_scene, tiny_splats
 
+from flexgs.callbacks import Callback, Callbacks
 from flexgs.errors import UserError
 from flexgs.training.trainer import Trainer
 from flexgs.view.live import Growing
@@ -107,3 +108,20 @@ def test_a_model_is_cut_between_two_steps_of_its_training():
     model.end(None)
     with pytest.raises(UserError, match="ended before its last view"):
         model.cut(0.5)
+
+
+def test_all_callbacks_end_even_if_one_fails_to():
+    ended = []
+
+    class Ends(Callback):
+        def __init__(self, name, fails=False):
+            self.name, self.fails = name, fails
+
+        def end(self):
+            ended.append(self.name)
+            if self.fails:
+                raise OSError("the service is gone")
+
+    with pytest.raises(OSError, match="gone"), Callbacks([Ends("a", fails=True), Ends("b")]).told(None):
+        pass
+    assert ended == ["a", "b"]

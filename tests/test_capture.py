@@ -216,7 +216,8 @@ def blank(folder: Path) -> Path:
 @pytest.mark.parametrize(("make", "said"), [
     (lambda p: p / "gone", "no such file or folder; expected photographs or a video"),
     (lambda p: p / "empty", "found no photograph that can be read; expected files such as .avif"),
-    (lambda p: p / "two", "found 2 photographs, expected at least 3, better 20 or more"),
+    (lambda p: p / "two", "found too few photographs, 2, expected at least 3, better 20 or more"),
+    (lambda p: p / "two" / "0.png", "is one photograph; expected a folder of them, or a video"),
     (lambda p: p / "no.mp4", "cannot be decoded as a video"),
     (lambda p: blank(p / "blank"), "no two of 4 photographs fit together; each part of the scene has to be"),
 ])
@@ -233,6 +234,51 @@ def test_what_cannot_become_a_capture_is_refused_in_a_line(make, said, studio, t
         assert not (tmp_path / "out" / "capture.json").exists()
     assert flexgs("capture", tmp_path / "two", "-o", tmp_path / "out", "--frames", "2") == 2
     assert "--frames: found 2, expected 3 to 100,000" in capsys.readouterr().err
+
+
+def test_photographs_that_come_and_go(studio, tmp_path, capsys):
+    """Those that were added are taken up; a capture of photographs that have changed is refused."""
+    (folder := tmp_path / "in").mkdir()
+    for i, image in enumerate(studio[:6]):
+        image.save(folder / f"{i}.png")
+    make_capture(folder, out := tmp_path / "out", CaptureOptions())
+    studio[6].save(folder / "6.png")
+    make_capture(folder, out, CaptureOptions())
+    said = capsys.readouterr().out
+    assert "1 files were added since" in said and "7 of 7 photographs have a pose" in said
+    studio[9].crop((0, 0, 200, 100)).save(folder / "2.png")
+    assert flexgs("capture", folder, "-o", out) == 2
+    said = capsys.readouterr().err
+    assert f"{folder}/2.png: 1 files, this one for instance, were removed or changed" in said
+    (folder / "2.png").unlink()
+    assert flexgs("capture", folder, "-o", out) == 2
+
+
+def test_captures_in_the_folder_are_no_photographs(capture, studio, tmp_path):
+    shutil.copytree(capture, tmp_path / "garden")
+    (tmp_path / "lego" / "train").mkdir(parents=True)
+    studio[0].save(tmp_path / "lego" / "train" / "0.png")
+    (tmp_path / "lego" / "transforms_train.json").write_text("{}")
+    assert not is_source(tmp_path)
+
+
+def test_a_refused_video_leaves_no_frames_for_the_next(studio, tmp_path, capsys):
+    short = write_video(studio[:2], tmp_path / "short.mp4", fps=3)
+    out = tmp_path / "out"
+    assert flexgs("capture", short, "-o", out) == 2
+    assert "found too few photographs, 2" in capsys.readouterr().err
+    assert not (out / "frames").exists() and not (out / "capture.json").exists()
+
+
+def test_a_video_that_does_not_say_its_length(studio, tmp_path, capsys):
+    """Its frames are counted: no more than were asked for are taken."""
+    from flexgs.sfm.video import write_frames
+
+    stream = write_video(studio, tmp_path / "raw.h264", fps=25)
+    (tmp_path / "frames").mkdir()
+    write_frames(stream, tmp_path / "frames", 4)
+    assert len(list((tmp_path / "frames").iterdir())) == 4
+    assert "video: 14 frames, 4 taken" in capsys.readouterr().out
 
 
 def write_video(images: list[Image.Image], path: Path, fps: int) -> Path:

@@ -11,7 +11,7 @@ from conftest import random_splats
 from PIL import Image
 
 from flexgs.camera import look_at
-from flexgs.camera_path import PATHS, around, start
+from flexgs.camera_path import PATHS, around, read_path, start
 from flexgs.deploy.progressive import Progressive
 from flexgs.deploy.source import open_model
 from flexgs.errors import UserError
@@ -208,3 +208,23 @@ def test_open_model_refuses(tmp_path):
         open_model(tmp_path / "none")
     with pytest.raises(UserError, match="not a flexgs model"):
         open_model(tmp_path)
+
+
+def test_a_camera_path_of_ones_own(tmp_path):
+    """nerfstudio's axes: a camera at z = 3 with the identity pose looks down, along -z."""
+    pose = [1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 0, 0, 0, 1]
+    like = look_at(torch.zeros(3), torch.ones(3), torch.tensor([0.0, 1, 0]), 16, 12, near=0.2)
+    file = tmp_path / "path.json"
+    file.write_text(json.dumps({"camera_path": [{"camera_to_world": pose, "fov": 50}] * 2}))
+    found = read_path(str(file), like, 64, 48)
+    wanted = look_at(torch.tensor([0.0, 0, 3]), torch.zeros(3), torch.tensor([0.0, 1, 0]), 64, 48, fov=50)
+    assert len(found) == 2 and found[0].near == 0.2
+    assert torch.allclose(found[0].viewmat, wanted.viewmat, atol=1e-6)
+    assert torch.allclose(found[0].K, wanted.K)
+    for broken, said in (({"keyframes": []}, "found no frames in camera_path"),
+                         ({"camera_path": [{"camera_to_world": pose[:12], "fov": 50}]}, "camera_to_world"),
+                         ({"camera_path": [{"camera_to_world": pose, "fov": 500}]}, "fov: found 500"),
+                         ({"camera_path": [{"camera_to_world": [0] * 16, "fov": 50}]}, "no rotation")):
+        file.write_text(json.dumps(broken))
+        with pytest.raises(UserError, match=said):
+            read_path(str(file), like, 64, 48)

@@ -1,7 +1,7 @@
 """What is told how a training goes: bars and lines for a person, loggers for services, viewers."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,14 +54,15 @@ class Callbacks(Callback):
     def told(self, trainer: "Trainer") -> Iterator[None]:
         """Tell the callbacks that the training begins, and at the end of the block that it has ended."""
         begun: list[Callback] = []
-        try:
-            for callback in self.callbacks:
-                callback.begin(trainer)
-                begun.append(callback)
-            yield
-        finally:
-            for callback in begun:
-                callback.end()
+        with ExitStack() as ends:  # if one fails at the end, the others end all the same
+            try:
+                for callback in self.callbacks:
+                    callback.begin(trainer)
+                    begun.append(callback)
+                yield
+            finally:
+                for callback in reversed(begun):  # the stack ends the first one first
+                    ends.callback(callback.end)
 
     def step(self, step: int) -> None:
         """Tell all."""

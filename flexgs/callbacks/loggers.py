@@ -121,7 +121,7 @@ class WandB(Callback):
         try:
             self.run = self.wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "flexgs"), name=trainer.scene.name,
-                id=read_json(known, dict[str, str])["run_id"], resume="allow", dir=str(self.folder),
+                id=read_json(known, dict[str, str]).get("run_id"), resume="allow", dir=str(self.folder),
                 config=flatten(trainer.config.to_dict()),
                 settings=self.wandb.Settings(console="off", quiet=True))
         except self.wandb.errors.Error as e:

@@ -1,11 +1,13 @@
 """How a training goes, for a person: a live bar in a terminal or notebook, elsewhere a line now and then."""
 
+import math
+import time
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from flexgs.callbacks import Callback
@@ -33,10 +35,14 @@ def quality(metrics: Mapping[str, Any]) -> str:
 
 def progress_line(name: str, step: int, m: Mapping[str, Any]) -> str:
     """Write the figures of Trainer.metrics as one line."""
-    eta = m["eta_seconds"]
     return (f"{name:14} stage {m['stage']}  {step:>6}/{m['steps']}  {m['views_per_second']:6.1f} views/s  "
-            f"ETA {int(eta // 60):3}:{int(eta % 60):02}  {m['splats']:>9,} Gaussians  {quality(m)}  "
+            f"ETA {left(m['eta_seconds']):>6}  {m['splats']:>9,} Gaussians  {quality(m)}  "
             f"{m['memory_mb'] / 1000:.1f} GB")
+
+
+def left(seconds: float) -> str:
+    """Write the time that is left as minutes and seconds, ?:?? where it is not known."""
+    return f"{int(seconds // 60)}:{int(seconds % 60):02}" if math.isfinite(seconds) else "?:??"
 
 
 class Lines(Callback):
@@ -56,7 +62,7 @@ class Bar(Callback):
     def __init__(self, name: str, console: Console):
         self.name, self.drawn = name, _Drawn(
             TextColumn("{task.description}"), BarColumn(bar_width=None), _Views(),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            _Left(),
             console=console, refresh_per_second=4, expand=True)
         self.task = self.drawn.add_task(name)
         self.stages = (0, 0)
@@ -76,6 +82,7 @@ class Bar(Callback):
 
     def report(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Show the figures."""
+        self.drawn.update(self.task, ends=time.monotonic() + metrics["eta_seconds"])
         self.drawn.figures = (f"{metrics['splats']:,} Gaussians  {quality(metrics)}  "
                               f"{metrics['memory_mb'] / 1000:.1f} GB of memory")
 
@@ -102,6 +109,13 @@ class _Drawn(Progress):
             yield Text(self.figures)
         if self.measuring:
             yield Text("writing and measuring the cuts ...", "cyan")
+
+
+class _Left(ProgressColumn):
+    """The time that is left, counted down from the estimate of the last report."""
+
+    def render(self, task: Task) -> Text:
+        return Text(left(max(task.fields.get("ends", math.nan) - time.monotonic(), 0.0)), "cyan")
 
 
 class _Views(ProgressColumn):

@@ -327,13 +327,15 @@ class Render:
     """Run folder, .fgs file or http(s) URL, or a file of splats."""
     output: Output
     """NAME.mp4, NAME.gif or NAME.png (the first frame)."""
-    path: Literal["orbit", "views"] = "orbit"
-    """orbit: an ellipse through where the cameras stood; views: from training view to training view."""
+    path: Annotated[str, tyro.conf.arg(metavar="orbit|views|FILE")] = "orbit"
+    """orbit: an ellipse through where the cameras stood; views: from training view to training view; FILE: a
+    camera_path.json as of nerfstudio, in the coordinates of the capture, one frame for each camera of it."""
     ratio: float | None = None
     """Fraction of the Gaussians that is kept, above 0 and at most 1. Default: all."""
     budget: Budget = None
     """In place of a ratio: 5%, 0.05, 500k, 20MB, or a device such as quest, as in `flexgs cut`."""
-    frames: Annotated[int, Range(1, 10**6)] = 120
+    frames: Annotated[int, Range(1, 10**6)] | None = None
+    """Default: 120, or those of FILE."""
     fps: Annotated[int, Range(1, 1000)] = 30
     size: FrameSize = (1280, 720)
     """Width and height in pixels, both even."""
@@ -341,7 +343,7 @@ class Render:
 
     def __call__(self) -> None:
         """Write the video or still, and print how many Gaussians it shows."""
-        from flexgs.camera_path import PATHS
+        from flexgs.camera_path import PATHS, read_path
         from flexgs.deploy.source import open_model
         from flexgs.device import pick_device
         from flexgs.view.video import write_video
@@ -354,7 +356,15 @@ class Render:
         ratio = 1.0 if self.ratio is None else check_ratio(self.ratio, "--ratio")
         model = open_model(self.source)
         cut = model.cut(ratio if self.budget is None else self.budget)
-        cameras = PATHS[self.path](_cameras(model), self.frames, *self.size)
+        if self.path in PATHS:
+            cameras = PATHS[self.path](_cameras(model), self.frames or 120, *self.size)
+        elif self.path.endswith(".json"):
+            if self.frames is not None:
+                raise UserError(f"render: found --frames {self.frames} and --path {self.path}, which has a "
+                                "camera for each frame; leave out --frames")
+            cameras = read_path(self.path, _cameras(model)[0], *self.size)
+        else:
+            raise UserError(f"--path: found {self.path}, expected orbit, views, or the name of a .json file")
         write_video(cut.to(pick_device(self.device)), cameras, self.output, self.fps, model.config.background,
                     model.config.antialiased)
         print(f"{pasted(self.output)}: {len(cut):,} of {len(model):,} Gaussians, "

@@ -58,6 +58,10 @@ class Train:
 
         device = pick_device(self.device)
         self.config.check()
+        if self.view:
+            from flexgs.view.live import check_ready
+
+            check_ready(self.port)  # before minutes go into poses
         name = capture_name(self.scene)
         folder = self.output / name
         if is_source(self.scene) and not self.config.base.ply:
@@ -74,7 +78,7 @@ class Train:
         with only_one(folder):
             results = finished(folder, self.config, scene)
             if results:
-                ElasticModel.load(folder)  # UserError if it is not whole
+                model = ElasticModel.load(folder)  # UserError if it is not whole
                 print(f"{pasted(folder)}: already finished at {results['steps']} views; "
                       "raise --steps to go on")
             else:
@@ -91,6 +95,10 @@ class Train:
         print(where_to_go(folder))
         if live:
             live.wait()
+        elif self.view:
+            from flexgs.view.viewer import view
+
+            view({scene.name: model}, scene, "127.0.0.1", self.port, device)
 
 
 @dataclass

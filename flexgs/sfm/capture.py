@@ -3,8 +3,8 @@
     capture.json  images/  images_2/  images_4/  images_8/  masks/  sparse/0/  database.db
 
 capture.json says what the capture is made from and, at the end, what was found. The same command continues
-after a kill: photographs that are written and what is in the database are not done again, and sparse/ appears
-when it is whole. Only poses begin anew.
+after a kill, and takes up photographs that were added to the folder: those that are written and what is in
+the database are not done again, and sparse/ appears when it is whole. Only poses begin anew.
 """
 
 import os
@@ -22,7 +22,14 @@ from flexgs.scene.colmap import find_models
 from flexgs.scene.transforms import find_transforms
 from flexgs.sfm.mapping import Mapped, Mapper, posed
 from flexgs.sfm.options import FEWEST, CaptureOptions
-from flexgs.sfm.photographs import Photograph, find_photographs, holds_photographs, write_photographs
+from flexgs.sfm.photographs import (
+    ALL_KINDS,
+    Photograph,
+    find_photographs,
+    holds_photographs,
+    sizes,
+    write_photographs,
+)
 from flexgs.sfm.video import write_frames
 
 RECORD = "capture.json"
@@ -67,12 +74,21 @@ def make_capture(source: Path, folder: Path, options: CaptureOptions) -> Path:
             path.name != "frames" and not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"{folder}: exists and is not a capture of `flexgs capture`; choose another folder")
     with only_one(folder):
-        record = _record(source, folder, options)
+        record, fresh = _record(source, folder, options), not (folder / RECORD).exists()
         if "found" not in record:
-            photographs = _photographs(source, folder, options)
-            write_json(folder / RECORD, record)  # not before: a source that is refused leaves nothing
-            write_photographs(photographs, folder)
-            record["found"] = _found(photographs, _map(photographs, folder, options))
+            write_json(folder / RECORD, record)
+            try:
+                photographs = _photographs(source, folder, options)
+            except UserError:
+                if fresh:  # a source that is refused leaves nothing: the folder is free for another one
+                    (folder / RECORD).unlink()
+                    shutil.rmtree(folder / "frames", ignore_errors=True)
+                raise
+            try:
+                write_photographs(photographs, folder)
+                record["found"] = _found(photographs, _map(photographs, folder, options))
+            except KeyboardInterrupt as e:
+                raise type(e)("what is done is kept; the same command goes on from there") from None
             write_json(folder / RECORD, record)
             shutil.rmtree(folder / "frames", ignore_errors=True)
     _report(record["found"], folder)
@@ -80,23 +96,38 @@ def make_capture(source: Path, folder: Path, options: CaptureOptions) -> Path:
 
 
 def _record(source: Path, folder: Path, options: CaptureOptions) -> dict[str, Any]:
-    """Return the record of the capture in the folder, or a new one; UserError if it is of something else."""
-    began = {"source": str(source.absolute()), "options": asdict(options)}
+    """Return the record of the capture in the folder, or a new one; UserError if it is of something else.
+
+    Where photographs have been added since, it has no "found".
+    """
+    here = {source.name: source.stat().st_size} if source.is_file() else sizes(source)
+    began = {"source": str(source.absolute()), "options": asdict(options), "files": here}
     path = folder / RECORD
     if not path.exists():
         return began
     record: dict[str, Any] = read_json(path, advice="remove the folder of the capture, and make it anew")
     if "found" in record:
         typed(dict, record["found"], f"{path}: found")
-    for key, value in began.items():
-        if record.get(key) != value:
+    for key in ("source", "options"):
+        if record.get(key) != began[key]:
             raise UserError(f"{folder}: is a capture of other {key}, {shown(record.get(key))}; choose "
                             "another folder, or remove this one")
+    before = typed(dict[str, int], record.get("files", here), f"{path}: files")
+    if changed := sorted(file for file, size in before.items() if here.get(file) != size):
+        first = source if source.is_file() else source / changed[0]
+        raise UserError(f"{first}: {len(changed)} files, this one for instance, were removed or "
+                        f"changed after {folder} was begun; remove that folder, and the same command makes "
+                        "it anew")
+    if added := len(here) - len(before):
+        print(f"{pasted(source)}: {added} files were added since; going on with them", flush=True)
+        return began
     return record
 
 
 def _photographs(source: Path, folder: Path, options: CaptureOptions) -> list[Photograph]:
     """Find the photographs and say what is left out; frames of a video are written to folder/frames first."""
+    if source.suffix.lower() in ALL_KINDS and source.is_file():
+        raise UserError(f"{source}: is one photograph; expected a folder of them, or a video")
     place = folder / "frames" if source.is_file() else source
     if source.is_file() and not place.is_dir():
         with atomic_folder(place) as out:
@@ -105,8 +136,8 @@ def _photographs(source: Path, folder: Path, options: CaptureOptions) -> list[Ph
     for line in said:
         print(f"photographs: {line}", flush=True)
     if len(photographs) < FEWEST:
-        raise UserError(f"{source}: found {len(photographs)} photographs, expected at least {FEWEST}, better "
-                        "20 or more")
+        raise UserError(f"{source}: found too few photographs, {len(photographs)}, expected at least "
+                        f"{FEWEST}, better 20 or more")
     return photographs
 
 

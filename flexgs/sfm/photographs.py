@@ -15,7 +15,9 @@ from PIL import Image
 from flexgs.errors import MissingDependencyError, UserError
 from flexgs.files import atomic_file
 from flexgs.pool import get_num_threads
+from flexgs.scene.colmap import find_models
 from flexgs.scene.masks import mask_folder, mask_index, mask_of
+from flexgs.scene.transforms import find_transforms
 from flexgs.scene.views import KINDS, ORIENTATION, decode, kept, plain, read_head
 from flexgs.sfm.progress import Phase
 
@@ -55,6 +57,18 @@ def holds_photographs(folder: Path) -> bool:
     return any(path.suffix.lower() in ALL_KINDS for path in _files(folder))
 
 
+def sizes(folder: Path) -> dict[str, int]:
+    """Return the size in bytes of each photograph and mask of a folder, by its path relative to it.
+
+    Nothing is decoded: photographs that find_photographs() leaves out are among them.
+    """
+    root, masks = _places(folder)
+    files = [path for path in _files(root) if path.suffix.lower() in ALL_KINDS]
+    files += mask_index(masks).values() if masks else []
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(files)
+            if path.is_file()}
+
+
 def find_photographs(folder: Path) -> tuple[list[Photograph], list[str]]:
     """List the photographs of a folder, in order of their names, and what is left out, one line each.
 
@@ -64,11 +78,10 @@ def find_photographs(folder: Path) -> tuple[list[Photograph], list[str]]:
     Raises:
         UserError: There is no photograph, or a package that it needs is not installed.
     """
-    root = folder / "images" if (folder / "images").is_dir() else folder
+    root, masks = _places(folder)
     files = sorted(_files(root), key=lambda path: path.as_posix())
     if any(path.suffix.lower() in HEIF for path in files):
         _register_heif(folder)
-    masks = mask_folder(root, 1) or (mask_folder(folder, 1) if root != folder else None)
     index = mask_index(masks) if masks else {}
     said: list[str] = []
     found: list[Photograph] = []
@@ -110,13 +123,19 @@ def write_photographs(photographs: list[Photograph], capture: Path) -> None:
     phase.end()
 
 
+def _places(folder: Path) -> tuple[Path, Path | None]:
+    """Return the folder that holds the photographs, which may be images/, and that of their masks, if any."""
+    root = folder / "images" if (folder / "images").is_dir() else folder
+    return root, mask_folder(root, 1) or (mask_folder(folder, 1) if root != folder else None)
+
+
 def _files(root: Path) -> Iterator[Path]:
     """Yield the visible files below a folder, without masks, reduced copies and captures."""
     for inner, folders, names in os.walk(root):
         folders[:] = [name for name in folders
                       if not re.fullmatch(r"\..*|masks?(_\d+)?|images_\d+", name, re.IGNORECASE)
-                      and not (Path(inner) / name / "sparse").is_dir()
-                      and not (Path(inner) / name / "capture.json").exists()]
+                      and not (Path(inner) / name / "capture.json").exists()
+                      and not find_models(Path(inner) / name) and not find_transforms(Path(inner) / name)]
         yield from (Path(inner) / name for name in names if not name.startswith("."))
 
 

@@ -37,8 +37,12 @@ def write_frames(video: Path, folder: Path, count: int | None) -> None:
     try:
         about = next(frames)
         (width, height), fps = about["size"], about["fps"] or 30.0
-        total = max(1, round(about["duration"] * fps))
-        count = count or min(max(round(PER_SECOND * about["duration"]), LEAST), MOST)
+        total = round(about["duration"] * fps)
+        if not total:  # the file does not say how long it is: its frames are counted
+            total = sum(1 for _ in frames)
+            frames = _open(video)
+            next(frames)
+        count = count or min(max(round(PER_SECOND * total / fps), LEAST), MOST)
         phase = Phase("video", total, "frames")
         best: tuple[float, int, np.ndarray] | None = None
         read = written = 0
@@ -60,6 +64,7 @@ def write_frames(video: Path, folder: Path, count: int | None) -> None:
         frames.close()
     if not written:
         raise UserError(f"{video}: found no frame in it, expected a video; the file may be cut off")
+    phase.total = read  # the file's own account of its length is not exact
     phase.end(f", {written} taken")
 
 

@@ -105,6 +105,7 @@ class Trainer:
         self.elastic = False
         """Whether stage 2 has begun: Gaussians are in order, and order and transform have parameters."""
         self._meter = Meter()
+        self._speed, self._estimated_at = 0.0, 0
         self._ahead = ThreadPoolExecutor(AHEAD, "prefetch")
 
     def _initial_splats(self) -> Splats:
@@ -152,7 +153,7 @@ class Trainer:
             raise UserError(f"--steps {c.steps}: the checkpoint has already seen {self.step} views; "
                             "ask for at least that many or choose another output folder")
         end = c.steps if until is None else until
-        self._meter = Meter()  # do not count the time of loading
+        self._meter, self._estimated_at = Meter(), self.step  # do not count the time of loading
         done = self.step >= end
         while not done:
             before, start = self.step, time.perf_counter()
@@ -429,11 +430,27 @@ class Trainer:
     def metrics(self) -> dict[str, Any]:
         """Return the figures of a progress line; loss and views per second are since the last call."""
         loss, rate = self._meter.read()
-        eta = (self.config.steps - self.step) / rate if rate else math.nan
+        eta = self._seconds_left(rate)
         return {"stage": 1 if self.step <= self.base_steps else 2, "steps": self.config.steps, "loss": loss,
                 "views_per_second": rate, "eta_seconds": eta, "workers": self.group.world,
                 "splats": self.shard.n, "memory_mb": self._memory(),
                 **{f"test_psnr_{ratio_name(ratio)}": psnr for ratio, psnr in self._test_psnr().items()}}
+
+    def _seconds_left(self, rate: float) -> float:
+        """Estimate the time that is left, NaN if unknown; rate: views per second since the last estimate.
+
+        A view of stage 2 counts as config.ratios.cost views of stage 1. The speed is averaged over estimates,
+        so that the time does not jump.
+        """
+        def work(step: int) -> float:
+            return step + (self.config.ratios.cost - 1) * max(0, step - self.base_steps)
+
+        views = self.step - self._estimated_at
+        if views > 0 and rate:
+            speed = rate * (work(self.step) - work(self._estimated_at)) / views
+            self._speed = (self._speed + speed) / 2 if self._speed else speed
+        self._estimated_at = self.step
+        return (work(self.config.steps) - work(self.step)) / self._speed if self._speed else math.nan
 
     @torch.no_grad()
     def _test_psnr(self) -> dict[float, float]:

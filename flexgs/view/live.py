@@ -12,7 +12,7 @@ import torch
 from flexgs.callbacks import Callback
 from flexgs.camera import Camera
 from flexgs.config import Config
-from flexgs.errors import UserError
+from flexgs.errors import MissingDependencyError, UserError
 from flexgs.model.budget import cut_to
 from flexgs.model.elastic import ElasticModel
 from flexgs.scene import Scene
@@ -22,6 +22,15 @@ from flexgs.view.viewer import Viewer
 
 EVERY = 2.0
 """Seconds between two drawings of a model that grows."""
+
+
+def check_ready(port: int) -> None:
+    """Raise UserError if the viewer cannot be served at a port of this machine."""
+    try:
+        from flexgs.view.viser_server import check_free
+    except ImportError:
+        raise MissingDependencyError("viser", "view", "--view") from None
+    check_free("127.0.0.1", port)
 
 
 class Growing:

@@ -38,6 +38,16 @@ class Server(viser.ViserServer):
             super().stop()
 
 
+def check_free(host: str, port: int) -> None:
+    """Raise UserError if host and port cannot be listened at."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
+    except (OSError, OverflowError) as e:
+        raise UserError(f"--host {host} --port {port}: {getattr(e, 'strerror', None) or e}; choose "
+                        "another") from None
+
+
 def start(host: str, port: int, visitors: Visitors) -> Server:
     """Start a server; UserError if host and port cannot be listened at."""
     # bytes that are not HTTP would log a stack trace each
@@ -56,15 +66,13 @@ def start(host: str, port: int, visitors: Visitors) -> Server:
         checked.append(check)
         return serve(*args, process_request=check, **options)
 
+    check_free(host, port)  # viser hangs where it cannot listen
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host, port), family=family).close()  # viser hangs where it cannot listen
         with (mock.patch.object(websockets.asyncio.server, "serve", serve_visitors),
               contextlib.redirect_stdout(io.StringIO())):  # viser's own box of addresses
             server = Server(host, port, label="flexgs", verbose=False)
     except (OSError, OverflowError) as e:
-        reason = getattr(e, "strerror", None) or e
-        raise UserError(f"--host {host} --port {port}: {reason}; choose another") from None
+        raise UserError(f"--host {host} --port {port}: {e}; choose another") from None
     if not checked:
         server.stop()
         raise RuntimeError(f"viser {viser.__version__} starts its server in another way: who may "
