@@ -25,9 +25,13 @@ def progress(name: str, console: Console | None = None) -> "Bar | Lines":
 
 
 def quality(metrics: Mapping[str, Any]) -> str:
-    """Write the PSNR on test views: "test PSNR 1 % 20.31, 100 % 27.10 dB"; empty without any."""
+    """Write the PSNR on test views: "test PSNR 1 % 20.31, 100 % 27.10 dB"; empty without any.
+
+    It is that of all test views where config.eval_every had them measured, else of the few of metrics().
+    """
     psnr = {key.removeprefix("test_psnr_"): value for key, value in metrics.items()
             if key.startswith("test_psnr_")}
+    psnr = {ratio: row["psnr"] for ratio, row in metrics.get("ratios", {}).items()} or psnr
     return f"test PSNR {', '.join(f'{percent(e)} {dB:.2f}' for e, dB in psnr.items())} dB" if psnr else ""
 
 
