@@ -77,7 +77,8 @@ def read_path(file: str, like: Camera, width: int, height: int) -> list[Camera]:
     cameras = []
     for i, frame in enumerate(frames):
         frame = typed(dict, frame, where := f"{file}: frame {i}")
-        rows = typed(tuple[(float,) * 16], frame.get("camera_to_world"), f"{where}: camera_to_world")
+        rows = typed(Annotated[tuple[float, ...], Range(16, 16)], frame.get("camera_to_world"),
+                     f"{where}: camera_to_world")
         angle = typed(Annotated[float, Range(1, 170)], frame.get("fov"), f"{where}: fov")
         pose = np.array(rows).reshape(4, 4)
         if (not np.allclose(pose[:3, :3] @ pose[:3, :3].T, np.eye(3), atol=0.01)

@@ -35,8 +35,8 @@ from flexgs.tracking import Tracking, flatten
 from flexgs.training.checkpoint import Checkpoint, latest_checkpoint
 from flexgs.training.trainer import Trainer
 
-COMMON = ("seed", "steps", "batch", "background", "report_every", "checkpoint_every", "check_every", "data",
-          "base", "evaluation")
+COMMON = ("seed", "steps", "batch", "background", "report_every", "eval_every", "checkpoint_every",
+          "check_every", "data", "base", "evaluation")
 """Settings that all methods take from the comparison before their own flags are applied."""
 SAME = ("seed", "steps", "batch", "background", "data")
 """The settings among COMMON that no method may change, or its figures could not be compared."""

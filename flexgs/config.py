@@ -430,6 +430,9 @@ class Config:
     photographs were taken; other viewers then need their anti-aliased mode too."""
     report_every: Views = 200
     """Views between two progress lines."""
+    eval_every: Annotated[int, Range(0, 10**9)] = 0
+    """Views between two measurements of the cuts while training, as at the end but without LPIPS; before
+    stage 2, of the whole model only. The model does not depend on it. 0: none."""
     checkpoint_every: Views = 2000
     """Views between two checkpoints; there is one at the end in any case."""
     check_every: Views = 500
@@ -617,8 +620,8 @@ def check_same_method(theirs: Config, ours: Config, elastic: bool, folder: Path)
                         "use the same settings to continue or choose another output folder")
 
 
-_FREE = ("steps", "preset", "batch", "report_every", "checkpoint_every", "check_every", "distributed",
-         "evaluation")
+_FREE = ("steps", "preset", "batch", "report_every", "eval_every", "checkpoint_every", "check_every",
+         "distributed", "evaluation")
 """Settings that may differ between a run and its continuation."""
 
 

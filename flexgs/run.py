@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -256,12 +257,19 @@ def _trained_and_measured(trainer: Trainer, folder: Path, session: Session, call
     config, scene, group = trainer.config, trainer.scene, trainer.group
 
     def report(step: int, metrics: dict[str, Any]) -> None:
+        if trainer.evaluated_now and step < config.steps:  # at the end, it is measured anyway
+            quick = replace(config.evaluation, lpips=())
+            measured = evaluate(trainer.model_so_far(), scene, quick if trainer.elastic else
+                                replace(quick, ratios=(1.0,)), config.background, group)
+            metrics = {**metrics, "ratios": measured["ratios"]}
+        if group.rank > 0:
+            return
         with (folder / "metrics.jsonl").open("a") as lines:
             lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **metrics}) + "\n")
         session.progress(step, metrics)
         callbacks.report(step, metrics)
 
-    train(trainer, session, report if group.rank == 0 else lambda step, metrics: None, callbacks=callbacks)
+    train(trainer, session, report, callbacks=callbacks)
     if trainer.step < config.steps:
         raise StoppedError(f"{folder}: stopped at {trainer.step} of {config.steps} views")
     training_ended = time.perf_counter()

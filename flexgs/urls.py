@@ -10,6 +10,8 @@ password that was shown cannot be taken back.
 import re
 from urllib.parse import unquote
 
+from flexgs.errors import cure
+
 HIDDEN = "***"
 
 _SECRET = (r"password|passwd|passphrase|passcode|pwd|secret|token|credential|signature"
@@ -99,3 +101,12 @@ def _encoded(word: re.Match[str]) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, without secrets, cut to 200 characters."""
     return (public(str(error)).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def describe(error: BaseException) -> str:
+    """Return one line: the error's class, its first line and, if memory or disk ran out, what to do."""
+    for inner in ("health_check_failure", "cause"):  # the error that Ray has wrapped
+        error = getattr(error, inner, None) or error
+    text = public(str(error)).strip()
+    line = f"{type(error).__name__}: {text.splitlines()[0][:200] if text else ''}".rstrip(": ")
+    return f"{line} ({advice})" if (advice := cure(error)) else line

@@ -8,34 +8,27 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from statistics import harmonic_mean
-from typing import Any, Self
+from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
-from flexgs.callbacks.progress import progress_line
+from flexgs.callbacks.progress import Screen, progress_line
 from flexgs.config import percent
 from flexgs.errors import UserError
 from flexgs.files import read_jsonl
 from flexgs.report.table import mean_ratios, psnr_auc
 from flexgs.run import finished, git_sha, history
 from flexgs.scene import Scene as Capture
-from flexgs.tracking import Run, Tracking, Writer, flatten, notes
+from flexgs.store import Store
+from flexgs.tracking import SLOW, Run, Tracking, Writer, flatten, notes
 from ray_jobs.cluster import SAY_SECONDS, Allocation
 from ray_jobs.neighbours import holders
 from ray_jobs.schedule import Running, growth
-from ray_jobs.store import Store
 from ray_jobs.train_scene import RESULTS, STOP, SceneJob, train_scene
 
 log = logging.getLogger("flexgs.batch")
 
-PLAIN_SECONDS = 10.0
-"""Time after which a progress line is shown anew where the output is no terminal; it doubles each time."""
-PLAIN_MOST = 60.0
-"""The most that this time becomes."""
 TRACKING_SECONDS = 10.0
 """Time between two messages to MLflow about a scene."""
 WAIT_FOR_TRACKING_SECONDS = 60.0
@@ -123,10 +116,10 @@ class Batch:
             with Screen() as screen:
                 while watches:
                     busy = time.monotonic() if running else busy
-                    if time.monotonic() - busy > LEAST_SECONDS:
-                        allocation = replace(allocation, cpus=1)
+                    least = time.monotonic() - busy > LEAST_SECONDS
+                    asked = replace(allocation, cpus=1) if least else allocation
                     for watch in watches.values():
-                        if not watch.workers and (job := watch.reserved(allocation, screen)):
+                        if not watch.workers and (job := watch.reserved(asked, screen)):
                             self.mlflow.put(self._open, watch.run, watch.job.store)
                             start(job)
                     waiting = [name for name, watch in watches.items() if not watch.workers]
@@ -137,7 +130,7 @@ class Batch:
                                                     allocation.sizes).items():
                             watches[name].grow(workers, screen)
                     if waiting and time.monotonic() - said > SAY_SECONDS:
-                        pool.submit(_say, waiting, allocation, len(running), screen)
+                        pool.submit(_say, waiting, asked, len(running), screen)
                         said = time.monotonic()
                     for watch in running.values():
                         watch.send_history()
@@ -157,7 +150,8 @@ class Batch:
                 self._keep(running)
             for run in (*(watch.run for watch in watches.values() if watch.started), self.run):
                 self.mlflow.put(run.finish, "KILLED")
-            self.mlflow.wait(SAY_SECONDS)
+            with suppress(KeyboardInterrupt):
+                self.mlflow.drain(SAY_SECONDS)
             ray.shutdown()  # ends the threads that wait for Ray, which would keep Python from exiting
             raise
         finally:
@@ -190,7 +184,7 @@ class Batch:
             self.mlflow.put(self.run.describe, notes.batch(results, self.command))
         self.mlflow.put(self.run.finish, "FAILED" if self.errors else "FINISHED")
         if not self.mlflow.wait(10.0) or self._untold:
-            print(f"MLflow is slow or away, waits up to {WAIT_FOR_TRACKING_SECONDS:.0f} s for it", flush=True)
+            print(SLOW.format(WAIT_FOR_TRACKING_SECONDS), flush=True)
         until = time.monotonic() + WAIT_FOR_TRACKING_SECONDS
         while self.mlflow.wait(WAIT_FOR_TRACKING_SECONDS) and self._untold and time.monotonic() < until:
             time.sleep(2.0)
@@ -249,7 +243,7 @@ class Watch:
         self._failed = len(read_jsonl(self._failures))
         self._tracked = self._pulled = 0.0
 
-    def reserved(self, allocation: Allocation, screen: "Screen") -> SceneJob | None:
+    def reserved(self, allocation: Allocation, screen: Screen) -> SceneJob | None:
         """Ask Ray for room for the fewest workers, and return the job to train there once there is room."""
         if self._cpus != allocation.cpus:
             self.release()
@@ -259,7 +253,7 @@ class Watch:
         machine = None if allocation.spread else placement_group_table(self._room)["bundles_to_node_id"][0]
         return self._start(allocation.sizes[0], machine, screen)
 
-    def _start(self, workers: int, machine: str | None, screen: "Screen") -> SceneJob:
+    def _start(self, workers: int, machine: str | None, screen: Screen) -> SceneJob:
         if workers > 1:
             self.release()  # Ray Train reserves its workers' room itself
         self.workers, self._machine = workers, machine
@@ -284,7 +278,7 @@ class Watch:
         views = max(0, self.job.config.steps - rows[-1]["step"])
         return Running(self.job.name, self._machine, self.workers, views / rate if rate else 0.0)
 
-    def grow(self, workers: int, screen: "Screen") -> None:
+    def grow(self, workers: int, screen: Screen) -> None:
         """Ask the workers to stop at their next report, so that more can go on."""
         self._more = workers
         self.stop()
@@ -296,7 +290,7 @@ class Watch:
         with _storage_may_be_away():
             self.job.store.push(STOP)
 
-    def stopped(self, screen: "Screen") -> SceneJob | None:
+    def stopped(self, screen: Screen) -> SceneJob | None:
         """Record that the scene has stopped, and return the job to go on with if it gets more workers."""
         more, self._more = self._more, 0
         self.release()
@@ -306,7 +300,7 @@ class Watch:
         screen.log(f"{self.job.name}: its machine has gone or has no room left, it waits for another")
         return None
 
-    def poll(self, screen: "Screen") -> str:
+    def poll(self, screen: Screen) -> str:
         """Return the scene's progress line, and log on the screen why workers were started again."""
         failures = read_jsonl(self._failures, "errors")
         for failure in failures[self._failed:]:
@@ -355,7 +349,7 @@ def _train(job: SceneJob) -> dict[str, Any] | None:
     return results
 
 
-def _say(waiting: Sequence[str], allocation: Allocation, running: int, screen: "Screen") -> None:
+def _say(waiting: Sequence[str], allocation: Allocation, running: int, screen: Screen) -> None:
     """Say what the waiting scenes wait for, unless it is for other scenes of this batch."""
     kind = "GPU" if allocation.gpu else "CPU"
     held = holders(kind)
@@ -376,40 +370,3 @@ def _storage_may_be_away() -> Iterator[None]:
 
 def _with(workers: int) -> str:
     return f" with {workers} worker{'s' * (workers > 1)}"
-
-
-class Screen:
-    """Progress of the scenes: a block that is redrawn on a terminal, else lines, ever more seldom."""
-
-    def __init__(self) -> None:
-        self.console = Console(soft_wrap=True, highlight=False)
-        self.live = (Live(console=self.console, auto_refresh=False, transient=True)
-                     if self.console.is_terminal else None)
-        self._shown: dict[str, tuple[float, float, str]] = {}
-
-    def __enter__(self) -> Self:
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.live:
-            self.live.stop()
-
-    def log(self, text: str) -> None:
-        """Print a line that stays."""
-        self.console.print(text, markup=False)
-
-    def show(self, lines: dict[str, str], waiting: Sequence[str]) -> None:
-        """Show the progress line of each scene that trains, and the names of those that wait."""
-        if waiting:
-            lines = lines | {"": f"{len(waiting)} waiting: {', '.join(waiting)}"}
-        if self.live:
-            self.live.update(Text("\n".join(lines.values()), no_wrap=True, overflow="ellipsis"), refresh=True)
-            return
-        now = time.monotonic()
-        for scene, line in lines.items():
-            due, pause, last = self._shown.get(scene, (0.0, PLAIN_SECONDS, ""))
-            if line != last and now >= due:
-                self._shown[scene] = now + pause, min(2 * pause, PLAIN_MOST), line
-                self.log(line)

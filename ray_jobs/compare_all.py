@@ -29,12 +29,12 @@ from flexgs.report.comparison import Rows, mean_rows
 from flexgs.report.published import SCENES, published
 from flexgs.report.table import print_table
 from flexgs.scene.load import load_capture
+from flexgs.store import is_remote
 from flexgs.tracking import Tracking
-from ray_jobs import warm_up
+from flexgs.training import warmup
+from flexgs.urls import describe
 from ray_jobs.cluster import Cluster
 from ray_jobs.dataset import DatasetOptions, exit_code, read_all
-from ray_jobs.store import is_remote
-from ray_jobs.train_scene import describe
 
 
 @dataclass
@@ -77,7 +77,7 @@ def compare_all(options: CompareAll) -> int:
                         "train_all.py can use an object store")
     options.config.evaluation.ratios = options.ratios or options.config.evaluation.ratios
     config, experiment = options.checked(), options.folder
-    with warm_up.in_background() as wait_for_kernels, ExitStack() as locks:
+    with warmup.in_background() as wait_for_kernels, ExitStack() as locks:
         captures = options.captures()
         scenes, errors = read_all({capture: options.of(capture, config) for capture in captures})
         captures = [capture for capture in captures if capture.name not in errors]

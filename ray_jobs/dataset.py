@@ -16,10 +16,10 @@ from flexgs.options import AnyConfig, ConfigFile, Recorded, Typed
 from flexgs.scene import Scene
 from flexgs.scene.load import load_capture
 from flexgs.sizes import DEMO, LAPTOP, Size, fitting
+from flexgs.store import Store, is_remote
 from flexgs.tracking import Tracking, sqlite_uri
 from flexgs.urls import public
 from ray_jobs.cluster import IN_JOB, Cluster
-from ray_jobs.store import Store, is_remote
 
 HOME = Path("~/flexgs-runs")
 """The default folder for runs of submitted jobs, and for local copies of runs in an object store."""

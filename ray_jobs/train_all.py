@@ -22,12 +22,12 @@ from flexgs.files import only_one
 from flexgs.options import parse
 from flexgs.report.table import print_results
 from flexgs.sizes import fitting
+from flexgs.store import Store
+from flexgs.training import warmup
 from flexgs.training.memory import expected_memory
-from ray_jobs import warm_up
 from ray_jobs.batch import Batch
 from ray_jobs.cluster import Cluster, Workers, allocate
 from ray_jobs.dataset import DatasetOptions, exit_code, read_all
-from ray_jobs.store import Store
 from ray_jobs.train_scene import SceneJob
 
 
@@ -61,7 +61,7 @@ def train_all(options: TrainAll) -> int:
     config = options.checked()
     workers = Workers.parse(options.workers, config.batch) if options.workers is not None else None
     least = workers.least if workers else 1
-    with warm_up.in_background() as wait_for_kernels, ExitStack() as locks:
+    with warmup.in_background() as wait_for_kernels, ExitStack() as locks:
         captures, store = options.captures(), options.store()
         for capture in captures:  # before MLflow hears of them: another command may be training them
             locks.enter_context(only_one(store.folder / capture.name))

@@ -24,27 +24,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 import ray.train
 import ray.train.torch
 import torch
 from ray.exceptions import RayError, RayTaskError
 from ray.train import ControllerError, UserCallback, WorkerGroupError
-from ray.train.torch import TorchConfig
 from ray.util.placement_group import NODE_ID_LABEL_KEY, PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from flexgs import pool, ray_library
 from flexgs.config import Config
 from flexgs.distributed import Group
-from flexgs.errors import UserError, cure
+from flexgs.errors import UserError
+from flexgs.ray_torch import Torch
 from flexgs.run import LocalSession, StoppedError, run
 from flexgs.scene.load import load_capture
-from flexgs.torch_library import store_on_loopback
-from flexgs.urls import public
+from flexgs.store import Store
+from flexgs.urls import describe, public
 from ray_jobs.cluster import worker
-from ray_jobs.store import Store
 
 RESULTS = ("config.json", "model", "cuts", "renders", "results.json")
 """What a finished run has besides its history; results.json is pushed last, when the rest is there."""
@@ -273,42 +271,3 @@ class Failures(UserCallback):
         self.store.push("failures.jsonl")
         if self.machine and not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == self.machine):
             raise MachineGoneError(self.machine)  # Ray would wait for the machine
-
-
-class Torch(TorchConfig):
-    """Ray Train's TorchConfig, with gloo and NCCL on the network interface that Ray uses on each machine.
-
-    By default gloo takes the interface of the host name, which /etc/hosts often maps to loopback, where no
-    other machine answers.
-    """
-
-    @property
-    def backend_cls(self) -> type:
-        """The backend that chooses the interface before torch.distributed starts."""
-        return _Backend
-
-
-class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        worker_group.execute(_use_interface)
-        super().on_start(worker_group, backend_config)
-
-
-def _use_interface() -> None:
-    """Make gloo and NCCL use the network interface of Ray's address, unless the user has chosen one."""
-    here = ray.util.get_node_ip_address()
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(address.address == here for address in addresses):
-            for library in ("GLOO", "NCCL"):
-                os.environ.setdefault(f"{library}_SOCKET_IFNAME", name)
-    if here == "127.0.0.1":
-        store_on_loopback()
-
-
-def describe(error: BaseException) -> str:
-    """Return one line: the error's class, its first line and, if memory or disk ran out, what to do."""
-    for inner in ("health_check_failure", "cause"):  # the error that Ray has wrapped
-        error = getattr(error, inner, None) or error
-    text = public(str(error)).strip()
-    line = f"{type(error).__name__}: {text.splitlines()[0][:200] if text else ''}".rstrip(": ")
-    return f"{line} ({advice})" if (advice := cure(error)) else line

@@ -39,13 +39,18 @@ def test_figures_go_to_tensorboard_and_mlflow(capture, tmp_path, capsys, monkeyp
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     out = tmp_path / "my runs"
     train = ["train", capture, "--output", out, *SMALL, "--evaluation.lpips",
-             "--log", "tensorboard", "mlflow"]
+             "--eval-every", "15", "--log", "tensorboard", "mlflow"]
     assert flexgs(*train) == 0 == flexgs(*train, "--steps", "60")
     said = capsys.readouterr().out
     assert f"tensorboard --logdir '{out}/studio/tensorboard'" in said and "#/experiments/" in said
     ratios = json.loads((out / "studio/results.json").read_text())["ratios"]
     curves = scalars(out / "studio/tensorboard")
-    assert [step for step, _ in curves["train/test_psnr_1"]] == [20, 40, 60]
+    assert [step for step, _ in curves["train/test_psnr_1"]] == [15, 20, 30, 40, 45, 60]
+    assert [step for step, _ in curves["psnr/ratio_0.05"]] == [30, 40, 45, 60]  # stage 2 has an order
+    assert [step for step, _ in curves["psnr/ratio_1"]] == [15, 30, 40, 45, 60]
+    assert "train/loss_elastic" in curves
+    rows = [json.loads(line) for line in (out / "studio/metrics.jsonl").read_text().splitlines()]
+    assert {row["step"]: sorted(row["ratios"]) for row in rows if "ratios" in row}[15] == ["1"]
     assert curves["psnr/ratio_0.05"][-1] == (60, pytest.approx(ratios["0.05"]["psnr"]))
     import mlflow
 
@@ -54,7 +59,10 @@ def test_figures_go_to_tensorboard_and_mlflow(capture, tmp_path, capsys, monkeyp
     run, = client.search_runs([experiment.experiment_id], "tags.kind = 'scene'")
     assert run.info.status == "FINISHED" and run.data.params["steps"] == "40"
     history = client.get_metric_history(run.info.run_id, "train/test_psnr_1")
-    assert [metric.step for metric in history] == [20, 40, 60]
+    assert [metric.step for metric in history] == [15, 20, 30, 40, 45, 60]
+    for name in ("psnr/ratio_0.05", "ssim/ratio_0.05", "psnr_auc"):  # the table's columns, on the way
+        history = client.get_metric_history(run.info.run_id, name)
+        assert sorted({metric.step for metric in history}) == [30, 40, 45, 60]
     assert run.data.metrics["psnr/ratio_0.05"] == pytest.approx(ratios["0.05"]["psnr"])
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import pyarrow.fs as pafs
 from tiny import begun, tiny_config, tiny_scene, tiny_splats
 
+from flexgs import store as store_module
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.files import atomic_folder, write_json
 from flexgs.model.elastic import ElasticModel
 from flexgs.run import LocalSession
+from flexgs.store import Store
 from flexgs.training.trainer import Trainer
-from ray_jobs import store as store_module
-from ray_jobs.store import Store
 from tuning.space import Own, space
 from tuning.trial import Search, run_trial
 from tuning.trial import begun as begin

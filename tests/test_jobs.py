@@ -26,10 +26,10 @@ from flexgs.options import parse
 from flexgs.run import LocalSession, run
 from flexgs.scene.camera_model import CameraModel
 from flexgs.scene.load import load_capture
+from flexgs.store import Store
 from flexgs.tracking import Tracking
 from ray_jobs import batch, cluster, compare_all, dataset, schedule, train_all, train_scene
 from ray_jobs.cluster import this_python
-from ray_jobs.store import Store
 
 TINY = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "600",
         "--base.refine-every", "20", "--report-every", "20", "--checkpoint-every", "40",

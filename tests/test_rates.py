@@ -236,13 +236,36 @@ def test_what_is_shown_meanwhile_is_measured_as_in_the_end():
         assert trainer.metrics()[f"test_psnr_{ratio}"] == pytest.approx(row["psnr"], abs=5e-3)
 
 
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_terms_of_the_loss_add_up_to_it(preset):
+    config = replace(tiny_config(preset, steps=12), report_every=1)
+    config.gsnet.temperature, config.gsnet.temperature_end = 4.0, 0.25
+    trainer, rows = begun(Trainer(config, tiny_scene()), tiny_splats()), {}
+    trainer.fit(lambda step, metrics: rows.update({step: metrics}), lambda step, write: None)
+    for step in range(trainer.base_steps + 1, 13):
+        terms = {name: value for name, value in rows[step].items() if name.startswith("loss_")}
+        assert sum(terms.values()) == pytest.approx(rows[step]["loss"], abs=5e-6)
+        assert {"loss_full", "loss_elastic"} <= terms.keys()
+        assert ({"loss_transform", "loss_gi", "loss_sparsity"} <= terms.keys()) == (preset == "paper")
+    assert not {name for name in rows[1] if name.startswith("loss_")}  # one term only
+    temperatures = [row["gsnet_temperature"] for row in rows.values() if "gsnet_temperature" in row]
+    assert temperatures[-1:] == ([0.25] if preset == "paper" else [])
+    assert temperatures == sorted(temperatures, reverse=True)
+
+
 @pytest.mark.parametrize("preset", ["default", "paper", "matryoshka", "antialiased"])
 def test_watching_changes_no_bit_of_the_model(preset):
     def trained(every: int) -> Trainer:
         config = replace(tiny_config("default" if preset == "antialiased" else preset, steps=12),
                          report_every=every, antialiased=preset == "antialiased")
         trainer = begun(Trainer(config, tiny_scene()), tiny_splats())
-        trainer.fit(lambda step, metrics: None, lambda step, write: None)
+
+        def report(step: int, metrics: dict) -> None:
+            if every == 1:
+                evaluate(trainer.model_so_far(), trainer.scene, replace(config.evaluation, lpips=()),
+                         config.background)
+
+        trainer.fit(report, lambda step, write: None)
         return trainer
 
     often, never = trained(1), trained(10**6)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from flexgs.errors import UserError
+from flexgs.store import Store
 from ray_jobs import dataset
-from ray_jobs.store import Store
 
 
 def write(folder: Path, **files: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from flexgs.config import Config
 from flexgs.files import read_jsonl
 from flexgs.tracking import Tracking, Writer, flatten, metric_name, sqlite_uri
+from flexgs.tracking import writer as writer_module
 
 RESULTS = {"scene": "fox", "preset": "smoke", "steps": 200, "train_seconds": 3.5, "seconds": 4.0, "ratios": {
     "0.005": {"psnr": 15.0, "ssim": 0.4, "lpips_vgg": None, "splats": 5, "mb": 0.1, "ms": 1.0},
@@ -39,7 +41,7 @@ def test_flatten():
     assert flatten({"a": 1, "b": {"c": {"d": (2, 3)}}}) == {"a": 1, "b.c.d": (2, 3)}
 
 
-def test_a_server_that_never_answers_holds_up_nobody(tmp_path):
+def test_a_server_that_never_answers_holds_up_nobody(tmp_path, monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as server:
         tracking, writer, done = Tracking(f"http://127.0.0.1:{server.getsockname()[1]}", "test"), Writer(), []
         writer.put(done.append, 1)
@@ -52,6 +54,10 @@ def test_a_server_that_never_answers_holds_up_nobody(tmp_path):
         with asked:
             asked.recv(1)
             assert not writer.wait(0.2) and not writer.idle and done == [1]
+            monkeypatch.setattr(writer_module, "MOMENT", 0.1)
+            assert not writer.drain(0.1)
+            assert "waits up to 0 s for it; Ctrl-C ends at once" in capsys.readouterr().out
+            assert pickle.loads(pickle.dumps(writer)).idle  # as Ray Tune does with what has one
 
 
 def test_a_call_that_fails_is_a_warning_and_the_next_is_made(caplog):

@@ -13,8 +13,9 @@ from urllib.parse import urlencode
 from ray import tune
 
 from flexgs.run import git_sha
-from flexgs.tracking import Run, Tracking
-from ray_jobs.train_scene import describe
+from flexgs.tracking import Run, Tracking, Writer
+from flexgs.urls import describe
+from ray_jobs.cluster import SAY_SECONDS
 from tuning.study import PARETO, best, front, quality
 from tuning.trial import MEASURED_AT, NUMBER, RUNGS, Record, Search, begun
 
@@ -26,6 +27,7 @@ class Progress(tune.Callback):
         """Prepare the parent run in MLflow; seconds: the time after which Tune stops all trials."""
         self.search, self.objective, self.tracking = search, objective, tracking
         self._seconds, self._deadline = seconds or math.inf, math.inf
+        self.mlflow = Writer()
         self.shown = quality(objective)
         self.ended = 0
         """The number of Tune's trials that have ended."""
@@ -36,7 +38,7 @@ class Progress(tune.Callback):
     def setup(self, *args: Any, **info: Any) -> None:
         """Start the clock and the parent run in MLflow."""
         self._deadline = time.monotonic() + self._seconds
-        self.parent.start()
+        self.mlflow.put(self.parent.start)
 
     def on_trial_result(self, iteration: int, trials: Sequence[Any], trial: Any,
                         result: dict[str, Any], **info: Any) -> None:
@@ -86,29 +88,36 @@ class Progress(tune.Callback):
         self._log(trial, f"its process died again and again ({why}); the same command goes on with it")
 
     def send(self, record: Record) -> Run:
-        """Send MLflow a trial's parameters and figures, and return its run."""
+        """Let MLflow have a trial's parameters and figures, and return its run."""
         params = {"number": record.number, **record.params}
         run = self.tracking.run(self.search.trial_folder(record.params), f"trial {record.number}",
                                 kind="trial", parent=self.parent, params=params,
                                 tags={"scene": self.search.capture.name, "status": record.status})
         stage_2 = self.search.start.steps - self.search.start.base_steps
-        run.log_history([{"step": self.search.start.steps - stage_2 * (RUNGS - rung) // RUNGS,
-                          "psnr_auc": record.rungs[str(rung)]["psnr_auc"]}
-                         for rung in MEASURED_AT if str(rung) in record.rungs])
+        self.mlflow.put(run.log_history, [
+            {"step": self.search.start.steps - stage_2 * (RUNGS - rung) // RUNGS,
+             "psnr_auc": record.rungs[str(rung)]["psnr_auc"]}
+            for rung in MEASURED_AT if str(rung) in record.rungs])
         if record.last:
-            run.log_summary(record.last["ratios"], self.search.start.steps,
+            self.mlflow.put(run.log_summary, record.last["ratios"], self.search.start.steps,
                             {"psnr_auc": record.last["psnr_auc"], "mb": record.last["mb"],
                              "train_seconds": record.seconds})
-        run.finish("FAILED" if record.error else "FINISHED", record.error)
+        self.mlflow.put(run.finish, "FAILED" if record.error else "FINISHED", record.error)
         return run
 
     def finish(self, winner: Record, files: Sequence[Path]) -> None:
         """End the parent run, with the figures of the best trial and the report."""
-        self.parent.log_summary(winner.last["ratios"], self.search.start.steps, {
+        put, run = self.mlflow.put, self.parent
+        put(run.log_summary, winner.last["ratios"], self.search.start.steps, {
             "psnr_auc": winner.last["psnr_auc"], "mb": winner.last["mb"], "best_trial": winner.number})
-        self.parent.describe((self.search.folder / "report.md").read_text())
-        self.parent.log_files(files)
-        self.parent.finish()
+        put(run.describe, (self.search.folder / "report.md").read_text())
+        put(run.log_files, files)
+        self.end("FINISHED")
+
+    def end(self, status: str) -> None:
+        """End the parent run, and wait for an MLflow that is slow."""
+        self.mlflow.put(self.parent.finish, status)
+        self.mlflow.drain(SAY_SECONDS)
 
     def pages(self, runs: Sequence[Run]) -> list[str]:
         """Say where MLflow shows the curves of these trials, and compares them in parallel coordinates."""
@@ -116,7 +125,7 @@ class Progress(tune.Callback):
         if not how:
             return []
         server, _, _ = how.rpartition("#/")
-        chosen = {"runs": [run.id for run in runs], "experiments": [self.tracking.id]}
+        chosen = {"runs": [run._id for run in runs if run._id], "experiments": [self.tracking.id]}
         compare = "#/compare-runs?" + urlencode({key: json.dumps(value) for key, value in chosen.items()})
         return [how, server.rpartition("open ")[2] + compare]
 

@@ -19,9 +19,10 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from flexgs import pool
 from flexgs.distributed import Group
 from flexgs.errors import UserError
+from flexgs.ray_torch import Torch
 from flexgs.scene.load import load_capture
+from flexgs.urls import describe
 from ray_jobs.cluster import Cluster
-from ray_jobs.train_scene import Torch, describe
 from tuning.space import Params
 from tuning.trial import NUMBER, Search, begun, run_trial, train_base
 

@@ -40,11 +40,11 @@ from flexgs.report.table import print_table
 from flexgs.scene import Scene
 from flexgs.scene.identity import check_same_capture
 from flexgs.scene.load import load_capture
+from flexgs.store import is_remote
 from flexgs.tracking import metric_name
-from ray_jobs import warm_up
+from flexgs.training import warmup
 from ray_jobs.cluster import Cluster, Workers
 from ray_jobs.dataset import DatasetOptions
-from ray_jobs.store import is_remote
 from tuning import report
 from tuning.progress import Progress
 from tuning.runner import Room, room_for_trial, run_to_the_end, train_first_base, trainable
@@ -112,7 +112,7 @@ def search_scene(options: SearchScene) -> int:
                      if not (path := folder.with_name(f"{folder.name}-{i}")).exists())
         shutil.move(folder, aside)
         print(f"the earlier search is in {pasted(aside)}", flush=True)
-    with (warm_up.in_background() as wait_for_kernels, only_one(folder),
+    with (warmup.in_background() as wait_for_kernels, only_one(folder),
           Cluster(options.ray_address, options.gpu, options.dashboard or options.workers > 1) as cluster):
         config = options.fitting(config, cluster)
         if options.smoke:
@@ -131,7 +131,7 @@ def search_scene(options: SearchScene) -> int:
                         seconds)
         records = search.records()
         if not any(record.status == "finished" for record in records):
-            progress.parent.finish("FAILED" if ended else "KILLED")
+            progress.end("FAILED" if ended else "KILLED")
             print("flexgs: no trial was finished" + ("" if ended else "; the same command continues"),
                   file=sys.stderr)
             return 1 if ended else 130
@@ -179,7 +179,7 @@ def _search(search: Search, options: SearchScene, progress: Progress, cluster: C
     try:
         found = tuner.fit()
     except KeyboardInterrupt:  # SIGTERM, since Tune itself takes Ctrl-C for the end of its trials
-        progress.parent.finish("KILLED")
+        progress.end("KILLED")
         raise
     shutil.rmtree(search.folder / "tune", ignore_errors=True)
     return (len(found) >= missing and progress.ended >= missing) or seconds is not None

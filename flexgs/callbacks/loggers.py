@@ -20,7 +20,7 @@ from flexgs.tracking import Tracking, flatten, sqlite_uri
 if TYPE_CHECKING:
     from flexgs.training.trainer import Trainer
 
-LEFT_OUT = ("steps", "eta_seconds")
+LEFT_OUT = ("steps", "eta_seconds", "ratios")
 """Figures of a progress line that no curve is drawn of."""
 
 
@@ -30,13 +30,17 @@ def logger(service: str, folder: Path) -> Callback:
 
 
 def curves(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures of a progress line as curves: {"train/loss": 0.1, "train/test_psnr_0.05": 21.3}."""
-    return {f"train/{key}": value for key, value in metrics.items() if key not in LEFT_OUT}
+    """Return the figures of a progress line as curves: {"train/loss": 0.1, "train/test_psnr_0.05": 21.3}.
+
+    Those by ratio that config.eval_every asks for are named as at the end.
+    """
+    return {**{f"train/{key}": value for key, value in metrics.items() if key not in LEFT_OUT},
+            **(by_ratio(metrics["ratios"]) if "ratios" in metrics else {})}
 
 
-def final(results: Mapping[str, Any]) -> dict[str, float]:
-    """Return the measured figures of results.json: {"psnr/ratio_0.05": 23.1}; those not computed left out."""
-    return {f"{name}/ratio_{ratio}": value for ratio, row in results["ratios"].items()
+def by_ratio(ratios: Mapping[str, Any]) -> dict[str, float]:
+    """Return the measured figures of each ratio: {"psnr/ratio_0.05": 23.1}; those not computed left out."""
+    return {f"{name}/ratio_{ratio}": value for ratio, row in ratios.items()
             for name, value in row.items() if value is not None}
 
 
@@ -92,7 +96,7 @@ class TensorBoard(Callback):
 
     def measured(self, results: Mapping[str, Any], folder: Path) -> None:
         """Write the figures of the cuts, and the picture of their renders."""
-        for name, value in final(results).items():
+        for name, value in by_ratio(results["ratios"]).items():
             self.file.add_scalar(name, value, results["steps"])
         self.file.add_image("renders", _grid(folder), results["steps"], dataformats="HWC")
 
@@ -133,7 +137,7 @@ class WandB(Callback):
 
     def measured(self, results: Mapping[str, Any], folder: Path) -> None:
         """Log the figures of the cuts as the run's summary, and the picture of their renders."""
-        self.run.summary.update(final(results))
+        self.run.summary.update(by_ratio(results["ratios"]))
         self.run.log({"renders": self.wandb.Image(_grid(folder))}, step=results["steps"])
 
     def end(self) -> None:

@@ -1,12 +1,13 @@
-"""How a training goes, for a person: a live bar in a terminal or notebook, elsewhere a line now and then."""
+"""How trainings go, for a person: a live bar in a terminal or notebook, elsewhere a line now and then."""
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
@@ -16,6 +17,11 @@ from flexgs.config import percent
 if TYPE_CHECKING:
     from flexgs.model.elastic import ElasticModel
     from flexgs.training.trainer import Trainer
+
+PLAIN_SECONDS = 10.0
+"""Time after which a progress line is shown anew where the output is no terminal; it doubles each time."""
+PLAIN_MOST = 60.0
+"""The most that this time becomes."""
 
 
 def progress(name: str, console: Console | None = None) -> "Bar | Lines":
@@ -27,9 +33,13 @@ def progress(name: str, console: Console | None = None) -> "Bar | Lines":
 
 
 def quality(metrics: Mapping[str, Any]) -> str:
-    """Write the PSNR on test views: "test PSNR 1 % 20.31, 100 % 27.10 dB"; empty without any."""
+    """Write the PSNR on test views: "test PSNR 1 % 20.31, 100 % 27.10 dB"; empty without any.
+
+    It is that of all test views where config.eval_every had them measured, else of the few of metrics().
+    """
     psnr = {key.removeprefix("test_psnr_"): value for key, value in metrics.items()
             if key.startswith("test_psnr_")}
+    psnr = {ratio: row["psnr"] for ratio, row in metrics.get("ratios", {}).items()} or psnr
     return f"test PSNR {', '.join(f'{percent(e)} {dB:.2f}' for e, dB in psnr.items())} dB" if psnr else ""
 
 
@@ -124,3 +134,40 @@ class _Views(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text(f"{task.completed:,.0f}/{task.total:,.0f} views" + (f"  {speed:.1f}/s" if speed else ""))
+
+
+class Screen:
+    """Progress of the scenes: a block that is redrawn on a terminal, else lines, ever more seldom."""
+
+    def __init__(self) -> None:
+        self.console = Console(soft_wrap=True, highlight=False)
+        self.live = (Live(console=self.console, auto_refresh=False, transient=True)
+                     if self.console.is_terminal else None)
+        self._shown: dict[str, tuple[float, float, str]] = {}
+
+    def __enter__(self) -> Self:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def log(self, text: str) -> None:
+        """Print a line that stays."""
+        self.console.print(text, markup=False)
+
+    def show(self, lines: dict[str, str], waiting: Sequence[str]) -> None:
+        """Show the progress line of each scene that trains, and the names of those that wait."""
+        if waiting:
+            lines = lines | {"": f"{len(waiting)} waiting: {', '.join(waiting)}"}
+        if self.live:
+            self.live.update(Text("\n".join(lines.values()), no_wrap=True, overflow="ellipsis"), refresh=True)
+            return
+        now = time.monotonic()
+        for scene, line in lines.items():
+            due, pause, last = self._shown.get(scene, (0.0, PLAIN_SECONDS, ""))
+            if line != last and now >= due:
+                self._shown[scene] = now + pause, min(2 * pause, PLAIN_MOST), line
+                self.log(line)

@@ -80,8 +80,7 @@ class GsNet(nn.Module):
             progress: how far stage 2 is, 0 to 1, which sets the temperature.
             random: generator of the Gumbel noise.
         """
-        o = self.options
-        tau = o.temperature * (o.temperature_end / o.temperature) ** progress
+        o, tau = self.options, self.temperature(progress)
         logits = self.logits(splats, rank, ratio)
         m = (straight_through(gumbel_softmax(logits, tau, random)) if o.noise
              else top(_margin(logits), ratio, tau))
@@ -95,6 +94,11 @@ class GsNet(nn.Module):
         if o.sparsity_weight and o.noise:
             losses["sparsity"] = o.sparsity_weight * (ratio - m.mean()).abs()
         return Selection(index, m[index], losses)
+
+    def temperature(self, progress: float) -> float:
+        """Return the temperature of the Gumbel-softmax; progress says how far stage 2 is, 0 to 1."""
+        o = self.options
+        return o.temperature * (o.temperature_end / o.temperature) ** progress
 
     def groups(self, config: cfg.Config) -> list[dict[str, Any]]:
         """Return the parameter groups for Adam; see Transform.groups."""

@@ -90,6 +90,10 @@ class Order(nn.Module):
         """Return the parameter groups for Adam; see Transform.groups."""
         return []
 
+    def figures(self, progress: float) -> dict[str, float]:
+        """Return numbers to log with the losses; progress says how far stage 2 is, 0 to 1."""
+        return {}
+
 
 class Sampled(Order):
     """By weighted sampling without replacement, with the importance as weight."""
@@ -203,6 +207,10 @@ class Learned(Order):
     def groups(self, config: Config) -> list[dict[str, Any]]:
         """Return the parameter groups of GsNet."""
         return self.gsnet.groups(config)
+
+    def figures(self, progress: float) -> dict[str, float]:
+        """Return the temperature of the Gumbel-softmax."""
+        return {"gsnet_temperature": self.gsnet.temperature(progress)}
 
 
 ORDERS: Mapping[str, type[Order]] = {"sampled": Sampled, "importance": Order, "tree": Tree,

@@ -15,6 +15,6 @@ results.json and is sent at the next chance. mlflow is imported when it is first
 
 from flexgs.tracking.experiment import SERVER, Tracking, sqlite_uri
 from flexgs.tracking.run import Run, flatten, metric_name
-from flexgs.tracking.writer import Writer
+from flexgs.tracking.writer import SLOW, Writer
 
-__all__ = ["SERVER", "Run", "Tracking", "Writer", "flatten", "metric_name", "sqlite_uri"]
+__all__ = ["SERVER", "SLOW", "Run", "Tracking", "Writer", "flatten", "metric_name", "sqlite_uri"]

@@ -91,7 +91,11 @@ class Run:
 
     @_tolerant
     def log_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Log the numbers of each row after the last step logged, as train/<name> at row["step"]."""
+        """Log the numbers of each row after the last step logged, at row["step"].
+
+        They are named train/<name>; those by ratio, of config.eval_every, are named as at the end, so that
+        the experiment's table shows the quality of a scene while it trains.
+        """
         from mlflow.entities import Metric
 
         run_id, metrics = self.id, []
@@ -99,9 +103,13 @@ class Run:
         for i, row in enumerate(new):
             # A step is sent whole or not at all. Metrics that are sent twice, because the answer was lost,
             # have the same time, and are one metric to MLflow.
-            metrics += [Metric(f"train/{key}", float(value), _ms(row.get("time")), row["step"])
+            at = _ms(row.get("time"))
+            metrics += [Metric(f"train/{key}", float(value), at, row["step"])
                         for key, value in row.items() if key not in _NOT_METRICS and _is_number(value)]
-            if i + 1 == len(new) or len(metrics) + len(new[i + 1]) > _BATCH:
+            metrics += _by_ratio(ratios := row.get("ratios", {}), at, row["step"])
+            if len(ratios) > 1:
+                metrics.append(Metric("psnr_auc", psnr_auc(ratios), at, row["step"]))
+            if i + 1 == len(new) or len(metrics) > _BATCH // 2:
                 self.tracking.client.log_batch(run_id, metrics=metrics)
                 self._logged, metrics = row["step"], []
 
@@ -194,9 +202,7 @@ class Run:
         from mlflow.entities import Metric
 
         at = _ms(when)  # a metric that is sent twice with the same time is one to MLflow
-        metrics = [
-            Metric(f"{_METRIC_NAMES.get(key, key)}/{metric_name(float(ratio))}", float(value), at, steps)
-            for ratio, row in ratios.items() for key, value in row.items() if _is_number(value)]
+        metrics = _by_ratio(ratios, at, steps)
         # MLflow draws over steps and time only: with the ratio as the step, it draws quality over ratio.
         metrics += [Metric(CURVE, row["psnr"], at, round(1000 * float(ratio)))
                     for ratio, row in ratios.items() if _is_number(row.get("psnr"))]
@@ -262,6 +268,14 @@ class Run:
 def metric_name(ratio: float) -> str:
     """Return the part of a metric's name for a ratio: 0.05 is ratio_0.05, with two decimals or more."""
     return "ratio_" + max(f"{ratio:.2f}", f"{Decimal(ratio_name(ratio)):f}", key=len)
+
+
+def _by_ratio(ratios: Mapping[str, Mapping[str, Any]], at: int, step: int) -> list[Any]:
+    """Return the metrics of each ratio, psnr/ratio_0.05, at a time in ms and a step."""
+    from mlflow.entities import Metric
+
+    return [Metric(f"{_METRIC_NAMES.get(key, key)}/{metric_name(float(ratio))}", float(value), at, step)
+            for ratio, row in ratios.items() for key, value in row.items() if _is_number(value)]
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,10 @@ from flexgs.urls import first_line
 
 log = logging.getLogger("flexgs.tracking")
 
+MOMENT = 2.0
+"""Seconds that calls may take without a word."""
+SLOW = "MLflow is slow or away, waits up to {:.0f} s for it; Ctrl-C ends at once"
+
 
 class Writer:
     """A queue of calls, done one after the other in a thread, which ends with the process."""
@@ -20,6 +24,10 @@ class Writer:
         """Calls that are waiting or being made."""
         self._changed = threading.Condition()
         threading.Thread(target=self._work, name="MLflow", daemon=True).start()
+
+    def __reduce__(self) -> tuple[type["Writer"], tuple[()]]:
+        """Let Ray Tune pickle a callback that has a writer: a copy has no calls."""
+        return Writer, ()
 
     def put(self, call: Callable[..., object], *args: Any) -> None:
         """Let the thread call call(*args); what that raises is a warning, and the calls after it are made."""
@@ -39,6 +47,13 @@ class Writer:
                 if not self._changed.wait(seconds):
                     return False
         return True
+
+    def drain(self, seconds: float) -> bool:
+        """Wait like wait(), but say so once that takes longer than a moment."""
+        if self.wait(MOMENT):
+            return True
+        print(SLOW.format(seconds), flush=True)
+        return self.wait(seconds)
 
     def _work(self) -> None:
         while True:

@@ -132,6 +132,12 @@ class Trainer:
         """
         return self.step // self.batch
 
+    @property
+    def evaluated_now(self) -> bool:
+        """Whether the cuts are to be measured after the step that was just done."""
+        every = self.config.eval_every
+        return bool(every) and crosses(self.step - self.batch, self.step, every)
+
     # ------------------------------------------------------------------ the loop
 
     def fit(self, report: Report, keep: Keep, until: int | None = None,
@@ -139,7 +145,8 @@ class Trainer:
         """Train to the end of config.steps, or earlier.
 
         Args:
-            report: called as report(step, metrics) every config.report_every views and at the end.
+            report: called as report(step, metrics) every config.report_every and every config.eval_every
+                views, and at the end.
             keep: called as keep(step, write) every config.checkpoint_every views and at the end.
             until: number of views to stop at instead.
             stop: asked after each step as stop(whether the step was reported); True ends the training.
@@ -163,7 +170,7 @@ class Trainer:
             if crosses(before, self.step, c.check_every) or done:
                 self.group.check_equal(((name, t) for name, t in self._tensors().items()
                                         if not self._counts(name)), self.step)
-            if reported := crosses(before, self.step, c.report_every) or done:
+            if reported := crosses(before, self.step, c.report_every) or self.evaluated_now or done:
                 report(self.step, self.metrics())
             done = stop(reported) or done
             if crosses(before, self.step, c.checkpoint_every) or done:
@@ -242,6 +249,7 @@ class Trainer:
                                ssim=weights.full_ssim, mask=mask) / self.batch
             loss.backward()
             total += loss.detach()
+            self._meter.note("full", loss)
         cuts = [*range(ratios.renders - (whole and ratios.alternate))]
         if ratios.rare and self.turn % ratios.upper_every == 0:
             cuts += range(ratios.renders, ratios.renders + len(ratios.rare))
@@ -293,7 +301,11 @@ class Trainer:
         image = self._rasterize([cut.projection for cut in cuts], camera)
         loss = photometric(image, target, l1=self.config.loss.elastic_l1,
                            ssim=self.config.loss.elastic_ssim, mask=mask)
-        loss = weight * (loss + self.transform.regulariser() + sum(mine.selection.losses.values()))
+        terms = {"transform": self.transform.regulariser(), **mine.selection.losses}
+        for name, term in {"elastic": loss, **terms}.items():
+            if isinstance(term, Tensor):
+                self._meter.note(name, weight * term)
+        loss = weight * (loss + terms["transform"] + sum(mine.selection.losses.values()))
         loss.backward()
         if not self.frozen:
             for cut in cuts:
@@ -416,11 +428,18 @@ class Trainer:
         self.elastic = True
 
     def model(self) -> ElasticModel:
-        """Return the elastic model as trained so far, in its final order."""
+        """Return the elastic model, in its final order; the first call begins stage 2 if nothing else has."""
         if not self.elastic:
             self._begin_stage_2()
+        return self.model_so_far()
+
+    def model_so_far(self) -> ElasticModel:
+        """Return the model as trained so far, without changing anything; before stage 2 it has no order.
+
+        Where workers hold shards, all of them call this together.
+        """
         splats, transform = self._whole(), self._resized(self.shard.whole, self.counts)
-        final = self.order.final(splats, self._scores)
+        final = self.order.final(splats, self._scores) if self.elastic else None
         splats = splats if final is None else splats[final]
         return ElasticModel(splats, transform.stored(), self.config,
                             [view.camera for view in self.scene.train], self.scene.digest)
@@ -428,10 +447,19 @@ class Trainer:
     # ------------------------------------------------------------------ state
 
     def metrics(self) -> dict[str, Any]:
-        """Return the figures of a progress line; loss and views per second are since the last call."""
+        """Return the figures of a progress line; losses and views per second are since the last call.
+
+        In stage 2, loss is the sum of loss_full, loss_elastic, loss_transform and those of the order, each
+        with its weight. All workers call this together.
+        """
         loss, rate = self._meter.read()
+        terms: dict[str, float] = {}
+        for part in self.group.gather(self._meter.read_terms()):
+            for name, value in part.items():
+                terms[f"loss_{name}"] = round(terms.get(f"loss_{name}", 0.0) + value, 6)
         eta = self._seconds_left(rate)
         return {"stage": 1 if self.step <= self.base_steps else 2, "steps": self.config.steps, "loss": loss,
+                **terms, **(self.order.figures(self._progress(self.step)) if self.elastic else {}),
                 "views_per_second": rate, "eta_seconds": eta, "workers": self.group.world,
                 "splats": self.shard.n, "memory_mb": self._memory(),
                 **{f"test_psnr_{ratio_name(ratio)}": psnr for ratio, psnr in self._test_psnr().items()}}
@@ -624,12 +652,18 @@ class Meter:
 
     def __init__(self) -> None:
         self.losses: list[float] = []
-        self.views, self.start = 0, time.perf_counter()
+        self.terms: dict[str, Tensor] = {}
+        self.views, self.steps, self.start = 0, 0, time.perf_counter()
 
     def add(self, loss: float, views: int) -> None:
         """Count the loss of one step and its number of views."""
         self.losses.append(loss)
         self.views += views
+        self.steps += 1
+
+    def note(self, name: str, term: Tensor) -> None:
+        """Count a term of the loss of this worker's views; a GPU is not waited for before read_terms()."""
+        self.terms[name] = self.terms.get(name, 0.0) + term.detach()
 
     def read(self) -> tuple[float, float]:
         """Return (mean loss, views per second) since the last reading, and start anew."""
@@ -637,3 +671,9 @@ class Meter:
         rate = self.views / max(1e-9, time.perf_counter() - self.start)
         self.losses, self.views, self.start = [], 0, time.perf_counter()
         return round(loss, 6), round(rate, 2)
+
+    def read_terms(self) -> dict[str, float]:
+        """Return the mean over steps of each term since the last reading, and start anew."""
+        found = {name: float(term) / max(1, self.steps) for name, term in self.terms.items()}
+        self.terms, self.steps = {}, 0
+        return found

@@ -1,5 +1,10 @@
 """Compilation of all CPU kernels on a toy scene; later processes load them from numba's cache on disk."""
 
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 
 from flexgs.camera import Camera
@@ -23,6 +28,27 @@ def warmup() -> None:
     K = torch.tensor([[16.0, 0.0, 8.0], [0.0, 16.0, 8.0], [0.0, 0.0, 1.0]])
     out = render(splats, Camera(torch.eye(4), K, 16, 16), mask=torch.ones(2), contributions="all")
     photometric(out.image, torch.zeros(16, 16, 3)).backward()
+
+
+@contextmanager
+def in_background() -> Iterator[Callable[[], None]]:
+    """Compile in another process, and yield a function that waits for it.
+
+    The first time, that takes some 20 seconds of one core, while captures are read and Ray starts.
+    """
+    # Errors are not shown: if it fails, the workers compile the kernels themselves.
+    with subprocess.Popen([sys.executable, "-m", "flexgs.training.warmup"],
+                          stderr=subprocess.DEVNULL) as compiler:
+
+        def wait() -> None:
+            if compiler.poll() is None:
+                print("compiling the rasterizer, once", flush=True)
+                compiler.wait()
+
+        try:
+            yield wait
+        finally:
+            compiler.terminate()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ FILES = {
     "flexgs/model/field.py": "steps model", "flexgs/model/importance.py": "importance",
     "flexgs/model/merge.py": "model draws", "flexgs/evaluate.py": "evaluation metrics",
     "flexgs/report/table.py": "evaluation table",
-    "ray_jobs/store.py": "interrupted store", "tuning/trial.py": "bookkeeping interrupted",
+    "flexgs/store.py": "interrupted store", "tuning/trial.py": "bookkeeping interrupted",
     "tuning/study.py": "bookkeeping"}
 """And the words of the tests that cover each."""
 

@@ -148,7 +148,7 @@ MUTANTS = [
          ("a cut without its training", "round(own + seconds", "round(seconds"),
          ("stage 1 for what has none", "0.0 if cell.from_nothing else", "")),
     # stores and studies
-    *_of("ray_jobs/store.py", "interrupted store", ("state.json pushed first",
+    *_of("flexgs/store.py", "interrupted store", ("state.json pushed first",
          'f"checkpoints/{name}/state.safetensors", f"checkpoints/{name}/{DESCRIPTION}"',
          'f"checkpoints/{name}/{DESCRIPTION}", f"checkpoints/{name}/state.safetensors"'),
          ("equal size is fresh", "(file.stat().st_size, file.stat().st_mtime_ns) == (info.size, info.mtime_ns)",
