@@ -71,14 +71,14 @@ def test_every_group_at_the_start_the_middle_and_the_end(preset):
 
 
 def test_the_deltas_of_each_knot_have_rates_of_their_own():
-    """5, 5, 5, 5, 4 and 1.5 times those of the Gaussians, falling to a half, and 0.4 at the last."""
+    """5, 5, 5, 5, 5, 4 and 1.5 times those of the Gaussians, falling to a half, and 0.4 at the last."""
     config = tiny_config("default")
     config.batch = BATCH
     trainer = begun(Trainer(config, tiny_scene()), tiny_splats())
     trainer.model()
-    for progress, expected in ((0.0, (5, 5, 5, 5, 4, 1.5)), (1.0, (0.5, 0.5, 0.5, 0.5, 0.5, 0.4))):
+    for progress, expected in ((0.0, (5, 5, 5, 5, 5, 4, 1.5)), (1.0, (0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.4))):
         moved(trainer.optimizer, progress)
-        ends = [sum(trainer.transform.counts[:i + 1]) - 1 for i in range(6)]
+        ends = [sum(trainer.transform.counts[:i + 1]) - 1 for i in range(7)]
         scales = -trainer.transform.scales.detach()[ends, 0]
         found = (scales / 5e-3 / math.sqrt(BATCH)).tolist()
         assert found == pytest.approx(expected, rel=1e-4)
