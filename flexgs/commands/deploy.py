@@ -87,6 +87,7 @@ class Cut:
                             "their own")
         if self.scene and self.cameras:
             raise UserError("cut: found --scene and --cameras, expected one of them")
+        self._check_places()
         scene = _capture(self.scene, self.source)
         model = open_model(self.source, scene, self.by)
         if self.by == "prune" and (Path(self.source).is_dir() or hasattr(model, "chunks")):
@@ -98,11 +99,7 @@ class Cut:
             raise UserError(f"cut: found --{'cameras' if self.cameras else 'seconds'}, which train merged "
                             "Gaussians; expected a file of splats, --by merge and --output with it")
         title = Path(urlsplit(self.source).path.rstrip("/")).stem
-        if self.html:
-            from flexgs.deploy.page import write_page
-
-            print(write_page(model, self.html, title))
-        if self.web:
+        if self.web:  # before --html and --output, which may be files in this folder
             from flexgs.deploy.page import write_web
             from flexgs.model.elastic import ElasticModel
             from flexgs.scene.identity import GIVE_SCENE, check_same_capture
@@ -111,6 +108,10 @@ class Cut:
             if shown and isinstance(model, ElasticModel):
                 check_same_capture(model.capture, shown.digest, Path(self.source), GIVE_SCENE)
             print(write_web(model, self.web, title, shown))
+        if self.html:
+            from flexgs.deploy.page import write_page
+
+            print(write_page(model, self.html, title))
         if self.output and self.lod:
             def made(cut: "Attributes") -> "Attributes":
                 cut = self._trained(model, cut)
@@ -120,6 +121,38 @@ class Cut:
         elif self.output:
             assert self.budget
             self._write(model, self.budget, self.output, scene)
+
+    def _check_places(self) -> None:
+        """Raise UserError, before anything is written, if one of the results could not be."""
+        from flexgs.deploy.lod import target_of
+        from flexgs.formats import format_of
+        from flexgs.model.budget import parse
+
+        places = {}  # in the order in which they are written
+        if self.web:
+            from flexgs.deploy.page import check_web
+
+            check_web(self.web)
+            places["--web"] = self.web
+        if self.html:
+            from flexgs.deploy.page import check_page
+
+            check_page(self.html)
+            places["--html"] = self.html
+        if self.output and self.lod:
+            places["--output"] = target_of(self.output, self.lod)
+        elif self.output:
+            assert self.budget
+            parse(self.budget)
+            format_of(self.output)
+            places["--output"] = self.output
+        options = list(places)
+        for i, option in enumerate(options):
+            for later in options[i + 1:]:
+                place, other = places[option].resolve(), places[later].resolve()
+                if other in (place, *place.parents):
+                    raise UserError(f"{later} {places[later]}: found {option} at the same place or within; "
+                                    "expected places of their own")
 
     def _write(self, model: "Cuttable", budget: str, output: Path,
                scene: "Scene | None") -> None:

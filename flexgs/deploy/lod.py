@@ -19,6 +19,21 @@ if TYPE_CHECKING:  # torch takes seconds to import
 META = "lod-meta.json"
 
 
+def target_of(output: Path, percentages: Sequence[float]) -> Path:
+    """Return the new folder that write_lod() writes; UserError where write_lod() raises one."""
+    if (any(not 0 < p <= 100 for p in percentages)
+        or list(percentages) != sorted(set(percentages), reverse=True)):
+        found = " ".join(f"{p:g}" for p in percentages)
+        raise UserError(f"--lod: found {found}, expected falling percentages such as 100 50 25 12.5")
+    if output.suffix and output.name != META:
+        raise UserError(f"--output {output}: expected a folder, or FOLDER/{META} for streamed SOG")
+    target = output.parent if output.name == META else output
+    if target.exists():
+        raise UserError(f"--output {output}: {target.absolute()} is there already; expected a new "
+                        "folder, or remove it")
+    return target
+
+
 def write_lod(model: "Cuttable", output: Path, percentages: Sequence[float],
               change: Callable[[Attributes], Attributes] = lambda cut: cut) -> str:
     """Write cuts of falling size, and return a sentence about them.
@@ -33,17 +48,7 @@ def write_lod(model: "Cuttable", output: Path, percentages: Sequence[float],
     Raises:
         UserError: the folder exists (it would be replaced), or an argument is none of the above.
     """
-    if (any(not 0 < p <= 100 for p in percentages)
-        or list(percentages) != sorted(set(percentages), reverse=True)):
-        found = " ".join(f"{p:g}" for p in percentages)
-        raise UserError(f"--lod: found {found}, expected falling percentages such as 100 50 25 12.5")
-    if output.suffix and output.name != META:
-        raise UserError(f"--output {output}: expected a folder, or FOLDER/{META} for streamed SOG")
-    streamed = output.name == META
-    target = output.parent if streamed else output
-    if target.exists():
-        raise UserError(f"--output {output}: {target.absolute()} is there already; expected a new "
-                        "folder, or remove it")
+    streamed, target = output.name == META, target_of(output, percentages)
     levels = [in_world(cut, output) if streamed else cut
               for cut in (change(cut_of(model, p / 100)) for p in percentages)]
     with tempfile.TemporaryDirectory() as temporary, atomic_folder(target) as folder:
