@@ -17,6 +17,7 @@ from flexgs.deploy.page import write_page, write_web
 from flexgs.deploy.progressive import Progressive
 from flexgs.deploy.progressive import write as pack
 from flexgs.deploy.source import open_model
+from flexgs.errors import size_text
 from flexgs.formats import save
 from flexgs.model.elastic import ElasticModel, make_transform
 from tests.conftest import random_splats
@@ -100,7 +101,8 @@ def test_a_tiny_model_has_no_stage_twice(count, tmp_path):
     (("-o", "x.html", "--budget", "5%"), "expected a name that ends in one of"),
     (("--web", "out/page", "-o", "out", "--lod", "50", "25"), "--output out: found --web"),
 ])
-def test_nothing_is_written_if_one_of_the_results_is_refused(options, expected, tmp_path, monkeypatch, capsys):
+def test_nothing_is_written_if_one_of_the_results_is_refused(options, expected, tmp_path,
+                                                             monkeypatch, capsys):
     save(random_splats(20).arrays(), tmp_path / "whole.ply")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
@@ -108,3 +110,8 @@ def test_nothing_is_written_if_one_of_the_results_is_refused(options, expected, 
     assert flexgs("cut", "whole.ply", "--html", "x.html", *options) == 2
     assert expected in capsys.readouterr().err
     assert {path.name for path in tmp_path.rglob("*")} == {"whole.ply", "full", "mine.txt"}
+
+
+def test_sizes_of_small_stages_are_said_in_kilobytes():
+    assert page._stages([1200, 300, 2_000_000, 44]) == "stages end at 1.2 kB, 1.5 kB, 2.00 MB"
+    assert size_text(999_999) == "1.00 MB" and size_text(999_900) == "999.9 kB"

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import tyro
 
 from flexgs.config import Config, check_ratio, count_at
-from flexgs.errors import UserError, pasted
+from flexgs.errors import UserError, pasted, size_text
 from flexgs.inputs import Range
 from flexgs.options import RARE, Budget, OptionalCapture, Run
 
@@ -190,9 +190,9 @@ class Cut:
         else:
             cut = made(budget)
         stored = write(cut, output)
-        line = f"{pasted(output)}: {len(cut):,} of {n:,} Gaussians, {output.stat().st_size / 1e6:.2f} MB"
+        line = f"{pasted(output)}: {len(cut):,} of {n:,} Gaussians, {size_text(output.stat().st_size)}"
         if (read := getattr(model, "offset", None)) is not None:  # a packed file
-            line += f"; {read / 1e6:.2f} MB were read"
+            line += f"; {size_text(read)} were read"
         if self.local:
             line += f"; positions from the model's origin, {place(cut)}"
         elif name == "ply" and is_wide(cut):
@@ -281,8 +281,8 @@ class Pack:
         packed, n, degree = Progressive.open(self.output), len(model), model.sh_degree
         for ratio in self.ratios:
             sent, count = packed.load(ratio), count_at(ratio, n)
-            print(f"up to {100 * ratio:5.4g} %  {count:>11,} Gaussians  {sent / 1e6:9.2f} MB  as PLY "
-                  f"{ply_bytes(count, degree) / 1e6:9.2f} MB")
+            print(f"up to {100 * ratio:5.4g} %  {count:>11,} Gaussians  {size_text(sent):>12}  as PLY "
+                  f"{size_text(ply_bytes(count, degree)):>12}")
             errors = ", ".join(f"{error:.2g} ({name})" for name, error in packed.bounds.items())
             print(f"    off by at most {errors}" if errors else "    exact to the bit")
         print(f"{pasted(self.output)}: {sent / ply_bytes(n, degree):.2f} of the whole PLY, "
@@ -391,7 +391,7 @@ class Render:
         write_video(cut.to(pick_device(self.device)), cameras, self.output, self.fps, model.config.background,
                     model.config.antialiased)
         print(f"{pasted(self.output)}: {len(cut):,} of {len(model):,} Gaussians, "
-              f"{self.output.stat().st_size / 1e6:.2f} MB")
+              f"{size_text(self.output.stat().st_size)}")
 
 
 @dataclass
@@ -413,7 +413,7 @@ class Info:
         for ratio in (0.01, 0.05, 0.15, 0.5, 1.0):
             count = count_at(ratio, len(model))
             print(f"{100 * ratio:10g} % {count:>13,} Gaussians "
-                  f"{ply_bytes(count, model.sh_degree) / 1e6:9.2f} MB as PLY")
+                  f"{size_text(ply_bytes(count, model.sh_degree)):>12} as PLY")
         if Path(self.source).is_dir():
             from flexgs.report.table import print_results
             from flexgs.run import read_results

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flexgs.deploy.merged import cut_of
-from flexgs.errors import UserError, pasted
+from flexgs.errors import UserError, pasted, size_text
 from flexgs.files import atomic_folder
 from flexgs.formats import save
 from flexgs.formats.interchange import splat_transform
@@ -61,5 +61,5 @@ def write_lod(model: "Cuttable", output: Path, percentages: Sequence[float],
         whole = ply_bytes(len(model), model.sh_degree, is_wide(change(cut_of(model, 1.0))))
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     counts = ", ".join(f"{len(level):,}" for level in levels)
-    return (f"{pasted(output)}: levels of {counts} Gaussians, {size / 1e6:.2f} MB; the whole as PLY "
-            f"{whole / 1e6:.2f} MB")
+    return (f"{pasted(output)}: levels of {counts} Gaussians, {size_text(size)}; the whole as PLY "
+            f"{size_text(whole)}")

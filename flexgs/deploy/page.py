@@ -25,7 +25,7 @@ from flexgs.config import count_at
 from flexgs.deploy.merged import MergedModel
 from flexgs.deploy.nested import as_deltas, nested
 from flexgs.deploy.progressive import RATIOS, Progressive, write
-from flexgs.errors import UserError, pasted
+from flexgs.errors import UserError, pasted, size_text
 from flexgs.evaluate import Decimated
 from flexgs.files import atomic_file, atomic_folder
 from flexgs.model.elastic import Cuttable, ElasticModel
@@ -106,7 +106,7 @@ def write_page(model: Cuttable, path: Path, title: str) -> str:
         program = f"<script>{(WEB / 'flexgs.js').read_text()}</script>\n{pushed}"
         out.write_text(_page(title, f"data:image/jpeg;base64,{_base64(poster)}", f'manifest="{manifest}"',
                              program))
-    return f"{pasted(path)}: {path.stat().st_size / 1e6:.2f} MB; {_stages(sizes)}"
+    return f"{pasted(path)}: {size_text(path.stat().st_size)}; {_stages(sizes)}"
 
 
 def _pack(model: Cuttable, path: Path) -> list[int]:
@@ -192,5 +192,4 @@ def _plain(values: torch.Tensor) -> list[float]:
 
 
 def _stages(sizes: Sequence[int]) -> str:
-    ends = np.cumsum(sizes[:-1]) / 1e6
-    return f"stages end at {', '.join(f'{end:.2f}' for end in ends)} MB"
+    return f"stages end at {', '.join(map(size_text, np.cumsum(sizes[:-1])))}"
