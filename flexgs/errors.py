@@ -44,5 +44,10 @@ def pasted(path: Path | str) -> str:
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
+def size_text(size: float) -> str:
+    """Return a number of bytes as kB below a megabyte, and as MB from there on."""
+    return f"{size / 1e3:.1f} kB" if size < 999_950 else f"{size / 1e6:.2f} MB"
+
+
 _NO_MEMORY = ("out of memory", "low on memory", "can't allocate memory", "cannot allocate memory")
 """Words for it in the messages of CUDA, Ray, PyTorch on the CPU, and the system."""

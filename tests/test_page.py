@@ -17,6 +17,8 @@ from flexgs.deploy.page import write_page, write_web
 from flexgs.deploy.progressive import Progressive
 from flexgs.deploy.progressive import write as pack
 from flexgs.deploy.source import open_model
+from flexgs.errors import size_text
+from flexgs.formats import save
 from flexgs.model.elastic import ElasticModel, make_transform
 from tests.conftest import random_splats
 from tests.test_cli import flexgs
@@ -87,3 +89,29 @@ def test_a_tiny_model_has_no_stage_twice(count, tmp_path):
     write_web(MergedModel(random_splats(count).arrays(), Config.from_preset("plain")), tmp_path / "x", "x")
     chunks = Progressive.open(tmp_path / "x" / "model.fgs").chunks
     assert len(chunks) == {1: 1, 3: 2}[count]
+
+
+@pytest.mark.parametrize(("options", "expected"), [
+    (("--web", "full"), "full: is there already"),
+    (("--web", "x.html"), "--html x.html: found --web at the same place or within"),
+    (("--web", "x.html/in"), "--html x.html: found --web at the same place or within"),
+    (("-o", "x.spz", "--budget", "5 pounds"), "budget '5 pounds'"),
+    (("-o", "x.jpg", "--budget", "5%"), "expected a name that ends in one of"),
+    (("-o", "full", "--lod", "50", "25"), "is there already"),
+    (("-o", "x.html", "--budget", "5%"), "expected a name that ends in one of"),
+    (("--web", "out/page", "-o", "out", "--lod", "50", "25"), "--output out: found --web"),
+])
+def test_nothing_is_written_if_one_of_the_results_is_refused(options, expected, tmp_path,
+                                                             monkeypatch, capsys):
+    save(random_splats(20).arrays(), tmp_path / "whole.ply")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    assert flexgs("cut", "whole.ply", "--html", "x.html", *options) == 2
+    assert expected in capsys.readouterr().err
+    assert {path.name for path in tmp_path.rglob("*")} == {"whole.ply", "full", "mine.txt"}
+
+
+def test_sizes_of_small_stages_are_said_in_kilobytes():
+    assert page._stages([1200, 300, 2_000_000, 44]) == "stages end at 1.2 kB, 1.5 kB, 2.00 MB"
+    assert size_text(999_999) == "1.00 MB" and size_text(999_900) == "999.9 kB"

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -81,6 +82,20 @@ def test_the_module_of_pages_is_built_from_its_sources(package, tmp_path):
     fresh, ours = (tmp_path / "flexgs.js").read_bytes(), (page.WEB / "flexgs.js").read_bytes()
     assert fresh == ours, "web/ has changed: cd web && npm ci && npm run build writes the module anew"
     assert len(gzip.compress((package / "dist" / "flexgs.js").read_bytes())) < 30_000
+
+
+@pytest.mark.parametrize("name", ["spark.html", "playcanvas.html"])
+def test_examples_parse_and_import_what_the_package_exports(name, tmp_path):
+    page = (WEB / "examples" / name).read_text()
+    (tmp_path / "x.mjs").write_text(re.findall(r'<script type="module">(.*?)</script>', page, re.S)[0])
+    imported = re.findall(r'import \{ (.*?) \} from "flexgs"', page)[0].split(", ")
+    exported = re.findall(r"^export .*$", (WEB / "src" / "index.ts").read_text(), re.M)
+    for wanted in imported:
+        assert any(re.search(rf"\b{wanted}\b", line) for line in exported), wanted
+    if not shutil.which("node"):
+        pytest.skip("found no Node.js, which the examples are parsed with")
+    done = bounded.run([shutil.which("node"), "--check", tmp_path / "x.mjs"], 60)
+    assert done.returncode == 0, done.stderr
 
 
 if __name__ == "__main__":  # python -m tests.test_web: the models that `npm test` takes by itself

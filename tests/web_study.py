@@ -129,7 +129,7 @@ class Study:
                     for cached in (False, True):
                         rows = [self._measured(browser, folder, page, rate, cached, "poster" in name)
                                 for _ in range(self.repeats)]
-                        least = [min(row[i] for row in rows) for i in range(6)]
+                        least = np.fmin.reduce(rows)  # nan where no run knows
                         said = "".join(f"{value:7.2f}" for value in least[:4])
                         print(f"{name + (', cached' if cached else ''):28}{rate / 1e3:6.0f} {said}   "
                               f"{least[4] / 1e3:.0f}, {least[5] / 1e3:.0f}", flush=True)

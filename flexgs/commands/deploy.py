@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import tyro
 
 from flexgs.config import Config, check_ratio, count_at
-from flexgs.errors import UserError, pasted
+from flexgs.errors import UserError, pasted, size_text
 from flexgs.inputs import Range
 from flexgs.options import RARE, Budget, OptionalCapture, Run
 
@@ -87,6 +87,7 @@ class Cut:
                             "their own")
         if self.scene and self.cameras:
             raise UserError("cut: found --scene and --cameras, expected one of them")
+        self._check_places()
         scene = _capture(self.scene, self.source)
         model = open_model(self.source, scene, self.by)
         if self.by == "prune" and (Path(self.source).is_dir() or hasattr(model, "chunks")):
@@ -98,11 +99,7 @@ class Cut:
             raise UserError(f"cut: found --{'cameras' if self.cameras else 'seconds'}, which train merged "
                             "Gaussians; expected a file of splats, --by merge and --output with it")
         title = Path(urlsplit(self.source).path.rstrip("/")).stem
-        if self.html:
-            from flexgs.deploy.page import write_page
-
-            print(write_page(model, self.html, title))
-        if self.web:
+        if self.web:  # before --html and --output, which may be files in this folder
             from flexgs.deploy.page import write_web
             from flexgs.model.elastic import ElasticModel
             from flexgs.scene.identity import GIVE_SCENE, check_same_capture
@@ -111,6 +108,10 @@ class Cut:
             if shown and isinstance(model, ElasticModel):
                 check_same_capture(model.capture, shown.digest, Path(self.source), GIVE_SCENE)
             print(write_web(model, self.web, title, shown))
+        if self.html:
+            from flexgs.deploy.page import write_page
+
+            print(write_page(model, self.html, title))
         if self.output and self.lod:
             def made(cut: "Attributes") -> "Attributes":
                 cut = self._trained(model, cut)
@@ -120,6 +121,38 @@ class Cut:
         elif self.output:
             assert self.budget
             self._write(model, self.budget, self.output, scene)
+
+    def _check_places(self) -> None:
+        """Raise UserError, before anything is written, if one of the results could not be."""
+        from flexgs.deploy.lod import target_of
+        from flexgs.formats import format_of
+        from flexgs.model.budget import parse
+
+        places = {}  # in the order in which they are written
+        if self.web:
+            from flexgs.deploy.page import check_web
+
+            check_web(self.web)
+            places["--web"] = self.web
+        if self.html:
+            from flexgs.deploy.page import check_page
+
+            check_page(self.html)
+            places["--html"] = self.html
+        if self.output and self.lod:
+            places["--output"] = target_of(self.output, self.lod)
+        elif self.output:
+            assert self.budget
+            parse(self.budget)
+            format_of(self.output)
+            places["--output"] = self.output
+        options = list(places)
+        for i, option in enumerate(options):
+            for later in options[i + 1:]:
+                place, other = places[option].resolve(), places[later].resolve()
+                if other in (place, *place.parents):
+                    raise UserError(f"{later} {places[later]}: found {option} at the same place or within; "
+                                    "expected places of their own")
 
     def _write(self, model: "Cuttable", budget: str, output: Path,
                scene: "Scene | None") -> None:
@@ -157,9 +190,9 @@ class Cut:
         else:
             cut = made(budget)
         stored = write(cut, output)
-        line = f"{pasted(output)}: {len(cut):,} of {n:,} Gaussians, {output.stat().st_size / 1e6:.2f} MB"
+        line = f"{pasted(output)}: {len(cut):,} of {n:,} Gaussians, {size_text(output.stat().st_size)}"
         if (read := getattr(model, "offset", None)) is not None:  # a packed file
-            line += f"; {read / 1e6:.2f} MB were read"
+            line += f"; {size_text(read)} were read"
         if self.local:
             line += f"; positions from the model's origin, {place(cut)}"
         elif name == "ply" and is_wide(cut):
@@ -248,8 +281,8 @@ class Pack:
         packed, n, degree = Progressive.open(self.output), len(model), model.sh_degree
         for ratio in self.ratios:
             sent, count = packed.load(ratio), count_at(ratio, n)
-            print(f"up to {100 * ratio:5.4g} %  {count:>11,} Gaussians  {sent / 1e6:9.2f} MB  as PLY "
-                  f"{ply_bytes(count, degree) / 1e6:9.2f} MB")
+            print(f"up to {100 * ratio:5.4g} %  {count:>11,} Gaussians  {size_text(sent):>12}  as PLY "
+                  f"{size_text(ply_bytes(count, degree)):>12}")
             errors = ", ".join(f"{error:.2g} ({name})" for name, error in packed.bounds.items())
             print(f"    off by at most {errors}" if errors else "    exact to the bit")
         print(f"{pasted(self.output)}: {sent / ply_bytes(n, degree):.2f} of the whole PLY, "
@@ -368,7 +401,7 @@ class Render:
         write_video(cut.to(pick_device(self.device)), cameras, self.output, self.fps, model.config.background,
                     model.config.antialiased)
         print(f"{pasted(self.output)}: {len(cut):,} of {len(model):,} Gaussians, "
-              f"{self.output.stat().st_size / 1e6:.2f} MB")
+              f"{size_text(self.output.stat().st_size)}")
 
 
 @dataclass
@@ -390,7 +423,7 @@ class Info:
         for ratio in (0.01, 0.05, 0.15, 0.5, 1.0):
             count = count_at(ratio, len(model))
             print(f"{100 * ratio:10g} % {count:>13,} Gaussians "
-                  f"{ply_bytes(count, model.sh_degree) / 1e6:9.2f} MB as PLY")
+                  f"{size_text(ply_bytes(count, model.sh_degree)):>12} as PLY")
         if Path(self.source).is_dir():
             from flexgs.report.table import print_results
             from flexgs.run import read_results

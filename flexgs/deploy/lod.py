@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flexgs.deploy.merged import cut_of
-from flexgs.errors import UserError, pasted
+from flexgs.errors import UserError, pasted, size_text
 from flexgs.files import atomic_folder
 from flexgs.formats import save
 from flexgs.formats.interchange import splat_transform
@@ -17,6 +17,21 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from flexgs.model.elastic import Cuttable
 
 META = "lod-meta.json"
+
+
+def target_of(output: Path, percentages: Sequence[float]) -> Path:
+    """Return the new folder that write_lod() writes; UserError where write_lod() raises one."""
+    if (any(not 0 < p <= 100 for p in percentages)
+        or list(percentages) != sorted(set(percentages), reverse=True)):
+        found = " ".join(f"{p:g}" for p in percentages)
+        raise UserError(f"--lod: found {found}, expected falling percentages such as 100 50 25 12.5")
+    if output.suffix and output.name != META:
+        raise UserError(f"--output {output}: expected a folder, or FOLDER/{META} for streamed SOG")
+    target = output.parent if output.name == META else output
+    if target.exists():
+        raise UserError(f"--output {output}: {target.absolute()} is there already; expected a new "
+                        "folder, or remove it")
+    return target
 
 
 def write_lod(model: "Cuttable", output: Path, percentages: Sequence[float],
@@ -33,17 +48,7 @@ def write_lod(model: "Cuttable", output: Path, percentages: Sequence[float],
     Raises:
         UserError: the folder exists (it would be replaced), or an argument is none of the above.
     """
-    if (any(not 0 < p <= 100 for p in percentages)
-        or list(percentages) != sorted(set(percentages), reverse=True)):
-        found = " ".join(f"{p:g}" for p in percentages)
-        raise UserError(f"--lod: found {found}, expected falling percentages such as 100 50 25 12.5")
-    if output.suffix and output.name != META:
-        raise UserError(f"--output {output}: expected a folder, or FOLDER/{META} for streamed SOG")
-    streamed = output.name == META
-    target = output.parent if streamed else output
-    if target.exists():
-        raise UserError(f"--output {output}: {target.absolute()} is there already; expected a new "
-                        "folder, or remove it")
+    streamed, target = output.name == META, target_of(output, percentages)
     levels = [in_world(cut, output) if streamed else cut
               for cut in (change(cut_of(model, p / 100)) for p in percentages)]
     with tempfile.TemporaryDirectory() as temporary, atomic_folder(target) as folder:
@@ -56,5 +61,5 @@ def write_lod(model: "Cuttable", output: Path, percentages: Sequence[float],
         whole = ply_bytes(len(model), model.sh_degree, is_wide(change(cut_of(model, 1.0))))
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     counts = ", ".join(f"{len(level):,}" for level in levels)
-    return (f"{pasted(output)}: levels of {counts} Gaussians, {size / 1e6:.2f} MB; the whole as PLY "
-            f"{whole / 1e6:.2f} MB")
+    return (f"{pasted(output)}: levels of {counts} Gaussians, {size_text(size)}; the whole as PLY "
+            f"{size_text(whole)}")

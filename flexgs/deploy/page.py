@@ -25,7 +25,7 @@ from flexgs.config import count_at
 from flexgs.deploy.merged import MergedModel
 from flexgs.deploy.nested import as_deltas, nested
 from flexgs.deploy.progressive import RATIOS, Progressive, write
-from flexgs.errors import UserError, pasted
+from flexgs.errors import UserError, pasted, size_text
 from flexgs.evaluate import Decimated
 from flexgs.files import atomic_file, atomic_folder
 from flexgs.model.elastic import Cuttable, ElasticModel
@@ -42,6 +42,20 @@ PHOTO, POSTER = 1280, 720
 """The longer side in pixels of photographs, at most, and of the poster."""
 
 
+def check_web(folder: Path) -> None:
+    """Raise UserError unless write_web() may write this folder: it is new, or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--web {folder}: is there already; expected a new or empty folder")
+
+
+def check_page(path: Path) -> None:
+    """Raise UserError unless write_page() may write this file."""
+    if path.suffix.lower() != ".html":
+        raise UserError(f"--html {path}: expected a name that ends in .html")
+    if path.is_dir():
+        raise UserError(f"--html {path}: is a folder; expected the name of a file")
+
+
 def write_web(model: Cuttable, folder: Path, title: str, scene: Scene | None = None) -> str:
     """Write a folder with a page, its module, the model, a poster and a manifest; return a sentence about it.
 
@@ -54,8 +68,7 @@ def write_web(model: Cuttable, folder: Path, title: str, scene: Scene | None = N
     Raises:
         UserError: the folder holds something, or a browser cannot cut the model.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--web {folder}: is there already; expected a new or empty folder")
+    check_web(folder)
     with atomic_folder(folder) as out:
         sizes = _pack(model, out / "model.fgs")
         cameras, photographs, poster = _shown(model, scene)
@@ -77,8 +90,7 @@ def write_web(model: Cuttable, folder: Path, title: str, scene: Scene | None = N
 
 def write_page(model: Cuttable, path: Path, title: str) -> str:
     """Write a page that is one file and needs no network, first stage first; return a sentence about it."""
-    if path.suffix.lower() != ".html":
-        raise UserError(f"--html {path}: expected a name that ends in .html")
+    check_page(path)
     with atomic_file(path) as out:
         packed = out.with_suffix(".fgs")
         sizes = _pack(model, packed)
@@ -94,7 +106,7 @@ def write_page(model: Cuttable, path: Path, title: str) -> str:
         program = f"<script>{(WEB / 'flexgs.js').read_text()}</script>\n{pushed}"
         out.write_text(_page(title, f"data:image/jpeg;base64,{_base64(poster)}", f'manifest="{manifest}"',
                              program))
-    return f"{pasted(path)}: {path.stat().st_size / 1e6:.2f} MB; {_stages(sizes)}"
+    return f"{pasted(path)}: {size_text(path.stat().st_size)}; {_stages(sizes)}"
 
 
 def _pack(model: Cuttable, path: Path) -> list[int]:
@@ -180,5 +192,4 @@ def _plain(values: torch.Tensor) -> list[float]:
 
 
 def _stages(sizes: Sequence[int]) -> str:
-    ends = np.cumsum(sizes[:-1]) / 1e6
-    return f"stages end at {', '.join(f'{end:.2f}' for end in ends)} MB"
+    return f"stages end at {', '.join(map(size_text, np.cumsum(sizes[:-1])))}"
