@@ -760,7 +760,10 @@ def _decimate_st(config: Config) -> None:
 
 
 def _decimate_ft(config: Config) -> None:
-    """Stage 1's Gaussians merged by model/merge_tree.py, then fine-tuned, one model per ratio."""
+    """Stage 1's Gaussians merged by model/merge_tree.py, weighted by LightGaussian's score, then fine-tuned.
+
+    One model per ratio.
+    """
     _lightgs(config)
     config.order.kind = "tree"
 

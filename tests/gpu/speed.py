@@ -14,7 +14,8 @@ import torch
 from flexgs.bench.step import ROUND
 from flexgs.device import clock
 from flexgs.raster import render
-from flexgs.raster.contract import Contributions
+from flexgs.raster.contract import Contributions, Projection
+from flexgs.splats import Splats
 from flexgs.training import trainer as module
 from flexgs.training.trainer import Trainer
 from tests.gpu.record import Part, Row, Study
@@ -134,14 +135,16 @@ def pieces(trainer: Trainer) -> Iterator[dict[str, float]]:
 
         return call
 
-    def rendered(splats: Any, *_: Any) -> str:
-        return "whole render" if len(splats) == len(trainer.splats) else "elastic renders"
+    def rendered(gaussians: Splats | Projection, *_: Any) -> str:
+        rows = gaussians.means2d if isinstance(gaussians, Projection) else gaussians
+        return "whole render" if len(rows) == len(trainer.splats) else "elastic renders"
 
     places = {"selection": (trainer.order, "select"), "transform": (trainer.transform, "forward"),
               "loss": (module, "photometric"), "backward": (torch.Tensor, "backward"),
               "Adam": (trainer.optimizer, "step")}
     with ExitStack() as patches:
-        patches.enter_context(patch.object(module, "render", timed(rendered, module.render)))
+        for name in ("project", "rasterize"):
+            patches.enter_context(patch.object(module, name, timed(rendered, getattr(module, name))))
         for piece, (owner, name) in places.items():
             patches.enter_context(patch.object(owner, name,
                                                timed(lambda *_, piece=piece: piece, getattr(owner, name))))
