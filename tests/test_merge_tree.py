@@ -120,7 +120,7 @@ def test_the_order_is_the_merges_in_reverse(splats):
         assert int(unmerged.sum()) >= 2 * count - 700  # a merge leaves one of at least two
 
 
-def test_what_adds_nothing_to_the_images_goes_first_and_changes_nothing(splats):
+def test_what_adds_nothing_to_the_images_goes_first_and_changes_nothing(splats, monkeypatch):
     """However solid it is: others may hide it."""
     seen = np.zeros(700)
     seen[:100] = 1
@@ -128,6 +128,8 @@ def test_what_adds_nothing_to_the_images_goes_first_and_changes_nothing(splats):
     kept = tree.kept(200)
     assert set(range(100)) <= set(kept.tolist()) == set(tree.order()[:200].tolist())
     assert not set(range(100)) <= set(MergeTree(splats).kept(200).tolist())
+    monkeypatch.setattr(merge_tree, "BLOCK", 400)
+    assert set(range(100)) <= set(MergeTree(splats, weights=seen).kept(300).tolist())
     cut, rows = tree.cut(200), torch.from_numpy(kept[kept < 100])
     for name in ("means", "scales", "sh0", "shN"):
         mine, given = (getattr(s, name) for s in (cut[torch.from_numpy(kept < 100)], splats[rows]))

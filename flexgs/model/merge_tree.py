@@ -62,8 +62,8 @@ class MergeTree(Generic[G]):
         Args:
             gaussians: N Gaussians.
             whole: merge all at once, as the order does, which takes memory for all.
-            weights: with whole, [N] what each adds to the images, at least 0, in any unit; None: its opacity
-                times its area.
+            weights: [N] what each adds to the images, at least 0, in any unit; None: its opacity times its
+                area.
         """
         self._given, self._gaussians = gaussians, gaussians.arrays()
         self._weights = NONE if weights is None else np.maximum(weights, FAINTEST)
@@ -108,7 +108,8 @@ class MergeTree(Generic[G]):
         fraction = min(1, max(2 * count, BLOCK) / len(self._gaussians))
         parts = []
         for rows in _blocks(self._gaussians.means, np.arange(len(self._gaussians))):
-            part, fewer = Mixture.of(self._gaussians[rows], rows), math.ceil(fraction * len(rows))
+            weights = self._weights[rows] if len(self._weights) else NONE
+            part, fewer = Mixture.of(self._gaussians[rows], rows, weights), math.ceil(fraction * len(rows))
             while len(part) > fewer:
                 part = part.after_pass(fewer)
             parts.append(part)
