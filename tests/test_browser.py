@@ -305,8 +305,15 @@ def test_the_element_follows_its_attributes_and_may_be_moved(tab, folder, tmp_pa
         change("document.querySelector('main').append(view)")
         shows(tab, "100 % · 300 Gaussians", 1)
         picture(tab)
+        held = []
+        tab.route("**/other.fgs", lambda request: held.append(request))  # the model comes after the manifest
         change("view.setAttribute('manifest', 'broken.json')")
         tab.wait_for_selector("text=broken.json: no manifest of `flexgs cut --web`")
+        for request in held:
+            request.continue_()
+        tab.unroute("**/other.fgs")
+        shows(tab, "100 % · 300 Gaussians", 1)
+        assert tab.is_visible("text=broken.json: no manifest of `flexgs cut --web`"), "the cut took it away"
     assert not tab.errors
 
 

@@ -117,21 +117,22 @@ export class FlexgsView extends HTMLElement {
     }).on("failed", (error) => {
       this.#say(this.model?.cut ? `${error.message}. What has been loaded stays.` : error.message, true);
     }).on("cut", (cut) => {
-      this.#say();
+      if (this.#stopped) this.#say(wrong);
       if (cut.last) this.#find<HTMLElement>("#bar").style.width = "0";
       this.#latest = cut;
       this.#sorter!.postMessage({ means: cut.means });
       if (ready) this.#sort();
       this.#label();
     });
-    let ready = false;
+    let ready = false, wrong = ""; // with the manifest, which the model is shown without
     try {
       const found = manifest ? await described(manifest) : undefined;
       if (model !== this.model) return; // the attributes have changed, or the element has been removed
       this.#manifest = found;
     } catch (e) {
       if (model !== this.model) return;
-      if (this.#find<HTMLElement>("#message").hidden) this.#say((e as Error).message);
+      wrong = (e as Error).message;
+      if (!this.#stopped) this.#say(wrong);
     }
     if (this.#manifest) this.#orbit.up = this.#manifest.up;
     const cameras = this.#manifest?.views ?? (src ? await model.cameras().catch(() => []) : []);
@@ -159,6 +160,11 @@ export class FlexgsView extends HTMLElement {
     this.#find<HTMLElement>("#message").hidden = !message;
     this.#find("#text").textContent = message;
     this.#find<HTMLElement>("#again").hidden = !again;
+  }
+
+  /** Whether a message says that loading has stopped, which stays until it goes on. */
+  get #stopped(): boolean {
+    return !this.#find<HTMLElement>("#again").hidden;
   }
 
   /** Stand where a camera stands. */
@@ -243,6 +249,7 @@ export class FlexgsView extends HTMLElement {
   #budget(budget: Budget): void {
     try {
       this.model?.setBudget(budget);
+      if (!this.#stopped) this.#say();
       this.#label();
     } catch (e) {
       this.#say((e as Error).message);
@@ -257,6 +264,7 @@ export class FlexgsView extends HTMLElement {
     this.#find("#compare").ariaPressed = String(Boolean(view));
     this.#find("#which").textContent = view ? `model | photograph ${index + 1} of ${views.length}` : "";
     if (!view) return;
+    if (!this.#stopped) this.#say();
     const photo = this.#find<HTMLImageElement>("#photo");
     photo.onerror = () => {
       this.#compare(-1);
