@@ -254,9 +254,13 @@ class OrderConfig:
     keep: Ratio = 1.0
     """Fraction of the Gaussians that stage 2 keeps, the first ones of the order: prune, then fine-tune. With
     kind tree the others are merged into them. 1: all."""
+    selection: tuple[Ratio, Ratio] | None = None
+    """With kind tree, two knots of the deltas, the larger one first: natural selection chooses among the
+    Gaussians of the larger cut those of the smaller one, and merging what is left those of all below. None:
+    the merge tree alone."""
     push: Annotated[float, Range(0, 1, "(]")] = 0.12
-    """With kind gns, the first fraction of stage 2, over which opacities are pushed down until as many
-    Gaussians have died as keep asks for."""
+    """With kind gns or a selection, the first fraction of stage 2, over which opacities are pushed down until
+    as many Gaussians have died as keep or the selection asks for."""
 
     @property
     def fixed(self) -> bool:
@@ -512,13 +516,27 @@ class Config:
             raise UserError(f"--order.kind gns: found --transform.kind {self.transform.kind} and "
                             f"{self.ratios.renders} cuts per view, expected none of either: it makes a model "
                             "of one ratio")
-        if self.order.kind == "gns" and self.order.push + self.average > 1:
+        if self.order.selection:
+            self._check_selection(self.order.selection)
+        if (self.order.kind == "gns" or self.order.selection) and self.order.push + self.average > 1:
             raise UserError(f"--order.push {self.order.push:g}: with --average {self.average:g}, expected at "
                             f"most {1 - self.average:g}: only a fixed number of Gaussians can be averaged")
         if self.base.ply and self.transform.kind == "none":
             raise UserError("--transform.kind none: with --base.ply there is nothing to train; "
                             "expected deltas or field")
         return self
+
+    def _check_selection(self, selection: tuple[float, float]) -> None:
+        """Raise UserError if order.selection does not fit the order, the deltas or itself."""
+        for option, value, expected in (("--order.kind", self.order.kind, "tree"),
+                                        ("--transform.kind", self.transform.kind, "deltas"),
+                                        ("--deltas.rows", self.deltas.rows, None)):
+            if value != expected:
+                raise UserError(f"{option}: found {value} with --order.selection, expected {expected}")
+        if not set(selection) <= set(self.deltas.knots) or selection[0] <= selection[1]:
+            raise UserError(f"--order.selection: found {selection[0]:g} {selection[1]:g}, expected two of "
+                            f"--deltas.knots, the larger one first; they are "
+                            f"{' '.join(map(ratio_name, self.deltas.knots))}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as nested dictionaries, as config.json holds them."""
@@ -629,7 +647,7 @@ def _default(config: Config) -> None:
     """The recommended method: order of a merge tree, changes stored per Gaussian, four cuts per view."""
     config.ratios.bands = ((0.008, 0.035), (0.035, 0.18), (0.035, 0.18), (0.18, 0.6))
     config.ratios.upper_every, config.ratios.lowest = 8, 0.0015
-    config.order = OrderConfig(kind="tree")
+    config.order = OrderConfig(kind="tree", selection=(0.5, 0.1))
     config.deltas.knots = (0.002, 0.005, *config.deltas.knots)
     config.deltas.start, config.deltas.merge = "tree", 1.0
     config.lr.delta_fall, config.average = True, 0.15

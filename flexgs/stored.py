@@ -88,18 +88,19 @@ class Stored:
         return tensors
 
 
-def splats_of(heads: Mapping[str, Tensor], where: str, **numbers: int) -> Splats:
+def splats_of(heads: Mapping[str, Tensor], where: str, prefix: str = "splats.", **numbers: int) -> Splats:
     """Return the Gaussians among the tensors of a file, on the meta device if those are.
 
-    UserError if they are not valid Gaussians. `numbers` may fix how many "Gaussians" or "harmonics" there
-    must be.
+    UserError if they are not valid Gaussians. Their names begin with the prefix; `numbers` may fix how many
+    "Gaussians" or "harmonics" there must be.
     """
-    mine = {name: t for name, t in heads.items() if name.startswith("splats.")}
-    check_tensors(mine, SPLATS, where, numbers)
+    mine = {name: t for name, t in heads.items() if name.startswith(prefix)}
+    layout = {name.replace("splats.", prefix): kind for name, kind in SPLATS.items()}
+    check_tensors(mine, layout, where, numbers)
     if numbers["harmonics"] not in (0, 3, 8, 15):
         raise UserError(f"{where}: found {numbers['harmonics']} harmonics, expected 0, 3, 8 or "
                         "15; the file is damaged")
-    return Splats(**part(mine, "splats."), origin=WORLD)
+    return Splats(**part(mine, prefix), origin=WORLD)
 
 
 def layout_of(module: nn.Module, prefix: str) -> dict[str, tuple[str, tuple[int, ...]]]:

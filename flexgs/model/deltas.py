@@ -67,7 +67,7 @@ class Deltas(Transform):
 
     def _terms(self, ratio: float, k: int) -> list[Term]:
         """Return the terms whose sum is the change of the first k Gaussians at a ratio."""
-        starts = [0, *itertools.accumulate(self.counts)]
+        starts = self._starts()
         counts = [min(count, k) for count in self.counts]
         after = sum(knot <= ratio for knot in self.knots)  # number of knots at or below ratio
         if after == 0:
@@ -90,8 +90,7 @@ class Deltas(Transform):
         """
         by_tree = self.options.start == "tree" and self.order.kind == "tree"
         tree = MergeTree(splats, True, None if score is None else score.cpu().numpy()) if by_tree else None
-        first = 0
-        for knot, count in zip(self.knots, self.counts, strict=True):
+        for knot, count, first in zip(self.knots, self.counts, self._starts(), strict=False):
             if knot <= self.options.merge and self.options.start != "none":
                 kept = min(count, count_at(knot, len(splats)))  # rows beyond the cut start from zero
                 if tree:
@@ -99,15 +98,50 @@ class Deltas(Transform):
                 else:
                     assert score is not None
                     target = merged(splats, score, kept)
-                for name, width in WIDTHS.items():
-                    change = getattr(target, name) - getattr(splats, name)[:kept]
-                    change = change / self.unit if name == "means" else change
-                    getattr(self, name)[first:first + kept] = change.reshape(kept, width)
-            first += count
+                self._start_at(first, target, splats)
+
+    @torch.no_grad()
+    def restart(self, splats: Splats, left: Splats, score: Tensor) -> None:
+        """Start the knot that keeps as many Gaussians as are left, and all smaller ones, from those.
+
+        Args:
+            splats: all Gaussians, in order.
+            left: the first m of them as a selection has changed them, which the smaller knots merge.
+            score: [m] their importance.
+        """
+        tree = MergeTree(left, True, score.cpu().numpy())
+        for count, first in zip(self.counts, self._starts(), strict=False):
+            if count <= len(left):
+                self._start_at(first, merged_by(tree, left, count) if count < len(left) else left, splats)
+
+    def moved(self, order: Tensor) -> Tensor:
+        """Return the row [M] that each row was where the first k Gaussians are put in an order [k].
+
+        -1: in the knots of fewer than k Gaussians, which have to be started again.
+        """
+        rows, k = torch.arange(sum(self.counts), device=order.device), len(order)
+        for count, first in zip(self.counts, self._starts(), strict=False):
+            if count < k:
+                rows[first:first + count] = -1
+            else:
+                rows[first:first + k] = first + order
+        return rows
+
+    def _starts(self) -> list[int]:
+        """Return the first row of each knot, and the number of all rows."""
+        return [0, *itertools.accumulate(self.counts)]
+
+    def _start_at(self, first: int, target: Splats, splats: Splats) -> None:
+        """Set the rows of a knot, from row `first` on, to what changes the first Gaussians to the target."""
+        kept = len(target)
+        for name, width in WIDTHS.items():
+            change = getattr(target, name) - getattr(splats, name)[:kept]
+            change = change / self.unit if name == "means" else change
+            getattr(self, name)[first:first + kept] = change.reshape(kept, width)
 
     def rows(self, ratio: float, n: int) -> dict[str, list[tuple[int, int]]]:
         """Return the row ranges, one per knot, that cuts up to this ratio read; see Transform.rows."""
-        starts, k = [0, *itertools.accumulate(self.counts)], count_at(ratio, n)
+        starts, k = self._starts(), count_at(ratio, n)
         below = (0.0, *self.knots)  # a cut reads a knot if its ratio is above the previous knot
         ranges = [(start, start + min(count, k))
                   for start, count, lower in zip(starts, self.counts, below, strict=False) if lower < ratio]

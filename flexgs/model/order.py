@@ -4,7 +4,6 @@ Training asks an Order for the Gaussians that stage 2 begins with, for those of 
 the end for the final permutation. ORDERS lists the built-in ones; docs/extending.md shows how to write one.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,14 +15,10 @@ from flexgs.errors import UserError
 from flexgs.extensions import named
 from flexgs.model.gsnet import GsNet
 from flexgs.model.merge_tree import MergeTree
+from flexgs.model.push import alive_at, push
 from flexgs.model.selection import Selection
 from flexgs.seeds import generator
 from flexgs.splats import Splats
-
-DEATH = math.log(0.005 / 0.995)
-"""Logit of the opacity at which natural selection removes a Gaussian: that at which 3DGS does."""
-ROUNDS = 100
-"""Rounds of natural selection."""
 
 
 class Order(nn.Module):
@@ -120,12 +115,7 @@ class Tree(Order):
 
 
 class Gns(Order):
-    """Natural selection of the whole down to order.keep (GNS, Deng et al. 2025, arXiv 2511.16980).
-
-    A uniform push lowers all opacity logits while the images pull at them; those that give way die. The paper
-    adapts the push so that the number wanted is left; here it is, in each of ROUNDS rounds, what the next
-    ones to die lack to DEATH, so that the number falls exponentially and ends at floor(keep N).
-    """
+    """Natural selection of the whole down to order.keep; see push.py."""
 
     first: Tensor
     """[] number of Gaussians that the selection began with."""
@@ -141,16 +131,13 @@ class Gns(Order):
     @torch.no_grad()
     def survivors(self, splats: Splats, start: float, end: float) -> Tensor | None:
         """Push all opacity logits down at the end of a round, and return the rows that are alive then."""
-        before, now = (min(ROUNDS, int(ROUNDS * at / self.config.order.push)) for at in (start, end))
-        first, logits = int(self.first), splats.opacities
-        last = count_at(self.config.order.keep, first)
-        wanted = last if now == ROUNDS else round(first * (last / first) ** (now / ROUNDS))
-        if now == before or wanted >= len(logits):
+        first = int(self.first)
+        alive = alive_at(first, count_at(self.config.order.keep, first), end / self.config.order.push)
+        if alive >= len(splats):
             return None
-        ascending = logits.argsort(stable=True)
-        dying = len(logits) - wanted
-        logits -= (logits[ascending[dying - 1]] - DEATH).clamp(min=0)
-        return ascending[dying:].sort().values
+        fall, order = push(splats.opacities, alive)
+        splats.opacities.sub_(fall)
+        return order[:alive]
 
 
 class Opacity(Order):

@@ -138,9 +138,12 @@ def halves(splats: Splats, noise: Sequence[Tensor]) -> Splats:
 
 
 def replace_rows(splats: Splats, optimizer: Optimizer, keep: Tensor, new: Splats,
-                 move: Callable[[Tensor], Tensor]) -> Splats:
-    """Return the kept Gaussians followed by new ones, moved, and do the same to the optimizer's moments."""
-    return splats.changed(**{name: optimizer.replace_rows(f"splats.{name}", keep, getattr(new, name), move)
+                 move: Callable[[Tensor], Tensor], groups: str = "splats") -> Splats:
+    """Return the kept Gaussians followed by new ones, moved, and do the same to the optimizer's moments.
+
+    groups: the name of the optimizer's groups before the dot.
+    """
+    return splats.changed(**{name: optimizer.replace_rows(f"{groups}.{name}", keep, getattr(new, name), move)
                              for name, _ in splats.items()})
 
 

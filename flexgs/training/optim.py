@@ -82,6 +82,13 @@ class Optimizer:
             if state:
                 self.state[p] = {k: v if k == "step" else v.to(p) for k, v in state.items()}
 
+    def drop(self, prefix: str) -> None:
+        """Forget the parameters of the groups whose names begin with a prefix."""
+        for g in [g for g in self.groups if g["name"].startswith(prefix)]:
+            self.groups.remove(g)
+            for p in g["params"]:
+                self.state.pop(p, None)
+
     def replace_rows(self, name: str, keep: Tensor, new: Tensor,
                      move: Callable[[Tensor], Tensor]) -> nn.Parameter:
         """Replace a parameter by its rows `keep`, followed by new rows, whose moments start at zero.

@@ -21,9 +21,11 @@ from flexgs.distributed.gradients import summed_gradients, totals
 from flexgs.errors import UserError
 from flexgs.image.losses import as_float, halved, photometric
 from flexgs.inputs import Layout
+from flexgs.model.deltas import Deltas
 from flexgs.model.elastic import ElasticModel, Place, make_transform, transform_kind
 from flexgs.model.importance import footprint, score, scorer
 from flexgs.model.order import make_order
+from flexgs.model.push import alive_at
 from flexgs.model.selection import Selection
 from flexgs.model.transform import Transform
 from flexgs.raster import project, rasterize
@@ -38,6 +40,7 @@ from flexgs.training.average import EVERY, Average
 from flexgs.training.checkpoint import STATE, Checkpoint, DamagedError
 from flexgs.training.densify import Densifier, crosses, reorder
 from flexgs.training.mcmc import Mcmc
+from flexgs.training.natural_selection import PLACES, NaturalSelection
 from flexgs.training.optim import Optimizer, splat_groups
 
 Report = Callable[[int, dict[str, Any]], None]
@@ -88,7 +91,7 @@ class Trainer:
         self.background = torch.tensor(config.background, device=self.device)
         self.raster, self.frozen = RasterConfig(antialiased=config.antialiased), base is not None
         first = base.at(scene.origin) if base else self._initial_splats()
-        self.shard = Shard(self.group, len(first), config.distributed.mode == "sharded")
+        self.shard = self._shard(len(first))
         self.splats = first.map(self.shard.mine).to(self.device).requires_grad_(not self.frozen)
         """The Gaussians that this worker holds: all of them, or its shard."""
         self.optimizer = Optimizer(splat_groups(self.splats, config.lr, scene.scene_scale, unit=self.unit),
@@ -102,6 +105,7 @@ class Trainer:
         self.counts: Sequence[int] = ()
         """The counts of the transform of all Gaussians; that of a shard has fewer."""
         self.average = Average()
+        self.selection: NaturalSelection | None = None
         self.elastic = False
         """Whether stage 2 has begun: Gaussians are in order, and order and transform have parameters."""
         self._meter = Meter()
@@ -117,6 +121,10 @@ class Trainer:
             points = Points(points.xyz[chosen], points.rgb[chosen])
         return initial_splats(points, base.sh_degree, opacity=base.init_opa, size=base.init_scale,
                               alone=self.scene.scene_scale / 5, origin=self.scene.origin)
+
+    def _shard(self, n: int) -> Shard:
+        """Divide n Gaussians among the workers, if config says so."""
+        return Shard(self.group, n, self.config.distributed.mode == "sharded")
 
     @property
     def stage(self) -> int:
@@ -212,6 +220,8 @@ class Trainer:
         elif (rows := self.order.survivors(self.splats, self._progress(before),
                                            self._progress(self.step))) is not None:
             self.splats = reorder(self.splats, self.optimizer, rows, self.shard)
+        elif self.selection:
+            self._select_naturally(self.selection)
         elif 1 - self._progress(self.step) >= self.config.average:
             self.average = Average()
         elif crosses(before, self.step, EVERY):
@@ -250,10 +260,20 @@ class Trainer:
             loss.backward()
             total += loss.detach()
             self._meter.note("full", loss)
+        if self.selection:
+            seen = [project(self.selection.splats, at, config=self.raster) for at in cameras.values()]
+            loss = photometric(self._rasterize(seen, camera), target, l1=weights.full_l1,
+                               ssim=weights.full_ssim, mask=mask) / self.batch
+            loss.backward()
+            total += loss.detach()
+            self._meter.note("selection", loss)
         cuts = [*range(ratios.renders - (whole and ratios.alternate))]
         if ratios.rare and self.turn % ratios.upper_every == 0:
             cuts += range(ratios.renders, ratios.renders + len(ratios.rare))
+        ranges, selection = [*ratios.bands, *ratios.rare], self.config.order.selection
         for i in cuts:
+            if self.selection and selection and ranges and ranges[i][1] <= selection[0]:
+                continue  # these cuts begin with what the selection leaves
             place = self._place(position, i)
             of = photograph if place == position else self._photograph(place)
             total += self._elastic_loss(position, i, *of, 1 / (self.batch * ratios.kinds))
@@ -394,6 +414,8 @@ class Trainer:
         self.order.refresh(scores)
         self.transform.start(whole, scores)
         self._divide_stage_2()
+        if self.config.order.selection:
+            self._begin_selection(self.config.order.selection[0])
 
     def _whole(self) -> Splats:
         """Return the Gaussians of all workers, without gradients."""
@@ -426,6 +448,58 @@ class Trainer:
         if not self.config.lr.restart:
             self.optimizer.load_moments(moments)
         self.elastic = True
+
+    @torch.no_grad()
+    def _begin_selection(self, ratio: float) -> None:
+        """Begin the natural selection with the cut at a ratio and the Adam moments of its Gaussians."""
+        count = count_at(ratio, self.shard.n)
+        first = slice(0, self.shard.count(count))
+        cut = self.transform(self.splats.detach()[first], ratio)
+        moments = {name.replace("splats.", "selection."): t if name.endswith("/step") else t[first]
+                   for name, t in self.optimizer.moments().items() if name.startswith("splats.")}
+        self._set_selection(cut, torch.arange(count, device=self.device), self._shard(count))
+        self.optimizer.load_moments(moments)
+
+    def _set_selection(self, splats: Splats, places: Tensor, shard: Shard) -> None:
+        """Train this worker's share of the Gaussians of a selection, too."""
+        self.selection = NaturalSelection(splats, places.to(self.device), shard)
+        self.optimizer.groups += self.selection.groups(self.config.lr, self.scene.scene_scale, self.unit)
+
+    def _select_naturally(self, selection: NaturalSelection) -> None:
+        """Go on with the natural selection; what is left at a knot starts that knot and all below."""
+        high, low = (count_at(ratio, self.shard.n) for ratio in self.config.order.selection or ())
+        alive = alive_at(high, low, self._progress(self.step) / self.config.order.push)
+        for knot in reversed(self.config.deltas.knots):
+            count = count_at(knot, self.shard.n)
+            if max(alive, low) <= count < selection.shard.n:
+                selection.thin(count, self.optimizer)
+                self._start_knots(selection)
+        selection.thin(alive, self.optimizer)
+        if selection.shard.n == low:
+            self.selection = None
+            self.optimizer.drop("selection.")
+
+    @torch.no_grad()
+    def _start_knots(self, selection: NaturalSelection) -> None:
+        """Put what a selection has left first in the order, and start its knot and all below from it."""
+        left = selection.splats.detach().map(selection.shard.whole)
+        scores = score(self.config.order.score, left, self.scene.train, self.group)
+        by_tree = self.order.permutation(left, scores)
+        before = selection.renumber(by_tree, self.optimizer)
+        rest = torch.arange(len(before), self.shard.n, device=self.device)
+        self.splats = reorder(self.splats, self.optimizer, torch.cat([before, rest]), self.shard)
+        whole = self._resized(self.shard.whole, self.counts)
+        assert isinstance(whole, Deltas)
+        rows = whole.moved(before)
+        for mine, all_rows in zip(self.transform.parameters(), whole.parameters(), strict=True):
+            moments = self.optimizer.state.get(mine, {})
+            for t in (moments[key] for key in ("exp_avg", "exp_avg_sq") if key in moments):
+                old = self.shard.whole(t, self.counts)[rows]
+                t.copy_(self.shard.mine(torch.where(rows[:, None] < 0, 0.0, old), self.counts))
+            all_rows.copy_(all_rows[rows])
+        whole.restart(self._whole(), left[by_tree], scores[by_tree])
+        for mine, all_rows in zip(self.transform.parameters(), whole.parameters(), strict=True):
+            mine.copy_(self.shard.mine(all_rows, self.counts))
 
     def model(self) -> ElasticModel:
         """Return the elastic model, in its final order; the first call begins stage 2 if nothing else has."""
@@ -528,6 +602,8 @@ class Trainer:
         if self.elastic:
             tensors |= {f"transform.{name}": t for name, t in self.transform.state_dict().items()}
             tensors |= self.order.state_dict()
+        if self.selection:
+            tensors |= self.selection.tensors()
         return tensors
 
     def _counts(self, name: str) -> Sequence[int]:
@@ -540,6 +616,8 @@ class Trainer:
             return ()
         if name.startswith(("splats.", "densify.")):
             return [self.shard.n]
+        if self.selection and name.startswith("selection."):
+            return [self.selection.shard.n]
         return self.counts if name.startswith("transform.") else ()
 
     def _resized(self, part: Callable[[Tensor, Sequence[int]], Tensor], counts: Sequence[int]) -> Transform:
@@ -612,6 +690,10 @@ class Trainer:
             self.transform.load_state_dict(stored.part(read, "transform."))
             self.order.load_state_dict({name: read[name] for name in self.order.state_dict()})
             self._divide_stage_2()
+            if PLACES in read:
+                alive = Splats(**stored.part(read, "selection."), origin=place.origin).at(self.scene.origin)
+                shard = self._shard(len(alive))
+                self._set_selection(alive.map(shard.mine).to(self.device), read[PLACES], shard)
         tensors = {name: self.shard.mine(t, self._counts(name)).to(self.device) for name, t in read.items()}
         self.optimizer.load_moments(stored.part(tensors, "adam."))
         self.average.load(stored.part(tensors, "average."))
@@ -622,7 +704,7 @@ class Trainer:
         """Return the names, types and shapes of the tensors that a checkpoint of this method has."""
         heads = checkpoint.heads
         numbers = {} if self.frozen else {"harmonics": (self.config.base.sh_degree + 1) ** 2 - 1}
-        splats, layout = splats_of(heads, str(checkpoint.file), **numbers), dict(SPLATS)
+        splats, layout = splats_of(heads, str(checkpoint.file), "splats.", **numbers), dict(SPLATS)
         groups = [] if self.frozen else splat_groups(splats.requires_grad_(), self.config.lr, 1.0)
         if checkpoint.about["elastic"]:
             with torch.device("meta"):  # shapes only, without memory
@@ -633,6 +715,12 @@ class Trainer:
                 order.build(splats.detach())
                 layout |= stored.layout_of(order, "")
                 groups += order.groups(self.config)
+            if PLACES in heads:
+                alive = splats_of(heads, str(checkpoint.file), "selection.",
+                                  harmonics=splats.shN.shape[1])
+                layout |= {f"selection.{name}": ("float32", tuple(t.shape)) for name, t in alive.items()}
+                layout |= {PLACES: ("int64", tuple(heads[PLACES].shape))}
+                groups += NaturalSelection(alive, heads[PLACES], Shard()).groups(self.config.lr, 1.0, 1.0)
         averaged = "average.count" in heads
         layout |= {"average.count": ("float32", ())} if averaged else {}
         for name, parameter in Optimizer(groups, self.batch).parameters():
