@@ -115,15 +115,13 @@ class Deltas(Transform):
                 self._start_at(first, merged_by(tree, left, count) if count < len(left) else left, splats)
 
     def moved(self, order: Tensor) -> Tensor:
-        """Return the row [M] that each row was where the first k Gaussians are put in an order [k].
+        """Return the row [M] that each row was before the first k Gaussians were put in an order [k].
 
-        -1: in the knots of fewer than k Gaussians, which have to be started again.
+        Knots of fewer than k Gaussians keep their rows, and have to be started again.
         """
         rows, k = torch.arange(sum(self.counts), device=order.device), len(order)
         for count, first in zip(self.counts, self._starts(), strict=False):
-            if count < k:
-                rows[first:first + count] = -1
-            else:
+            if count >= k:
                 rows[first:first + k] = first + order
         return rows
 

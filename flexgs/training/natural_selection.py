@@ -24,7 +24,7 @@ PLACES = "selected_places"
 class NaturalSelection:
     """A copy of the first Gaussians of an elastic model, of which fewer and fewer stay while it is trained.
 
-    It begins with a cut. At the number of Gaussians that a smaller cut has, it is a start of that cut that has
+    It begins with a cut. At the number of Gaussians of a smaller cut it is a start of that cut, which has
     learned to do without the others. Harmonics above degree 0 are not trained: all cuts share them.
     """
 

@@ -491,15 +491,12 @@ class Trainer:
         whole = self._resized(self.shard.whole, self.counts)
         assert isinstance(whole, Deltas)
         rows = whole.moved(before)
-        for mine, all_rows in zip(self.transform.parameters(), whole.parameters(), strict=True):
-            moments = self.optimizer.state.get(mine, {})
-            for t in (moments[key] for key in ("exp_avg", "exp_avg_sq") if key in moments):
-                old = self.shard.whole(t, self.counts)[rows]
-                t.copy_(self.shard.mine(torch.where(rows[:, None] < 0, 0.0, old), self.counts))
-            all_rows.copy_(all_rows[rows])
+        for parameter in whole.parameters():
+            parameter.copy_(parameter[rows])
         whole.restart(self._whole(), left[by_tree], scores[by_tree])
-        for mine, all_rows in zip(self.transform.parameters(), whole.parameters(), strict=True):
-            mine.copy_(self.shard.mine(all_rows, self.counts))
+        for mine, stored_rows in zip(self.transform.parameters(), whole.parameters(), strict=True):
+            mine.copy_(self.shard.mine(stored_rows, self.counts))
+            self.optimizer.state.pop(mine, None)  # Adam counts steps of whole tensors: it starts anew
 
     def model(self) -> ElasticModel:
         """Return the elastic model, in its final order; the first call begins stage 2 if nothing else has."""
