@@ -255,7 +255,7 @@ class OrderConfig:
     """Fraction of the Gaussians that stage 2 keeps, the first ones of the order: prune, then fine-tune. With
     kind tree the others are merged into them. 1: all."""
     selection: tuple[Ratio, Ratio] | None = None
-    """With kind tree, two knots of the deltas, the larger one first: natural selection chooses among the
+    """With kind tree and deltas, two ratios, the larger one first: natural selection chooses among the
     Gaussians of the larger cut those of the smaller one, and merging what is left those of all below. None:
     the merge tree alone."""
     push: Annotated[float, Range(0, 1, "(]")] = 0.12
@@ -516,9 +516,10 @@ class Config:
             raise UserError(f"--order.kind gns: found --transform.kind {self.transform.kind} and "
                             f"{self.ratios.renders} cuts per view, expected none of either: it makes a model "
                             "of one ratio")
-        if self.order.selection:
-            self._check_selection(self.order.selection)
-        if (self.order.kind == "gns" or self.order.selection) and self.order.push + self.average > 1:
+        if (selection := self.order.selection) and selection[0] <= selection[1]:
+            raise UserError(f"--order.selection: found {selection[0]:g} {selection[1]:g}, expected the "
+                            "larger ratio first")
+        if (self.order.kind == "gns" or self.selection) and self.order.push + self.average > 1:
             raise UserError(f"--order.push {self.order.push:g}: with --average {self.average:g}, expected at "
                             f"most {1 - self.average:g}: only a fixed number of Gaussians can be averaged")
         if self.base.ply and self.transform.kind == "none":
@@ -526,21 +527,15 @@ class Config:
                             "expected deltas or field")
         return self
 
-    def _check_selection(self, selection: tuple[float, float]) -> None:
-        """Raise UserError if order.selection does not fit the order, the deltas or itself."""
-        for option, value, expected in (("--order.kind", self.order.kind, "tree"),
-                                        ("--transform.kind", self.transform.kind, "deltas"),
-                                        ("--deltas.rows", self.deltas.rows, None)):
-            if value != expected:
-                raise UserError(f"{option}: found {value} with --order.selection, expected {expected}")
-        if not set(selection) <= set(self.deltas.knots) or selection[0] <= selection[1]:
-            raise UserError(f"--order.selection: found {selection[0]:g} {selection[1]:g}, expected two of "
-                            f"--deltas.knots, the larger one first; they are "
-                            f"{' '.join(map(ratio_name, self.deltas.knots))}")
-
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as nested dictionaries, as config.json holds them."""
         return asdict(self)
+
+    @property
+    def selection(self) -> tuple[float, float] | None:
+        """The ratios between which stage 2 selects naturally, if it does."""
+        able = self.order.kind == "tree" and self.transform.kind == "deltas" and self.deltas.rows is None
+        return self.order.selection if able else None
 
     def stage1(self) -> dict[str, Any]:
         """Return the settings that stage 1 depends on, except numbers of views, as JSON values.

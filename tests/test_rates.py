@@ -32,10 +32,11 @@ DELTAS = {"transform.means": (5 * 4.8e-4 * E / UNIT, 1000), "transform.quats": (
           "transform.scales": (25e-3, 10), "transform.opacities": (0.25, 10),
           "transform.sh0": (12.5e-3, 10)}
 """Of the first knot."""
+SELECTION = {name.replace("splats", "selection"): (3 * lr, end) for name, (lr, end) in GAUSSIANS.items()}
 FLEXGS = {"selector": (8e-4, 10), "transform.network": (8e-4, 10), "transform.planes": (8e-3, 10)}
 MENDED = {"selector": (4e-3, 10), "transform.network": (4e-3, 10), "transform.planes": (4e-2, 10)}
 SECOND = {
-    **dict.fromkeys(("default", "fast", "quality", "smoke"), QUICK_HARMONICS | DELTAS),
+    **dict.fromkeys(("default", "fast", "quality", "smoke"), QUICK_HARMONICS | DELTAS | SELECTION),
     "paper": STAGE_2 | FLEXGS, "official": STAGE_2 | FLEXGS, "mended": STAGE_2 | MENDED,
     "plain": STAGE_2, "lightgs": STAGE_2, "lightgs+": FALLING, "c3dgs": STAGE_2, "eagles": STAGE_2,
     "decimate": STAGE_2,

@@ -27,6 +27,7 @@ def short(mode: str, preset: str = "default") -> Config:
     config = tiny_config(preset, STEPS)
     config.batch, config.distributed.mode, config.average = 2, mode, 0.3
     config.base.refine_every, config.base.refine_start, config.base.grow_grad2d = 8, 0.1, 1e-4
+    config.order.push = 0.5
     config.base.max_splats, config.base.grow_scale3d, config.base.prune_scale3d = 150, 0.3, 1.0
     return config.check()
 
@@ -67,7 +68,7 @@ def _runs(group: Group, folder) -> None:
                         for config in (replicated, sharded))
     assert len(replicas["whole.means"]) == 150  # it did densify, up to the limit
     assert_same(replicas, shards)
-    for until in (20, 44):  # in the middle of a round of densification; and of the average of stage 2
+    for until in (20, 44):  # in the middle of a round of densification; and of the selection of stage 2
         _train(group, sharded, folder / f"{until}", until)
         for config, crew in ((sharded, group), (replicated, group), (sharded, Group())):
             who = "both" if crew is group else f"{group.rank}"

@@ -270,7 +270,7 @@ class Trainer:
         cuts = [*range(ratios.renders - (whole and ratios.alternate))]
         if ratios.rare and self.turn % ratios.upper_every == 0:
             cuts += range(ratios.renders, ratios.renders + len(ratios.rare))
-        ranges, selection = [*ratios.bands, *ratios.rare], self.config.order.selection
+        ranges, selection = [*ratios.bands, *ratios.rare], self.config.selection
         for i in cuts:
             if self.selection and selection and ranges and ranges[i][1] <= selection[0]:
                 continue  # these cuts begin with what the selection leaves
@@ -414,8 +414,8 @@ class Trainer:
         self.order.refresh(scores)
         self.transform.start(whole, scores)
         self._divide_stage_2()
-        if self.config.order.selection:
-            self._begin_selection(self.config.order.selection[0])
+        if selection := self.config.selection:
+            self._begin_selection(selection[0])
 
     def _whole(self) -> Splats:
         """Return the Gaussians of all workers, without gradients."""
@@ -467,15 +467,17 @@ class Trainer:
 
     def _select_naturally(self, selection: NaturalSelection) -> None:
         """Go on with the natural selection; what is left at a knot starts that knot and all below."""
-        high, low = (count_at(ratio, self.shard.n) for ratio in self.config.order.selection or ())
-        alive = alive_at(high, low, self._progress(self.step) / self.config.order.push)
-        for knot in reversed(self.config.deltas.knots):
-            count = count_at(knot, self.shard.n)
-            if max(alive, low) <= count < selection.shard.n:
+        assert self.config.selection
+        high, low = self.config.selection
+        first, last = (count_at(ratio, self.shard.n) for ratio in (high, low))
+        alive = alive_at(first, last, self._progress(self.step) / self.config.order.push)
+        for ratio in sorted({*self.config.deltas.knots, low}, reverse=True):
+            count = count_at(ratio, self.shard.n)
+            if max(alive, last) <= count < selection.shard.n:
                 selection.thin(count, self.optimizer)
                 self._start_knots(selection)
         selection.thin(alive, self.optimizer)
-        if selection.shard.n == low:
+        if selection.shard.n == last:
             self.selection = None
             self.optimizer.drop("selection.")
 
