@@ -1,12 +1,16 @@
 """Store: a run folder on a disk that all machines share, or in an object store with a copy per process.
 
-The job, which watches, and the workers, which train, communicate by files (see train_scene.py). On a shared
+The job, which watches, and the workers, which train, communicate by files (see store_session.py). On a shared
 disk that needs nothing more. With S3 or Google Cloud Storage, a process pushes what it has written and pulls
 what it is about to read.
 """
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeGuard
 
@@ -16,6 +20,8 @@ from flexgs.errors import UserError
 from flexgs.files import atomic_file
 from flexgs.training.checkpoint import checkpoints
 from flexgs.urls import first_line, public
+
+log = logging.getLogger("flexgs.store")
 
 DESCRIPTION = "state.json"
 """The file of a checkpoint that is pushed last: where it exists, the checkpoint is whole."""
@@ -72,10 +78,13 @@ class Store:
         return replace(self, folder=folder) if self.remote else self
 
     def push(self, *names: str) -> None:
-        """Make files and folders of the object store equal to the copy's, in the order of the names."""
+        """Make files and folders of the object store equal to the copy's, in the order of the names.
+
+        The description of a checkpoint comes after the rest of its folder.
+        """
         for name in names if self.remote else ():
             mine = {str(p.relative_to(self.folder)) for p in _files(self.folder / name)}
-            for there in sorted(mine):
+            for there in sorted(mine, key=lambda there: (there.endswith(f"/{DESCRIPTION}"), there)):
                 pafs.copy_files(str(self.folder / there), self.place(there), pafs.LocalFileSystem(),
                                 self.files)
             for there in self._kept(name).keys() - mine:
@@ -91,6 +100,13 @@ class Store:
                 if str(file.relative_to(self.folder)) not in kept:
                     file.unlink()
 
+    def find(self, pattern: str) -> list[str]:
+        """Return the files of a pattern such as trials/*/trial.json where the run folder is kept."""
+        if not self.remote:
+            return sorted(str(path.relative_to(self.folder)) for path in self.folder.glob(pattern))
+        return sorted(there for there in self._kept(pattern.partition("*")[0].rstrip("/"))
+                      if there.count("/") == pattern.count("/") and fnmatch(there, pattern))
+
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name where the run folder is kept."""
         return self.files.get_file_info(self.place(name)).type == pafs.FileType.File
@@ -98,7 +114,7 @@ class Store:
     def push_checkpoint(self, name: str) -> None:
         """Push a checkpoint, and delete the older ones that the copy has no longer."""
         if self.remote:
-            self.push(f"checkpoints/{name}/state.safetensors", f"checkpoints/{name}/{DESCRIPTION}")
+            self.push(f"checkpoints/{name}")
             for there in sorted(self._kept("checkpoints")):  # DESCRIPTION is deleted before the tensors
                 if not (self.folder / there).exists():
                     self.files.delete_file(self.place(there))
@@ -140,6 +156,15 @@ class Store:
 def is_remote(storage: str | None) -> TypeGuard[str]:
     """Whether --storage is an object store, not a folder."""
     return storage is not None and storage.startswith(("s3://", "gs://"))
+
+
+@contextmanager
+def storage_may_be_away() -> Iterator[None]:
+    """Turn an error of the storage into a warning, for a process that only watches: workers would fail."""
+    try:
+        yield
+    except OSError as e:
+        log.warning("the storage does not answer: %s", str(e).splitlines()[0][:300])
 
 
 def _files(path: Path) -> list[Path]:

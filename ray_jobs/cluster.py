@@ -23,8 +23,6 @@ from flexgs.urls import first_line
 
 MAX_WORKERS = 8
 """The most GPUs that a scene gets by default."""
-IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-"""Whether `ray job submit` started this process, whose working folder is then a temporary copy."""
 SAY_SECONDS = 30.0
 """Time between two messages that something is waited for."""
 
@@ -126,6 +124,11 @@ def _start_here(workers: int, dashboard: bool) -> None:
 def worker(cpus: int, gpu: bool) -> dict[str, float]:
     """Return the resources of a worker, as Ray names them."""
     return {"CPU": cpus, **({"GPU": 1} if gpu else {})}
+
+
+def share_memory(workers: int) -> None:
+    """Let this process take no more memory for images than one of so many workers on this machine may."""
+    os.environ["LOCAL_WORLD_SIZE"] = str(workers)
 
 
 def this_python() -> dict[str, str]:

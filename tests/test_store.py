@@ -2,12 +2,16 @@
 
 import time
 from pathlib import Path
+from threading import Event
 
 import pytest
 
+from flexgs import dataset_options, store_session
+from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.store import Store
-from ray_jobs import dataset
+from flexgs.store_session import StoreSession
+from flexgs.training.checkpoint import checkpoints
 
 
 def write(folder: Path, **files: str) -> None:
@@ -33,6 +37,9 @@ def test_what_one_process_pushes_another_pulls(s3, tmp_path):
     theirs.pull("metrics.jsonl", "model")
     assert (theirs.folder / "model" / "a").stat().st_ino == before  # not transferred again
 
+    for store in (mine, Store(mine.folder)):
+        assert store.find("*/a") == ["model/a"] and store.find("*/b") == [] == store.find("none/*/b")
+
     (mine.folder / "model" / "deep" / "b").unlink()
     write(mine.folder, metrics_jsonl="1\n2\n", model__c="c")
     mine.push("metrics.jsonl", "model")
@@ -54,7 +61,7 @@ def test_a_checkpoint_counts_when_all_of_it_is_there(s3, tmp_path):
     other = store.copied_to(tmp_path / "other")
     other.pull("checkpoints")
     assert {Path(name).parent.name for name in tree(other.folder)} == {"step_00000080", "step_00000120"}
-    # a worker that dies while it pushes
+    # a worker that dies while it pushes: what comes first is the tensors
     write(store.folder / "checkpoints" / "step_00000160", state_safetensors="160")
     store.push("checkpoints/step_00000160/state.safetensors")
     assert store.latest_step() == 120
@@ -81,5 +88,70 @@ def test_storage_that_cannot_be_written_is_one_line(s3, tmp_path, uri):
 
 
 def test_copies_of_an_object_store_have_a_folder():
-    assert (dataset.storage_folder("s3://bucket/some/runs/?scheme=http")
+    assert (dataset_options.storage_folder("s3://bucket/some/runs/?scheme=http")
             == Path.home() / "flexgs-runs" / "bucket/some/runs")
+
+
+def keep(session: StoreSession, step: int) -> None:
+    session.checkpoint(step, lambda folder: write(folder, state_json="{}", state_safetensors=str(step)))
+
+
+def sent(session: StoreSession) -> None:
+    """Wait until what is being sent is there; the session may have noticed it already."""
+    if session._sent:
+        session._sent.result()
+
+
+def test_checkpoints_are_sent_in_seconds_not_in_steps(s3, tmp_path, monkeypatch):
+    """However fast they are written: the first at once, then the newest when it is time, and the last."""
+    monkeypatch.setattr(store_session, "SEND_SECONDS", 1e6)
+    store = Store.open(s3.format("sent"), tmp_path / "mine") / "scene"
+    session = StoreSession(store, Group())
+    for step in (40, 80, 120, 160):
+        keep(session, step)
+        session.stop(True)
+    sent(session)
+    assert store.steps() == [40]
+    monkeypatch.setattr(store_session, "SEND_SECONDS", 0.0)
+    session.stop(True)
+    sent(session)
+    assert store.steps()[0] == 160 and 80 not in store.steps()
+    monkeypatch.setattr(store_session, "SEND_SECONDS", 1e6)
+    keep(session, 200)
+    session.close()
+    assert store.steps() == [200, 160]
+
+
+def test_training_does_not_wait_while_a_checkpoint_is_sent(s3, tmp_path, monkeypatch):
+    """What is being sent stays on the disk meanwhile, however many come after it."""
+    monkeypatch.setattr(store_session, "SEND_SECONDS", 0.0)
+    store, go_on, begun = Store.open(s3.format("slow"), tmp_path / "mine") / "scene", Event(), Event()
+    push = Store.push_checkpoint
+
+    def slow(self: Store, name: str) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        push(self, name)
+
+    monkeypatch.setattr(Store, "push_checkpoint", slow)
+    session = StoreSession(store, Group())
+    keep(session, 40)
+    assert begun.wait(60)
+    for step in (80, 120, 160):
+        keep(session, step)
+    assert [path.name for path in checkpoints(session.folder)] == [
+        "step_00000160", "step_00000120", "step_00000040"]
+    go_on.set()
+    session.close()
+    assert store.latest_step() == 160
+
+
+def test_a_storage_that_fails_ends_the_training(s3, tmp_path, monkeypatch):
+    def away(self: Store, name: str) -> None:
+        raise OSError("no bucket")
+
+    monkeypatch.setattr(Store, "push_checkpoint", away)
+    session = StoreSession(Store.open(s3.format("away"), tmp_path) / "scene", Group())
+    keep(session, 40)
+    with pytest.raises(OSError, match="no bucket"):
+        session.close()
