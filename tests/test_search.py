@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,10 @@ from flexgs.config import PRESETS, Config
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.evaluate import chosen
-from flexgs.tracking import Tracking
+from flexgs.tracking import Tracking, sqlite_uri
 from ray_jobs import train_all
 from tuning import search as command
+from tuning.progress import Progress
 from tuning.report import Gain, agreement, table
 from tuning.runner import Room, _direct, _noted, trainable
 from tuning.space import SHAPE, Own, applied, flags, space
@@ -95,6 +97,28 @@ def test_a_study_knows_what_is_over_and_asks_for_what_was_interrupted(tmp_path):
         study, suggest = history(before, "psnr_auc"), Suggest(search.start, False, (), first_number(records))
         numbers = [suggest(study.ask())[NUMBER] for _ in range(3)]
         assert numbers == ([0, 1, 2] if not records else [4, 5, 6])  # trial 3 goes on, under its old number
+
+
+def test_what_mlflow_has_missed_of_a_search_is_sent_at_its_end(tmp_path):
+    """While the search waits for it."""
+    search = saved(tmp_path, record(0, 20.0), record(1, 22.0), record(2, 0, rungs=0, error="NaN"))
+    (tmp_path / "report.md").write_text("how it went")
+    assert Tracking(sqlite_uri(tmp_path / "kept" / "mlflow.db"), "search").available()
+    (tmp_path / "away").touch()  # no folder with a database
+    tracking = Tracking(sqlite_uri(tmp_path / "away" / "mlflow.db"), "search", tmp_path / "artifacts")
+    progress = Progress(search, "psnr_auc", tracking, None)
+    ending = threading.Thread(target=progress.finish, args=(search.records()[1], []), daemon=True)
+    ending.start()
+    while not (tracking.missed and progress.mlflow.idle):
+        time.sleep(0.05)
+    (tmp_path / "away").unlink()
+    (tmp_path / "kept").rename(tmp_path / "away")
+    ending.join(300)
+    runs = {run.info.run_name: run for run in tracking.client.search_runs([tracking.id])}
+    assert {name: run.info.status for name, run in runs.items()} == {
+        "capture: search": "FINISHED", "trial 0": "FINISHED", "trial 1": "FINISHED", "trial 2": "FAILED"}
+    assert runs["capture: search"].data.metrics["best_trial"] == 1
+    assert runs["trial 1"].data.metrics["psnr_auc"] == 22 and not tracking.missed
 
 
 def test_the_front_is_what_nothing_beats_in_quality_and_bytes(tmp_path):
