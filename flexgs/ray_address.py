@@ -16,11 +16,13 @@ from flexgs.ray_library import started_address
 from flexgs.urls import public
 
 SECONDS = 25.0
-"""How long a cluster may take to answer; Ray needs 20 s to say that a token is wrong."""
+"""How long a cluster may take to answer once Ray is imported, which takes long on a busy machine; Ray needs
+20 s to say that a token is wrong."""
 EXPECTED = ("expected host:port of Ray itself, usually port 6379, or local; start it, or correct "
             "--ray-address or RAY_ADDRESS")
 _ASK = """
 import json, sys, ray
+print("imported", flush=True)
 ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR", configure_logging=False)
 resources, alive = ray.cluster_resources(), [n for n in ray.nodes() if n["Alive"]]
 print(json.dumps([len(alive), resources.get("CPU", 0), resources.get("GPU", 0)]))
@@ -77,16 +79,21 @@ def _reach(address: str, source: str) -> Found:
     # In a submitted job, these variables would make Ray set up the job's environment once more.
     env = {name: value for name, value in os.environ.items()
            if name not in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")}
-    try:
-        done = subprocess.run([sys.executable, "-c", _ASK, address], capture_output=True, text=True,
-                              errors="replace", timeout=SECONDS, check=False, env=env)
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{named}: something answers there, but not as Ray does within "
-                        f"{SECONDS:.0f} s; {EXPECTED}") from None
-    if done.returncode:
-        reason = public(next((line for line in reversed(done.stderr.splitlines()) if line.strip()), ""))[:200]
-        token = "Authentication" in done.stderr or "UNAUTHENTICATED" in done.stderr
+    with subprocess.Popen([sys.executable, "-c", _ASK, address], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, bufsize=0, env=env) as asking:
+        assert asking.stdout
+        try:
+            asking.stdout.readline()  # that and no more, as there is no buffer
+            out, errors = (said.decode(errors="replace") for said in asking.communicate(timeout=SECONDS))
+        except subprocess.TimeoutExpired:
+            raise UserError(f"{named}: something answers there, but not as Ray does within "
+                            f"{SECONDS:.0f} s; {EXPECTED}") from None
+        finally:
+            asking.kill()
+    if asking.returncode:
+        reason = public(next((line for line in reversed(errors.splitlines()) if line.strip()), ""))[:200]
+        token = "Authentication" in errors or "UNAUTHENTICATED" in errors
         raise UserError(f"{named}: {reason}; "
                         + ("set RAY_AUTH_MODE=token and give it the cluster's token" if token else
                           f"is it of the same version? {EXPECTED}"))
-    return Found(address, *json.loads(done.stdout.splitlines()[-1]))
+    return Found(address, *json.loads(out.splitlines()[-1]))

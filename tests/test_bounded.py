@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of proce
 
 
 def gone(pid: int) -> bool:
-    for _ in range(100):
+    for _ in range(1200):
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
             return True
         time.sleep(0.05)
@@ -31,15 +31,15 @@ def test_what_a_program_says(tmp_path):
 def test_the_end_of_its_time_is_the_end_of_all_that_it_has_started(tmp_path):
     began = time.monotonic()
     with pytest.raises(subprocess.TimeoutExpired):
-        bounded.run(["/bin/sh", "-c", "sleep 60 & echo $! > pid; wait"], 1, folder=tmp_path)
-    assert time.monotonic() - began < 10  # the other one holds the pipes too
+        bounded.run(["/bin/sh", "-c", "sleep 600 & echo $! > pid; wait"], 1, folder=tmp_path)
+    assert time.monotonic() - began < 300  # the other one, which holds the pipes too, was not waited for
     assert gone(int((tmp_path / "pid").read_text()))
 
 
 def test_the_end_of_its_parent_is_its_end(tmp_path):
-    command = ["/bin/sh", "-c", f"cd {tmp_path}; echo $$ > new; mv new pid; exec sleep 60"]
+    command = ["/bin/sh", "-c", f"cd {tmp_path}; echo $$ > new; mv new pid; exec sleep 600"]
     parent = subprocess.Popen([sys.executable, "-c",
-                               f"from flexgs import bounded; bounded.run({command}, 60)"], cwd=TOP)
+                               f"from flexgs import bounded; bounded.run({command}, 600)"], cwd=TOP)
     while not (tmp_path / "pid").exists():
         assert parent.poll() is None
         time.sleep(0.05)
@@ -53,7 +53,7 @@ def test_the_end_of_its_parent_is_its_end(tmp_path):
 def test_memory_and_time_of_the_processor():
     def limited(how: str, then: str) -> subprocess.CompletedProcess[str]:
         return bounded.run([sys.executable, "-c", f"from flexgs.bounded import limit; limit({how})\n{then}"],
-                           20, folder=TOP)
+                           300, folder=TOP)
 
     many = limited("memory=1 << 30", "bytes(1 << 31)")
     assert many.returncode == 1 and "MemoryError" in many.stderr

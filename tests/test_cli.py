@@ -262,10 +262,9 @@ def test_an_interrupted_run_keeps_the_step_it_was_at(sent, code, layout, capture
                str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    while "stage 1" not in process.stdout.readline():
-        pass
+    assert any("stage 1" in line for line in process.stdout)
     process.send_signal(sent)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == code
     *doubts, first, last = errors.splitlines()
     assert len(doubts) == (layout == "transforms")  # that there are no points

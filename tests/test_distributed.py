@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,10 @@ multiprocessing.set_forkserver_preload([__name__, "flexgs.training.warmup", "fle
                                         "torch.distributed.tensor"])
 
 
-def _worker(rank: int, world: int, port: int, work, arguments) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    dist.init_process_group("gloo", rank=rank, world_size=world)
+def _worker(rank: int, world: int, folder: str, work, arguments) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    # through a file: a port that is free now may be taken a moment later
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     try:
         work(Group.current(), *arguments)
     finally:
@@ -42,8 +44,9 @@ def _worker(rank: int, world: int, port: int, work, arguments) -> None:
 
 
 def spawn(world: int, work, *arguments) -> None:
-    port = 20000 + os.getpid() % 20000
-    mp.start_processes(_worker, (world, port, work, arguments), nprocs=world, start_method="forkserver")
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(_worker, (world, folder, work, arguments), nprocs=world,
+                           start_method="forkserver")
 
 
 def _train(group: Group, capture, config: Config, out) -> None:

@@ -350,7 +350,7 @@ def test_neighbours_share_a_cluster(two_scenes, capture, tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "SAY_SECONDS", 1.0)
     code, ours, errors = start(two_scenes[0], tmp_path / "ours", "--scenes", "good", "--batch", "2",
                                "--workers", "1:2")
-    said = theirs.communicate(timeout=100)[0]
+    said = theirs.communicate(timeout=300)[0]
     ray.kill(actor)
     assert (code, theirs.returncode) == (0, 0), ours + errors + said
     assert "good: finished" in ours and "studio: finished" in said

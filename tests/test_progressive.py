@@ -465,10 +465,12 @@ def serving(folder: Path) -> Iterator[str]:
 
     thread = threading.Thread(target=run)
     thread.start()
-    ready.wait(10)
-    yield f"http://127.0.0.1:{found[0]}"
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
+    assert ready.wait(60)
+    try:
+        yield f"http://127.0.0.1:{found[0]}"
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(60)
 
 
 @pytest.fixture

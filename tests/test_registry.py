@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -174,11 +175,12 @@ def test_the_machine_is_watched_until_the_run_ends(uri, tmp_path, monkeypatch):
     tracking, run = started(uri, tmp_path)
     run.start()
     run.watch_machine()
-    monitor = run._monitor._process
-    monitor.join(1)
+    monitor, until = run._monitor._process, time.monotonic() + 60
+    while "system/cpu_utilization_percentage" not in tracking.client.get_run(run.id).data.metrics:
+        assert monitor.is_alive() and time.monotonic() < until
+        time.sleep(0.1)
     run.finish()
     assert not monitor.is_alive()
-    assert "system/cpu_utilization_percentage" in tracking.client.get_run(run.id).data.metrics
 
 
 def test_psnr_auc_weighs_ratios_by_their_logarithm():

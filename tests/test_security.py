@@ -434,3 +434,13 @@ def test_what_answers_and_is_not_ray_is_given_up(monkeypatch):
     with (socket.create_server(("127.0.0.1", 0)) as silent,
           pytest.raises(UserError, match="something answers there, but not as Ray does")):
         ray_address.find(f"127.0.0.1:{silent.getsockname()[1]}")
+
+
+def test_a_cluster_is_not_refused_because_this_machine_is_busy(monkeypatch):
+    """Python and Ray may take their time to start: only the answer has an end."""
+    monkeypatch.setattr(ray_address, "SECONDS", 2.0)
+    monkeypatch.setattr(ray_address, "_ASK", "import time; time.sleep(2.5); print('imported', flush=True)\n"
+                                             "print([1, 2, 0])")
+    with socket.create_server(("127.0.0.1", 0)) as cluster:
+        address = f"127.0.0.1:{cluster.getsockname()[1]}"
+        assert ray_address.find(address) == ray_address.Found(address, 1, 2, 0)

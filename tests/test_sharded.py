@@ -12,6 +12,7 @@ from flexgs.errors import UserError
 from flexgs.raster import project, rasterize
 from flexgs.raster.contract import Projection
 from flexgs.run import LocalSession
+from flexgs.seeds import generator
 from flexgs.training.checkpoint import latest_checkpoint
 from flexgs.training.trainer import Trainer
 from tests.conftest import random_splats
@@ -42,6 +43,12 @@ def _train(group: Group, config: Config, folder, until: int | None = None) -> di
     trainer, lines = Trainer(config, tiny_scene(100), group), []
     if found := latest_checkpoint(folder / "checkpoints"):
         trainer.load(found)
+    else:
+        # As round as they begin, the gradients of rotations would be rounding alone, which is another one if
+        # other workers add the views up, and of which Adam makes whole steps.
+        flat = 0.3 * torch.randn(100, 3, generator=generator(0, "scales"))
+        with torch.no_grad():
+            trainer.splats.scales += trainer.shard.mine(flat)
     trainer.fit(lambda step, metrics: lines.append(metrics), LocalSession(folder, group).checkpoint, until)
     n, shares = lines[-1]["splats"], config.distributed.mode == "sharded"
     assert group.gather(len(trainer.splats)) == [len(range(r, n, group.world)) if shares else n

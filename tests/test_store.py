@@ -1,6 +1,5 @@
 """Stores: a shared folder, and an object store, which is a real S3 server on loopback."""
 
-import time
 from pathlib import Path
 from threading import Event
 
@@ -80,11 +79,10 @@ def test_a_shared_folder_is_left_alone(tmp_path):
 @pytest.mark.parametrize("uri", ["s3://nobody-has-this{}", "s3://", "gs://"])
 def test_storage_that_cannot_be_written_is_one_line(s3, tmp_path, uri):
     options = s3.partition("?")[1] + s3.partition("?")[2]
-    start = time.monotonic()
     with pytest.raises(UserError, match=r"--storage [sg][s3]://.*: cannot be written \(.*; expected "
                                         r"a bucket that exists") as e:
         Store.open(uri.format("/x") + (options if "nobody" in uri else ""), tmp_path)
-    assert "\n" not in str(e.value) and time.monotonic() - start < 30
+    assert "\n" not in str(e.value)
 
 
 def test_copies_of_an_object_store_have_a_folder():

@@ -6,7 +6,6 @@ import pickle
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -42,14 +41,13 @@ def test_flatten():
 
 
 def test_a_server_that_never_answers_holds_up_nobody(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.create_server(("127.0.0.1", 0)) as server:
         tracking, writer, done = Tracking(f"http://127.0.0.1:{server.getsockname()[1]}", "test"), Writer(), []
         writer.put(done.append, 1)
         assert writer.wait(10) and writer.idle
-        start = time.monotonic()
         writer.put(tracking.run(tmp_path, "run", kind="scene").start)
-        writer.put(done.append, 2)
-        assert time.monotonic() - start < 1
+        writer.put(done.append, 2)  # comes back, although the call before it does not
         asked, _ = server.accept()  # held until the end: a connection that is closed is an answer
         with asked:
             asked.recv(1)
@@ -58,6 +56,8 @@ def test_a_server_that_never_answers_holds_up_nobody(tmp_path, monkeypatch, caps
             assert not writer.drain(0.1)
             assert "waits up to 0 s for it; Ctrl-C ends at once" in capsys.readouterr().out
             assert pickle.loads(pickle.dumps(writer)).idle  # as Ray Tune does with what has one
+    # the connection has ended; the writer's warning is not to come in another test
+    assert writer.wait(60) and done == [1, 2] and tracking.missed
 
 
 def test_a_call_that_fails_is_a_warning_and_the_next_is_made(caplog):

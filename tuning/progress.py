@@ -14,6 +14,7 @@ from ray import tune
 from flexgs.run import git_sha
 from flexgs.tracking import Run, Tracking, Writer
 from flexgs.urls import describe
+from ray_jobs.batch import WAIT_FOR_TRACKING_SECONDS
 from ray_jobs.cluster import SAY_SECONDS
 from tuning.study import PARETO, best, front, quality
 from tuning.trial import MEASURED_AT, NUMBER, RUNGS, Record, Search, begun
@@ -104,14 +105,27 @@ class Progress(tune.Callback):
         self.mlflow.put(run.finish, "FAILED" if record.error else "FINISHED", record.error)
         return run
 
-    def finish(self, winner: Record, files: Sequence[Path]) -> None:
-        """End the parent run, with the figures of the best trial and the report."""
-        put, run = self.mlflow.put, self.parent
-        put(run.log_summary, winner.last["ratios"], self.search.start.steps, {
-            "psnr_auc": winner.last["psnr_auc"], "mb": winner.last["mb"], "best_trial": winner.number})
-        put(run.describe, (self.search.folder / "report.md").read_text())
-        put(run.log_files, files)
-        self.end("FINISHED")
+    def finish(self, winner: Record, files: Sequence[Path]) -> list[Run]:
+        """End the parent run, with the figures of the best trial and the report; return the trials' runs.
+
+        MLflow gets what it has missed of the trials. If it is away, this is repeated for
+        WAIT_FOR_TRACKING_SECONDS.
+        """
+        put, run, until = self.mlflow.put, self.parent, time.monotonic() + WAIT_FOR_TRACKING_SECONDS
+        while True:
+            self.tracking.retry()
+            runs = [self.send(record) for record in self.search.records()]
+            put(run.log_summary, winner.last["ratios"], self.search.start.steps, {
+                "psnr_auc": winner.last["psnr_auc"], "mb": winner.last["mb"], "best_trial": winner.number})
+            put(run.describe, (self.search.folder / "report.md").read_text())
+            put(run.log_files, files)
+            self.end("FINISHED")
+            if self.mlflow.idle and not self.tracking.missed:
+                return runs
+            if not self.mlflow.idle or time.monotonic() > until:
+                print("MLflow has not got all of the search; the same command sends it", flush=True)
+                return runs
+            time.sleep(2.0)
 
     def end(self, status: str) -> None:
         """End the parent run, and wait for an MLflow that is slow."""

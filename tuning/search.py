@@ -49,7 +49,7 @@ from tuning import report
 from tuning.progress import Progress
 from tuning.runner import Room, room_for_trial, run_to_the_end, train_first_base, trainable
 from tuning.space import check_only
-from tuning.study import PARETO, Suggest, best, goal, history
+from tuning.study import PARETO, Suggest, best, first_number, goal, history
 from tuning.trial import RUNGS, Record, Search
 
 DEATHS = 2
@@ -149,17 +149,15 @@ def _search(search: Search, options: SearchScene, progress: Progress, cluster: C
         old.unlink()
     storage = JournalStorage(JournalFileBackend(str(journal)))
     records, study = search.records(), history(search, options.objective, storage)
-    known = sum(record.status != "interrupted" for record in records)
-    missing = options.trials - known
+    missing = options.trials - sum(record.status != "interrupted" for record in records)
     if missing <= 0:
         return True
-    first = max((record.number for record in records), default=-1) + 1 - known
     spent = train_first_base(search, cluster, room)
     print(f"{missing} of {options.trials} trials, {most} at a time, in {search.store.place()}; stage 1 took "
           f"{spent:.0f} s and serves all that do not change it: {spent * (missing - 1) / 60:.0f} min saved",
           flush=True)
     pareto, aim = options.objective == PARETO, goal(options.objective)
-    suggest = Suggest(search.start, pareto, search.only, first)
+    suggest = Suggest(search.start, pareto, search.only, first_number(records))
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # prevents a table that verbose=0 does not
     early = ASHAScheduler(time_attr="rung", max_t=RUNGS, grace_period=1, reduction_factor=2)
     tuner = tune.Tuner(
@@ -206,11 +204,10 @@ def _confirmed(search: Search, options: SearchScene, first: Record, scene: Scene
 
 def _send(search: Search, progress: Progress, winner: Record, verdict: str, sheet: Sheet) -> None:
     """Show the results of the search in the terminal and in MLflow."""
-    runs = [progress.send(record) for record in search.records()]
     files = [search.folder / name for name in ("best.json", "report.md")]
     files += sorted(search.folder.glob("*.png"))
     search.store.push(*(file.name for file in files), "front")
-    progress.finish(winner, files)
+    runs = progress.finish(winner, files)
     print_table(replace(sheet, headings=sheet.headings[:-1],
                         rows=tuple(row[:-1] for row in sheet.rows)).rich())
     print(f"best: trial {winner.number}; {verdict}")

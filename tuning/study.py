@@ -58,6 +58,14 @@ class Suggest:
         return {NUMBER: self.first + trial.number}
 
 
+def first_number(records: list[Record]) -> int:
+    """Return our number of the first trial of a new study, which asks for all interrupted trials first.
+
+    The trials after those get the numbers after the highest one.
+    """
+    return max((record.number for record in records), default=-1) + 1 - len(records)
+
+
 def values(record: Record, objective: str) -> list[float]:
     """Return the last values of the objective, two for pareto."""
     return [record.figures[key] for key in (GOALS if objective == PARETO else [objective])]

@@ -42,6 +42,8 @@ class Tracking:
         self.uri, self.name, self.artifacts = uri, experiment, artifacts
         self.client: Any = None
         self.id: str | None = None
+        self.missed = False
+        """Whether MLflow has not taken something since the last retry()."""
         self._retry_at, self._warned = 0.0, False
 
     def available(self) -> bool:
@@ -57,7 +59,7 @@ class Tracking:
 
     def retry(self) -> None:
         """Let the next call reach MLflow, although it has failed less than RETRY_SECONDS ago."""
-        self._retry_at = 0.0
+        self._retry_at, self.missed = 0.0, False
 
     def failed(self, error: Exception) -> None:
         """Warn of the error, and do not call MLflow for RETRY_SECONDS."""

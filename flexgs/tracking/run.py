@@ -44,6 +44,7 @@ def _tolerant(method: Callable[..., None]) -> Callable[..., bool]:
                 return True
             except Exception as e:
                 self.tracking.failed(e)
+        self.tracking.missed = True
         return False
 
     return call

@@ -11,6 +11,7 @@ address of either is not reached.
 
 import contextlib
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -48,7 +49,7 @@ class Network:
 
     def __init__(self, machines: Sequence[str], prefix: str = "flexgs-", **environment: str):
         """environment: what all that runs there has in it besides."""
-        self.environment = environment
+        self.environment = {"RAY_AUTH_TOKEN": secrets.token_hex(32), **environment}
         self.prefix, self.addresses = prefix, {name: f"{NETWORK}.{i}" for i, name in enumerate(machines, 1)}
         self.processes: list[psutil.Popen] = []
         self.temporary = tempfile.mkdtemp(prefix="fgs-")  # Ray's; short, as sockets are in it
@@ -93,14 +94,21 @@ class Network:
 
     def start_ray(self, machine: str, log: Path, head: str | None = None, cpus: int = 0) -> psutil.Popen:
         """A Ray node that joins head, or is one; returns when it runs: two that start at once abort, as they
-        share a folder."""
+        share a folder. One that gives up, as on a busy machine, is started again."""
         address, started = self.addresses[machine], log.read_text().count(_UP) if log.exists() else 0
         join = (["--head", "--port=6379", "--dashboard-host=0.0.0.0"] if head is None
                 else [f"--address={self.addresses[head]}:6379"])
-        node = self.start(machine,
-                          [RAY, "start", *join, f"--node-ip-address={address}", f"--num-cpus={cpus}",
-                           "--num-gpus=0", "--object-store-memory=100000000", "--block"], log)
-        wait_for(f"Ray on {machine}", lambda: log.read_text().count(_UP) > started, process=node)
+        command = [RAY, "start", *join, f"--node-ip-address={address}", f"--num-cpus={cpus}", "--num-gpus=0",
+                   "--object-store-memory=100000000", "--block"]
+        node = self.start(machine, command, log)
+
+        def up() -> bool:
+            nonlocal node
+            if node.poll() is not None:
+                node = self.start(machine, command, log)
+            return log.read_text().count(_UP) > started
+
+        wait_for(f"Ray on {machine}", up, PATIENCE)
         return node
 
     def _environment(self) -> dict[str, str]:

@@ -7,7 +7,8 @@ Five machines, which are network namespaces (Linux, root; machines.py tells of t
 without CPUs, two nodes of one CPU, an S3 and an MLflow server. `ray job submit` sends the working folder to
 the head, and train_all.py trains with two workers, which find room only on both nodes, into the bucket. Then
 again, and one node is killed with SIGKILL in the middle, with all that runs there, and comes back after 10 s.
-Prints a table of what was checked; exit code 1 if anything is not so.
+Both with replicas of the Gaussians on the nodes, and with shards. Prints a table of what was checked; exit
+code 1 if anything is not so.
 """
 
 import json
@@ -24,7 +25,7 @@ import mlflow
 import psutil
 
 from flexgs.demo.synthetic import write_synthetic
-from tests.cluster.machines import RAY, TRAP, Network, kill, unavailable, wait_for
+from tests.cluster.machines import PATIENCE, RAY, TRAP, Network, kill, unavailable, wait_for
 
 TOP = Path(__file__).parents[2]
 KEYS = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "not-for-any-log",
@@ -64,7 +65,7 @@ class Cluster:
                                          f"s3 = boto3.client('s3', endpoint_url='http://{self.s3}:9000')\n"
                                          f"print(json.dumps(s3.{call}, default=str))"])
 
-    def submit(self, name: str) -> psutil.Popen:
+    def submit(self, name: str, mode: str) -> psutil.Popen:
         environment = {"env_vars": {"FLEXGS_GIT_SHA": SHA,
                                     "MLFLOW_TRACKING_URI": f"http://{self.tracker}:5000"}}
         return self.network.start("head", [
@@ -72,7 +73,7 @@ class Cluster:
             "--submission-id", name, "--runtime-env-json", json.dumps(environment), "--", sys.executable,
             "ray_jobs/train_all.py", "--data-root", self.folder / "data", "--storage",
             f"s3://bucket/{name}?endpoint_override={self.s3}:9000&scheme=http",
-            "--experiment", name, *SETTINGS], self.folder / f"{name}.log")
+            "--experiment", name, *SETTINGS, "--distributed.mode", mode], self.folder / f"{name}.log")
 
     def workers(self) -> dict[str, int]:
         """How many processes train on each node."""
@@ -95,21 +96,21 @@ class Cluster:
         return (self.folder / f"{name}.log").read_text()
 
 
-def train(cluster: Cluster, name: str, fatal: bool,
-          patience: float = 300.0) -> Iterator[tuple[str, bool, str]]:
+def train(cluster: Cluster, name: str, mode: str, fatal: bool) -> Iterator[tuple[str, bool, str]]:
     """A job, with the death of a node if it is to be fatal: what is checked, whether it is so, and what was
     found."""
-    start, job = time.monotonic(), cluster.submit(name)
-    wait_for("two workers", lambda: sum(cluster.workers().values()) == 2 or job.poll() is not None, 90)
+    start, job = time.monotonic(), cluster.submit(name, mode)
+    wait_for("two workers", lambda: sum(cluster.workers().values()) == 2 or job.poll() is not None,
+             PATIENCE)
     found = cluster.workers()
     yield "the two workers are on different machines", found == {"one": 1, "two": 1}, str(found)
     if fatal:
         wait_for("views", lambda: f"step_{KILL_AT:08d}" in str(cluster.objects(name))
-                 or job.poll() is not None, 120)
+                 or job.poll() is not None, PATIENCE)
         kill(cluster.nodes["two"])
         time.sleep(AWAY_SECONDS)
         cluster.nodes["two"] = cluster.start("two")
-    code = job.wait(timeout=patience)
+    code = job.wait(timeout=PATIENCE)
     yield "the job ends well", code == 0, f"exit code {code} after {time.monotonic() - start:.0f} s"
     if code:
         return
@@ -147,12 +148,15 @@ def study(folder: Path) -> Iterator[tuple[str, str, bool, str]]:
             yield ("traps", f"on {node} the name is loopback, and docker0 is up",
                    name == "127.0.1.1" and TRAP in there, f"{socket.gethostname()} is {name}")
         cluster = Cluster(network, folder)
-        for name, fatal in (("usual", False), ("killed", True)):
-            for check in train(cluster, name, fatal):
-                yield name, *check
-        both = [json.loads(cluster.read(name, "results.json"))["ratios"] for name in ("usual", "killed")]
-        counts = [[(row["splats"], row["psnr"]) for row in ratios.values()] for ratios in both]
-        yield "killed", "counts and PSNR are those without a death", counts[0] == counts[1], str(counts[1])
+        for mode in ("replicated", "sharded"):
+            counts = []
+            for fatal in (False, True):
+                name = f"{mode}-{'killed' if fatal else 'usual'}"
+                for check in train(cluster, name, mode, fatal):
+                    yield name, *check
+                ratios = json.loads(cluster.read(name, "results.json"))["ratios"]
+                counts.append([(row["splats"], row["psnr"]) for row in ratios.values()])
+            yield name, "counts and PSNR are those without a death", counts[0] == counts[1], str(counts[1])
 
 
 def _line(process: psutil.Process) -> list[str]:
