@@ -71,7 +71,7 @@ def test_npm_test_on_models_that_are_packed_here(package, tmp_path, monkeypatch)
     """Cuts in JavaScript are those of Python, and whatever else the package's own tests say."""
     write_cases(tmp_path, (600, 50))
     monkeypatch.setenv("FLEXGS_DATA", str(tmp_path))
-    done = bounded.run([shutil.which("npm"), "test"], 100, folder=package)
+    done = bounded.run([shutil.which("npm"), "test"], 150, folder=package)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert "# fail 0" in done.stdout or "ℹ fail 0" in done.stdout
 
