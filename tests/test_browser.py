@@ -1,6 +1,7 @@
 """The viewer and the page in a real browser, headless; skipped where there is none."""
 
 import contextlib
+import functools
 import io
 import json
 import queue
@@ -8,7 +9,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from flexgs.view.live import Live
 from flexgs.view.viewer import Viewer
 from tests.conftest import random_splats
 from tests.test_security import served
+from tests.test_web import WEB, copied, run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -488,6 +490,24 @@ def test_a_model_of_another_degree_takes_the_place_of_one(tab, folder, tmp_path)
             element(tab, "view.shadowRoot.querySelector('#hint').hidden = true")  # it fades in
             seen.append(picture(tab))
     assert np.abs(seen[0] - seen[1]).max() < 3 and not tab.errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["spark", "playcanvas"])
+def test_an_example_shows_a_model(tab, folder, tmp_path, name):
+    """With the package as it is built, in Spark on three.js and in PlayCanvas of the npm registry."""
+    web = copied(WEB, tmp_path / "web")
+    copied(WEB / "examples", web / "examples")
+    run(web, "node", "build.mjs", tmp_path / "page.js")
+    shutil.copy(folder / "model.fgs", web / "examples")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=web)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        tab.goto(f"http://127.0.0.1:{server.server_address[1]}/examples/{name}.html?budget=100%25")
+        tab.wait_for_function("document.title === '800 Gaussians'")
+        picture(tab)
+        server.shutdown()
+    assert not tab.errors
 
 
 def test_a_page_of_another_server_embeds_a_model(tab, folder, tmp_path):
