@@ -19,6 +19,7 @@ from PIL import Image
 
 import flexgs
 from flexgs.camera import Camera
+from flexgs.camera_path import read_path
 from flexgs.config import Config
 from flexgs.deploy.merged import MergedModel
 from flexgs.deploy.nested import nested
@@ -31,7 +32,7 @@ from flexgs.model.elastic import Cuttable
 from flexgs.raster import render
 from flexgs.scene import load_scene
 from flexgs.view.live import Live
-from flexgs.view.viewer import Viewer
+from flexgs.view.viewer import BETWEEN, Viewer
 from tests.conftest import random_splats
 from tests.test_security import served
 from tests.test_web import WEB, copied, run
@@ -612,6 +613,35 @@ def test_the_slider_is_logarithmic_and_keys_do_everything(tab, viewer):
     picture(tab, differs_from=flown)
     tab.keyboard.press("f")
     assert not tab.errors
+
+
+def test_a_path_through_key_views_is_saved(tab, viewer, tmp_path):
+    """As `flexgs render --path` takes it: from the one test view to the other, and back."""
+    tab.goto(viewer.url)
+    at: list[str | None] = [None]
+
+    def moved() -> str:
+        """The test view that the browser has gone to."""
+        return tab.wait_for_function("""before => {
+            const name = document.body.innerText.match(/dB at (\\S+), the nearest/)?.[1];
+            return name !== before && name;
+        }""", arg=at[-1]).json_value()
+
+    at.append(moved())
+    for count in (1, 2):
+        tab.get_by_text("next", exact=True).click()
+        at.append(moved())
+        tab.get_by_role("button", name="add", exact=True).click()
+        tab.wait_for_selector(f"text={count} key view")
+    with tab.expect_download() as saved:
+        tab.get_by_role("button", name="save", exact=True).click()
+    saved.value.save_as(tmp_path / "path.json")
+    found = read_path(str(tmp_path / "path.json"), viewer.test[0].camera, 64, 48)
+    assert saved.value.suggested_filename == "camera_path.json" and len(found) == 2 * BETWEEN
+    centres = {view.name: view.camera.center for view in viewer.test}
+    for name, camera in zip(at[2:], found[::BETWEEN], strict=True):
+        assert (camera.center - centres[name]).norm() < 1e-3 * viewer.unit
+    assert at[2] != at[3] and not tab.errors
 
 
 def test_a_model_is_watched_while_it_trains(tab, scene, config):

@@ -4,6 +4,7 @@ a run."""
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from conftest import random_splats
 from PIL import Image
 
 from flexgs.camera import look_at
-from flexgs.camera_path import PATHS, around, read_path, start
+from flexgs.camera_path import PATHS, around, path_text, read_path, start
 from flexgs.config import Config
 from flexgs.deploy.lod import _chunks, write_lod
 from flexgs.deploy.merged import MergedModel
@@ -249,6 +250,10 @@ def test_a_camera_path_of_ones_own(tmp_path):
     assert len(found) == 2 and found[0].near == 0.2
     assert torch.allclose(found[0].viewmat, wanted.viewmat, atol=1e-6)
     assert torch.allclose(found[0].K, wanted.K)
+    around_town = replace(wanted, origin=(4e5, 5e6, 0))  # a path is in the coordinates of the capture
+    file.write_text(path_text([around_town]))
+    [again] = read_path(str(file), replace(like, origin=around_town.origin), 64, 48)
+    assert torch.allclose(again.viewmat, wanted.viewmat, atol=1e-6) and torch.allclose(again.K, wanted.K)
     for broken, said in (({"keyframes": []}, "found no frames in camera_path"),
                          ({"camera_path": [{"camera_to_world": pose[:12], "fov": 50}]}, "camera_to_world"),
                          ({"camera_path": [{"camera_to_world": pose, "fov": 500}]}, "fov: found 500"),
