@@ -1,5 +1,6 @@
 """Camera paths: where a model is looked at from in a video, on a page, and in the viewer."""
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -90,6 +91,16 @@ def read_path(file: str, like: Camera, width: int, height: int) -> list[Camera]:
         cameras.append(_as_float(Camera(torch.from_numpy(viewmat), K, width, height, like.near,
                                         WORLD).at(like.origin)))
     return cameras
+
+
+def path_text(cameras: Sequence[Camera]) -> str:
+    """Return the JSON of a camera path as read_path() reads it: one frame for each camera."""
+    frames = []
+    for camera in cameras:
+        pose = np.linalg.inv(camera.at(WORLD).viewmat.cpu().double().numpy()) @ np.diag([1.0, -1, -1, 1])
+        angle = math.degrees(2 * math.atan(camera.height / 2 / float(camera.K[1, 1])))
+        frames.append({"camera_to_world": pose.ravel().tolist(), "fov": angle})
+    return json.dumps({"camera_path": frames})
 
 
 PATHS: Mapping[str, Path] = {"orbit": orbit, "views": views}

@@ -10,7 +10,7 @@ from typing import Literal
 from flexgs.config import Config
 from flexgs.datasets.catalog import CATALOG, DATASETS, PROTOCOLS, find_dataset, find_scenes, say_absent
 from flexgs.demo.synthetic import SYNTHETIC, ensure_synthetic
-from flexgs.errors import UserError, one_line
+from flexgs.errors import UserError, one_line, pasted
 from flexgs.files import make_folder
 from flexgs.options import AnyConfig, ConfigFile, Recorded, Typed
 from flexgs.scene import Scene
@@ -31,7 +31,8 @@ class DatasetOptions:
     """The captures of a folder, the settings to train them with, and where runs go."""
 
     data_root: Path | None = None
-    """Folder of captures. Default: the built-in synthetic scenes; with --dataset, the folder data."""
+    """Folder of captures, or of folders of photographs, of which captures are made first, in
+    STORAGE/EXPERIMENT/captures. Default: the built-in synthetic scenes; with --dataset, the folder data."""
     dataset: Literal[*DATASETS] | None = None  # type: ignore[valid-type]
     """Train the captures of this dataset that are in DATA_ROOT or DATA_ROOT/<dataset>, with images reduced by
     the factor of the protocol."""
@@ -94,7 +95,7 @@ class DatasetOptions:
                 print(say_absent(self.dataset, absent, root), flush=True)
             return captures
         if self.data_root:
-            return find_scenes(self.data_root.expanduser().absolute(), names)
+            return self._found(self.data_root.expanduser().absolute(), names)
         if unknown := set(self.scenes) - set(SYNTHETIC):
             raise UserError(f"--scenes {' '.join(sorted(unknown))}: the built-in scenes are "
                             f"{', '.join(SYNTHETIC)}; --data-root names a folder of captures")
@@ -103,6 +104,26 @@ class DatasetOptions:
             print(f"making the demo scenes {', '.join(SYNTHETIC)} in {folder}", flush=True)
         ensure_synthetic(folder)
         return find_scenes(folder, names)
+
+    def _found(self, root: Path, names: list[str] | None) -> list[Path]:
+        """Return the captures of a folder; of photographs they are made, or continued, as by flexgs train."""
+        if self.config.base.ply:
+            return find_scenes(root, names)
+        from flexgs.sfm.capture import is_folder_of_photographs, make_capture  # COLMAP takes a second
+        from flexgs.sfm.options import CaptureOptions
+
+        captures = []
+        for path in find_scenes(root, names, is_folder_of_photographs):
+            if is_folder_of_photographs(path):
+                if is_remote(self.storage):
+                    raise UserError(f"{path}: photographs without poses; where --storage is no folder, make "
+                                    f"a capture of them first: flexgs capture {pasted(path)} -o CAPTURE")
+                capture = self.folder / "captures" / path.name
+                print(f"{path.name}: no reconstruction; computing one from the photographs, into "
+                      f"{pasted(capture)}", flush=True)
+                path = make_capture(path, capture, CaptureOptions())
+            captures.append(path)
+        return captures
 
     def checked(self) -> Config:
         """Return the settings, checked; built-in scenes, whose images are small, have the factor 1."""

@@ -1,13 +1,15 @@
 """The viewer and the page in a real browser, headless; skipped where there is none."""
 
+import contextlib
+import functools
 import io
 import json
+import queue
 import re
 import shutil
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from PIL import Image
 
 import flexgs
 from flexgs.camera import Camera
+from flexgs.camera_path import read_path
 from flexgs.config import Config
 from flexgs.deploy.merged import MergedModel
 from flexgs.deploy.nested import nested
@@ -29,9 +32,10 @@ from flexgs.model.elastic import Cuttable
 from flexgs.raster import render
 from flexgs.scene import load_scene
 from flexgs.view.live import Live
-from flexgs.view.viewer import Viewer
+from flexgs.view.viewer import BETWEEN, Viewer
 from tests.conftest import random_splats
 from tests.test_security import served
+from tests.test_web import WEB, copied, run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -91,6 +95,26 @@ def shows(tab, text: str, ratio: float | None = None) -> None:
         const view = document.querySelector("flexgs-view"), about = view?.shadowRoot?.querySelector("#about");
         return about?.textContent.includes(text) && (ratio === null || view.getAttribute("drawn") === ratio);
     }""", arg=[text, None if ratio is None else f"{ratio:g}"])
+
+
+def element(tab, action: str) -> None:
+    """Run a line of JavaScript on a page's element, `view`."""
+    tab.evaluate(f"(() => {{ const view = document.querySelector('flexgs-view'); {action} }})()")
+
+
+def held(tab, name: str) -> Callable:
+    """Let no request for a file go on by itself; returns what waits for the next one, and gives its route."""
+    requests = queue.SimpleQueue()
+    tab.route(f"**/{name}", lambda route: requests.put(route))
+
+    def asked():
+        for _ in range(600):
+            if not requests.empty():
+                return requests.get()
+            tab.wait_for_timeout(100)
+        raise AssertionError(f"nobody asks for {name}")
+
+    return asked
 
 
 def rendered(model: Cuttable, camera: dict, budget: float, size: tuple[int, int]) -> np.ndarray:
@@ -207,7 +231,7 @@ class Half(BaseHTTPRequestHandler):
     def log_message(self, *args): ...
 
 
-@contextmanager
+@contextlib.contextmanager
 def half(folder: Path, **options: object) -> Iterator[tuple[str, threading.Event]]:
     """(URL of a page whose model stops after the second stage, what it waits for)."""
     go = threading.Event()
@@ -290,30 +314,200 @@ def test_the_element_follows_its_attributes_and_may_be_moved(tab, folder, tmp_pa
     with served(web) as port:
         tab.goto(f"http://127.0.0.1:{port}/")
         tab.wait_for_selector("text=expected <flexgs-view src")
-
-        def change(action: str) -> None:
-            tab.evaluate(f"(() => {{ const view = document.querySelector('flexgs-view'); {action} }})()")
-
-        change("view.setAttribute('budget', '50%'); view.setAttribute('src', 'model.fgs')")
+        element(tab, "view.setAttribute('budget', '50%'); view.setAttribute('src', 'model.fgs')")
         shows(tab, "50 % · 400 Gaussians", 0.5)
         first = picture(tab)
-        change("view.setAttribute('budget', '100%')")
+        element(tab, "view.setAttribute('budget', '100%')")
         shows(tab, "100 % · 800 Gaussians", 1)
-        change("view.setAttribute('src', 'none.fgs'); view.setAttribute('src', 'other.fgs')")
+        element(tab, "view.setAttribute('src', 'none.fgs'); view.setAttribute('src', 'other.fgs')")
         shows(tab, "100 % · 300 Gaussians", 1)
         picture(tab, differs_from=first)
-        change("document.querySelector('main').append(view)")
+        element(tab, "document.querySelector('main').append(view)")
         shows(tab, "100 % · 300 Gaussians", 1)
         picture(tab)
-        held = []
-        tab.route("**/other.fgs", lambda request: held.append(request))  # the model comes after the manifest
-        change("view.setAttribute('manifest', 'broken.json')")
+        asked = held(tab, "other.fgs")  # the model comes after the manifest
+        element(tab, "view.setAttribute('manifest', 'broken.json')")
         tab.wait_for_selector("text=broken.json: no manifest of `flexgs cut --web`")
-        for request in held:
-            request.continue_()
-        tab.unroute("**/other.fgs")
+        for _ in ("the model", "its cameras"):
+            asked().continue_()
         shows(tab, "100 % · 300 Gaussians", 1)
         assert tab.is_visible("text=broken.json: no manifest of `flexgs cut --web`"), "the cut took it away"
+    assert not tab.errors
+
+
+def bare(folder: Path, to: Path) -> Path:
+    """A copy of a folder of --web whose page has an element without attributes, window.kept too."""
+    shutil.copytree(folder, to)
+    (to / "index.html").write_text(
+        '<!doctype html><script src="flexgs.js"></script><flexgs-view></flexgs-view>'
+        "<script>window.kept = document.querySelector('flexgs-view')</script>")
+    return to
+
+
+def test_the_picture_comes_back_with_the_graphics(tab, folder, tmp_path):
+    """A browser takes WebGL away when it likes, such as on a phone whose page was in the background."""
+    with served(bare(folder, tmp_path / "web")) as port:
+        tab.goto(f"http://127.0.0.1:{port}/")
+        element(tab, "view.setAttribute('budget', '100%'); view.setAttribute('src', 'model.fgs')")
+        shows(tab, "100 %", 1)
+        whole = picture(tab)
+        element(tab, "window.lose = view.shadowRoot.querySelector('canvas').getContext('webgl2')"
+                     ".getExtension('WEBGL_lose_context')")
+
+        def lost() -> None:
+            tab.evaluate("lose.loseContext()")
+            tab.wait_for_selector("text=this browser has lost its graphics (WebGL)")
+            assert not tab.locator("flexgs-view[drawn]").count()
+
+        lost()
+        tab.evaluate("lose.restoreContext()")
+        shows(tab, "100 %", 1)
+        assert np.abs(picture(tab) - whole).mean() < 0.5 and not tab.locator("#message").is_visible()
+        lost()
+        element(tab, "view.setAttribute('budget', '5%')")  # cut while there is nothing to draw on
+        shows(tab, "5 % · 40 Gaussians")
+        tab.evaluate("lose.restoreContext()")
+        shows(tab, "5 %", 0.05)
+        few = picture(tab, differs_from=whole)
+        lost()
+        tab.evaluate("kept.setAttribute('budget', '100%'); kept.remove(); document.body.append(kept)")
+        tab.wait_for_selector("text=this browser has lost its graphics (WebGL)")
+        tab.evaluate("lose.restoreContext()")
+        shows(tab, "100 %", 1)
+        assert np.abs(picture(tab, differs_from=few) - whole).mean() < 0.5
+        lost()
+        tab.evaluate("kept.remove(); lose.restoreContext()")
+        tab.wait_for_function("!kept.shadowRoot.querySelector('canvas').getContext('webgl2').isContextLost()")
+        tab.evaluate("document.body.append(kept)")
+        shows(tab, "100 %", 1)
+        assert np.abs(picture(tab) - whole).mean() < 0.5 and not tab.errors
+
+
+def test_each_message_stays_until_it_is_no_longer_true(tab, folder, tmp_path):
+    """That loading has stopped is hidden by no wrong budget, nor by a cut of what is there."""
+    web = bare(folder, tmp_path / "web")
+    raw, gone = (web / "model.fgs").read_bytes(), threading.Event()
+    end = Progressive.open(web / "model.fgs").load(0.05)
+
+    def answer(route) -> None:
+        if route.request.headers["range"].startswith("bytes=0-"):
+            part = {"Content-Range": f"bytes 0-{end - 1}/{len(raw)}"}
+            route.fulfill(status=206, body=raw[:end], headers=part)
+        elif gone.is_set():
+            route.continue_()
+        else:
+            route.fulfill(status=404)
+
+    tab.route("**/model.fgs", answer)
+    with served(web) as port:
+        tab.goto(f"http://127.0.0.1:{port}/")
+        element(tab, "view.setAttribute('manifest', 'manifest.json'); view.setAttribute('src', 'model.fgs')")
+        stopped, again = tab.locator("text=the server says 404"), tab.locator("#again")
+        shows(tab, "5 %", 0.05)
+        stopped.wait_for()
+        element(tab, "view.setAttribute('budget', 'lots')")
+        tab.wait_for_selector("text=budget lots: expected something like 5%")
+        assert stopped.is_visible() and again.is_visible()
+        element(tab, "view.setAttribute('budget', '10%')")
+        tab.wait_for_selector("text=budget lots", state="detached")
+        assert stopped.is_visible() and again.is_visible()
+        element(tab, "view.setAttribute('budget', '2%')")  # for which nothing is missing
+        shows(tab, "2 % · 16 Gaussians", 0.02)
+        stopped.wait_for(state="detached")
+        element(tab, "view.setAttribute('budget', '100%')")  # tries again
+        stopped.wait_for()
+        shows(tab, "5 %", 0.05)
+        gone.set()
+        again.click()
+        shows(tab, "100 % · 800 Gaussians", 1)
+        assert not tab.locator("#message").is_visible()
+        element(tab, "view.setAttribute('src', 'none.fgs')")
+        stopped.wait_for()
+        assert tab.inner_text("#about") == "loading" and not tab.locator("#compare").is_visible()
+    assert not tab.errors
+
+
+def test_what_comes_late_is_not_taken_for_what_is_shown(tab, folder, tmp_path):
+    """Answers about another model, its manifest, and a photograph that is no longer compared."""
+    web = bare(folder, tmp_path / "web")
+    shutil.copy(web / "manifest.json", web / "old.json")
+    shutil.copy(web / "model.fgs", web / "old.fgs")
+    pack(nested(MergedModel(random_splats(300).arrays(), Config.from_preset("plain")), (0.1, 1.0)),
+         web / "other.fgs", (0.1, 1.0))
+    views = json.loads((web / "manifest.json").read_text())["views"]
+    with served(web) as port:
+        for late in ("manifest", "model"):
+            asked = held(tab, "old.json" if late == "manifest" else "old.fgs")
+            tab.goto(f"http://127.0.0.1:{port}/")
+            element(tab, "view.setAttribute('manifest', 'old.json'); view.setAttribute('src', 'old.fgs');"
+                         "view.setAttribute('budget', '100%')")
+            request = asked()
+            element(tab, "view.removeAttribute('manifest'); view.setAttribute('src', 'other.fgs')")
+            shows(tab, "100 % · 300 Gaussians", 1)
+            other = picture(tab)
+            with contextlib.suppress(Exception):  # the browser may have ended it
+                request.fulfill(body="{}") if late == "manifest" else request.abort()
+            element(tab, "view.setAttribute('budget', '50%')")
+            shows(tab, "50 % · 150 Gaussians", 0.5)
+            picture(tab, differs_from=other)
+            assert not tab.locator("#message").is_visible() and not tab.locator("#compare").is_visible()
+        element(tab, "view.setAttribute('manifest', 'manifest.json'); view.setAttribute('src', 'model.fgs')")
+        shows(tab, "50 % · 400 Gaussians", 0.5)
+        photographs = [held(tab, view["photo"]) for view in views[:2]]
+        tab.click("#compare")
+        first = photographs[0]()
+        assert not tab.locator("#photo").is_visible()
+        first.continue_()
+        tab.locator("#photo").wait_for()
+        tab.click("#next")
+        second = photographs[1]()
+        assert not tab.locator("#photo").is_visible(), "the photograph of another view"
+        tab.click("#compare")
+        second.abort()
+        tab.wait_for_function("kept.shadowRoot.querySelector('#photo').complete")
+        assert not tab.locator("#message").is_visible()
+        tab.click("#compare")
+        tab.click("#next")
+        photographs[1]().abort()
+        tab.wait_for_selector("text=the photograph cannot be loaded")
+        assert not tab.locator("flexgs-view[comparing]").count() and not tab.errors
+
+
+def test_a_model_of_another_degree_takes_the_place_of_one(tab, folder, tmp_path):
+    """Harmonics lie in the graphics memory in rows that depend on their number."""
+    web = bare(folder, tmp_path / "web")
+    for degree in (3, 2):
+        splats = random_splats(300, sh_degree=degree).arrays()
+        model = nested(MergedModel(splats, Config.from_preset("plain")), (1.0,))
+        pack(model, web / f"{degree}.fgs", (1.0,))
+    seen = []
+    with served(web) as port:
+        for before in ([], ["3.fgs"]):
+            tab.goto(f"http://127.0.0.1:{port}/")
+            for name in (*before, "2.fgs"):
+                element(tab, f"view.setAttribute('src', '{name}')")
+                tab.wait_for_function("name => kept.model?.cut?.shDegree === Number(name[0])", arg=name)
+                shows(tab, "100 % · 300 Gaussians", 1)
+            element(tab, "view.shadowRoot.querySelector('#hint').hidden = true")  # it fades in
+            seen.append(picture(tab))
+    assert np.abs(seen[0] - seen[1]).max() < 3 and not tab.errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["spark", "playcanvas"])
+def test_an_example_shows_a_model(tab, folder, tmp_path, name):
+    """With the package as it is built, in Spark on three.js and in PlayCanvas of the npm registry."""
+    web = copied(WEB, tmp_path / "web")
+    copied(WEB / "examples", web / "examples")
+    run(web, "node", "build.mjs", tmp_path / "page.js")
+    shutil.copy(folder / "model.fgs", web / "examples")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=web)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        tab.goto(f"http://127.0.0.1:{server.server_address[1]}/examples/{name}.html?budget=100%25")
+        tab.wait_for_function("document.title === '800 Gaussians'")
+        picture(tab)
+        server.shutdown()
     assert not tab.errors
 
 
@@ -419,6 +613,35 @@ def test_the_slider_is_logarithmic_and_keys_do_everything(tab, viewer):
     picture(tab, differs_from=flown)
     tab.keyboard.press("f")
     assert not tab.errors
+
+
+def test_a_path_through_key_views_is_saved(tab, viewer, tmp_path):
+    """As `flexgs render --path` takes it: from the one test view to the other, and back."""
+    tab.goto(viewer.url)
+    at: list[str | None] = [None]
+
+    def moved() -> str:
+        """The test view that the browser has gone to."""
+        return tab.wait_for_function("""before => {
+            const name = document.body.innerText.match(/dB at (\\S+), the nearest/)?.[1];
+            return name !== before && name;
+        }""", arg=at[-1]).json_value()
+
+    at.append(moved())
+    for count in (1, 2):
+        tab.get_by_text("next", exact=True).click()
+        at.append(moved())
+        tab.get_by_role("button", name="add", exact=True).click()
+        tab.wait_for_selector(f"text={count} key view")
+    with tab.expect_download() as saved:
+        tab.get_by_role("button", name="save", exact=True).click()
+    saved.value.save_as(tmp_path / "path.json")
+    found = read_path(str(tmp_path / "path.json"), viewer.test[0].camera, 64, 48)
+    assert saved.value.suggested_filename == "camera_path.json" and len(found) == 2 * BETWEEN
+    centres = {view.name: view.camera.center for view in viewer.test}
+    for name, camera in zip(at[2:], found[::BETWEEN], strict=True):
+        assert (camera.center - centres[name]).norm() < 1e-3 * viewer.unit
+    assert at[2] != at[3] and not tab.errors
 
 
 def test_a_model_is_watched_while_it_trains(tab, scene, config):

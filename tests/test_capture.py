@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from flexgs.demo.stages import STAGES
 from flexgs.demo.synthetic import photograph
 from flexgs.demo.tracer import Tracer
+from flexgs.errors import UserError
 from flexgs.run import recorded_capture
 from flexgs.scene import load_scene
 from flexgs.scene.camera_model import CameraModel
@@ -25,6 +27,7 @@ from flexgs.sfm.mapping import Mapper
 from flexgs.sfm.options import CaptureOptions
 from flexgs.sfm.progress import Phase
 from flexgs.sfm.video import sharpness
+from ray_jobs.dataset import DatasetOptions
 from tests.test_cli import SMALL, flexgs
 
 WIDTH, HEIGHT, FOCAL = 256, 192, 230.0
@@ -144,6 +147,27 @@ def test_a_finished_capture_is_left_alone(made, photographs, capsys, monkeypatch
     assert "is a capture of other source" in capsys.readouterr().err
     assert flexgs("capture", photographs, "-o", photographs) == 2
     assert "exists and is not a capture of `flexgs capture`; choose another" in capsys.readouterr().err
+
+
+def test_a_dataset_may_hold_photographs(studio, tmp_path, capsys):
+    """train_all makes captures of them, once; folders of results are no photographs."""
+    root = tmp_path / "data"
+    for folder in ("garden", "runs/flexgs/old/renders"):
+        (root / folder).mkdir(parents=True)
+        for i, image in enumerate(studio):
+            image.save(root / folder / f"{i:02}.png")
+    options = DatasetOptions(data_root=root, storage=str(tmp_path / "runs"))
+    [found] = options.captures()
+    assert found == tmp_path / "runs" / "flexgs-data" / "captures" / "garden"
+    assert load_scene(found).train
+    said = capsys.readouterr().out
+    assert "garden: no reconstruction; computing one from the photographs, into" in said
+    assert "features: " in said
+    assert options.captures() == [found] and "features: " not in capsys.readouterr().out
+    with pytest.raises(UserError, match="make a capture of them first: flexgs capture"):
+        replace(options, storage="s3://bucket/runs").captures()
+    with pytest.raises(UserError, match="it is itself a capture: give the folder that it is in"):
+        replace(options, data_root=root / "garden").captures()
 
 
 @pytest.mark.parametrize("phase", ["photographs", "features", "matches", "poses"])

@@ -1,5 +1,6 @@
 """The npm package in web/: its own tests on models that are packed here, and the module of pages."""
 
+import base64
 import gzip
 import json
 import re
@@ -12,7 +13,8 @@ import torch
 from flexgs import bounded
 from flexgs.config import Config, count_at
 from flexgs.deploy import page
-from flexgs.deploy.progressive import RATIOS, Progressive, write
+from flexgs.deploy.progressive import RATIOS, Progressive
+from flexgs.deploy.progressive import write as pack
 from flexgs.errors import UserError
 from flexgs.formats import node
 from flexgs.formats.node import UNREACHED
@@ -40,7 +42,7 @@ def write_cases(folder: Path, sizes: tuple[int, int]) -> None:
     changed = elastic(sizes[0], 3)
     plain = ElasticModel(random_splats(sizes[1], sh_degree=0), Transform(), Config.from_preset("plain"))
     for name, model in {"deltas": changed, "none": plain}.items():
-        write(model, folder / f"{name}.fgs", RATIOS)
+        pack(model, folder / f"{name}.fgs", RATIOS)
         packed, n = Progressive.open(folder / f"{name}.fgs"), len(model)
         cuts = [(ratio, packed.cut(ratio)) for ratio in CUTS]
         widths = [(name, getattr(cuts[0][1], name)[0].numel()) for name in ATTRIBUTES]
@@ -50,38 +52,84 @@ def write_cases(folder: Path, sizes: tuple[int, int]) -> None:
             getattr(cut, name).numpy().astype("<f4").tobytes() for _, cut in cuts for name in ATTRIBUTES))
 
 
-@pytest.fixture(scope="module")
-def package(tmp_path_factory) -> Path:
-    """A copy of web/ with its packages; a folder of the user's cache keeps them."""
+def copied(source: Path, copy: Path) -> Path:
+    """A copy of web/ or its examples, with their packages, which a folder of the user's cache keeps."""
     if not shutil.which("npm"):
         pytest.skip("found no Node.js, which the npm package is tested with")
     try:
-        kept = node.kept(WEB, "npm test")
+        kept = node.kept(source, "npm test")
     except UserError as e:
         if UNREACHED not in str(e):
             raise
-        pytest.skip(f"the packages of web/ cannot be fetched here: {e}")
-    copy = tmp_path_factory.mktemp("npm") / "web"
-    shutil.copytree(WEB, copy, ignore=shutil.ignore_patterns("node_modules", "dist"))
+        pytest.skip(f"the packages of {source.name}/ cannot be fetched here: {e}")
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("node_modules", "dist"), dirs_exist_ok=True)
     (copy / "node_modules").symlink_to(kept / "node_modules")
     return copy
+
+
+def run(folder: Path, program: str, *arguments: str | Path, seconds: float = 60) -> str:
+    """What a program prints in a folder."""
+    done = bounded.run([shutil.which(program), *arguments], seconds, folder=folder)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    return copied(WEB, tmp_path_factory.mktemp("npm") / "web")
+
+
+@pytest.fixture(scope="module")
+def built(package) -> Path:
+    """The package with dist/, and the module of pages beside it."""
+    run(package, "node", "build.mjs", package / "page.js")
+    return package
 
 
 def test_npm_test_on_models_that_are_packed_here(package, tmp_path, monkeypatch):
     """Cuts in JavaScript are those of Python, and whatever else the package's own tests say."""
     write_cases(tmp_path, (600, 50))
     monkeypatch.setenv("FLEXGS_DATA", str(tmp_path))
-    done = bounded.run([shutil.which("npm"), "test"], 100, folder=package)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert "# fail 0" in done.stdout or "ℹ fail 0" in done.stdout
+    said = run(package, "npm", "test", seconds=150)
+    assert "# fail 0" in said or "ℹ fail 0" in said
 
 
-def test_the_module_of_pages_is_built_from_its_sources(package, tmp_path):
-    done = bounded.run([shutil.which("node"), "build.mjs", tmp_path / "flexgs.js"], 60, folder=package)
-    assert done.returncode == 0, done.stderr[-2000:]
-    fresh, ours = (tmp_path / "flexgs.js").read_bytes(), (page.WEB / "flexgs.js").read_bytes()
+def test_the_module_of_pages_is_built_from_its_sources(built):
+    fresh, ours = (built / "page.js").read_bytes(), (page.WEB / "flexgs.js").read_bytes()
     assert fresh == ours, "web/ has changed: cd web && npm ci && npm run build writes the module anew"
-    assert len(gzip.compress((package / "dist" / "flexgs.js").read_bytes())) < 30_000
+    assert len(gzip.compress((built / "dist" / "flexgs.js").read_bytes())) < 30_000
+
+
+USE = """import { open, plyOf, type Budget, type Cut } from "flexgs";
+import type { FlexgsView } from "flexgs/view";
+
+export const shown = (view: FlexgsView): number | undefined => view.model?.cut?.count;
+const model = await open("data:;base64,MODEL", { budget: "10%" satisfies Budget });
+model.on("cut", (cut: Cut) => {
+  if (!cut.last) return;
+  console.log(cut.count, plyOf(cut).length);
+  model.close();
+});
+"""
+
+
+def test_the_packed_package_is_installed_and_used_elsewhere(built, tmp_path):
+    """What npm publishes: both modules and their types, in a folder that has nothing else of ours."""
+    run(built, "npm", "pack", "--ignore-scripts", "--pack-destination", tmp_path)
+    [tarball] = tmp_path.glob("flexgs-*.tgz")
+    app = tmp_path / "app"
+    app.mkdir()
+    run(app, "npm", "install", "--offline", "--ignore-scripts", "--no-audit", "--no-fund",
+        tarball)
+    assert sorted(path.name for path in (app / "node_modules").glob("[!.]*")) == ["flexgs"]
+    pack(elastic(100, 1), app / "model.fgs", RATIOS)
+    use = USE.replace("MODEL", base64.b64encode((app / "model.fgs").read_bytes()).decode())
+    (app / "use.mts").write_text(use)
+    (app / "tsconfig.json").write_text(json.dumps({"files": ["use.mts"], "compilerOptions": {
+        "strict": True, "module": "nodenext", "target": "es2022", "lib": ["es2022", "dom"], "types": []}}))
+    run(app, "node", built / "node_modules/typescript/bin/tsc")
+    count, length = map(int, run(app, "node", "use.mjs").split())
+    assert count == 10 and length > 10 * 4 * 23
 
 
 @pytest.mark.parametrize("name", ["spark.html", "playcanvas.html"])

@@ -1,6 +1,6 @@
 """The captures that the field measures on: where to get them and what they hold; captures in a folder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,18 +171,22 @@ def _getting(names: Sequence[str], data_root: Path) -> str:
     return f"`flexgs data get {' '.join(names)} --data-root {data_root}` downloads them"
 
 
-def find_scenes(data_root: str | Path, names: list[str] | None = None) -> list[Path]:
+def find_scenes(data_root: str | Path, names: list[str] | None = None,
+                becomes_one: Callable[[Path], bool] = lambda folder: False) -> list[Path]:
     """Return the folders of captures directly in data_root by name, or of those named, in that order.
 
+    becomes_one says which other folders count, such as photographs that a capture can be made of.
     UserError if data_root is no folder, holds no capture, or lacks a named one.
     """
     root = Path(data_root)
     if not root.is_dir():
         raise UserError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}; expected "
                         "a folder of captures" + "".join(map(how_to_get, names or ())))
-    found = {path.name: path for path in sorted(root.iterdir()) if is_capture(path)}
+    itself = is_capture(root) or becomes_one(root)
+    found = {path.name: path for path in sorted(root.iterdir())
+             if is_capture(path) or (not itself and _is_open(path) and becomes_one(path))}
     if not found:
-        inside = " (it is itself a capture: give the folder that it is in)" if is_capture(root) else ""
+        inside = " (it is itself a capture: give the folder that it is in)" if itself else ""
         raise UserError(f"{root}: no capture here{inside}; expected folders with sparse/0 or "
                         "transforms.json in them" + "".join(map(how_to_get, names or ())))
     if unknown := [name for name in names or () if name not in found]:
@@ -193,5 +197,8 @@ def find_scenes(data_root: str | Path, names: list[str] | None = None) -> list[P
 
 def is_capture(path: Path) -> bool:
     """Whether the path is a folder, not a hidden one, with a model that load_scene reads."""
-    return (path.is_dir() and not path.name.startswith(".")
-            and bool(find_models(path) or find_transforms(path)))
+    return _is_open(path) and bool(find_models(path) or find_transforms(path))
+
+
+def _is_open(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")

@@ -1,9 +1,12 @@
 """Levels of detail: cuts between which renderers of large scenes switch."""
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from flexgs.deploy.merged import cut_of
 from flexgs.errors import UserError, pasted, size_text
@@ -17,6 +20,10 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from flexgs.model.elastic import Cuttable
 
 META = "lod-meta.json"
+PARTS = 8
+"""Chunks that a model is divided into at least, where none gets smaller than LEAST."""
+LEAST, MOST = 8, 512
+"""Limits of a chunk, all levels together, in 1,024 Gaussians: splat-transform's own."""
 
 
 def target_of(output: Path, percentages: Sequence[float]) -> Path:
@@ -57,9 +64,21 @@ def write_lod(model: "Cuttable", output: Path, percentages: Sequence[float],
             save(level, path)
         if streamed:
             tagged = [part for i, path in enumerate(plain) for part in (path, "--tag-lod", str(i))]
-            splat_transform(tagged, folder / META)
+            splat_transform([*tagged, *_chunks(levels)], folder / META)
         whole = ply_bytes(len(model), model.sh_degree, is_wide(change(cut_of(model, 1.0))))
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     counts = ", ".join(f"{len(level):,}" for level in levels)
     return (f"{pasted(output)}: levels of {counts} Gaussians, {size_text(size)}; the whole as PLY "
             f"{size_text(whole)}")
+
+
+def _chunks(levels: Sequence[Attributes]) -> list[str]:
+    """Return splat-transform's options for chunks that fit the model.
+
+    Its own are for millions of Gaussians in metres: most captures would be one chunk, of which a viewer draws
+    one level from everywhere.
+    """
+    thousands = math.ceil(sum(map(len, levels)) / PARTS / 1024)
+    low, high = np.percentile(levels[0].means, (5, 95), axis=0)
+    extent = max(1, math.ceil((high - low).max() / 4))  # whole units: it takes no others
+    return ["--lod-chunk-count", str(min(MOST, max(LEAST, thousands))), "--lod-chunk-extent", str(extent)]

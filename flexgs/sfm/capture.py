@@ -44,6 +44,14 @@ def is_source(path: Path) -> bool:
                               and holds_photographs(path))
 
 
+def is_folder_of_photographs(path: Path) -> bool:
+    """Whether a folder that is no capture yet has photographs in it or in images/, not only further down."""
+    if not path.is_dir() or not is_source(path):
+        return False
+    inner = path / "images" if (path / "images").is_dir() else path
+    return any(file.suffix.lower() in ALL_KINDS for file in inner.iterdir())
+
+
 def capture_name(path: Path) -> str:
     """Return the name of the scene at a path: of the folder, the one around images/, or the video."""
     absolute = Path(os.path.abspath(path))

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from flexgs.camera import Camera
-from flexgs.camera_path import around, orbit, start
+from flexgs.camera_path import around, orbit, path_text, start, views
 from flexgs.config import count_at
 from flexgs.device import clock
 from flexgs.errors import MissingDependencyError, UserError
@@ -41,7 +41,10 @@ LEAST, STEPS = 0.1, (0.1, 1, 5, 15, 50, 100)
 """Percentages of the Gaussians: the least that is offered, and the marks of the slider."""
 FLIGHT = 240
 """Cameras of one round of the flight."""
-KEYS = "keys: **K** more, **J** fewer, **N** and **P** test view, **C** compare, **F** fly, **I** image"
+BETWEEN = 60
+"""Frames of a saved camera path from one key view to the next."""
+KEYS = ("keys: **K** more, **J** fewer, **N** and **P** test view, **C** compare, **F** fly, **I** image, "
+        "**V** key view")
 
 
 def view(models: Mapping[str, Cuttable], scene: Scene | None, host: str, port: int, device: str,
@@ -154,6 +157,11 @@ class Visit:
         if viewer.test:
             step = gui.add_button_group("test view", ("previous", "nearest", "next"))
             step.on_click(lambda _: self._go(step.value))
+        self.key_views: list[Camera] = []
+        """What a camera path is saved through."""
+        path = gui.add_button_group("key views", ("add", "drop", "save"))
+        path.on_click(lambda _: self._key_view(path.value))
+        self.path = gui.add_markdown("", visible=False)
         buttons = gui.add_button_group("", ("fly", "image"))
         buttons.on_click(lambda _: {"fly": self._fly, "image": self._save}[buttons.value]())
         gui.add_markdown(KEYS)
@@ -162,7 +170,8 @@ class Visit:
                                ("next test view", "N", lambda: self._go("next")),
                                ("previous test view", "P", lambda: self._go("previous")),
                                ("compare with the next", "C", lambda: self._compare(choices)),
-                               ("fly", "F", self._fly), ("save an image", "I", self._save)):
+                               ("fly", "F", self._fly), ("save an image", "I", self._save),
+                               ("add a key view", "V", lambda: self._key_view("add"))):
             gui.add_command(label, hotkey=key).on_trigger(lambda _, do=do: do())
         self.kept.on_update(lambda _: self._keep(self.percent))
         self.slider.on_update(lambda _: self._keep(10 ** self.slider.value[0], self.percent))
@@ -208,6 +217,21 @@ class Visit:
         self.flight = None if self.flight else itertools.cycle(
             orbit(model.cameras or around(model.cut(1.0)), FLIGHT, 640, 480))
         self.changed.set()
+
+    def _key_view(self, action: str) -> None:
+        """Add the view of now to the key views, drop the last, or have the browser save their path."""
+        if action == "add":
+            self.key_views.append(self.camera(1.0))
+        elif action == "drop":
+            self.key_views = self.key_views[:-1]
+        elif self.key_views:
+            first = self.key_views[0]
+            path = views(self.key_views, BETWEEN * len(self.key_views), first.width, first.height)
+            self.client.send_file_download("camera_path.json", path_text(path).encode(),
+                                           save_immediately=True)
+        count, self.path.visible = len(self.key_views), True
+        self.path.content = (f"{count} key view{'s' * (count != 1)}; *save* makes camera_path.json, for "
+                             "`flexgs render --path`" if count else "no key view yet; *add* one first")
 
     def _save(self) -> None:
         """Have the browser save the image that it shows, without the black beside it."""

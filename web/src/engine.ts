@@ -2,7 +2,7 @@
 
 import { countAt, crc32, HEAD, headerBytes, inflated, readHeader, type Header } from "./header.js";
 import { Model, type Attributes } from "./model.js";
-import { Source } from "./source.js";
+import { Lost, Source } from "./source.js";
 import type { Kept } from "./budget.js";
 
 /** A cut, and the harmonics of the Gaussians that have come since the last one. */
@@ -29,16 +29,19 @@ export interface Port {
   onmessage: ((event: MessageEvent) => void) | null;
 }
 
-/** Do what comes through a port, until it is closed. */
-export function serve(port: Port): void {
+/** Do what comes through a port; returns a function that ends it. */
+export function serve(port: Port): () => void {
   let source: Source, model: Model | undefined, wanted: Kept | undefined;
-  let running = false, paused = false, changed = false;
+  let running = false, paused = false;
+  let known: (model: Model) => void;
+  const first = new Promise<Model>((resolve) => { known = resolve; });
 
   port.onmessage = ({ data: order }: MessageEvent<Order>) => {
     if (order.type === "open") {
       source = new Source(order.url, (loaded) => port.postMessage({ type: "progress", loaded }));
     } else if (order.type === "budget") {
-      [wanted, changed] = [order.kept, true];
+      wanted = order.kept;
+      if (model?.ratio) cut(model, wanted); // at once, whatever is being loaded, or is not
     } else if (order.type === "pause") {
       paused = true;
       source.abort();
@@ -51,24 +54,19 @@ export function serve(port: Port): void {
     void run();
   };
 
+  /** Load what is missing. After a failure the next order tries again. */
   async function run() {
     if (running || paused) return;
     running = true;
     try {
-      model ??= await opened();
-      while (!paused && wanted) {
-        if (changed && model.ratio) cut(model, wanted);
-        else if (missing(model, wanted)) await load(model, wanted);
-        else {
-          source.abort(); // a request for more than is wanted now
-          break;
-        }
-      }
+      if (!model) known(model = await opened());
+      while (!paused && wanted && missing(model, wanted)) await load(model, wanted);
+      if (!paused && wanted) source.abort(); // a request for more than is wanted now
     } catch (e) {
       if ((e as Error).name === "AbortError") {
         if (!paused) setTimeout(run); // resumed before the request had ended
       } else {
-        paused = true;
+        if (!(e instanceof Lost)) source.forget(); // what has arrived is of no use
         port.postMessage({ type: "failed", message: (e as Error).message });
       }
     } finally {
@@ -80,9 +78,9 @@ export function serve(port: Port): void {
   const missing = (model: Model, kept: Kept) => model.ratio < kept.ratio;
 
   async function opened(): Promise<Model> {
-    const head = await source.read(HEAD, HEAD);
-    const length = headerBytes(head);
-    const header = await readHeader(head, await source.read(length, HEAD + length));
+    const length = HEAD + headerBytes(await source.read(0, HEAD, HEAD));
+    const raw = await source.read(0, length, length);
+    const header = await readHeader(raw.subarray(0, HEAD), raw.subarray(HEAD));
     if (source.size !== undefined && source.size !== header.size) {
       throw new Error(`found ${source.size} bytes, expected ${header.size} as its header says; get the file again`);
     }
@@ -94,13 +92,14 @@ export function serve(port: Port): void {
 
   async function load(model: Model, kept: Kept) {
     const { chunks, start } = model.header, next = chunks.findIndex((chunk) => chunk.ratio > model.ratio);
-    let until = start;
+    let from = start, until = start;
     for (const [i, chunk] of chunks.entries()) {
+      if (i === next) from = until;
       until += chunk.bytes;
       if (i >= next && chunk.ratio >= kept.ratio) break;
     }
     const chunk = chunks[next]!, what = `the stage of ${100 * chunk.ratio} %`;
-    const body = await source.read(chunk.bytes, until);
+    const body = await source.read(from, chunk.bytes, until);
     const first = model.ratio ? countAt(model.ratio, model.header.count) : 0;
     if (crc32(body) !== chunk.crc32) {
       throw new Error(`${what} is damaged, or the file has changed while it was read; load the page again`);
@@ -112,11 +111,10 @@ export function serve(port: Port): void {
       throw new Error(`${what} is damaged (${(e as Error).message}); get the file again`);
     }
     if (values.length) port.postMessage({ type: "shN", first, values }, [values.buffer]);
-    changed = true;
+    cut(model, wanted!);
   }
 
   function cut(model: Model, { count, ratio }: Kept) {
-    changed = false;
     const last = !missing(model, { count, ratio });
     const kept = last ? { count, ratio } : { count: countAt(model.ratio, model.header.count), ratio: model.ratio };
     const made = { ...kept, ...model.cut(kept.count, kept.ratio) };
@@ -126,9 +124,13 @@ export function serve(port: Port): void {
 
   /** Read the part behind the chunks: cameras to look from. */
   async function cameras() {
-    while (!model) await new Promise((resolve) => setTimeout(resolve, 5));
-    const { size, last } = model.header, raw = await source.apart(size - last.bytes, last.bytes);
+    const { size, last } = (await first).header, raw = await source.apart(size - last.bytes, last.bytes);
     if (crc32(raw) !== last.crc32) throw new Error("the part behind the stages is damaged; get the file again");
     port.postMessage({ type: "cameras", rows: (await inflated(raw)).cameras });
   }
+
+  return () => {
+    paused = true;
+    source?.abort(); // none yet, if no order has come
+  };
 }

@@ -49,7 +49,7 @@ export interface Events {
   cut: Cut;
   /** More bytes of the file have arrived. */
   progress: { loaded: number; total: number };
-  /** Loading has stopped; what was shown stays, and resume() tries again. */
+  /** Loading has stopped; what was shown stays. resume() tries again, and so does a budget that needs more. */
   failed: Error;
 }
 
@@ -64,12 +64,15 @@ export class Model extends EventTarget {
   /** Resolves once the header has been read and checked; rejects if that fails. */
   readonly opened: Promise<Model>;
   readonly #post: (order: Order, transfer?: Transferable[]) => void;
-  readonly #close: () => void;
+  readonly #end: () => void;
   readonly #name: string;
   #budget: Budget;
   #pace?: Pace;
   #ratio = 1; // that the pace has chosen
   #shN = new Float32Array(0);
+  #closed = false;
+  #opening!: { resolve: (model: Model) => void; reject: (error: Error) => void };
+  #found?: Promise<Camera[]>;
   #cameras?: { resolve: (cameras: Camera[]) => void; reject: (error: Error) => void };
 
   constructor(source: string | URL | ReadableStream<Uint8Array>, { budget = 1, signal }: Options = {}) {
@@ -79,20 +82,14 @@ export class Model extends EventTarget {
     this.#name = stream ? "the model" : (url as string).startsWith("data:") ? "data" : url as string;
     this.#budget = budget;
     this.#pace = paceOf(budget);
-    let settle: { resolve: (model: Model) => void; reject: (error: Error) => void };
-    this.opened = new Promise((resolve, reject) => { settle = { resolve, reject }; });
+    this.opened = new Promise((resolve, reject) => { this.#opening = { resolve, reject }; });
     this.opened.catch(() => {}); // "failed" says it too
     const heard = ({ data: report }: MessageEvent<Report>) => {
+      if (this.#closed) return; // it was on its way
       if (report.type === "opened") {
         this.header = report.header;
         this.#shN = new Float32Array(3 * harmonics(report.header.shDegree) * report.header.count);
-        try {
-          this.#want();
-          settle.resolve(this);
-        } catch (e) {
-          settle.reject(e as Error);
-          this.#tell("failed", e as Error);
-        }
+        this.#begin();
       } else if (report.type === "progress") {
         this.#tell("progress", { loaded: report.loaded, total: this.header?.size ?? NaN });
       } else if (report.type === "shN") {
@@ -105,16 +102,17 @@ export class Model extends EventTarget {
       } else {
         const error = new Error(`${this.#name}: ${report.message}`);
         if (report.of) return this.#cameras?.reject(error);
-        settle.reject(error);
-        this.#tell("failed", error);
+        this.#fail(error);
       }
     };
     if (typeof Worker === "undefined" || typeof WORKER === "undefined") { // Node.js
-      const { port1, port2 } = new MessageChannel();
-      serve(port2 as unknown as Port);
+      const { port1, port2 } = new MessageChannel(), stop = serve(port2 as unknown as Port);
       port1.onmessage = heard;
       this.#post = (order, transfer = []) => port1.postMessage(order, transfer);
-      this.#close = () => port1.close();
+      this.#end = () => {
+        stop();
+        port1.close();
+      };
     } else {
       const program = URL.createObjectURL(new Blob([WORKER], { type: "text/javascript" }));
       const worker = new Worker(program);
@@ -122,14 +120,14 @@ export class Model extends EventTarget {
       worker.onerror = (e) => heard({ data: { type: "failed", message: `the worker failed: ${e.message ||
         "does the page's Content-Security-Policy lack worker-src blob: ?"}` } } as MessageEvent<Report>);
       this.#post = (order, transfer = []) => worker.postMessage(order, transfer);
-      this.#close = () => {
-        worker.onmessage = null; // nothing that is on its way comes after the end
+      this.#end = () => {
         worker.terminate();
         URL.revokeObjectURL(program);
       };
     }
-    signal?.addEventListener("abort", () => this.close());
     this.#post({ type: "open", url }, stream ? [source as unknown as Transferable] : []);
+    signal?.addEventListener("abort", () => this.close());
+    if (signal?.aborted) this.close();
   }
 
   /** Call a function at each event of a kind, with what the event is about. */
@@ -173,18 +171,43 @@ export class Model extends EventTarget {
   /** Go on loading after pause() or "failed". */
   resume(): void {
     this.#post({ type: "resume" });
+    if (this.header && !this.cut) this.#begin(); // the budget may have been at fault
   }
 
   /** Read the cameras that the file stores, which stand behind all stages; there may be none. */
   cameras(): Promise<Camera[]> {
-    const found = new Promise<Camera[]>((resolve, reject) => { this.#cameras = { resolve, reject }; });
-    this.#post({ type: "cameras" });
-    return found;
+    return this.#found ??= new Promise<Camera[]>((resolve, reject) => {
+      this.#cameras = { resolve, reject };
+      if (this.#closed) reject(ended());
+      else this.#post({ type: "cameras" });
+    }).catch((error) => {
+      this.#found = undefined; // the next call tries again
+      throw error;
+    });
   }
 
-  /** End all work and free its memory. */
+  /** End all work and free its memory; what has been promised is rejected with an AbortError. */
   close(): void {
-    this.#close();
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#end();
+    this.#opening.reject(ended());
+    this.#cameras?.reject(ended());
+  }
+
+  /** Ask for what the budget needs, which is known once the header is. */
+  #begin(): void {
+    try {
+      this.#want();
+      this.#opening.resolve(this);
+    } catch (e) {
+      this.#fail(e as Error);
+    }
+  }
+
+  #fail(error: Error): void {
+    this.#opening.reject(error);
+    this.#tell("failed", error);
   }
 
   #want(): void {
@@ -209,6 +232,8 @@ export async function open(source: string | URL | ReadableStream<Uint8Array>, op
     throw error;
   });
 }
+
+const ended = (): Error => new DOMException("the model was closed", "AbortError");
 
 function cameraOf(row: number[]): Camera {
   const [width, height, ...rest] = row as [number, number, ...number[]], K = rest.slice(16);

@@ -44,7 +44,7 @@ export const PANEL: string = `
   :host(:not([drawn])) #hint, :host([touched]) #hint, :host([comparing]) #hint { opacity: 0; }
   #message { display: flex; flex-direction: column; gap: 10px; align-items: center; justify-content: center; inset: 0 0 64px;
     height: auto; padding: 16px; box-sizing: border-box; pointer-events: none; }
-  #text { max-width: 34em; padding: 8px 14px; border-radius: 8px; background: #7a1f1ff0; overflow-wrap: anywhere; }
+  #text { max-width: 34em; padding: 8px 14px; border-radius: 8px; background: #7a1f1ff0; overflow-wrap: anywhere; white-space: pre-line; }
   #again { pointer-events: auto; }
 </style>
 <slot></slot>

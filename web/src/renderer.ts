@@ -94,34 +94,26 @@ void main() {
 
 const TEXTURES = ["means", "quats", "scales", "opacities", "sh0", "shN"] as const;
 
+export const LOST = "this browser has lost its graphics (WebGL); the picture comes back with them";
+
 export class Renderer {
   /** Number of Gaussians of the cut that is drawn. */
   count = 0;
   readonly #gl: WebGL2RenderingContext;
-  #program!: WebGLProgram;
-  #indices!: WebGLBuffer;
-  #textures: Record<string, { texture: WebGLTexture; room: number }> = {};
+  readonly #program: WebGLProgram;
+  readonly #textures = new Map<string, { texture: WebGLTexture; room: number }>();
   #harmonics = 0;
   #perRow = 1;
   #ordered = 0; // number of Gaussians in the order that is drawn
   #cut?: Cut;
 
-  /** An Error where the browser has no WebGL 2. */
+  /** An Error where the browser has no WebGL 2, or not now; once it was lost, a new Renderer is needed. */
   constructor(private canvas: HTMLCanvasElement) {
     const gl = canvas.getContext("webgl2", { antialias: false, alpha: false });
     if (!gl) throw new Error("this browser shows no WebGL 2, which the model is drawn with; try another one");
+    if (gl.isContextLost()) throw new Error(LOST);
     this.#gl = gl;
-    this.#start();
-    canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
-    canvas.addEventListener("webglcontextrestored", () => {
-      [this.#textures, this.#harmonics] = [{}, 0];
-      this.#start();
-      if (this.#cut) this.show(this.#cut);
-    });
-  }
-
-  #start(): void {
-    const gl = this.#gl, program = this.#program = gl.createProgram()!;
+    const program = this.#program = gl.createProgram()!;
     for (const [kind, text] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, FRAGMENT]] as const) {
       const shader = gl.createShader(kind)!;
       gl.shaderSource(shader, text);
@@ -140,7 +132,7 @@ export class Renderer {
     gl.bufferData(gl.ARRAY_BUFFER, new Float32Array([-1, -1, 1, -1, -1, 1, 1, 1]), gl.STATIC_DRAW);
     gl.enableVertexAttribArray(0);
     gl.vertexAttribPointer(0, 2, gl.FLOAT, false, 0, 0);
-    gl.bindBuffer(gl.ARRAY_BUFFER, this.#indices = gl.createBuffer()!);
+    gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer()); // of the order
     gl.enableVertexAttribArray(1);
     gl.vertexAttribIPointer(1, 1, gl.UNSIGNED_INT, 0, 0);
     gl.vertexAttribDivisor(1, 1);
@@ -167,8 +159,10 @@ export class Renderer {
     }
   }
 
-  /** Forget the cut, as before those of another model. */
+  /** Forget the cut, as before those of another model, whose harmonics may be laid out in another way. */
   clear(): void {
+    for (const { texture } of this.#textures.values()) this.#gl.deleteTexture(texture);
+    this.#textures.clear();
     this.#cut = undefined;
     this.count = this.#harmonics = this.#ordered = 0;
   }
@@ -206,13 +200,14 @@ export class Renderer {
     const gl = this.#gl, rows = Math.floor(count / perRow), width = perRow * texels;
     gl.activeTexture(gl.TEXTURE0 + TEXTURES.indexOf(name as (typeof TEXTURES)[number]));
     gl.pixelStorei(gl.UNPACK_ALIGNMENT, 4);
-    if (!(this.#textures[name]?.room! >= count)) {
-      gl.deleteTexture(this.#textures[name]?.texture ?? null);
+    const before = this.#textures.get(name);
+    if (!before || before.room < count) {
+      gl.deleteTexture(before?.texture ?? null);
       const texture = gl.createTexture()!, height = Math.ceil(count / perRow);
       gl.bindTexture(gl.TEXTURE_2D, texture);
       gl.texStorage2D(gl.TEXTURE_2D, 1, internal, width, height);
       for (const side of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(gl.TEXTURE_2D, side, gl.NEAREST);
-      this.#textures[name] = { texture, room: height * perRow };
+      this.#textures.set(name, { texture, room: height * perRow });
     }
     const each = values.length / count;
     if (rows) gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, 0, width, rows, format, gl.FLOAT, values.subarray(0, rows * perRow * each));

@@ -4,12 +4,12 @@ const FIRST = 1 << 16; // bytes of the first request, which has the header and o
 const RETRIES = [500, 1000, 2000]; // milliseconds to wait before another attempt
 
 /** A failure that another attempt may cure: no connection, or a server that is busy. */
-class Lost extends Error {}
+export class Lost extends Error {}
 
 export class Source {
   /** Bytes of the whole file, once the server has said so. */
   size?: number;
-  #at = 0; // where the bytes that nobody has read yet begin
+  #at = 0; // where the bytes that are kept begin
   #waiting: Uint8Array[] = [];
   #stream?: ReadableStreamDefaultReader<Uint8Array>;
   #skip = 0; // bytes of the answer that have arrived before
@@ -30,42 +30,60 @@ export class Source {
     return this.#waiting.reduce((sum, piece) => sum + piece.length, this.#at);
   }
 
-  /** Return the next `length` bytes, and ask for no more than those up to `until`. */
-  async read(length: number, until: number): Promise<Uint8Array> {
-    for (let attempt = 0; this.loaded - this.#at < length;) {
-      try {
-        await this.#more(until);
-        attempt = 0;
-      } catch (e) {
-        this.#stream = undefined;
-        if (!(e instanceof Lost) || attempt >= RETRIES.length || typeof this.url !== "string") throw e;
-        await sleep(RETRIES[attempt++]!, this.#abort.signal);
-      }
+  /**
+   * Return `length` bytes from an offset, and ask for no more than those up to `until`. They stay until one behind them
+   * is read, so that the same may be read again.
+   */
+  async read(offset: number, length: number, until: number): Promise<Uint8Array> {
+    while (this.loaded < offset + length) await this.#insist(() => this.#more(until), this.#abort.signal);
+    while (this.#at < offset) {
+      const piece = this.#waiting.shift()!, gone = Math.min(piece.length, offset - this.#at);
+      if (gone < piece.length) this.#waiting.unshift(piece.subarray(gone));
+      this.#at += gone;
     }
     const out = new Uint8Array(length);
-    for (let filled = 0; filled < length;) {
-      const piece = this.#waiting[0]!, part = piece.subarray(0, length - filled);
-      out.set(part, filled);
-      filled += part.length;
-      if (part.length === piece.length) this.#waiting.shift();
-      else this.#waiting[0] = piece.subarray(part.length);
+    let filled = 0;
+    for (const piece of this.#waiting) {
+      out.set(piece.subarray(0, length - filled), filled);
+      filled += Math.min(piece.length, length - filled);
     }
-    this.#at += length;
     return out;
   }
 
   /** Return bytes from somewhere else in the file, by a request of their own. */
   async apart(offset: number, length: number): Promise<Uint8Array> {
     if (typeof this.url !== "string") throw new Error("bytes of a stream are read from the front only");
-    const answer = await this.#asked(offset, offset + length);
-    const found = new Uint8Array(await answer.arrayBuffer());
-    return answer.status === 200 ? found.subarray(offset, offset + length) : found;
+    return this.#insist(async () => {
+      const answer = await this.#asked(offset, offset + length);
+      const found = new Uint8Array(await answer.arrayBuffer().catch((e) => { throw lost(e, "the connection was lost"); }));
+      return answer.status === 200 ? found.subarray(offset, offset + length) : found;
+    });
+  }
+
+  /** Let go of the bytes that are kept, so that the next read() asks for them anew. */
+  forget(): void {
+    if (typeof this.url !== "string") return; // they come once
+    this.abort();
+    [this.#waiting, this.#stream] = [[], undefined];
   }
 
   /** End the request that is under way; what has arrived stays, and another read() goes on behind it. */
   abort(): void {
     this.#abort.abort(new DOMException("loading was stopped", "AbortError"));
     this.#abort = new AbortController();
+  }
+
+  /** Do something that a lost connection may interrupt, and do it again after a while. */
+  async #insist<T>(act: () => Promise<T>, signal?: AbortSignal): Promise<T> {
+    for (const wait of RETRIES) {
+      try {
+        return await act();
+      } catch (e) {
+        if (!(e instanceof Lost) || typeof this.url !== "string") throw e;
+        await sleep(wait, signal);
+      }
+    }
+    return act();
   }
 
   async #more(until: number): Promise<void> {
@@ -80,6 +98,7 @@ export class Source {
     try {
       piece = (await this.#stream.read()).value;
     } catch (e) {
+      if (typeof this.url === "string") this.#stream = undefined;
       throw lost(e, `the connection was lost after ${bytes(this.loaded)}`);
     }
     if (piece) {
@@ -90,7 +109,7 @@ export class Source {
       this.progress(this.loaded);
       return;
     }
-    this.#stream = undefined;
+    if (typeof this.url === "string") this.#stream = undefined;
     if (typeof this.url !== "string" || this.loaded >= (this.size ??= this.loaded)) {
       throw new Error(`the file ends after ${bytes(this.loaded)}; get it again`);
     }
@@ -130,9 +149,9 @@ function lost(error: unknown, message: string): Error {
   return error instanceof Error && error.name === "AbortError" ? error : new Lost(message);
 }
 
-function sleep(ms: number, signal: AbortSignal): Promise<void> {
+function sleep(ms: number, signal?: AbortSignal): Promise<void> {
   return new Promise((resolve, reject) => {
     setTimeout(resolve, ms);
-    signal.addEventListener("abort", () => reject(signal.reason));
+    signal?.addEventListener("abort", () => reject(signal.reason));
   });
 }

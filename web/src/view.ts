@@ -5,7 +5,7 @@
 
 import { Model, type Budget, type Camera, type Cut } from "./index.js";
 import { Orbit, unit } from "./orbit.js";
-import { Renderer, type View } from "./renderer.js";
+import { LOST, Renderer, type View } from "./renderer.js";
 import { PANEL } from "./panel.js";
 
 /** The file that `flexgs cut RUN --web FOLDER` writes beside the model. */
@@ -25,6 +25,13 @@ export interface Manifest {
 export interface Photograph extends Camera {
   photo?: string;
 }
+
+/**
+ * What a message is about: each stays until there is another one about the same, or nothing to be said of it any more,
+ * and those that pass until somebody does something. Loading that has stopped can be tried again.
+ */
+type Subject = "picture" | "source" | "loading" | (typeof PASSING)[number];
+const PASSING = ["manifest", "cameras", "budget", "photograph"] as const;
 
 declare const SORTER: string; // the second worker's program, which build.mjs writes here
 
@@ -48,7 +55,8 @@ export class FlexgsView extends HTMLElement {
   #drawn?: Cut;
   #frame = 0;
   #last = 0; // time of the frame before, while somebody moves
-  #moving = false;
+  readonly #pointers = new Map<number, PointerEvent>(); // that are down
+  readonly #said = new Map<Subject, string>();
   #touched = false;
   #pieces?: ReadableStreamDefaultController<Uint8Array>;
   #reopening = false;
@@ -61,11 +69,7 @@ export class FlexgsView extends HTMLElement {
   }
 
   connectedCallback(): void {
-    try {
-      this.#renderer ??= new Renderer(this.#find("canvas"));
-    } catch (e) {
-      return this.#say((e as Error).message);
-    }
+    if (!this.#begin()) return;
     const program = URL.createObjectURL(new Blob([SORTER], { type: "text/javascript" }));
     this.#sorter = new Worker(program);
     this.#sorter.onmessage = ({ data }) => this.#sorted(data);
@@ -74,11 +78,18 @@ export class FlexgsView extends HTMLElement {
 
   disconnectedCallback(): void {
     this.model?.close();
+    if (this.#sorter) this.#sorter.onmessage = null; // an order that is on its way
     this.#sorter?.terminate();
     this.#renderer?.clear();
     this.#compare(-1);
-    this.#say();
+    this.#pointers.clear();
+    for (const subject of this.#said.keys()) if (subject !== "picture") this.#say(subject);
     this.removeAttribute("drawn");
+    this.#find("#about").textContent = "loading";
+    this.#find<HTMLElement>("#bar").style.width = "0";
+    const compare = this.#find<HTMLButtonElement>("#compare");
+    compare.hidden = false; // its place is kept until it is known whether there are photographs
+    compare.disabled = true;
     this.model = this.#manifest = this.#home = this.#latest = this.#drawn = this.#sorter = this.#sorting = undefined;
   }
 
@@ -100,48 +111,64 @@ export class FlexgsView extends HTMLElement {
     holder?.remove();
   }
 
+  /** Have the canvas drawn on; false, and a message, where the browser cannot. */
+  #begin(): boolean {
+    try {
+      this.#renderer ??= new Renderer(this.#find("canvas"));
+      this.#say("picture");
+    } catch (e) {
+      this.#say("picture", (e as Error).message);
+    }
+    return Boolean(this.#renderer);
+  }
+
   async #open(): Promise<void> {
     const manifest = this.getAttribute("manifest"), src = this.getAttribute("src");
     const budget = this.getAttribute("budget") ?? "auto";
     let source: string | ReadableStream<Uint8Array> | null = src;
-    if (!src && !manifest) return this.#say("expected <flexgs-view src=\"NAME.fgs\">");
+    if (!src && !manifest) return this.#say("source", "expected <flexgs-view src=\"NAME.fgs\">");
     if (!src) source = new ReadableStream({ start: (pieces) => { this.#pieces = pieces; } });
     let model: Model;
     try {
       model = this.model = new Model(source!, { budget });
     } catch (e) {
-      return this.#say((e as Error).message);
+      return this.#say("source", (e as Error).message);
     }
     model.on("progress", ({ loaded, total }) => {
+      this.#say("loading");
       this.#find<HTMLElement>("#bar").style.width = `${100 * (loaded / total || 0)}%`;
     }).on("failed", (error) => {
-      this.#say(this.model?.cut ? `${error.message}. What has been loaded stays.` : error.message, true);
+      this.#say("loading", model.cut ? `${error.message}. What has been loaded stays.` : error.message);
     }).on("cut", (cut) => {
-      if (this.#stopped) this.#say(wrong);
-      if (cut.last) this.#find<HTMLElement>("#bar").style.width = "0";
+      if (cut.last) {
+        this.#say("loading");
+        this.#find<HTMLElement>("#bar").style.width = "0";
+      }
       this.#latest = cut;
       this.#sorter!.postMessage({ means: cut.means });
       if (ready) this.#sort();
       this.#label();
     });
-    let ready = false, wrong = ""; // with the manifest, which the model is shown without
+    let ready = false;
     try {
       const found = manifest ? await described(manifest) : undefined;
       if (model !== this.model) return; // the attributes have changed, or the element has been removed
       this.#manifest = found;
     } catch (e) {
       if (model !== this.model) return;
-      wrong = (e as Error).message;
-      if (!this.#stopped) this.#say(wrong);
+      this.#say("manifest", (e as Error).message);
     }
     if (this.#manifest) this.#orbit.up = this.#manifest.up;
-    const cameras = this.#manifest?.views ?? (src ? await model.cameras().catch(() => []) : []);
+    const cameras = this.#manifest?.views ?? (src ? await model.cameras().catch((e: Error) => {
+      if (model === this.model) this.#say("cameras", `${e.message}; the model is seen from where most of it is in sight`);
+      return [];
+    }) : []);
     if (!model.cut) await new Promise((resolve) => model.addEventListener("cut", resolve, { once: true }));
     if (model !== this.model) return;
     this.#home = cameras[0] ?? around(model.cut!);
     if (!this.#manifest) this.#orbit.up = unit([-this.#home.viewmat[4]!, -this.#home.viewmat[5]!, -this.#home.viewmat[6]!]);
     const compare = this.#find<HTMLButtonElement>("#compare");
-    compare.hidden = compare.disabled = !this.#photographs.length; // its place is kept until then
+    compare.hidden = compare.disabled = !this.#photographs.length;
     this.#look(this.#home);
     ready = true;
     this.#sort();
@@ -155,16 +182,18 @@ export class FlexgsView extends HTMLElement {
     return this.#root.querySelector<E>(selector)!;
   }
 
-  /** Show a message, or none. */
-  #say(message = "", again = false): void {
-    this.#find<HTMLElement>("#message").hidden = !message;
-    this.#find("#text").textContent = message;
-    this.#find<HTMLElement>("#again").hidden = !again;
+  /** Show a message about something, beside those about others; without text, take it away. */
+  #say(about: Subject, text?: string): void {
+    if (text) this.#said.set(about, text);
+    else this.#said.delete(about);
+    this.#find<HTMLElement>("#message").hidden = !this.#said.size;
+    this.#find("#text").textContent = [...this.#said.values()].join("\n");
+    this.#find<HTMLElement>("#again").hidden = !this.#said.has("loading");
   }
 
-  /** Whether a message says that loading has stopped, which stays until it goes on. */
-  get #stopped(): boolean {
-    return !this.#find<HTMLElement>("#again").hidden;
+  /** Take away what has been read by the time that somebody does something. */
+  #acted(): void {
+    for (const subject of PASSING) this.#say(subject);
   }
 
   /** Stand where a camera stands. */
@@ -199,11 +228,12 @@ export class FlexgsView extends HTMLElement {
   #sorted(order: Uint32Array): void {
     const { cut, viewmat } = this.#sorting!;
     this.#sorting = undefined;
+    if (!this.#renderer) return; // the browser has taken it away
     if (cut !== this.#drawn) {
-      this.#renderer!.show(cut);
+      this.#renderer.show(cut);
       this.#drawn = cut;
     }
-    this.#renderer!.order(order);
+    this.#renderer.order(order);
     this.#draw();
     if (viewmat !== String(this.#view.viewmat) || cut !== this.#latest) this.#sort();
   }
@@ -218,9 +248,10 @@ export class FlexgsView extends HTMLElement {
         this.#renderer.draw(this.#view, this.#manifest?.background ?? [0, 0, 0]);
         this.setAttribute("drawn", String(this.#drawn.ratio));
       }
-      if (this.#moving && this.#last) this.model?.frame(now - this.#last);
-      this.#last = this.#moving ? now : 0;
-      if (this.#moving) this.#draw();
+      const moving = this.#pointers.size > 0;
+      if (moving && this.#last) this.model?.frame(now - this.#last);
+      this.#last = moving ? now : 0;
+      if (moving) this.#draw();
     });
   }
 
@@ -249,10 +280,10 @@ export class FlexgsView extends HTMLElement {
   #budget(budget: Budget): void {
     try {
       this.model?.setBudget(budget);
-      if (!this.#stopped) this.#say();
+      this.#acted();
       this.#label();
     } catch (e) {
-      this.#say((e as Error).message);
+      this.#say("budget", (e as Error).message);
     }
   }
 
@@ -263,12 +294,15 @@ export class FlexgsView extends HTMLElement {
     this.toggleAttribute("comparing", Boolean(view));
     this.#find("#compare").ariaPressed = String(Boolean(view));
     this.#find("#which").textContent = view ? `model | photograph ${index + 1} of ${views.length}` : "";
-    if (!view) return;
-    if (!this.#stopped) this.#say();
     const photo = this.#find<HTMLImageElement>("#photo");
+    photo.hidden = true; // the one before, until this one is there
+    photo.onload = photo.onerror = null;
+    if (!view) return;
+    this.#acted();
+    photo.onload = () => { photo.hidden = false; };
     photo.onerror = () => {
       this.#compare(-1);
-      this.#say(`${view.photo}: the photograph cannot be loaded`);
+      this.#say("photograph", `${view.photo}: the photograph cannot be loaded`);
     };
     photo.src = new URL(view.photo!, this.#base).href;
     this.#look(view);
@@ -280,8 +314,20 @@ export class FlexgsView extends HTMLElement {
   }
 
   #listen(): void {
-    const canvas = this.#find("canvas"), pointers = new Map<number, PointerEvent>();
+    const canvas = this.#find("canvas"), pointers = this.#pointers;
+    canvas.addEventListener("webglcontextlost", (event) => {
+      event.preventDefault(); // or it would not come back
+      this.#renderer = this.#drawn = undefined;
+      this.removeAttribute("drawn");
+      this.#say("picture", LOST);
+    });
+    canvas.addEventListener("webglcontextrestored", () => {
+      if (!this.isConnected) return;
+      if (!this.#sorter) this.connectedCallback();
+      else if (this.#begin()) this.#sort();
+    });
     const moved = () => {
+      this.#acted();
       if (!this.#touched) this.toggleAttribute("touched", this.#touched = true);
       if (this.#compared >= 0) this.#compare(-1);
       this.#moved();
@@ -289,7 +335,6 @@ export class FlexgsView extends HTMLElement {
     canvas.onpointerdown = (event) => {
       canvas.setPointerCapture(event.pointerId);
       pointers.set(event.pointerId, event);
-      this.#moving = true;
       this.#draw();
     };
     canvas.onpointermove = (event) => {
@@ -310,10 +355,7 @@ export class FlexgsView extends HTMLElement {
       pointers.set(event.pointerId, event);
       if (dx || dy) moved();
     };
-    canvas.onpointerup = canvas.onpointercancel = (event) => {
-      pointers.delete(event.pointerId);
-      this.#moving = pointers.size > 0;
-    };
+    canvas.onpointerup = canvas.onpointercancel = (event) => { pointers.delete(event.pointerId); };
     canvas.oncontextmenu = (event) => event.preventDefault();
     canvas.addEventListener("wheel", (event) => {
       event.preventDefault();
@@ -339,7 +381,7 @@ export class FlexgsView extends HTMLElement {
     press("#before", () => step(-1));
     press("#auto", () => this.#budget(this.#auto ? this.model?.cut?.ratio ?? 1 : "auto"));
     press("#again", () => {
-      this.#say();
+      this.#say("loading");
       this.model?.resume();
     });
     this.#find<HTMLElement>("#full").hidden = !document.fullscreenEnabled;

@@ -31,6 +31,12 @@ const whole = (model) => until(model, "cut", (cut) => cut.last);
 const headerOf = (raw) => readHeader(raw.subarray(0, HEAD), raw.subarray(HEAD, HEAD + headerBytes(raw.subarray(0, HEAD))));
 const { raw, cuts: expected } = MODELS.find(({ name }) => name === "deltas");
 const header = await headerOf(raw);
+const bent = (at, by = 1) => {
+  const copy = Buffer.from(raw);
+  copy[at] ^= by;
+  return copy;
+};
+const second = header.start + header.chunks[0].bytes;
 
 for (const { name, raw, cuts } of MODELS) {
   test(`cuts of ${name} are those of Python, to the rounding of float32`, async () => {
@@ -131,6 +137,77 @@ test("loading stops and goes on where it was", async () => {
   assert.equal(cuts.length, chunks.length);
 });
 
+/** Answer the first request up to `length` bytes, and then do something else; all others as a server does. */
+const halting = (length, then = () => {}) => (request, response, bytes, count) =>
+  range(request, response, bytes, count, (part) => {
+    if (count > 1) return response.end(part);
+    response.write(part.subarray(0, length));
+    then(response);
+  });
+
+test("what has arrived is cut at once, while more is on its way and while loading is stopped", async () => {
+  const { chunks } = header, { model } = await from(raw, {}, halting(second + 10));
+  await until(model, "cut");
+  for (const stop of [() => {}, () => model.pause()]) {
+    stop();
+    const half = until(model, "cut");
+    model.setBudget(chunks[0].ratio / 2);
+    assert.equal((await half).last, true);
+    const again = until(model, "cut");
+    model.setBudget(1);
+    assert.deepEqual([(await again).ratio, model.cut.last], [chunks[0].ratio, false]);
+  }
+  model.resume();
+  assert.equal((await whole(model)).ratio, 1);
+});
+
+test("a header that is interrupted is read on", async () => {
+  for (const stop of [(model) => model.pause(), () => {}]) {
+    const { model } = await from(raw, {}, halting(HEAD + 5, (response) => stop.length || setTimeout(() => response.destroy(), 20)));
+    await until(model, "progress", ({ loaded }) => loaded === HEAD + 5);
+    stop(model);
+    model.resume();
+    assert.equal((await whole(model)).ratio, 1);
+  }
+});
+
+test("after a failure resume() tries again, and so does a budget that needs more", async () => {
+  const resumed = (model) => model.resume(), moved = (model) => model.setBudget(0.9);
+  for (const [bytes, again] of [[bent(0), resumed], [bent(HEAD + 3), resumed], [bent(second + 20), resumed],
+    [bent(second + 20), moved]]) {
+    const { model } = await from(raw, {}, (request, response, right, count) =>
+      range(request, response, count > 1 ? right : bytes));
+    await until(model, "failed");
+    again(model);
+    assert.equal((await whole(model)).ratio, model.budget);
+  }
+  const { model } = await from(raw, { budget: `${(second - 1) / 1e3}kB` }); // less than the first stage
+  for (let i = 0; i < 2; i++) {
+    const failed = until(model, "failed");
+    model.resume();
+    assert.match((await failed).message, /found less than the [\d.]+ MB of the first stage/);
+  }
+  model.setBudget(1);
+  assert.equal((await whole(model)).ratio, 1);
+});
+
+test("a model that is closed says no more, and keeps nobody waiting", async () => {
+  let gone;
+  const closed = new Promise((done) => { gone = done; });
+  const { model, cuts } = await from(raw, {}, halting(second + 10, (response) => response.on("close", gone)));
+  await until(model, "cut");
+  assert.equal(model.cameras(), model.cameras());
+  const waiting = model.cameras();
+  model.close();
+  await assert.rejects(waiting, { name: "AbortError" });
+  await assert.rejects(model.cameras(), { name: "AbortError" });
+  await closed; // the request has been ended
+  assert.equal(cuts.length, 1);
+  const server = await served(raw);
+  opened.push(server.close);
+  await assert.rejects(open(server.url, { signal: AbortSignal.abort() }), { name: "AbortError" });
+});
+
 test("a lost connection is taken up again, and a server without ranges will do", async () => {
   for (const status of [206, 200]) {
     const { model } = await from(raw, {}, (request, response, bytes, count) => {
@@ -147,12 +224,6 @@ test("a lost connection is taken up again, and a server without ranges will do",
   }
 });
 
-const bent = (at, by = 1) => {
-  const copy = Buffer.from(raw);
-  copy[at] ^= by;
-  return copy;
-};
-const second = header.start + header.chunks[0].bytes;
 for (const [what, bytes, message, shown] of [
   ["another file", Buffer.from("<!doctype html><title>no</title>"), /not a packed model; expected a file of `flexgs pack`/],
   ["an empty file", Buffer.alloc(0), /ends after 0 bytes|says 416/],
@@ -230,5 +301,7 @@ test("open() resolves to a model whose header is known, or rejects", async () =>
   assert.equal(model.header.count, expected.at(-1).count);
   assert.throws(() => model.setBudget("much"), /expected something like 5%/);
   model.close();
-  await assert.rejects(open(server.url.replace("http", "ftp")), /no connection/);
+  const { close, url } = await served(raw, (_, response) => response.writeHead(404).end());
+  opened.push(close);
+  await assert.rejects(open(url), /says 404/);
 });
