@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from flexgs.bench.ddp import bench_ddp
+from flexgs.bench.ddp import MODES, bench_ddp
+from flexgs.bench.predict import Measured, Target, Traffic, print_prediction
 from flexgs.config import Config, DistributedConfig
 from flexgs.distributed import Group, shared_memory
 from flexgs.distributed.gradients import summed_gradients
@@ -180,14 +181,41 @@ def test_a_run_of_two_workers_goes_on_with_one(capture, config, tmp_path):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_bench_ddp_measures_both_stages(capsys):
-    rows = bench_ddp((2,), count=300, width=33, height=25, rounds=1, steps=1)
-    bound = re.search(r"unequal cost leave: (\d\.\d\d) with 2 workers", capsys.readouterr().out)
+def test_bench_ddp_measures_both_stages_and_modes_and_predicts(capsys):
+    rows = bench_ddp((2,), count=300, width=33, height=25, rounds=1, steps=1, target=Target(600, 1.0, 50.0))
+    out = capsys.readouterr().out
+    bound = re.search(r"unequal cost leave: (\d\.\d\d) with 2 workers", out)
     assert bound and 1 <= float(bound[1]) <= 2
-    assert [(row["stage"], row["workers"]) for row in rows] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert [(row["stage"], row["workers"], row["mode"]) for row in rows] == [
+        (stage, *crew) for stage in (1, 2) for crew in ((1, ""), (2, "replicated"), (2, "sharded"))]
+    one, two, shards, _, cuts, cut_shards = rows
     bytes_of_stage_1 = 4 * (300 * 59 + 1)  # the gradient and the loss; two workers send each byte once
-    assert rows[1]["mb_sent"] * 1e6 == pytest.approx(bytes_of_stage_1) and rows[0]["mb_sent"] == 0
-    assert rows[3]["mb_sent"] > rows[1]["mb_sent"]  # stage 2 has deltas
+    assert two["mb_sent"] * 1e6 == pytest.approx(bytes_of_stage_1) and one["mb_sent"] == 0
+    assert cuts["mb_sent"] > two["mb_sent"]  # stage 2 has deltas
+    assert shards["mb_held"] == pytest.approx(one["mb_held"] / 2, rel=1e-3)
+    assert cut_shards["mb_held"] > shards["mb_held"] and two["mb_held"] == one["mb_held"]
+    assert 0 < shards["mb_sent"] * 1e6 < 150 * 88 + 200  # of half of them, 13 floats and the gradients of 9
+    predicted = [line.split() for line in out.partition("speed-up predicted for 600 ")[2].splitlines()[3:]]
+    assert [line[:2] for line in predicted] == [[stage, mode] for stage in "12" for mode in MODES]
+    for line in predicted:  # a slower link, or more GPUs with the same traffic, gain less
+        step, *speed_ups = float(line[2]), *map(float, line[5:])
+        assert (step == 50) == (line[0] == "1") and len(speed_ups) == 6
+        assert 8 >= speed_ups[0] >= speed_ups[2] >= speed_ups[4] and speed_ups[1] >= speed_ups[0]
     for option, bad in {"workers": {"workers": (0,)}, "rounds": {"rounds": 0}}.items():
         with pytest.raises(UserError, match=f"--{option}: found 0"):
             bench_ddp(**bad)
+    with pytest.raises(UserError, match=r"--distributed\.mode: found sharded, .* both modes are timed"):
+        bench_ddp(options=DistributedConfig("sharded"))
+
+
+def test_predicted_speed_ups_are_those_of_the_formula(capsys):
+    """For 8 GPUs on Ethernet: 708 MB of gradients are summed, or 88 bytes of 750,000 Gaussians go round."""
+    sums, swaps = Traffic(2 * 4.72e6, 1, 0), Traffic(88 * 10_000, 0, 4)
+    measured = [Measured(1, "replicated", sums, 1.0), Measured(1, "sharded", swaps, 1.0)]
+    print_prediction(Target(), measured, 20_000, 0.5)
+    replicas, shards = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
+    assert (replicas[3], shards[3]) == ("1239", "58")
+    wait = 7 / 8 * 2 * 708e6 / 11e9 + 2 * 7 * 30e-6
+    assert replicas[9] == f"{8 * 0.03 / (0.03 + wait):.1f}" == "1.7"
+    wait = 7 / 8 * 88 * 750_000 / 11e9 + 4 * 7 * 30e-6
+    assert shards[9] == f"{8 * 0.03 / (0.03 + wait):.1f}" == "6.7"

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexgs.bench.ddp import bench_ddp
 from flexgs.config import Config, DistributedConfig
 from flexgs.distributed import Group, Shard
 from flexgs.errors import UserError
@@ -143,10 +142,3 @@ def _moved(group: Group) -> None:
 
 def test_rows_move_between_the_workers():
     spawn(3, _moved)
-
-
-def test_bench_ddp_counts_what_a_worker_holds_and_sends():
-    one, two, _, cuts = bench_ddp((2,), count=300, width=33, height=25, rounds=1, steps=1,
-                                  options=DistributedConfig("sharded"))
-    assert two["mb_held"] == pytest.approx(one["mb_held"] / 2, rel=1e-3) and cuts["mb_held"] > two["mb_held"]
-    assert 0 < two["mb_sent"] * 1e6 < 150 * 88 + 200  # of half of them, 13 floats and the gradients of 9

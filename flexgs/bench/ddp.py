@@ -1,4 +1,7 @@
-"""`flexgs bench ddp`: the speed-up of training steps with more workers on this machine."""
+"""`flexgs bench ddp`: the speed-up of training steps with more workers on this machine, and on many GPUs.
+
+Workers that hold replicas and workers that hold shards (--distributed.mode) are measured side by side.
+"""
 
 import multiprocessing
 import os
@@ -6,6 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +20,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flexgs import pool
+from flexgs.bench.predict import Measured, Target, Traffic, print_prediction
 from flexgs.bench.scenes import front_camera, random_splats
 from flexgs.camera import Camera
 from flexgs.config import Config, DistributedConfig
 from flexgs.distributed import Group
 from flexgs.errors import UserError
-from flexgs.raster import render
+from flexgs.raster import project, render
 from flexgs.scene import Points, Scene
 from flexgs.scene.camera_model import CameraModel
 from flexgs.scene.views import ImageCache, View
@@ -30,6 +35,8 @@ from flexgs.training.trainer import Trainer
 from flexgs.training.warmup import warmup
 
 VIEWS = 16
+ALONE, MODES = "", ("replicated", "sharded")
+"""The modes of one worker, which sends nothing, and of several."""
 
 
 def ring_bytes(size: float, world: int) -> float:
@@ -91,16 +98,31 @@ def imbalance(world: int, *, count: int = 20_000, width: int = 320, height: int 
     return sum(trainer.costs) / sum(map(max, steps))
 
 
-class _Timed(Group):
-    """A group that counts the bytes sent and the seconds it takes, waiting for slower workers included."""
+@torch.no_grad()
+def in_sight(scene: Scene) -> float:
+    """Return the fraction of the scene's Gaussians that a view sees, on average."""
+    splats = random_splats(len(scene.points))
+    return statistics.fmean(float((project(splats, view.camera).radii > 0).all(1).float().mean())
+                            for view in scene.train)
 
-    seconds, bytes = 0.0, 0.0
+
+class _Timed(Group):
+    """A group that counts messages and bytes, and the seconds they take with the wait for slower workers."""
+
+    def __init__(self, rank: int, world: int):
+        super().__init__(rank, world)
+        self.reset()
+
+    def reset(self) -> None:
+        """Count from 0 again."""
+        self.seconds, self.bytes, self.sums, self.exchanges = 0.0, 0.0, 0, 0
 
     def summed(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         start = time.perf_counter()
         totals = super().summed(tensors)
         self.seconds += time.perf_counter() - start
         self.bytes += ring_bytes(sum(t.nbytes for t in tensors), self.world)
+        self.sums += len({t.dtype for t in tensors})
         return totals
 
     def swapped(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
@@ -108,37 +130,44 @@ class _Timed(Group):
         received = super().swapped(rows, send, receive)
         self.seconds += time.perf_counter() - start
         self.bytes += rows.nbytes - rows.split(send)[self.rank].nbytes
+        self.exchanges += 1
         return received
 
 
 def _worker(rank: int, world: int, store: str, count: int, width: int, height: int,
             options: DistributedConfig, line: Connection) -> None:
-    """Answer each (stage, steps) that comes over `line` with a Round, until None comes."""
+    """Answer each (stage, mode, steps) that comes over `line` with a Round, until None comes.
+
+    options: how replicas send gradients.
+    """
     torch.set_num_threads(1)
     pool.set_num_threads(1)
     if world > 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     group, scene, trainers = _Timed(rank, world), bench_scene(count, width, height), {}
-    for stage in (1, 2):
-        config = Config(distributed=options, batch=world)
+    for stage, mode in product((1, 2), MODES if world > 1 else (ALONE,)):
+        distributed = DistributedConfig("sharded") if mode == "sharded" else options
+        config = Config(distributed=distributed, batch=world)
         config.base.max_splats, config.base.refine_start = count, 1.0  # the number of Gaussians stays
-        trainers[stage] = trainer = _Trainer(config, scene, group)
+        trainers[stage, mode] = trainer = _Trainer(config, scene, group)
         trainer.step = trainer.base_steps // 2 if stage == 1 else trainer.base_steps
         trainer.train_step()
     line.send(None)
     while order := line.recv():
-        (stage, steps), times = order, []
-        group.seconds, group.bytes, cpu = 0.0, 0, time.process_time()
+        (stage, mode, steps), times = order, []
+        trainer = trainers[stage, mode]
+        group.reset()
+        cpu = time.process_time()
         for _ in range(steps):
             start = time.perf_counter()
-            trainers[stage].train_step()
+            trainer.train_step()
             times.append(time.perf_counter() - start)
-        optimizer = trainers[stage].optimizer
+        optimizer = trainer.optimizer
         held = (2 * sum(p.nbytes for _, p in optimizer.parameters())  # and their gradients
                 + sum(t.nbytes for t in optimizer.moments().values()))
         line.send(Round(times, (time.process_time() - cpu) / steps, group.seconds / steps,
-                        group.bytes / steps, held))
+                        group.bytes / steps, group.sums / steps, group.exchanges / steps, held))
     if world > 1:
         dist.destroy_process_group()
 
@@ -154,6 +183,10 @@ class Round(NamedTuple):
     """Seconds of a step spent in messages between the workers."""
     sent: float
     """Bytes that this worker sends in a step; for sums, as many as a ring all-reduce would."""
+    sums: float
+    """Number of sums over the workers in a step."""
+    exchanges: float
+    """Number of all-to-alls in a step."""
     held: int
     """Bytes of this worker's parameters, their gradients and Adam's moments."""
 
@@ -179,19 +212,20 @@ class _Workers:
         """Wait for the next message of each worker."""
         return [line.recv() for line in self.lines]
 
-    def ask(self, order: tuple[int, int] | None) -> None:
-        """Send (stage, steps) to all workers, or None to end them."""
+    def ask(self, order: tuple[int, str, int] | None) -> None:
+        """Send (stage, mode, steps) to all workers, or None to end them."""
         for line in self.lines:
             line.send(order)
 
 
 def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width: int = 320, height: int = 240,
-              rounds: int = 15, steps: int = 16,
-              options: DistributedConfig | None = None) -> list[dict[str, float]]:
-    """Time steps of both stages with several numbers of workers, print a table and return its rows.
+              rounds: int = 15, steps: int = 16, options: DistributedConfig | None = None,
+              target: Target | None = None) -> list[dict[str, Any]]:
+    """Time steps of both stages with several numbers of workers, print tables and return the rows measured.
 
-    Workers are processes of one thread. The numbers of workers take turns in each round, so that a busy
-    machine disturbs all alike. Speed-ups are within a round; all figures are medians over the rounds.
+    Workers are processes of one thread. The numbers of workers, and replicas and shards, take turns in each
+    round, so that a busy machine disturbs all alike. Speed-ups are within a round; all figures are medians
+    over the rounds. The second table is a prediction: see flexgs.bench.predict.
 
     Args:
         workers: the numbers of workers; 1 is always measured.
@@ -200,36 +234,30 @@ def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width:
         height: height of the images in pixels.
         rounds: number of rounds.
         steps: number of steps in each round.
-        options: what the workers send each other.
+        options: how replicas send their gradients.
+        target: what to predict the speed-up of; None: a Target() of the defaults.
     """
-    Config(distributed=options or DistributedConfig()).check()
+    options = options or DistributedConfig()
+    if options.mode == "sharded":
+        raise UserError("bench ddp --distributed.mode: found sharded, expected none, since both modes are "
+                        "timed")
     smallest = {"workers": min(workers, default=0), "splats": count, "rounds": rounds, "steps": steps}
     for option, value in smallest.items():
         if value < 1:
             raise UserError(f"bench ddp --{option}: found {value}, expected at least 1")
     warmup()
-    worlds, rows = sorted({1, *workers}), []
-    with tempfile.TemporaryDirectory() as folder:
-        args = Path(folder), count, width, height, options or DistributedConfig()
-        crews = {world: _Workers(world, *args) for world in worlds}
-        for crew in crews.values():
-            crew.answers()
-        measured: dict[tuple[int, int], list[Round]] = {}
-        for stage in (1, 2):
-            for _ in range(rounds):
-                for world, crew in crews.items():
-                    crew.ask((stage, steps))
-                    measured.setdefault((stage, world), []).append(crew.answers()[0])
-        for crew in crews.values():
-            crew.ask(None)
+    worlds = sorted({1, *workers})
+    measured = _measured(worlds, rounds, steps, count, width, height, options)
     print(f"{count:,} Gaussians, {width}x{height}, {rounds} rounds of {steps} steps, {os.cpu_count()} "
           "cores, a thread each")
-    heads = ("stage", "workers", "step, ms", "views/s", "speed-up", "CPU, ms", "of CPU", "comm., ms", "share",
-             "MB sent", "MB held")
-    print("".join(f"{head:>10}" for head in heads))
-    for (stage, world), ours in measured.items():
-        pairs = list(zip(measured[stage, 1], ours, strict=True))
-        row = {"stage": stage, "workers": world, "ms": 1e3 * _median(t for r in ours for t in r.steps),
+    heads = ("stage", "workers", "mode", "step, ms", "views/s", "speed-up", "CPU, ms", "of CPU", "comm., ms",
+             "share", "MB sent", "MB held")
+    rows = []
+    print("".join(f"{head:>11}" for head in heads))
+    for (stage, world, mode), ours in measured.items():
+        pairs = list(zip(measured[stage, 1, ALONE], ours, strict=True))
+        row = {"stage": stage, "workers": world, "mode": mode,
+               "ms": 1e3 * _median(t for r in ours for t in r.steps),
                "views_per_second": _median(world / r.step for r in ours),
                "speed_up": _median(world * one.step / r.step for one, r in pairs),
                "cpu_ms": 1e3 * _median(r.cpu for r in ours),
@@ -238,14 +266,42 @@ def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width:
                "share": _median(r.communication / r.step for r in ours),
                "mb_sent": ours[0].sent / 1e6, "mb_held": ours[0].held / 1e6}
         rows.append(row)
-        form = ("d", "d", ".1f", ".1f", ".2f", ".1f", ".2f", ".2f", ".1%", ".2f", ".1f")
-        print("".join(f"{format(value, f):>10}" for value, f in zip(row.values(), form, strict=True)))
+        form = ("d", "d", "", ".1f", ".1f", ".2f", ".1f", ".2f", ".2f", ".1%", ".2f", ".1f")
+        print("".join(f"{format(value, f):>11}" for value, f in zip(row.values(), form, strict=True)))
     print("speed-up: in views per second over one worker in the same round; of CPU: what it would be if "
           "no worker ever waited")
+    if len(worlds) == 1:
+        return rows
     bounds = {world: imbalance(world, count=count, width=width, height=height) for world in worlds[1:]}
     print("stage 2, the most that views of unequal cost leave: "
           + ", ".join(f"{bound:.2f} with {world} workers" for world, bound in bounds.items()))
+    stage_1 = _median(r.cpu for r in measured[1, 1, ALONE])
+    counted, world = [], worlds[-1]
+    for stage, mode in product((1, 2), MODES):
+        of = measured[stage, world, mode][0]
+        counted.append(Measured(stage, mode, Traffic(of.sent * world / (world - 1), of.sums, of.exchanges),
+                                _median(r.cpu for r in measured[stage, 1, ALONE]) / stage_1))
+    print_prediction(target or Target(), counted, count, in_sight(bench_scene(count, width, height)))
     return rows
+
+
+def _measured(worlds: Sequence[int], rounds: int, steps: int,
+              *args: Any) -> dict[tuple[int, int, str], list[Round]]:
+    """Return the rounds of the first worker, by stage, number of workers and mode; args: those of _worker."""
+    measured: dict[tuple[int, int, str], list[Round]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        crews = {world: _Workers(world, Path(folder), *args) for world in worlds}
+        for crew in crews.values():
+            crew.answers()
+        for stage in (1, 2):
+            for _ in range(rounds):
+                for world, crew in crews.items():
+                    for mode in MODES if world > 1 else (ALONE,):
+                        crew.ask((stage, mode, steps))
+                        measured.setdefault((stage, world, mode), []).append(crew.answers()[0])
+        for crew in crews.values():
+            crew.ask(None)
+    return measured
 
 
 def _median(values: Iterable[float]) -> float:

@@ -38,11 +38,19 @@ class Bench:
     """ddp: number of Gaussians; the images are of 320x240 pixels."""
     rounds: Annotated[int, Range(1, 10**6)] = 15
     """ddp: how often each number of workers takes its turn; medians are printed."""
+    gpu_splats: Annotated[int, Range(1, 10**9)] = 3_000_000
+    """ddp: number of Gaussians that the speed-up of several GPUs is predicted for."""
+    gpu_seen: Annotated[float, Range(0, 1, "(]")] = 0.25
+    """ddp: fraction of them that a view sees."""
+    gpu_ms: Annotated[float, Range(0, 10**6, "()")] = 30.0
+    """ddp: milliseconds of a step of stage 1 on one GPU, with one view; a step of stage 2 is taken to be as
+    many times longer as on this machine."""
     distributed: Annotated[DistributedConfig, RARE] = field(default_factory=DistributedConfig)
 
     def __call__(self) -> None:
         """Print the times; UserError if a file that the benchmark needs was not named."""
         from flexgs.bench.ddp import bench_ddp
+        from flexgs.bench.predict import Target
         from flexgs.bench.raster import bench_raster
         from flexgs.bench.step import bench_step
         from flexgs.deploy.source import open_model
@@ -63,7 +71,8 @@ class Bench:
                 profile.save(self.save)
             return
         if self.what == "ddp":
-            bench_ddp(self.workers, count=self.splats, rounds=self.rounds, options=self.distributed)
+            bench_ddp(self.workers, count=self.splats, rounds=self.rounds, options=self.distributed,
+                      target=Target(self.gpu_splats, self.gpu_seen, self.gpu_ms))
             return
         if not self.scene or not self.checkpoint:
             raise UserError("bench step: expected --scene and --checkpoint; `flexgs compare SCENE` "
