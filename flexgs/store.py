@@ -5,7 +5,10 @@ disk that needs nothing more. With S3 or Google Cloud Storage, a process pushes 
 what it is about to read.
 """
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeGuard
@@ -16,6 +19,8 @@ from flexgs.errors import UserError
 from flexgs.files import atomic_file
 from flexgs.training.checkpoint import checkpoints
 from flexgs.urls import first_line, public
+
+log = logging.getLogger("flexgs.store")
 
 DESCRIPTION = "state.json"
 """The file of a checkpoint that is pushed last: where it exists, the checkpoint is whole."""
@@ -140,6 +145,15 @@ class Store:
 def is_remote(storage: str | None) -> TypeGuard[str]:
     """Whether --storage is an object store, not a folder."""
     return storage is not None and storage.startswith(("s3://", "gs://"))
+
+
+@contextmanager
+def storage_may_be_away() -> Iterator[None]:
+    """Turn an error of the storage into a warning, for a process that only watches: workers would fail."""
+    try:
+        yield
+    except OSError as e:
+        log.warning("the storage does not answer: %s", str(e).splitlines()[0][:300])
 
 
 def _files(path: Path) -> list[Path]:

@@ -23,8 +23,6 @@ from flexgs.urls import first_line
 
 MAX_WORKERS = 8
 """The most GPUs that a scene gets by default."""
-IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-"""Whether `ray job submit` started this process, whose working folder is then a temporary copy."""
 SAY_SECONDS = 30.0
 """Time between two messages that something is waited for."""
 

@@ -22,6 +22,7 @@ from flexgs import compare, pool
 from flexgs.commands.guard import guard
 from flexgs.compare import Cell
 from flexgs.config import METHODS, Config
+from flexgs.dataset_options import DatasetOptions, exit_code, read_all
 from flexgs.errors import UserError, pasted
 from flexgs.files import make_folder, only_one
 from flexgs.options import parse
@@ -34,7 +35,6 @@ from flexgs.tracking import Tracking
 from flexgs.training import warmup
 from flexgs.urls import describe
 from ray_jobs.cluster import Cluster
-from ray_jobs.dataset import DatasetOptions, exit_code, read_all
 
 
 @dataclass
@@ -85,7 +85,7 @@ def compare_all(options: CompareAll) -> int:
         for capture in captures:
             locks.enter_context(only_one(experiment / capture.name))
         with Cluster(options.ray_address, options.gpu, options.dashboard) as cluster:
-            config = options.fitting(config, cluster)
+            config = options.fitting(config, cluster.has_gpu)
             configs = {capture.name: options.of(capture, config) for capture in captures}
             commons = {name: compare.seeded(own, options.seeds) for name, own in configs.items()}
             cells = {name: [cell for common in own

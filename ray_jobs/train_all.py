@@ -17,17 +17,18 @@ from pathlib import Path
 from flexgs import ray_library
 from flexgs.commands.guard import guard
 from flexgs.config import Config
+from flexgs.dataset_options import DatasetOptions, exit_code, read_all
 from flexgs.errors import pasted
 from flexgs.files import only_one
 from flexgs.options import parse
+from flexgs.record import BatchRecord
 from flexgs.report.table import print_results
 from flexgs.sizes import fitting
 from flexgs.store import Store
 from flexgs.training import warmup
 from flexgs.training.memory import expected_memory
-from ray_jobs.batch import Batch
+from ray_jobs.batch import train_side_by_side
 from ray_jobs.cluster import Cluster, Workers, allocate
-from ray_jobs.dataset import DatasetOptions, exit_code, read_all
 from ray_jobs.train_scene import SceneJob
 
 
@@ -73,8 +74,8 @@ def train_all(options: TrainAll) -> int:
             jobs = [SceneJob(capture, store / capture.name, configs[capture],
                              max_failures=options.max_failures) for capture in captures
                     if capture.name not in wrong]
-            batch = Batch(store, options.tracking(), options.typed.command("ray_jobs/train_all.py"))
-            jobs = [job for job in jobs if not batch.skip(job, scenes[job.name])]
+            record = BatchRecord(store, options.tracking(), options.typed.command("ray_jobs/train_all.py"))
+            jobs = [job for job in jobs if not record.skip(job, scenes[job.name])]
             if jobs:
                 cluster.wait_for_gpus(least)
                 allocation = allocate(cluster.nodes(least), len(jobs), workers, config.batch)
@@ -85,18 +86,19 @@ def train_all(options: TrainAll) -> int:
                 if not allocation.gpu:
                     wait_for_kernels()
                 beside = min(max(allocation.room(cluster.nodes()).values()), len(jobs) * allocation.sizes[-1])
-                batch.train([replace(job, gpu=allocation.gpu, beside=beside) for job in jobs],
-                            allocation, lambda: allocation.room(ray_library.free_resources()))
-            batch.finish()
-    return report(options, batch, [capture.name for capture in captures], wrong | batch.errors)
+                train_side_by_side([replace(job, gpu=allocation.gpu, beside=beside) for job in jobs],
+                                   allocation, lambda: allocation.room(ray_library.free_resources()), record)
+            record.finish()
+    return report(options, record, [capture.name for capture in captures], wrong | record.errors)
 
 
-def report(options: TrainAll, batch: Batch, scenes: Sequence[str], errors: Mapping[str, Exception]) -> int:
+def report(options: TrainAll, record: BatchRecord, scenes: Sequence[str],
+           errors: Mapping[str, Exception]) -> int:
     """Print the table, where the cuts are, and how to continue failed scenes; return the exit code."""
-    if batch.results:
-        print_results([batch.results[scene] for scene in scenes if scene in batch.results])
-        print(f"cuts: {pasted(batch.store.folder)}/<scene>/cuts/*.ply")
-    if page := batch.tracking.how_to_open():
+    if record.results:
+        print_results([record.results[scene] for scene in scenes if scene in record.results])
+        print(f"cuts: {pasted(record.store.folder)}/<scene>/cuts/*.ply")
+    if page := record.tracking.how_to_open():
         print(f"MLflow: {page}")
     if errors:
         print(f"{len(errors)} of {len(scenes)} scenes failed: {', '.join(errors)}. To continue them:\n"

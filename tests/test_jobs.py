@@ -17,6 +17,7 @@ import pytest
 import ray
 from PIL import Image
 
+from flexgs import dataset_options
 from flexgs.config import Config
 from flexgs.demo.synthetic import write_synthetic
 from flexgs.distributed import Group
@@ -27,8 +28,9 @@ from flexgs.run import LocalSession, run
 from flexgs.scene.camera_model import CameraModel
 from flexgs.scene.load import load_capture
 from flexgs.store import Store
+from flexgs.store_session import STOP
 from flexgs.tracking import Tracking
-from ray_jobs import batch, cluster, compare_all, dataset, schedule, train_all, train_scene
+from ray_jobs import batch, cluster, compare_all, failures, schedule, train_all, train_scene
 from ray_jobs.cluster import this_python
 
 TINY = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "600",
@@ -103,10 +105,10 @@ def test_what_was_typed_is_no_flag():
 
 
 def test_a_relative_storage_is_refused_in_a_submitted_job(monkeypatch):
-    monkeypatch.setattr(dataset, "IN_JOB", True)
-    assert dataset.storage_folder(None) == Path.home() / "flexgs-runs"
+    monkeypatch.setattr(dataset_options, "IN_JOB", True)
+    assert dataset_options.storage_folder(None) == Path.home() / "flexgs-runs"
     with pytest.raises(UserError, match="absolute"):
-        dataset.storage_folder("runs")
+        dataset_options.storage_folder("runs")
 
 
 @pytest.mark.parametrize("error", [
@@ -118,18 +120,18 @@ def test_a_scene_that_ran_out_of_memory_says_what_to_turn_and_what_is_left(tmp_p
     store = Store(tmp_path) / "scene"
     (store.folder / "checkpoints" / "step_00000040").mkdir(parents=True)
     job = train_scene.SceneJob(tmp_path, store, Config())
-    line = str(train_scene._failed(job, error, {train_scene.describe(error)}))
+    line = str(failures.cause_of(error, job))
     assert "out of memory: lower --base.max-splats or raise --data.factor" in line and "\n" not in line
     assert f"last checkpoint: {store.folder}/checkpoints/step_00000040" in line
 
 
 def test_what_a_worker_raised_is_noted_or_ends_the_run(tmp_path):
-    failures = train_scene.Failures(train_scene.SceneJob(tmp_path, Store(tmp_path), Config()))
-    failures.after_exception(None, {0: RuntimeError("lost\nmore"), 1: MemoryError()})
+    noted = failures.Failures(train_scene.SceneJob(tmp_path, Store(tmp_path), Config()), None)
+    noted.after_exception(None, {0: RuntimeError("lost\nmore"), 1: MemoryError()})
     errors = read_jsonl(tmp_path / "failures.jsonl")[0]["errors"]
     assert errors["0"] == "RuntimeError: lost" and "--base.max-splats" in errors["1"]
     with pytest.raises(UserError, match="no such image"):
-        failures.after_exception(None, {0: RuntimeError("lost"), 1: UserError("no such image")})
+        noted.after_exception(None, {0: RuntimeError("lost"), 1: UserError("no such image")})
 
 
 @pytest.mark.parametrize(("args", "message"), [
@@ -259,7 +261,7 @@ def test_a_scene_gets_the_workers_that_another_leaves(two_scenes):
     assert 0 < int(stopped) < 2400 and int(stopped) % 20 == 0  # at a report, between two checkpoints
     rows = read_jsonl(folder / "metrics.jsonl")
     assert [r["workers"] for r in rows] == [1 + (r["step"] > int(stopped)) for r in rows]
-    assert not (folder / train_scene.STOP).exists() and not (folder / "failures.jsonl").exists()
+    assert not (folder / STOP).exists() and not (folder / "failures.jsonl").exists()
     assert ("1 of 2 scenes failed: torn. To continue them:\npython "
             f"ray_jobs/train_all.py --data-root {root}" in out)
 
@@ -280,7 +282,7 @@ def test_runs_are_kept_in_an_object_store(two_scenes, s3, tmp_path, monkeypatch)
     """Nothing but the bucket is shared: the job goes on from another machine, whose copy is empty."""
     root, storage = two_scenes[0], s3.format("runs/of/mine")
     tracking = ("--mlflow-uri", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setattr(dataset, "HOME", tmp_path / "first")
+    monkeypatch.setattr(dataset_options, "HOME", tmp_path / "first")
     code, out, errors = start(root, storage, "--scenes", "good", *tracking)
     assert code == 0, errors
     assert f"runs go to bucket/runs/of/mine/flexgs-{root.name}" in out
@@ -289,15 +291,15 @@ def test_runs_are_kept_in_an_object_store(two_scenes, s3, tmp_path, monkeypatch)
     assert {p.name for p in first.iterdir() if not p.name.startswith(".")} == {
         "config.json", "cuts", "metrics.jsonl", "mlflow.json", "model", "renders", "results.json"}
 
-    monkeypatch.setattr(dataset, "HOME", tmp_path / "second")
+    monkeypatch.setattr(dataset_options, "HOME", tmp_path / "second")
     code, out, errors = start(root, storage, "--scenes", "good", "--steps", "120", "--workers",
                               "2", "--batch", "2", *tracking)
     assert code == 0 and "good: continues from 80 of 120" in out and "2 workers of 1 CPU" in out, errors
     second = tmp_path / "second" / first.relative_to(tmp_path / "first")
     assert [r["step"] for r in read_jsonl(second / "metrics.jsonl")] == [20, 40, 60, 80, 100, 120]
     assert json.loads((second / "results.json").read_text())["steps"] == 120
-    store = dataset.DatasetOptions(data_root=root, storage=storage).store() / "good"
-    assert store.latest_step() == 120 and not store.exists(train_scene.STOP)
+    store = dataset_options.DatasetOptions(data_root=root, storage=storage).store() / "good"
+    assert store.latest_step() == 120 and not store.exists(STOP)
     client = Tracking(tracking[1], f"flexgs-{root.name}")
     assert client.available()
     # one, although the machine was another
@@ -316,16 +318,16 @@ def test_a_worker_that_dies_is_started_again(ray_here, tmp_path, monkeypatch):
             os._exit(1)
         return {"steps": 1}
 
-    monkeypatch.setattr(train_scene, "train_worker", dies_once)
-    for failures in (1, 0):
-        folder = tmp_path / str(failures)
+    monkeypatch.setattr(train_scene, "train_loop_per_worker", dies_once)
+    for again in (1, 0):
+        folder = tmp_path / str(again)
         folder.mkdir()
-        job = train_scene.SceneJob(tmp_path, Store(folder), Config(), max_failures=failures)
-        if failures:
+        job = train_scene.SceneJob(tmp_path, Store(folder), Config(), max_failures=again)
+        if again:
             assert train_scene.train_scene(job) == {"steps": 1}
             assert "WorkerCrashedError" in read_jsonl(folder / "failures.jsonl")[0]["errors"]["0"]
         else:
-            with pytest.raises(train_scene.SceneFailedError, match=r"WorkerCrashedError.*; no checkpoint"):
+            with pytest.raises(failures.SceneFailedError, match=r"WorkerCrashedError.*; no checkpoint"):
                 train_scene.train_scene(job)
 
 

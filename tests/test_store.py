@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from flexgs import dataset_options
 from flexgs.errors import UserError
 from flexgs.store import Store
-from ray_jobs import dataset
 
 
 def write(folder: Path, **files: str) -> None:
@@ -81,5 +81,5 @@ def test_storage_that_cannot_be_written_is_one_line(s3, tmp_path, uri):
 
 
 def test_copies_of_an_object_store_have_a_folder():
-    assert (dataset.storage_folder("s3://bucket/some/runs/?scheme=http")
+    assert (dataset_options.storage_folder("s3://bucket/some/runs/?scheme=http")
             == Path.home() / "flexgs-runs" / "bucket/some/runs")

@@ -29,6 +29,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from flexgs.commands.guard import guard
 from flexgs.config import Config
+from flexgs.dataset_options import DatasetOptions
 from flexgs.datasets.catalog import how_to_get
 from flexgs.demo.synthetic import SYNTHETIC
 from flexgs.errors import UserError, pasted
@@ -44,7 +45,6 @@ from flexgs.store import is_remote
 from flexgs.tracking import metric_name
 from flexgs.training import warmup
 from ray_jobs.cluster import Cluster, Workers
-from ray_jobs.dataset import DatasetOptions
 from tuning import report
 from tuning.progress import Progress
 from tuning.runner import Room, room_for_trial, run_to_the_end, train_first_base, trainable
@@ -114,7 +114,7 @@ def search_scene(options: SearchScene) -> int:
         print(f"the earlier search is in {pasted(aside)}", flush=True)
     with (warmup.in_background() as wait_for_kernels, only_one(folder),
           Cluster(options.ray_address, options.gpu, options.dashboard or options.workers > 1) as cluster):
-        config = options.fitting(config, cluster)
+        config = options.fitting(config, cluster.has_gpu)
         if options.smoke:
             config, options.trials, options.confirm = _smaller(config), 2, 0
         search = Search(capture, folder, replace(config, evaluation=replace(config.evaluation, views="even")),

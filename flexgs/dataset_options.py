@@ -1,4 +1,4 @@
-"""The options of every job over a dataset: which captures, at which size, where results go."""
+"""The options of every command over a dataset: which captures, at which size, where runs go."""
 
 import os
 import sys
@@ -19,8 +19,9 @@ from flexgs.sizes import DEMO, LAPTOP, Size, fitting
 from flexgs.store import Store, is_remote
 from flexgs.tracking import Tracking, sqlite_uri
 from flexgs.urls import public
-from ray_jobs.cluster import IN_JOB, Cluster
 
+IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+"""Whether `ray job submit` started this process, whose working folder is then a temporary copy."""
 HOME = Path("~/flexgs-runs")
 """The default folder for runs of submitted jobs, and for local copies of runs in an object store."""
 
@@ -108,9 +109,9 @@ class DatasetOptions:
         config = self.config.check()
         return config if self.data_root or self.dataset else self._at(1, config)
 
-    def fitting(self, config: Config, cluster: Cluster) -> Config:
-        """Return the settings, with the limits of a laptop if the cluster has no GPU."""
-        return fitting(config, cluster.has_gpu, self.typed, self.limits)
+    def fitting(self, config: Config, gpu: bool) -> Config:
+        """Return the settings, with the limits of a laptop where there is no GPU."""
+        return fitting(config, gpu, self.typed, self.limits)
 
     @property
     def limits(self) -> Size:

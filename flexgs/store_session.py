@@ -1,0 +1,77 @@
+"""The session of a run whose folder is in a Store, which another process watches and may stop.
+
+A file named `stop` in the run folder makes the workers write a checkpoint at their next report and end, so
+that a run gets another number of workers, or leaves a machine, without losing a view.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from flexgs.distributed import Group
+from flexgs.run import LocalSession
+from flexgs.store import Store
+
+STOP = "stop"
+"""The file in a run folder that ends its workers early."""
+PUSH_SECONDS = 10.0
+"""Time between two messages of the workers to an object store, which all workers wait for."""
+
+
+class StoreSession(LocalSession):
+    """A LocalSession whose files go to the store, and which stops when the run folder or the machine says so.
+
+    Training goes on while a checkpoint is sent to an object store.
+    """
+
+    def __init__(self, store: Store, group: Group, leaving: Callable[[], bool] = lambda: False):
+        """Open the session; leaving: whether this worker's machine is about to go."""
+        super().__init__(store.folder, group)
+        self.store, self.leaving = store, leaving
+        self._uploads = ThreadPoolExecutor(1, "upload")
+        self._sent: Future[None] | None = None
+        self._at = 0.0
+
+    def checkpoints(self) -> list[Path]:
+        """Pull the checkpoints that the first worker sees, and return their folders, the newest first."""
+        # Another machine may see an older state of a shared folder, so all take the first worker's list.
+        steps = self.group.gather(self.store.steps())[0]
+        names = [f"checkpoints/step_{step:08d}" for step in steps]
+        self.store.pull(*names)
+        return [self.store.folder / name for name in names]
+
+    def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
+        """Write a checkpoint, and begin to send it, once the one before has been sent."""
+        self._wait()
+        super().checkpoint(step, write)
+        if self.group.rank == 0:
+            self._sent = self._uploads.submit(self._send, f"step_{step:08d}")
+
+    def stop(self, reported: bool) -> bool:
+        """Whether to stop now: after a report, if there is the file `stop` or the machine is about to leave.
+
+        An object store gets the history then, and is asked, at most every PUSH_SECONDS.
+        """
+        if not reported:
+            return False
+        stop = self.leaving()
+        if self.group.rank == 0 and not (self.store.remote and time.monotonic() - self._at < PUSH_SECONDS):
+            self.store.push("metrics.jsonl")
+            stop, self._at = stop or self.store.exists(STOP), time.monotonic()
+        return any(self.group.gather(stop))
+
+    def close(self) -> None:
+        """Send what has not been sent."""
+        self._wait()
+        self._uploads.shutdown()
+        if self.group.rank == 0:
+            self.store.push("metrics.jsonl")
+
+    def _send(self, checkpoint: str) -> None:
+        self.store.push("metrics.jsonl")  # a checkpoint without the lines up to it would leave a gap
+        self.store.push_checkpoint(checkpoint)
+
+    def _wait(self) -> None:
+        if self._sent:
+            self._sent.result()
