@@ -12,7 +12,7 @@ unfinished one is continued.
 
 import dataclasses
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -38,8 +38,18 @@ from flexgs.training.trainer import Trainer
 COMMON = ("seed", "steps", "batch", "background", "report_every", "eval_every", "checkpoint_every",
           "check_every", "data", "base", "evaluation")
 """Settings that all methods take from the comparison before their own flags are applied."""
+TABLES = ("compare.json", "tables.md", "tables.tex", "table.csv", "tradeoff.png")
+"""The files of a comparison's tables and figures."""
 SAME = ("seed", "steps", "batch", "background", "data")
 """The settings among COMMON that no method may change, or its figures could not be compared."""
+
+OpenSession = Callable[[Path, Path | None], LocalSession]
+"""Called with a run folder, and a checkpoint to start from or None."""
+
+
+def local_session(folder: Path, start: Path | None) -> LocalSession:
+    """Open a session whose checkpoints are in the run folder only."""
+    return LocalSession(folder, Group(), start=start)
 
 
 @dataclass(frozen=True)
@@ -118,14 +128,14 @@ def cells(methods: Sequence[str], common: Config, folder: Path) -> list[Cell]:
 
 
 def train_stage1(scene: Scene, common: Config, folder: Path, device: str,
-                 callbacks: Sequence[Callback] = ()) -> None:
+                 callbacks: Sequence[Callback] = (), open_session: OpenSession = local_session) -> None:
     """Train the model that all methods start from, into folder/seed_<common.seed>/stage1."""
     folder = folder / f"seed_{common.seed}" / "stage1"
     if (folder / "done").exists():
         check_same_capture(Checkpoint(folder / "done").about.get("capture"), scene.digest, folder,
                            OTHER_OUTPUT)
     else:
-        session, told = LocalSession(folder, Group()), Callbacks(callbacks)
+        session, told = open_session(folder, None), Callbacks(callbacks)
         trainer = Trainer(common, scene, device=device)
         resume(trainer, session)
         with told.told(trainer):
@@ -134,15 +144,17 @@ def train_stage1(scene: Scene, common: Config, folder: Path, device: str,
             trainer.save(out)
 
 
-def train_cell(cell: Cell, scene: Scene, device: str, callbacks: Sequence[Callback] = ()) -> None:
+def train_cell(cell: Cell, scene: Scene, device: str, callbacks: Sequence[Callback] = (),
+               open_session: OpenSession = local_session) -> None:
     """Train and measure one cell into its folder, after stage 1; a finished cell is left as it is.
 
     A cell that differs from a finished one only in its evaluation is measured, not trained again.
     """
     if not done(cell, scene):
-        start = _trained_alike(cell) or (None if cell.from_nothing else cell.stage1)
-        run(_sized(cell), scene, cell.folder, Group(),
-            LocalSession(cell.folder, Group(), start=start), device, callbacks)
+        # a cell that was not trained itself has no checkpoint
+        last = [latest_checkpoint(folder / "checkpoints") for folder in trained_alike(cell)]
+        start = next(filter(None, last), None if cell.from_nothing else cell.stage1)
+        run(_sized(cell), scene, cell.folder, Group(), open_session(cell.folder, start), device, callbacks)
 
 
 def done(cell: Cell, scene: Scene) -> bool:
@@ -231,18 +243,18 @@ def log_to_mlflow(scene: str, rows: Rows, common: Config, folder: Path, tracking
     return tracking.how_to_open(runs)
 
 
-def _trained_alike(cell: Cell) -> Path | None:
-    """Return the last checkpoint of a finished cell that was trained exactly as this cell is to be."""
+def trained_alike(cell: Cell) -> list[Path]:
+    """Return the folders of finished cells that were trained exactly as this cell is to be."""
+    found = []
     for results in sorted(cell.folder.parent.glob("*/results.json")):
         try:
             theirs = Config.load(results.with_name("config.json"))
             check_same_method(theirs, _sized(cell), True, results.parent)
         except UserError:
             continue
-        last = latest_checkpoint(results.parent / "checkpoints")  # none if it was not trained itself
-        if theirs.steps == cell.config.steps and last:
-            return last
-    return None
+        if theirs.steps == cell.config.steps:
+            found.append(results.parent)
+    return found
 
 
 def _sized(cell: Cell) -> Config:

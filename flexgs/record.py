@@ -25,6 +25,12 @@ DRAIN_SECONDS = 30.0
 """How long an interrupted batch waits for MLflow."""
 
 
+def push_results(store: Store) -> None:
+    """Push what a finished run has."""
+    store.delete("results.json")  # an old one must not lie beside a new model
+    store.push(*RESULTS)
+
+
 @dataclass(frozen=True)
 class SceneRun:
     """A scene to train, and where its run goes."""

@@ -77,10 +77,13 @@ class Store:
         return replace(self, folder=folder) if self.remote else self
 
     def push(self, *names: str) -> None:
-        """Make files and folders of the object store equal to the copy's, in the order of the names."""
+        """Make files and folders of the object store equal to the copy's, in the order of the names.
+
+        The description of a checkpoint comes after the rest of its folder.
+        """
         for name in names if self.remote else ():
             mine = {str(p.relative_to(self.folder)) for p in _files(self.folder / name)}
-            for there in sorted(mine):
+            for there in sorted(mine, key=lambda there: (there.endswith(f"/{DESCRIPTION}"), there)):
                 pafs.copy_files(str(self.folder / there), self.place(there), pafs.LocalFileSystem(),
                                 self.files)
             for there in self._kept(name).keys() - mine:
@@ -96,6 +99,10 @@ class Store:
                 if str(file.relative_to(self.folder)) not in kept:
                     file.unlink()
 
+    def find(self, folder: str, name: str) -> list[str]:
+        """Return the files of this name anywhere below a folder, where the run folder is kept."""
+        return sorted(there for there in self._kept(folder) if Path(there).name == name)
+
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name where the run folder is kept."""
         return self.files.get_file_info(self.place(name)).type == pafs.FileType.File
@@ -103,7 +110,7 @@ class Store:
     def push_checkpoint(self, name: str) -> None:
         """Push a checkpoint, and delete the older ones that the copy has no longer."""
         if self.remote:
-            self.push(f"checkpoints/{name}/state.safetensors", f"checkpoints/{name}/{DESCRIPTION}")
+            self.push(f"checkpoints/{name}")
             for there in sorted(self._kept("checkpoints")):  # DESCRIPTION is deleted before the tensors
                 if not (self.folder / there).exists():
                     self.files.delete_file(self.place(there))

@@ -25,9 +25,17 @@ class StoreSession(LocalSession):
     Training goes on while a checkpoint is sent to an object store.
     """
 
-    def __init__(self, store: Store, group: Group, leaving: Callable[[], bool] = lambda: False):
-        """Open the session; leaving: whether this worker's machine is about to go."""
-        super().__init__(store.folder, group)
+    def __init__(self, store: Store, group: Group, leaving: Callable[[], bool] = lambda: False,
+                 start: Path | None = None):
+        """Open the session.
+
+        Args:
+            store: the run folder, or this worker's copy of it.
+            group: the workers of the run.
+            leaving: whether this worker's machine is about to go.
+            start: a checkpoint to begin with where the run has none.
+        """
+        super().__init__(store.folder, group, start=start)
         self.store, self.leaving = store, leaving
         self._uploads = ThreadPoolExecutor(1, "upload")
         self._sent: Future[None] | None = None
@@ -39,7 +47,7 @@ class StoreSession(LocalSession):
         steps = self.group.gather(self.store.steps())[0]
         names = [f"checkpoints/step_{step:08d}" for step in steps]
         self.store.pull(*names)
-        return [self.store.folder / name for name in names]
+        return [*(self.store.folder / name for name in names), *([self.start] if self.start else [])]
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
         """Write a checkpoint, and begin to send it, once the one before has been sent."""

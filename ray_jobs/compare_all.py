@@ -8,9 +8,10 @@ files in its folder of a scene, so each continues what the other has begun.
 """
 
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,17 @@ from flexgs.commands.guard import guard
 from flexgs.compare import Cell
 from flexgs.config import METHODS, Config
 from flexgs.dataset_options import DatasetOptions, exit_code, read_all
+from flexgs.distributed import Group
 from flexgs.errors import UserError, pasted
 from flexgs.files import make_folder, only_one
 from flexgs.options import parse
+from flexgs.record import push_results
 from flexgs.report.comparison import Rows, mean_rows
 from flexgs.report.published import SCENES, published
 from flexgs.report.table import print_table
 from flexgs.scene.load import load_capture
-from flexgs.store import is_remote
+from flexgs.store import DESCRIPTION, Store
+from flexgs.store_session import StoreSession
 from flexgs.tracking import Tracking
 from flexgs.training import warmup
 from flexgs.urls import describe
@@ -55,7 +59,8 @@ class Task:
 
     capture: Path
     common: Config
-    folder: Path
+    store: Store
+    """The folder of the capture in the experiment."""
     cell: Cell | None = None
 
     @property
@@ -72,29 +77,27 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def compare_all(options: CompareAll) -> int:
     """Train and measure what is missing, print the tables, and return the exit code (see main)."""
-    if is_remote(options.storage):
-        raise UserError(f"--storage {options.storage}: expected a folder that all machines share; only "
-                        "train_all.py can use an object store")
     options.config.evaluation.ratios = options.ratios or options.config.evaluation.ratios
-    config, experiment = options.checked(), options.folder
+    config = options.checked()
     with warmup.in_background() as wait_for_kernels, ExitStack() as locks:
         captures = options.captures()
         scenes, errors = read_all({capture: options.of(capture, config) for capture in captures})
         captures = [capture for capture in captures if capture.name not in errors]
-        make_folder(experiment)
+        store = options.store()
         for capture in captures:
-            locks.enter_context(only_one(experiment / capture.name))
+            locks.enter_context(only_one(make_folder(store.folder) / capture.name))
         with Cluster(options.ray_address, options.gpu, options.dashboard) as cluster:
             config = options.fitting(config, cluster.has_gpu)
             configs = {capture.name: options.of(capture, config) for capture in captures}
             commons = {name: compare.seeded(own, options.seeds) for name, own in configs.items()}
             cells = {name: [cell for common in own
-                            for cell in compare.cells(options.methods, common, experiment / name)]
+                            for cell in compare.cells(options.methods, common, store.folder / name)]
                      for name, own in commons.items()}
             tasks = []
             for capture in captures:
+                pull(store, cells[capture.name])
                 for common in commons[capture.name]:
-                    stage1 = Task(capture, common, experiment / capture.name)
+                    stage1 = Task(capture, common, store / capture.name)
                     missing = [replace(stage1, cell=cell) for cell in cells[capture.name]
                                if cell.config.seed == common.seed
                                and not compare.done(cell, scenes[capture.name])]
@@ -105,7 +108,19 @@ def compare_all(options: CompareAll) -> int:
                 if not cluster.has_gpu:
                     wait_for_kernels()
                 errors |= _run(tasks, cluster.has_gpu)
-    return report(options, configs, {name: compare.measured(found) for name, found in cells.items()}, errors)
+                for found in cells.values():
+                    pull(store, found)
+    return report(options, store, configs, {name: compare.measured(found) for name, found in cells.items()},
+                  errors)
+
+
+def pull(store: Store, cells: Iterable[Cell]) -> None:
+    """Pull what is measured of cells, and their stage 1 if it is whole, from the store of the experiment."""
+    for cell in cells:
+        stage1, own = (store / str(folder.relative_to(store.folder)) for folder in (cell.stage1, cell.folder))
+        if stage1.exists(DESCRIPTION):
+            stage1.pull("")
+        own.pull("config.json", "results.json", "model")
 
 
 def _run(tasks: Sequence[tuple[Task, Sequence[Task]]], gpu: bool) -> dict[str, Exception]:
@@ -139,19 +154,37 @@ def _work(task: Task, device: str, after: None) -> None:
     if device == "cpu":
         torch.set_num_threads(1)  # a CPU each: tasks that run side by side use all cores
         pool.set_num_threads(1)
-    scene = load_capture(task.capture, task.common)
-    if task.cell is None:
-        compare.train_stage1(scene, task.common, task.folder, device)
-    else:
-        compare.train_cell(task.cell, scene, device)
+    with tempfile.TemporaryDirectory(prefix="flexgs-") as copy, ExitStack() as sessions:
+        store = task.store.copied_to(Path(copy))
+        seed = store / f"seed_{task.common.seed}"
+
+        def open_session(folder: Path, start: Path | None) -> StoreSession:
+            return sessions.enter_context(closing(StoreSession(seed / folder.name, Group(), start=start)))
+
+        scene = load_capture(task.capture, task.common)
+        if done := seed.exists(f"stage1/done/{DESCRIPTION}"):
+            seed.pull("stage1/done")
+        if task.cell is None:
+            compare.train_stage1(scene, task.common, store.folder, device, open_session=open_session)
+            if not done:
+                seed.push("stage1/done")
+            return
+        cell = replace(task.cell, folder=seed.folder / task.cell.folder.name)
+        own = seed / cell.folder.name
+        seed.pull(*seed.find("", "config.json"), *seed.find("", "results.json"))
+        own.pull("model", "metrics.jsonl")
+        seed.pull(*(f"{folder.name}/checkpoints" for folder in compare.trained_alike(cell)))
+        compare.train_cell(cell, scene, device, open_session=open_session)
+        push_results(own)
 
 
-def report(options: CompareAll, configs: dict[str, Config], scenes: dict[str, Rows],
+def report(options: CompareAll, store: Store, configs: dict[str, Config], scenes: dict[str, Rows],
            errors: dict[str, Exception]) -> int:
     """Write, print and log the tables of each capture and their mean; return the exit code.
 
     Args:
         options: the command.
+        store: the folder of the experiment.
         configs: the settings of each capture, by name.
         scenes: the measured rows of each capture, by name.
         errors: why captures or tasks failed, by name.
@@ -160,19 +193,22 @@ def report(options: CompareAll, configs: dict[str, Config], scenes: dict[str, Ro
     pages = {}
     for name, rows in scenes.items():
         if rows:
-            folder = options.folder / name
+            scene = store / name
             print(f"\n{name}")
             for sheet in compare.write(name, rows, published(name) if name in SCENES else None, configs[name],
-                                       folder):
+                                       scene.folder):
                 print_table(sheet.rich())
-            pages[name] = compare.log_to_mlflow(name, rows, configs[name], folder, tracking)
+            scene.pull("mlflow.json", "mlflow")
+            pages[name] = compare.log_to_mlflow(name, rows, configs[name], scene.folder, tracking)
+            scene.push(*compare.TABLES, "mlflow.json", "mlflow")
     measured = [rows for rows in scenes.values() if rows]
     if len(measured) > 1:
         print(f"\nmean of {len(measured)} captures")
         for sheet in compare.write("mean", mean_rows(measured), None, next(iter(configs.values())),
-                                   options.folder):
+                                   store.folder):
             print_table(sheet.rich())
-    print(f"tables and figures: {pasted(options.folder)}/<scene>")
+        store.push(*compare.TABLES)
+    print(f"tables and figures: {pasted(store.folder)}/<scene>")
     for name, page in pages.items():
         print(f"MLflow, {name}: {page}")
     return exit_code(errors)

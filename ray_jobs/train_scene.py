@@ -30,7 +30,7 @@ from flexgs import pool, ray_library
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.ray_torch import Torch
-from flexgs.record import RESULTS, SceneRun
+from flexgs.record import SceneRun, push_results
 from flexgs.run import StoppedError, run
 from flexgs.scene.load import load_capture
 from flexgs.store_session import STOP, StoreSession
@@ -80,8 +80,7 @@ def train_loop_per_worker(config: Mapping[str, SceneJob]) -> dict[str, Any] | No
                 results = run(job.config, scene, store.folder, group, session, str(device))
             # 4. The results.
             if group.rank == 0:
-                store.delete("results.json")  # an old one must not lie beside a new model
-                store.push(*RESULTS)
+                push_results(store)
             return results
     except StoppedError:
         return None

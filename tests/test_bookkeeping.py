@@ -14,6 +14,7 @@ from flexgs import compare
 from flexgs.config import Config, percent_name, ratio_name
 from flexgs.distributed import Group
 from flexgs.run import LocalSession, cut_name, run
+from flexgs.store import Store
 from flexgs.tracking import metric_name
 from flexgs.training.checkpoint import latest_checkpoint
 from flexgs.training.trainer import Trainer
@@ -209,11 +210,11 @@ def test_what_is_maximised():
 
 
 def test_the_report_names_the_best_and_its_settings(tmp_path):
-    search = Search(tmp_path / "capture", tmp_path, Config())
+    search = Search(tmp_path / "capture", Store(tmp_path), Config())
     trials = [dataclasses.replace(r, params={**r.params, "loss.elastic_l1": 0.123456 + r.number / 10})
               for r in TRIALS]
     for r in trials:
-        folder = search.trial_folder(r.params)
+        folder = search.trial(r.params).folder
         folder.mkdir(parents=True)
         r.save(folder)
     write_report(search, "psnr/ratio_0.05", best(search.records(), "psnr/ratio_0.05"), "verdict", "command")
@@ -235,7 +236,7 @@ def test_parameters_of_a_trial_keep_six_digits():
 
 
 def test_trials_share_a_stage_1_only_if_it_is_the_same(tmp_path):
-    search = Search(tmp_path, tmp_path, Config())
+    search = Search(tmp_path, Store(tmp_path), Config())
     usual = base_folder(search, Config())
     alike = Config(seed=5)  # seeds lie below
     alike.loss.elastic_l1, alike.order.temperature, alike.field.gate, alike.lr.field = 0.9, 0.3, True, 1.0
@@ -257,7 +258,7 @@ def test_a_record_says_how_the_trial_stands(tmp_path):
     assert (dataclasses.replace(TRIALS[0], error="x").status == "failed"
             and Record({}, 0).status == "interrupted")
     assert TRIALS[3].last["psnr_auc"] == 29 and TRIALS[0].last["psnr_auc"] == 20 and Record({}, 0).last == {}
-    search = Search(tmp_path, tmp_path, Config())
+    search = Search(tmp_path, Store(tmp_path), Config())
     assert begin(search, {"a": 1}, 3).number == 3 == begin(search, {"a": 1}, 9).number
     assert flat(TRIALS[0].last) == {"psnr_auc": 20.0, "mb": 5.0, "psnr/ratio_0.05": 18.0,
                                     "ssim/ratio_0.05": 0.5}

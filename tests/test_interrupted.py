@@ -215,7 +215,7 @@ def test_a_trial_that_the_disk_fails_at_any_moment_goes_on_to_the_same_figures(t
     space(own, config)
 
     def trial(folder: Path) -> Search:
-        search = Search(tmp_path / "capture", folder, config)
+        search = Search(tmp_path / "capture", Store(folder), config)
         begin(search, own.params, 0)
         return search
 
@@ -238,7 +238,7 @@ def test_a_trial_that_the_disk_fails_at_any_moment_goes_on_to_the_same_figures(t
     while not ended:
         search = trial(tmp_path / f"at{k}")
         try:
-            ended = stop_at(k, search.trial_folder(own.params), fail, lambda search=search: work(search))
+            ended = stop_at(k, search.trial(own.params).folder, fail, lambda search=search: work(search))
         except (OSError, UserError):  # the latter where it was read
             (found,) = search.records()
             # the latter where only its checkpoints were left to remove
@@ -246,7 +246,7 @@ def test_a_trial_that_the_disk_fails_at_any_moment_goes_on_to_the_same_figures(t
         if not ended:
             work(search)
             assert measured(search) == expected
-        folder = search.trial_folder(own.params)
+        folder = search.trial(own.params).folder
         assert ({"trial.json", "model"} <= {p.name for p in folder.iterdir()}
                 and not (folder / "checkpoints").exists())
         assert len(ElasticModel.load(folder / "model")) == 40

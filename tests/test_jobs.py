@@ -357,7 +357,7 @@ def test_neighbours_share_a_cluster(two_scenes, capture, tmp_path, monkeypatch):
     assert "waits for 1 CPU; " in ours + said
 
 
-def compare(root: Path, storage: Path, *more: str) -> tuple[int, str, str]:
+def compare(root: Path, storage: Path | str, *more: str) -> tuple[int, str, str]:
     out, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
         code = compare_all.main(["--data-root", str(root), "--storage", str(storage), *TINY, "--ratios",
@@ -405,6 +405,40 @@ def test_methods_are_compared_over_captures(two_scenes, capture, tmp_path):
     assert whole.data.metrics["psnr/ratio_0.10"] >= method.data.metrics["psnr/ratio_0.10"]
     assert {a.path
             for a in tracking.client.list_artifacts(whole.info.run_id)} >= {"tables.md", "tradeoff.png"}
+
+
+@pytest.mark.ray
+def test_a_comparison_is_kept_in_an_object_store(ray_here, capture, s3, tmp_path, monkeypatch):
+    """Stage 1, cells and tables pass through the bucket; another machine repeats nothing that is there."""
+    root, storage = tmp_path / "data", s3.format("comparisons")
+    shutil.copytree(capture, root / "good")
+    more = ("--mlflow-uri", f"sqlite:///{tmp_path / 'mlflow.db'}", "--experiment", "kept", "--methods",
+            "plain")
+    monkeypatch.setattr(dataset_options, "HOME", tmp_path / "first")
+    code, out, errors = compare(root, storage, *more)
+    assert code == 0 and "good seed 0 plain: done (2 of 2, " in out, errors
+
+    kept = Store.open(storage, tmp_path / "look") / "kept"
+
+    def bucket() -> dict[str, int]:
+        return {there: info.mtime_ns for there, info in kept._kept("good").items()}
+
+    before = bucket()
+    assert {f"good/{name}" for name in (
+        "seed_0/stage1/done/state.json", "seed_0/plain/results.json", "seed_0/plain/model/model.json",
+        "tables.md", "compare.json", "mlflow.json", "mlflow/plain/mlflow.json")} <= set(before)
+
+    monkeypatch.setattr(dataset_options, "HOME", tmp_path / "second")
+    code, out, errors = compare(root, storage, *more, "lightgs")  # without stage 1, which is there
+    assert code == 0 and "good seed 0 plain: done" not in out, errors
+    trained = [there for there in before if "/seed_0/" in there]
+    assert len(trained) > 8 and all(bucket()[there] == before[there] for there in trained)
+    folder = tmp_path / "second" / "bucket/comparisons" / "kept" / "good"
+    assert set(json.loads((folder / "compare.json").read_text())["methods"]) == {"plain", "lightgs"}
+    client = Tracking(more[1], "kept")
+    assert client.available()
+    names = sorted(run.info.run_name for run in client.client.search_runs([client.id]))
+    assert names == ["good: comparison", "lightgs", "plain"]
 
 
 # ---------------------------------------------------------------------- datasets as they are released

@@ -17,6 +17,7 @@ from flexgs.config import PRESETS, Config
 from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.evaluate import chosen
+from flexgs.store import Store
 from flexgs.tracking import Tracking
 from ray_jobs import train_all
 from tuning import search as command
@@ -24,7 +25,7 @@ from tuning.report import Gain, agreement, table
 from tuning.runner import Room, _direct, _noted, trainable
 from tuning.space import SHAPE, Own, applied, flags, space
 from tuning.study import best, front, history
-from tuning.trial import NUMBER, Record, Search, begun, run_trial
+from tuning.trial import NUMBER, Record, Search, base_folder, begun, run_trial
 
 ELASTIC = [name for name, preset in PRESETS.items()
            if name not in ("plain", "lightgs", "c3dgs", "eagles", "decimate", "decimate-st", "decimate-ft",
@@ -71,9 +72,9 @@ def record(number: int, psnr: float, mb: float = 1.0, rungs: int = 3, size: bool
 
 
 def saved(folder: Path, *records: Record) -> Search:
-    search = Search(folder / "capture", folder, Config())
+    search = Search(folder / "capture", Store(folder), Config())
     for r in records:
-        r.save(search.trial_folder(r.params).mkdir(parents=True) or search.trial_folder(r.params))
+        r.save(search.trial(r.params).folder.mkdir(parents=True) or search.trial(r.params).folder)
     return search
 
 
@@ -136,7 +137,6 @@ def test_trials_are_chosen_and_reported_on_different_views(scene):
                                               "from --order.kind tree --transform.kind deltas"),
     (["--preset", "mended", "--only", "field.resolution.x"], "--only field.resolution.x: found no such"),
     (["--preset", "lightgs"], "--preset lightgs: makes a model for each ratio"),
-    (["--storage", "s3://bucket/x"], "expected a folder that all machines share"),
 ])
 def test_bad_input_is_one_line_and_exit_code_2(args, message, capture, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -171,9 +171,12 @@ def test_another_search_in_the_folder_is_refused(scene, tmp_path):
         command._same_as_before(replace(search, start=Config(steps=7)), "psnr_auc", scene)
 
 
-def test_a_trial_is_measured_on_the_way_and_continues_where_it_was(capture, scene, config, tmp_path):
+def test_a_trial_is_measured_on_the_way_and_continues_where_it_was(capture, scene, config, tmp_path, s3):
+    """Also on another machine, which has nothing but the object store."""
     config.evaluation = replace(config.evaluation, ratios=(0.05, 1.0), views="even")
-    whole, parts = (Search(capture, tmp_path / name, config) for name in ("whole", "parts"))
+    whole = Search(capture, Store(tmp_path / "whole"), config)
+    parts = Search(capture, Store.open(s3.format("search"), tmp_path / "parts"), config)
+    there, elsewhere = (parts.copied_to(tmp_path / name) for name in ("there", "elsewhere"))
     own = Own(config)
     space(own, config)
     reports: dict[str, list] = {"whole": [], "parts": [], "again": []}
@@ -187,20 +190,28 @@ def test_a_trial_is_measured_on_the_way_and_continues_where_it_was(capture, scen
         begun(s, own.params, 0)
     run_trial(whole, own.params, scene, "cpu", Group(), reports["whole"].append)
     with pytest.raises(KeyboardInterrupt):
-        run_trial(parts, own.params, scene, "cpu", Group(), cut_off)
+        run_trial(there, own.params, scene, "cpu", Group(), cut_off)
     assert parts.records()[0].status == "interrupted"
-    run_trial(parts, own.params, scene, "cpu", Group(), reports["again"].append)
+    assert there.trial(own.params).latest_step()
+    run_trial(elsewhere, own.params, scene, "cpu", Group(), reports["again"].append)
+    stage1 = base_folder(elsewhere, config).folder / "seed_0" / "stage1"
+    assert not stage1.exists()  # it was not needed again
     assert [r["rung"] for r in reports["whole"]] == [1, 2, 4] == [r["rung"] for r in reports["again"]]
     for a, b in zip(reports["whole"], reports["again"], strict=True):
         assert a["psnr_auc"] == b["psnr_auc"] and set(a) > {"mb", "psnr/ratio_0.05", "ssim/ratio_1.00"}
     assert parts.records()[0].status == "finished" == whole.records()[0].status
-    folder = parts.trial_folder(own.params)
-    assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {"trial.json", "model"}
+    for search in (whole, elsewhere):
+        assert {p.name for p in search.trial(own.params).folder.iterdir()
+                if not p.name.startswith(".")} >= {"trial.json", "model"}
+    trial = parts.trial(own.params)
+    assert {name.split("/")[0] for name in trial._kept("")} == {"trial.json", "model"}
+    parts.drop(own.params, "model")
+    assert set(trial._kept("")) == {"trial.json"}
 
 
 def test_why_a_trial_fails_is_written_down(capture, config, tmp_path):
     config.lr = replace(config.lr, sh0=float("nan"))
-    search = Search(capture, tmp_path, config)
+    search = Search(capture, Store(tmp_path), config)
     own = Own(config)
     space(own, config)
     with pytest.raises(UserError, match=r"lr\.sh0: found nan"):
@@ -213,7 +224,7 @@ def test_why_a_trial_fails_is_written_down(capture, config, tmp_path):
 
 def test_a_trial_that_only_waits_for_its_workers_holds_no_cpu(tmp_path):
     """Else trials hold the CPUs that their workers wait for, and the search hangs."""
-    search = Search(tmp_path, tmp_path, Config())
+    search = Search(tmp_path, Store(tmp_path), Config())
     alone, together = (trainable(search, Room(0.0, workers=n))._resources for n in (1, 2))
     assert alone.required_resources["CPU"] == 1 and not together.required_resources.get("CPU")
 
@@ -221,7 +232,7 @@ def test_a_trial_that_only_waits_for_its_workers_holds_no_cpu(tmp_path):
 # ---------------------------------------------------------------------- real Ray
 
 
-def start(root: Path, storage: Path, *more: str) -> subprocess.Popen:
+def start(root: Path, storage: Path | str, *more: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "tuning/search.py", "--data-root", str(root), "--scene",
                              "studio", "--storage", str(storage), *TINY, *more], stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True, env={**os.environ, "COLUMNS": "200"},
@@ -249,7 +260,7 @@ def test_killed_and_started_again_a_search_goes_on(capture, tmp_path):
     folder = tmp_path / "flexgs-search-studio"
 
     def records() -> dict[int, Record]:
-        return {r.number: r for r in Search(capture, folder, Config()).records()}
+        return {r.number: r for r in Search(capture, Store(folder), Config()).records()}
 
     first = start(capture.parent, tmp_path, "--trials", "3", "--confirm", "0", "--max-concurrent", "1")
     wait_for(first, lambda: any(r.status == "finished" for r in records().values()))
@@ -297,6 +308,28 @@ def test_killed_and_started_again_a_search_goes_on(capture, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_a_search_is_kept_in_an_object_store(capture, s3, tmp_path, monkeypatch):
+    """Another machine goes on with it; nothing is repeated."""
+    storage, tracking = s3.format("searches"), ("--mlflow-uri", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    store = Store.open(storage, tmp_path / "look") / "flexgs-search-studio"
+    for home, trials in (("first", 2), ("second", 3)):
+        monkeypatch.setenv("HOME", str(tmp_path / home))
+        process = start(capture.parent, storage, "--trials", str(trials), "--confirm", "1", *tracking)
+        out = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, out
+        records = Search(capture, store, Config()).records()
+        assert len(records) == trials and records[0].status == "finished", out
+        assert f"of {trials} trials, " in out and (f"{trials - 2 or 2} of {trials}" in out)
+        assert {"best.json", "report.md", "curve.png", "search.json", "mlflow.json"} <= set(store._kept(""))
+        assert not store.find("tune", "trainable.pkl")
+    tracked = Tracking(tracking[1], "flexgs-search-studio")
+    assert tracked.available()
+    runs = tracked.client.search_runs([tracked.id])
+    assert sorted(run.data.tags["kind"] for run in runs) == ["search", "trial", "trial", "trial"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_trials_of_several_workers_do_not_wait_for_each_other(capture, tmp_path):
     """Two trials at a time of two workers each on two CPUs would hang if a trial held a CPU; against bytes,
     none is stopped."""
@@ -305,7 +338,7 @@ def test_trials_of_several_workers_do_not_wait_for_each_other(capture, tmp_path)
                     "--objective", "pareto", "--confirm", "0")
     out = process.communicate(timeout=240)[0]
     assert process.returncode == 0, out
-    records = Search(capture, tmp_path / "flexgs-search-studio", Config()).records()
+    records = Search(capture, Store(tmp_path / "flexgs-search-studio"), Config()).records()
     assert [r.status for r in records] == ["finished"] * 2, out
     assert {f"trial_{r.number}.json" for r in front(records)} == {
         p.name for p in (tmp_path / "flexgs-search-studio" / "front").iterdir()}

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -54,10 +53,10 @@ class Progress(tune.Callback):
             return  # the time is over: the trial continues when the search does
         if record.status == "interrupted":
             record = replace(record, stopped=True)
-            record.save(self.search.trial_folder(record.params))
+            self.search.save(record)
             self._log(trial, "stopped: others were better")
         if record.number:  # trial 0 is kept: it may be continued to compare it with the best
-            shutil.rmtree(self.search.trial_folder(record.params) / "checkpoints", ignore_errors=True)
+            self.search.drop(record.params, "checkpoints")
         self._drop_models()
         self.send(record)
 
@@ -69,7 +68,7 @@ class Progress(tune.Callback):
                     *(front(records) if self.objective == PARETO else [])]
         for record in records:
             if record.status == "finished" and record not in kept:
-                shutil.rmtree(self.search.trial_folder(record.params) / "model", ignore_errors=True)
+                self.search.drop(record.params, "model")
 
     def on_trial_recover(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         """Say that a trial goes on after its process died."""
@@ -90,7 +89,7 @@ class Progress(tune.Callback):
     def send(self, record: Record) -> Run:
         """Let MLflow have a trial's parameters and figures, and return its run."""
         params = {"number": record.number, **record.params}
-        run = self.tracking.run(self.search.trial_folder(record.params), f"trial {record.number}",
+        run = self.tracking.run(self.search.trial(record.params).folder, f"trial {record.number}",
                                 kind="trial", parent=self.parent, params=params,
                                 tags={"scene": self.search.capture.name, "status": record.status})
         stage_2 = self.search.start.steps - self.search.start.base_steps
@@ -118,6 +117,8 @@ class Progress(tune.Callback):
         """End the parent run, and wait for an MLflow that is slow."""
         self.mlflow.put(self.parent.finish, status)
         self.mlflow.drain(SAY_SECONDS)
+        runs = (path.parent.name for path in self.search.folder.glob("trials/*/mlflow.json"))
+        self.search.store.push("mlflow.json", *(f"trials/{name}/mlflow.json" for name in runs))
 
     def pages(self, runs: Sequence[Run]) -> list[str]:
         """Say where MLflow shows the curves of these trials, and compares them in parallel coordinates."""

@@ -47,8 +47,7 @@ def gain(searches: Sequence[Search], best: Params, zero: Params, scene: Scene, o
     for views in ("even", "odd"):
         for search in searches:
             config = replace(search.start, evaluation=replace(search.start.evaluation, views=views))
-            of_best, of_zero = (flat(figures(ElasticModel.load(search.trial_folder(params) / "model"), scene,
-                                             config))
+            of_best, of_zero = (flat(figures(_model(search, params), scene, config))
                                 for params in (best, zero))
             key = quality(objective)
             by_views.setdefault(views, []).append(of_best[key] - of_zero[key])
@@ -188,6 +187,12 @@ def _study(search: Search, objective: str, records: Sequence[Record]) -> optuna.
     study = optuna.create_study(directions=directions(objective))
     study.add_trials([frozen(record, search, objective) for record in records if record.rungs])
     return study
+
+
+def _model(search: Search, params: Params) -> ElasticModel:
+    trial = search.trial(params)
+    trial.pull("model")
+    return ElasticModel.load(trial.folder / "model")
 
 
 def _whole(config: Config) -> Config:

@@ -5,9 +5,11 @@ wait for, and the search would hang.
 """
 
 import contextlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -95,23 +97,23 @@ def _wait(tasks: Sequence[Any]) -> None:
 
 
 def _base(search: Search, room: Room) -> None:
-    train_base(search, search.start, load_capture(search.capture, search.start), room.device())
+    with _copied(search) as mine:
+        train_base(mine, mine.start, load_capture(mine.capture, mine.start), room.device())
 
 
 def _alone(search: Search, params: Params, number: int, room: Room) -> None:
-    with _noted(search, params, number):
-        record = begun(search, params, number)
+    with _noted(search, params, number) as mine:
+        record = mine.record(params)
         if record.stopped:
-            replace(record, stopped=False).save(search.trial_folder(params))
-        run_trial(search, params, load_capture(search.capture, search.start), room.device(), Group(),
+            mine.save(replace(record, stopped=False))
+        run_trial(mine, params, load_capture(mine.capture, mine.start), room.device(), Group(),
                   lambda figures: None)
 
 
 def _direct(config: dict[str, Any], search: Search, room: Room) -> None:
     params, number = _parts(config)
-    with _noted(search, params, number):
-        run_trial(search, params, load_capture(search.capture, search.start), room.device(), Group(),
-                  tune.report)
+    with _noted(search, params, number) as mine:
+        run_trial(mine, params, load_capture(mine.capture, mine.start), room.device(), Group(), tune.report)
 
 
 def _together(config: dict[str, Any], search: Search, room: Room) -> None:
@@ -123,15 +125,16 @@ def _together(config: dict[str, Any], search: Search, room: Room) -> None:
             torch_config=Torch(backend="nccl" if room.gpus else "gloo"),
             scaling_config=train.ScalingConfig(num_workers=room.workers, use_gpu=bool(room.gpus)),
             run_config=train.RunConfig(
-                name=search.trial_folder(params).name, storage_path=str(search.folder / "tune" / "train"),
+                name=search.trial(params).folder.name, storage_path=search.store.place("tune/train"),
+                storage_filesystem=search.store.files,
                 callbacks=[TuneReportCallback()], logging_config=train.LoggingConfig(log_level="WARNING")),
         ).fit()
 
 
 def _worker(job: dict[str, Any]) -> None:
-    search: Search = job["search"]
-    run_trial(search, job["params"], load_capture(search.capture, search.start), job["room"].device(),
-              Group.current(), ray.train.report)
+    with _copied(job["search"]) as mine:
+        run_trial(mine, job["params"], load_capture(mine.capture, mine.start), job["room"].device(),
+                  Group.current(), ray.train.report)
 
 
 def _parts(config: dict[str, Any]) -> tuple[Params, int]:
@@ -139,14 +142,24 @@ def _parts(config: dict[str, Any]) -> tuple[Params, int]:
 
 
 @contextlib.contextmanager
-def _noted(search: Search, params: Params, number: int) -> Iterator[None]:
-    """Record that a trial has begun and, if its training fails, why."""
-    record = begun(search, params, number)
-    try:
-        if record.error:
-            raise UserError(record.error)  # a trial that has failed is not tried again
-        yield
-    except Exception as e:
-        folder = search.trial_folder(params)
-        replace(type(record).load(folder), error=describe(e)).save(folder)
-        raise
+def _copied(search: Search) -> Iterator[Search]:
+    """Give this process a copy of its own of a search that is in an object store."""
+    with tempfile.TemporaryDirectory(prefix="flexgs-") as folder:
+        yield search.copied_to(Path(folder))
+
+
+@contextlib.contextmanager
+def _noted(search: Search, params: Params, number: int) -> Iterator[Search]:
+    """Record that a trial has begun and, if its training fails, why.
+
+    Yields this process's copy of the search.
+    """
+    with _copied(search) as mine:
+        record = begun(mine, params, number)
+        try:
+            if record.error:
+                raise UserError(record.error)  # a trial that has failed is not tried again
+            yield mine
+        except Exception as e:
+            mine.save(replace(mine.record(params), error=describe(e)))
+            raise

@@ -41,7 +41,7 @@ from flexgs.report.table import print_table
 from flexgs.scene import Scene
 from flexgs.scene.identity import check_same_capture
 from flexgs.scene.load import load_capture
-from flexgs.store import is_remote
+from flexgs.store import Store
 from flexgs.tracking import metric_name
 from flexgs.training import warmup
 from ray_jobs.cluster import Cluster, Workers
@@ -103,23 +103,19 @@ def search_scene(options: SearchScene) -> int:
     seconds = _checked(options)
     capture = _capture(options)
     options.experiment = options.experiment or f"flexgs-search-{options.scene}"
-    config, folder = options.checked(), options.folder
-    make_folder(folder)
-    if not options.resume and any(folder.iterdir()):
-        with only_one(folder):  # nobody is at work there
-            pass
-        aside = next(path for i in range(1, 1000)
-                     if not (path := folder.with_name(f"{folder.name}-{i}")).exists())
-        shutil.move(folder, aside)
-        print(f"the earlier search is in {pasted(aside)}", flush=True)
+    config, store = options.checked(), options.store()
+    folder = make_folder(store.folder)
+    if not options.resume:
+        _put_aside(store)
     with (warmup.in_background() as wait_for_kernels, only_one(folder),
           Cluster(options.ray_address, options.gpu, options.dashboard or options.workers > 1) as cluster):
         config = options.fitting(config, cluster.has_gpu)
         if options.smoke:
             config, options.trials, options.confirm = _smaller(config), 2, 0
-        search = Search(capture, folder, replace(config, evaluation=replace(config.evaluation, views="even")),
+        search = Search(capture, store, replace(config, evaluation=replace(config.evaluation, views="even")),
                         options.only)
         scene = load_capture(capture, search.start)
+        store.pull("search.json", "mlflow.json", *store.find("trials", "mlflow.json"))
         _same_as_before(search, options.objective, scene)
         cluster.wait_for_gpus(math.ceil(options.workers * options.gpus_per_trial
                                         * (options.max_concurrent or 1)))
@@ -159,7 +155,7 @@ def _search(search: Search, options: SearchScene, progress: Progress, cluster: C
         return True
     first = max((record.number for record in records), default=-1) + 1 - known
     spent = train_first_base(search, cluster, room)
-    print(f"{missing} of {options.trials} trials, {most} at a time, in {search.folder}; stage 1 took "
+    print(f"{missing} of {options.trials} trials, {most} at a time, in {search.store.place()}; stage 1 took "
           f"{spent:.0f} s and serves all that do not change it: {spent * (missing - 1) / 60:.0f} min saved",
           flush=True)
     pareto, aim = options.objective == PARETO, goal(options.objective)
@@ -174,14 +170,16 @@ def _search(search: Search, options: SearchScene, progress: Progress, cluster: C
             scheduler=early if options.early_stopping and not pareto else None, num_samples=missing,
             time_budget_s=seconds, max_concurrent_trials=most, **({} if pareto else aim)),
         # Tune's own files are not needed: a search continues from the records of its trials.
-        run_config=tune.RunConfig(name="tune", storage_path=str(search.folder), callbacks=[progress],
-                                  failure_config=tune.FailureConfig(max_failures=DEATHS), verbose=0))
+        run_config=tune.RunConfig(name="tune", storage_path=search.store.place(), callbacks=[progress],
+                                  storage_filesystem=search.store.files, verbose=0,
+                                  failure_config=tune.FailureConfig(max_failures=DEATHS)))
     try:
         found = tuner.fit()
     except KeyboardInterrupt:  # SIGTERM, since Tune itself takes Ctrl-C for the end of its trials
         progress.end("KILLED")
         raise
     shutil.rmtree(search.folder / "tune", ignore_errors=True)
+    search.store.push("tune", journal.name)
     return (len(found) >= missing and progress.ended >= missing) or seconds is not None
 
 
@@ -193,7 +191,7 @@ def _confirmed(search: Search, options: SearchScene, first: Record, scene: Scene
     if search.records()[0].error:
         return first, "trial 0 has failed, so there is nothing to compare it with"
     seeds = range(search.start.seed + 1, search.start.seed + 1 + options.confirm)
-    searches = [search, *(Search(search.capture, search.folder / "seeds" / str(seed),
+    searches = [search, *(Search(search.capture, search.store / "seeds" / str(seed),
                                  replace(search.start, seed=seed), search.only)
                           for seed in seeds)]
     zero = search.records()[0]
@@ -209,8 +207,10 @@ def _confirmed(search: Search, options: SearchScene, first: Record, scene: Scene
 def _send(search: Search, progress: Progress, winner: Record, verdict: str, sheet: Sheet) -> None:
     """Show the results of the search in the terminal and in MLflow."""
     runs = [progress.send(record) for record in search.records()]
-    progress.finish(winner, [search.folder / name for name in ("best.json", "report.md")]
-                    + sorted(search.folder.glob("*.png")))
+    files = [search.folder / name for name in ("best.json", "report.md")]
+    files += sorted(search.folder.glob("*.png"))
+    search.store.push(*(file.name for file in files), "front")
+    progress.finish(winner, files)
     print_table(replace(sheet, headings=sheet.headings[:-1],
                         rows=tuple(row[:-1] for row in sheet.rows)).rich())
     print(f"best: trial {winner.number}; {verdict}")
@@ -221,8 +221,6 @@ def _send(search: Search, progress: Progress, winner: Record, verdict: str, shee
 
 def _checked(options: SearchScene) -> float | None:
     """Return the time budget in seconds; UserError for options that are not possible."""
-    if is_remote(options.storage):
-        raise UserError(f"--storage {options.storage}: expected a folder that all machines share")
     for name, least in {"trials": 1, "confirm": 0, "workers": 1, "max_concurrent": 1,
                         "gpus_per_trial": 0.01}.items():
         value = getattr(options, name)
@@ -274,6 +272,24 @@ def _same_as_before(search: Search, objective: str, scene: Scene) -> None:
             raise UserError(f"{path}: the search there has another {', '.join(differing)}; repeat "
                             f"its options, {advice}")
     write_json(path, {"capture": str(search.capture), "digest": scene.digest, **about})
+    search.store.push(path.name)
+
+
+def _put_aside(store: Store) -> None:
+    """Rename the folder of an earlier search; UserError in an object store, where nothing can be renamed."""
+    if store.remote:
+        if store.exists("search.json"):
+            raise UserError(f"--no-resume: {store.place()} is in an object store, where a search cannot be "
+                            "renamed; choose another --experiment")
+        return
+    folder = store.folder
+    if any(folder.iterdir()):
+        with only_one(folder):  # nobody is at work there
+            pass
+        aside = next(path for i in range(1, 1000)
+                     if not (path := folder.with_name(f"{folder.name}-{i}")).exists())
+        shutil.move(folder, aside)
+        print(f"the earlier search is in {pasted(aside)}", flush=True)
 
 
 def _smaller(config: Config) -> Config:

@@ -112,7 +112,7 @@ def frozen(record: Record, search: Search, objective: str) -> FrozenTrial:
     try:
         space(fixed, search.start, objective == PARETO, search.only)
     except ValueError as e:
-        raise UserError(f"{search.trial_folder(record.params)}: does not fit the space of this search ({e}); "
+        raise UserError(f"{search.trial(record.params).folder}: does not fit the space of this search ({e}); "
                         "choose another --experiment, or --no-resume") from None
     failed = record.status == "failed" or not all(map(math.isfinite, values(record, objective)))
     return create_trial(state=TrialState.FAIL if failed else TrialState.COMPLETE, params=dict(record.params),

@@ -4,9 +4,11 @@
     stage1/<name>/seed_0/stage1/done/
 
 The folder is named after the parameters, so a trial with equal parameters continues or reuses what is there.
-The search knows of its trials only by trial.json.
+The search knows of its trials only by trial.json. With an object store, each process has a copy of the
+search's folder: it pulls a record before it reads it, and pushes what it has written.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -25,10 +27,11 @@ from flexgs.files import atomic_folder, only_one, write_json
 from flexgs.inputs import read_json, shown, typed
 from flexgs.model.elastic import ElasticModel
 from flexgs.report.table import psnr_auc
-from flexgs.run import LocalSession, check_figures, resume, train
+from flexgs.run import check_figures, resume, train
 from flexgs.scene import Scene
+from flexgs.store import DESCRIPTION, Store
+from flexgs.store_session import StoreSession
 from flexgs.tracking import metric_name
-from flexgs.training.checkpoint import checkpoints
 from flexgs.training.trainer import Trainer
 from tuning.space import Params, applied
 
@@ -97,57 +100,93 @@ class Search:
     """What all trials of a search have in common."""
 
     capture: Path
-    folder: Path
+    store: Store
+    """The folder of the search."""
     start: Config
     """The settings of trial 0, measured on the test views that trials are chosen by."""
     only: tuple[str, ...] = ()
     """The settings that are searched, or groups of them; empty: all of tuning/space.py."""
 
-    def trial_folder(self, params: Params) -> Path:
+    @property
+    def folder(self) -> Path:
+        """The folder of the search, or the local copy of it."""
+        return self.store.folder
+
+    def copied_to(self, folder: Path) -> "Search":
+        """Return the search for a process whose copy of an object store is in this folder."""
+        return replace(self, store=self.store.copied_to(folder))
+
+    def trial(self, params: Params) -> Store:
         """Return the folder of the trial with these parameters."""
-        return self.folder / "trials" / _digest(params)
+        return self.store / "trials" / _digest(params)
+
+    def record(self, params: Params) -> Record:
+        """Return the record of a trial that was begun."""
+        trial = self.trial(params)
+        trial.pull("trial.json")
+        return Record.load(trial.folder)
 
     def records(self) -> list[Record]:
         """Return the records of all trials that were begun, by number."""
-        found = [Record.load(file.parent) for file in (self.folder / "trials").glob("*/trial.json")]
+        names = self.store.find("trials", "trial.json")
+        self.store.pull(*names)
+        found = [Record.load((self.folder / name).parent) for name in names]
         return sorted(found, key=lambda record: record.number)
+
+    def save(self, record: Record) -> None:
+        """Write a record to its trial's folder."""
+        trial = self.trial(record.params)
+        record.save(trial.folder)
+        trial.push("trial.json")
+
+    def drop(self, params: Params, name: str) -> None:
+        """Delete a folder of a trial."""
+        trial = self.trial(params)
+        shutil.rmtree(trial.folder / name, ignore_errors=True)
+        trial.push(name)
 
 
 def begun(search: Search, params: Params, number: int) -> Record:
     """Return the record of these parameters; a new one, with this number, if they have not been tried."""
-    folder = search.trial_folder(params)
-    if not (folder / "trial.json").exists():
-        Record(dict(params), number).save(folder)
-    return Record.load(folder)
+    if not search.trial(params).exists("trial.json"):
+        search.save(Record(dict(params), number))
+    return search.record(params)
 
 
 def run_trial(search: Search, params: Params, scene: Scene, device: str, group: Group,
               report: Callable[[dict[str, Any]], None]) -> None:
     """Train and measure a trial that was begun, or continue it; report all figures, also earlier ones."""
-    config, folder = applied(params, search.start), search.trial_folder(params)
-    record = Record.load(folder)
+    config, record, trial = applied(params, search.start), search.record(params), search.trial(params)
     if record.status == "interrupted":
-        trainer = _trainer(search, config, scene, folder, device, group)
-        session = LocalSession(folder, group)
-        before = trainer.seconds
-        for rung in MEASURED_AT:
-            if str(rung) not in record.rungs:
-                until = trainer.base_steps + (config.steps - trainer.base_steps) * rung // RUNGS
-                train(trainer, session, lambda step, metrics: None, until)
-                record.seconds, before = record.seconds + trainer.seconds - before, trainer.seconds
-                model = trainer.model()
-                record.rungs[str(rung)] = figures(model, scene, config, group)
-                if group.rank == 0:
-                    if rung == RUNGS:
-                        with atomic_folder(folder / "model") as out:
-                            model.save(out)
-                    record.save(folder)
-            report({"rung": rung, **flat(record.rungs[str(rung)])})
+        with contextlib.closing(StoreSession(trial, group)) as session:
+            trainer = _trainer(search, config, scene, session, device)
+            _measure(search, record, trainer, session, report)
     else:
         for quarters, measured in record.rungs.items():
             report({"rung": int(quarters), **flat(measured)})
     if group.rank == 0:  # also if the trial was killed just before this line
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        search.drop(params, "checkpoints")
+
+
+def _measure(search: Search, record: Record, trainer: Trainer, session: StoreSession,
+             report: Callable[[dict[str, Any]], None]) -> None:
+    """Train to each quarter at which trials are measured, and record and report the figures there."""
+    config, scene, group, trial = trainer.config, trainer.scene, trainer.group, search.trial(record.params)
+    before = trainer.seconds
+    for rung in MEASURED_AT:
+        if str(rung) not in record.rungs:
+            until = trainer.base_steps + (config.steps - trainer.base_steps) * rung // RUNGS
+            train(trainer, session, lambda step, metrics: None, until)
+            record.seconds, before = record.seconds + trainer.seconds - before, trainer.seconds
+            model = trainer.model()
+            record.rungs[str(rung)] = figures(model, scene, config, group)
+            if group.rank == 0:
+                if rung == RUNGS:
+                    with atomic_folder(trial.folder / "model") as out:
+                        model.save(out)
+                    trial.push("model")
+                search.save(record)
+        report({"rung": rung, **flat(record.rungs[str(rung)])})
 
 
 def figures(model: ElasticModel, scene: Scene, config: Config, group: Group | None = None) -> dict[str, Any]:
@@ -165,25 +204,32 @@ def figures(model: ElasticModel, scene: Scene, config: Config, group: Group | No
 
 def train_base(search: Search, config: Config, scene: Scene, device: str) -> Path:
     """Return the checkpoint of these settings' stage 1; the first trial that needs it trains it."""
-    folder = base_folder(search, config)
-    with only_one(folder, wait=True):
-        train_stage1(scene, config, folder, device)
-    return folder / f"seed_{config.seed}" / "stage1" / "done"
+    base = base_folder(search, config)
+    stage1 = base / f"seed_{config.seed}" / "stage1"
+    with only_one(base.folder, wait=True), contextlib.closing(StoreSession(stage1, Group())) as session:
+        if done := stage1.exists(f"done/{DESCRIPTION}"):
+            stage1.pull("done")
+        train_stage1(scene, config, base.folder, device, open_session=lambda folder, start: session)
+        if not done:
+            stage1.push("done")
+    return stage1.folder / "done"
 
 
-def base_folder(search: Search, config: Config) -> Path:
+def base_folder(search: Search, config: Config) -> Store:
     """Return the folder of stage 1, named after the settings that stage 1 depends on."""
-    return search.folder / "stage1" / _digest([replace(config, seed=0).stage1(), config.steps, config.batch])
+    return search.store / "stage1" / _digest([replace(config, seed=0).stage1(), config.steps, config.batch])
 
 
-def _trainer(search: Search, config: Config, scene: Scene, folder: Path, device: str,
-             group: Group) -> Trainer:
+def _trainer(search: Search, config: Config, scene: Scene, session: StoreSession, device: str) -> Trainer:
     """Return a trainer at the trial's last checkpoint or, without one, at the end of stage 1."""
-    base = None
-    if not group.gather(checkpoints(folder / "checkpoints"))[0]:
-        base = group.gather(train_base(search, config, scene, device) if group.rank == 0 else None)[0]
+    group = session.group
+    if not group.gather(session.store.steps())[0]:
+        if group.rank == 0:
+            train_base(search, config, scene, device)
+        group.gather(None)  # it is there for all
+        session.start = train_base(search, config, scene, device)
     trainer = Trainer(config, scene, group, device)
-    resume(trainer, LocalSession(folder, group, start=base))
+    resume(trainer, session)
     return trainer
 
 
