@@ -36,7 +36,7 @@ from flexgs.training.checkpoint import Checkpoint, latest_checkpoint
 from flexgs.training.trainer import Trainer
 
 COMMON = ("seed", "steps", "batch", "background", "report_every", "eval_every", "checkpoint_every",
-          "check_every", "data", "base", "evaluation")
+          "checkpoint_seconds", "check_every", "data", "base", "evaluation")
 """Settings that all methods take from the comparison before their own flags are applied."""
 TABLES = ("compare.json", "tables.md", "tables.tex", "table.csv", "tradeoff.png")
 """The files of a comparison's tables and figures."""

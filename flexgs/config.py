@@ -64,12 +64,12 @@ class DataConfig:
     model: str | None = None
     """Which COLMAP model to read, such as 1 for sparse/1. None: the one with the most images."""
     cache_gb: Annotated[float, Range(0, 1e6)] | None = None
-    """GiB of decoded images that each process keeps in memory; 0 decodes every time. None: a quarter of the
-    free memory, divided among the workers of the machine, each 0.25 to 16."""
+    """GiB of decoded images that the workers of a machine keep in memory together; 0 decodes every time.
+    None: a quarter of the free memory, at least 0.25 and at most 16 for each worker."""
 
     @property
     def cache_bytes(self) -> int | None:
-        """The size of the image cache in bytes; None where cache_gb leaves it to the free memory."""
+        """The size of a machine's image caches in bytes; None where cache_gb leaves it to the free memory."""
         return None if self.cache_gb is None else int(self.cache_gb * 2**30)
 
 
@@ -435,6 +435,9 @@ class Config:
     stage 2, of the whole model only. The model does not depend on it. 0: none."""
     checkpoint_every: Views = 2000
     """Views between two checkpoints; there is one at the end in any case."""
+    checkpoint_seconds: Annotated[float, Range(0, 10**9, "()")] = 300.0
+    """Most seconds between two checkpoints: where training is slow, the next progress line after so long has
+    one too."""
     check_every: Views = 500
     """Views between two checks that the workers hold the same model."""
     average: Fraction = 0.0
@@ -620,8 +623,8 @@ def check_same_method(theirs: Config, ours: Config, elastic: bool, folder: Path)
                         "use the same settings to continue or choose another output folder")
 
 
-_FREE = ("steps", "preset", "batch", "report_every", "eval_every", "checkpoint_every", "check_every",
-         "distributed", "evaluation")
+_FREE = ("steps", "preset", "batch", "report_every", "eval_every", "checkpoint_every",
+         "checkpoint_seconds", "check_every", "distributed", "evaluation")
 """Settings that may differ between a run and its continuation."""
 
 

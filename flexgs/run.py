@@ -86,13 +86,15 @@ class LocalSession:
                  on_progress: Callable[[int, dict[str, Any]], None] = lambda step, metrics: None,
                  start: Path | None = None):
         self.folder, self.group, self.progress, self.start = folder / "checkpoints", group, on_progress, start
+        self.sending: str | None = None
+        """The name of a checkpoint that another thread reads, and that therefore stays."""
 
     def checkpoints(self) -> list[Path]:
         """Return the checkpoints, the newest first, then `start`."""
         return [*checkpoints(self.folder), *([self.start] if self.start else [])]
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        """Write a checkpoint, and remove all older ones but one."""
+        """Write a checkpoint, and remove all older ones but one, and but `sending`."""
         if self.group.rank == 0:
             name = f"step_{step:08d}"
             with atomic_folder(self.folder / name) as folder:
@@ -101,7 +103,8 @@ class LocalSession:
             # a newer checkpoint is damaged, or the run would have resumed from it
             newer = [path for path in found if path.name > name]
             for old in newer + [path for path in found if path.name <= name][2:]:
-                shutil.rmtree(old)
+                if old.name != self.sending:
+                    shutil.rmtree(old)
 
     def stop(self, reported: bool) -> bool:
         """Return False: a local run stops for signals only."""

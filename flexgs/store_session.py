@@ -4,6 +4,7 @@ A file named `stop` in the run folder makes the workers write a checkpoint at th
 that a run gets another number of workers, or leaves a machine, without losing a view.
 """
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,12 +18,15 @@ STOP = "stop"
 """The file in a run folder that ends its workers early."""
 PUSH_SECONDS = 10.0
 """Time between two messages of the workers to an object store, which all workers wait for."""
+SEND_SECONDS = 60.0
+"""Time between two checkpoints that are sent to an object store, each the newest by then."""
 
 
 class StoreSession(LocalSession):
     """A LocalSession whose files go to the store, and which stops when the run folder or the machine says so.
 
-    Training goes on while a checkpoint is sent to an object store.
+    Training does not wait for an object store while a checkpoint is sent there. However often checkpoints are
+    written, one at a time is sent, every SEND_SECONDS at most; the last one always is.
     """
 
     def __init__(self, store: Store, group: Group, leaving: Callable[[], bool] = lambda: False,
@@ -39,7 +43,9 @@ class StoreSession(LocalSession):
         self.store, self.leaving = store, leaving
         self._uploads = ThreadPoolExecutor(1, "upload")
         self._sent: Future[None] | None = None
-        self._at = 0.0
+        self._newest: str | None = None
+        """The newest checkpoint, unless it was sent."""
+        self._at = self._sent_at = -math.inf
 
     def checkpoints(self) -> list[Path]:
         """Pull the checkpoints that the first worker sees, and return their folders, the newest first."""
@@ -50,11 +56,10 @@ class StoreSession(LocalSession):
         return [*(self.store.folder / name for name in names), *([self.start] if self.start else [])]
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        """Write a checkpoint, and begin to send it, once the one before has been sent."""
-        self._wait()
+        """Write a checkpoint, and begin to send it if it is time."""
         super().checkpoint(step, write)
-        if self.group.rank == 0:
-            self._sent = self._uploads.submit(self._send, f"step_{step:08d}")
+        self._newest = f"step_{step:08d}"
+        self._send_newest()
 
     def stop(self, reported: bool) -> bool:
         """Whether to stop now: after a report, if there is the file `stop` or the machine is about to leave.
@@ -63,6 +68,7 @@ class StoreSession(LocalSession):
         """
         if not reported:
             return False
+        self._send_newest()
         stop = self.leaving()
         if self.group.rank == 0 and not (self.store.remote and time.monotonic() - self._at < PUSH_SECONDS):
             self.store.push("metrics.jsonl")
@@ -71,15 +77,22 @@ class StoreSession(LocalSession):
 
     def close(self) -> None:
         """Send what has not been sent."""
-        self._wait()
-        self._uploads.shutdown()
-        if self.group.rank == 0:
-            self.store.push("metrics.jsonl")
-
-    def _send(self, checkpoint: str) -> None:
-        self.store.push("metrics.jsonl")  # a checkpoint without the lines up to it would leave a gap
-        self.store.push_checkpoint(checkpoint)
-
-    def _wait(self) -> None:
         if self._sent:
             self._sent.result()
+        self._uploads.shutdown()
+        if self.group.rank == 0:
+            self._send(self._newest)
+
+    def _send_newest(self) -> None:
+        """Begin to send the newest checkpoint, unless it, or another, is being sent or was just sent."""
+        if self._sent and self._sent.done():
+            self._sent, self.sending = self._sent.result(), None  # raises what has gone wrong
+        if (self.group.rank == 0 and self._newest and not self._sent
+                and not (self.store.remote and time.monotonic() - self._sent_at < SEND_SECONDS)):
+            self.sending, self._newest, self._sent_at = self._newest, None, time.monotonic()
+            self._sent = self._uploads.submit(self._send, self.sending)
+
+    def _send(self, checkpoint: str | None) -> None:
+        self.store.push("metrics.jsonl")  # a checkpoint without the lines up to it would leave a gap
+        if checkpoint:
+            self.store.push_checkpoint(checkpoint)

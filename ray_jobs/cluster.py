@@ -126,6 +126,11 @@ def worker(cpus: int, gpu: bool) -> dict[str, float]:
     return {"CPU": cpus, **({"GPU": 1} if gpu else {})}
 
 
+def share_memory(workers: int) -> None:
+    """Let this process take no more memory for images than one of so many workers on this machine may."""
+    os.environ["LOCAL_WORLD_SIZE"] = str(workers)
+
+
 def this_python() -> dict[str, str]:
     """Return a runtime_env that quotes the path of Python, empty if the path needs no quotes.
 

@@ -38,7 +38,7 @@ from flexgs.store_session import StoreSession
 from flexgs.tracking import Tracking
 from flexgs.training import warmup
 from flexgs.urls import describe
-from ray_jobs.cluster import Cluster
+from ray_jobs.cluster import Cluster, share_memory
 
 
 @dataclass
@@ -104,10 +104,11 @@ def compare_all(options: CompareAll) -> int:
                     if missing:
                         tasks.append((stage1, missing))
             if tasks:
-                cluster.nodes()
+                kind = "GPU" if cluster.has_gpu else "CPU"
+                beside = max(int(node.get(kind, 0)) for node in cluster.nodes().values())
                 if not cluster.has_gpu:
                     wait_for_kernels()
-                errors |= _run(tasks, cluster.has_gpu)
+                errors |= _run(tasks, cluster.has_gpu, beside)
                 for found in cells.values():
                     pull(store, found)
     return report(options, store, configs, {name: compare.measured(found) for name, found in cells.items()},
@@ -123,16 +124,19 @@ def pull(store: Store, cells: Iterable[Cell]) -> None:
         own.pull("config.json", "results.json", "model")
 
 
-def _run(tasks: Sequence[tuple[Task, Sequence[Task]]], gpu: bool) -> dict[str, Exception]:
-    """Run every stage 1 and then its cells; return the errors by task, none of which stops other tasks."""
+def _run(tasks: Sequence[tuple[Task, Sequence[Task]]], gpu: bool, beside: int) -> dict[str, Exception]:
+    """Run every stage 1 and then its cells; return the errors by task, none of which stops other tasks.
+
+    beside: how many tasks there may be at a time on a machine.
+    """
     remote = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=2)(_work)
     device, start = "cuda" if gpu else "cpu", time.monotonic()
     running: dict[Any, Task] = {}
     errors: dict[str, Exception] = {}
     for first, rest in tasks:
-        stage1 = remote.remote(first, device, None)
+        stage1 = remote.remote(first, device, beside, None)
         running[stage1] = first
-        running |= {remote.remote(task, device, stage1): task for task in rest}
+        running |= {remote.remote(task, device, beside, stage1): task for task in rest}
     total = len(running)
     while running:
         done, _ = ray.wait(list(running), num_returns=1)
@@ -149,8 +153,9 @@ def _run(tasks: Sequence[tuple[Task, Sequence[Task]]], gpu: bool) -> dict[str, E
     return errors
 
 
-def _work(task: Task, device: str, after: None) -> None:
+def _work(task: Task, device: str, beside: int, after: None) -> None:
     """Train and measure a task in a worker, unless that is done; Ray starts it once `after` has ended."""
+    share_memory(beside)
     if device == "cpu":
         torch.set_num_threads(1)  # a CPU each: tasks that run side by side use all cores
         pool.set_num_threads(1)

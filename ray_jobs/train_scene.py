@@ -11,7 +11,6 @@ workers by the file `stop` (StoreSession) and another call of train_scene.
 """
 
 import contextlib
-import os
 import socket
 import tempfile
 from collections.abc import Mapping
@@ -34,7 +33,7 @@ from flexgs.record import SceneRun, push_results
 from flexgs.run import StoppedError, run
 from flexgs.scene.load import load_capture
 from flexgs.store_session import STOP, StoreSession
-from ray_jobs.cluster import worker
+from ray_jobs.cluster import share_memory, worker
 from ray_jobs.failures import Failures, MachineGoneError, cause_of
 
 
@@ -61,7 +60,7 @@ def train_loop_per_worker(config: Mapping[str, SceneJob]) -> dict[str, Any] | No
     """Train a scene as one of its workers; return the contents of results.json, or None if it was stopped."""
     job, group = config["job"], Group.current()
     # 1. The device of this worker.
-    os.environ["LOCAL_WORLD_SIZE"] = str(job.beside)  # by which the cache of images is limited
+    share_memory(job.beside)
     device = ray.train.torch.get_device() if group.world > 1 else "cuda" if job.gpu else "cpu"
     if not job.gpu:
         torch.set_num_threads(1)  # the rasterizer's threads use all cores of the worker

@@ -68,12 +68,13 @@ def test_machines_come_when_scenes_wait_and_go_when_none_does(tmp_path, monkeypa
         monkeypatch.setenv(name, value)
     with Network(["head"], "flexgs-grows-") as network:
         log, out = tmp_path / "head", tmp_path / "driver"
-        network.start("head", [RAY, "start", "--head", "--port=6379", "--node-ip-address=10.77.0.1",
-                               "--num-cpus=0", "--block", "--object-store-memory=100000000",
-                               f"--autoscaling-config={tmp_path}/cluster.json"], log)
-        wait_for("Ray", lambda: "Ray runtime started." in log.read_text(), 60)
-        assert network.start("head", [sys.executable, "-c", DRIVER],
-                             out).wait(timeout=60) == 0, out.read_text()
+        head = network.start("head", [RAY, "start", "--head", "--port=6379", "--node-ip-address=10.77.0.1",
+                                      "--num-cpus=0", "--block", "--object-store-memory=100000000",
+                                      f"--autoscaling-config={tmp_path}/cluster.json"], log)
+        wait_for("Ray", lambda: "Ray runtime started." in log.read_text(), process=head)
+        driver = network.start("head", [sys.executable, "-c", DRIVER], out)
+        wait_for("the driver", lambda: driver.poll() is not None, process=head)
+        assert driver.returncode == 0, out.read_text()
     said = out.read_text()
     lines = [line for line in said.splitlines() if not line.startswith(("Ray:", "\x1b"))]
     assert lines == ["gpu True 0", "first 1 each with 1 worker of 2 CPUs and a GPU", "second True",

@@ -2,12 +2,16 @@
 
 import time
 from pathlib import Path
+from threading import Event
 
 import pytest
 
-from flexgs import dataset_options
+from flexgs import dataset_options, store_session
+from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.store import Store
+from flexgs.store_session import StoreSession
+from flexgs.training.checkpoint import checkpoints
 
 
 def write(folder: Path, **files: str) -> None:
@@ -83,3 +87,62 @@ def test_storage_that_cannot_be_written_is_one_line(s3, tmp_path, uri):
 def test_copies_of_an_object_store_have_a_folder():
     assert (dataset_options.storage_folder("s3://bucket/some/runs/?scheme=http")
             == Path.home() / "flexgs-runs" / "bucket/some/runs")
+
+
+def keep(session: StoreSession, step: int) -> None:
+    session.checkpoint(step, lambda folder: write(folder, state_json="{}", state_safetensors=str(step)))
+
+
+def test_checkpoints_are_sent_in_seconds_not_in_steps(s3, tmp_path, monkeypatch):
+    """However fast they are written: the first at once, then the newest when it is time, and the last."""
+    monkeypatch.setattr(store_session, "SEND_SECONDS", 1e6)
+    store = Store.open(s3.format("sent"), tmp_path / "mine") / "scene"
+    session = StoreSession(store, Group())
+    for step in (40, 80, 120, 160):
+        keep(session, step)
+        session.stop(True)
+    session._sent.result()
+    assert store.steps() == [40]
+    monkeypatch.setattr(store_session, "SEND_SECONDS", 0.0)
+    session.stop(True)
+    session._sent.result()
+    assert store.steps()[0] == 160 and 80 not in store.steps()
+    monkeypatch.setattr(store_session, "SEND_SECONDS", 1e6)
+    keep(session, 200)
+    session.close()
+    assert store.steps() == [200, 160]
+
+
+def test_training_does_not_wait_while_a_checkpoint_is_sent(s3, tmp_path, monkeypatch):
+    """What is being sent stays on the disk meanwhile, however many come after it."""
+    monkeypatch.setattr(store_session, "SEND_SECONDS", 0.0)
+    store, go_on, begun = Store.open(s3.format("slow"), tmp_path / "mine") / "scene", Event(), Event()
+    push = Store.push_checkpoint
+
+    def slow(self: Store, name: str) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        push(self, name)
+
+    monkeypatch.setattr(Store, "push_checkpoint", slow)
+    session = StoreSession(store, Group())
+    keep(session, 40)
+    assert begun.wait(60)
+    for step in (80, 120, 160):
+        keep(session, step)
+    assert [path.name for path in checkpoints(session.folder)] == [
+        "step_00000160", "step_00000120", "step_00000040"]
+    go_on.set()
+    session.close()
+    assert store.latest_step() == 160
+
+
+def test_a_storage_that_fails_ends_the_training(tmp_path, monkeypatch):
+    def away(self: Store, name: str) -> None:
+        raise OSError("no bucket")
+
+    monkeypatch.setattr(Store, "push_checkpoint", away)
+    session = StoreSession(Store(tmp_path), Group())
+    keep(session, 40)
+    with pytest.raises(OSError, match="no bucket"):
+        session.close()

@@ -271,6 +271,15 @@ def test_nan_stops_with_the_step_and_keeps_the_checkpoint(scene, config, tmp_pat
     assert again.step == 10
 
 
+def test_a_slow_training_keeps_checkpoints_by_the_clock(scene, config):
+    """At reports, since all workers have to agree; a fast one keeps them by views alone."""
+    config.steps, config.checkpoint_every, config.report_every = 70, 50, 20
+    for seconds, expected in ((1e-9, [20, 40, 50, 60, 70]), (1e6, [50, 70])):
+        config.checkpoint_seconds, kept = seconds, []
+        Trainer(config, scene).fit(QUIET, lambda step, write, kept=kept: kept.append(step))
+        assert kept == expected
+
+
 def changed(folder, name, change):
     """Write a tensor file again, with its SHA-256 as it should be."""
     tensors = load_file(folder / f"{name}.safetensors")

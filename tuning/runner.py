@@ -24,7 +24,7 @@ from flexgs.errors import UserError
 from flexgs.ray_torch import Torch
 from flexgs.scene.load import load_capture
 from flexgs.urls import describe
-from ray_jobs.cluster import Cluster
+from ray_jobs.cluster import Cluster, share_memory
 from tuning.space import Params
 from tuning.trial import NUMBER, Search, begun, run_trial, train_base
 
@@ -39,9 +39,12 @@ class Room:
     """Threads of the CPU rasterizer."""
     workers: int = 1
     """Worker processes."""
+    beside: int = 1
+    """Worker processes of all trials on a machine at a time."""
 
     def device(self) -> str:
-        """Return the device to train on, and set this process's threads."""
+        """Return the device to train on, and set this process's threads and memory for images."""
+        share_memory(self.beside)
         if self.gpus:
             return "cuda"
         torch.set_num_threads(1)
@@ -57,14 +60,14 @@ def room_for_trial(cluster: Cluster, workers: int, gpus: float) -> tuple[Room, i
         raise UserError(f"--gpus-per-trial {gpus:g}: expected 1 with --workers {workers}, each of which "
                         "needs a GPU of its own")
     if room.gpus:
-        most = int(sum(node.get("GPU", 0) // gpus if gpus < 1 else node.get("GPU", 0) / gpus
-                       for node in nodes)) // workers
+        workers_of = [node.get("GPU", 0) // gpus if gpus < 1 else node.get("GPU", 0) / gpus for node in nodes]
     else:
-        most = int(sum(node.get("CPU", 0) for node in nodes)) // workers
+        workers_of = [node.get("CPU", 0) for node in nodes]
+    most = int(sum(workers_of)) // workers
     if most < 1:
         raise UserError(f"--workers {workers} --gpus-per-trial {gpus:g}: the cluster has no room for a "
                         "trial; expected less")
-    return room, most
+    return replace(room, beside=max(1, int(max(workers_of)))), most
 
 
 def trainable(search: Search, room: Room) -> Callable:
@@ -98,7 +101,8 @@ def _wait(tasks: Sequence[Any]) -> None:
 
 def _base(search: Search, room: Room) -> None:
     with _copied(search) as mine:
-        train_base(mine, mine.start, load_capture(mine.capture, mine.start), room.device())
+        device = room.device()
+        train_base(mine, mine.start, load_capture(mine.capture, mine.start), device)
 
 
 def _alone(search: Search, params: Params, number: int, room: Room) -> None:
@@ -106,14 +110,15 @@ def _alone(search: Search, params: Params, number: int, room: Room) -> None:
         record = mine.record(params)
         if record.stopped:
             mine.save(replace(record, stopped=False))
-        run_trial(mine, params, load_capture(mine.capture, mine.start), room.device(), Group(),
-                  lambda figures: None)
+        device = room.device()
+        run_trial(mine, params, load_capture(mine.capture, mine.start), device, Group(), lambda figures: None)
 
 
 def _direct(config: dict[str, Any], search: Search, room: Room) -> None:
     params, number = _parts(config)
     with _noted(search, params, number) as mine:
-        run_trial(mine, params, load_capture(mine.capture, mine.start), room.device(), Group(), tune.report)
+        device = room.device()
+        run_trial(mine, params, load_capture(mine.capture, mine.start), device, Group(), tune.report)
 
 
 def _together(config: dict[str, Any], search: Search, room: Room) -> None:
@@ -133,8 +138,9 @@ def _together(config: dict[str, Any], search: Search, room: Room) -> None:
 
 def _worker(job: dict[str, Any]) -> None:
     with _copied(job["search"]) as mine:
-        run_trial(mine, job["params"], load_capture(mine.capture, mine.start), job["room"].device(),
-                  Group.current(), ray.train.report)
+        device = job["room"].device()
+        run_trial(mine, job["params"], load_capture(mine.capture, mine.start), device, Group.current(),
+                  ray.train.report)
 
 
 def _parts(config: dict[str, Any]) -> tuple[Params, int]:

@@ -24,7 +24,7 @@ from flexgs.scene.views import (
     ImageCache,
     ImageHead,
     View,
-    default_cache,
+    cache_limit,
     find_image,
     image_size,
     is_photograph,
@@ -103,7 +103,7 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
         name: Name of the scene; None for the name of the folder.
         masks: Read masks/ beside images/; masks.Masks lists the file names.
         seed: Seed of the random points of a capture that has none.
-        cache_bytes: Most bytes of decoded images in memory; None for views.default_cache.
+        cache_bytes: Most bytes of decoded images in the memory of a machine; None for views.cache_limit.
         model: Which of several COLMAP models, such as "1" for sparse/1; None for the one that gives the most
             photographs a pose.
 
@@ -123,7 +123,7 @@ def load_scene(path: str | Path, *, factor: int = 1, test_every: int = 8, name: 
     photographs = _count(capture, frames, files, doubts)
     resize = factor if not reduced else 1
     origin = _origin(capture, frames)
-    cache = ImageCache(default_cache() if cache_bytes is None else cache_bytes)
+    cache = ImageCache(cache_limit(cache_bytes))
     views = _views(capture, frames, files, origin, Masks(frames, factor) if masks else None, resize, cache)
     splits = [frame.split for frame in frames] if any(frame.split for frame in frames) else None
     train, test = _split(root, views, splits, test_every, doubts)

@@ -6,12 +6,12 @@ import threading
 import unicodedata
 import urllib.parse
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import psutil
@@ -34,37 +34,54 @@ ORIENTATION = 0x0112
 """EXIF tag of the orientation."""
 AHEAD = 4
 """Number of views that training decodes ahead, a thread for each."""
+ROOM_AHEAD = 2 * AHEAD + 1
+"""Number of arrays that a worker needs room for to decode image and mask of AHEAD views ahead."""
+Key = tuple[Path, str]
+"""What an array in the cache is of: a file, and "image" or "mask"."""
 TAIL = 4096
 """Bytes at the end of a file in which its end marker is looked for."""
 ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
 """End markers by the format of the file."""
 
 
-def default_cache() -> int:
-    """Return the default limit of an ImageCache in bytes.
+def cache_limit(budget: int | None = None) -> int:
+    """Return the limit of a worker's ImageCache in bytes: its part of what the workers of a machine may take.
 
-    It is a quarter of the memory that is free now (on the machine, or within the limit of the control group),
-    divided by the number of workers on this machine, and at least 256 MB and at most 16 GB.
+    budget: for all workers of the machine. None: a quarter of the memory that is free now (on the machine, or
+        within the limit of the control group), at least 256 MB, and at most 16 GB for each worker.
     """
+    # set by torchrun and, with the workers of other scenes, by the jobs on Ray
+    workers = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+    if budget is not None:
+        return budget // workers
     free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError, ValueError):  # the control group has no limit
         free = min(free, int((group / "memory.max").read_text())
                    - int((group / "memory.current").read_text()))
-    # set by torchrun and, with the workers of other scenes, by ray_jobs/train_scene.py
-    workers = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
-    return min(max(free // 4 // workers, 256 << 20), 16 << 30)
+    return min(max(free // 4, 256 << 20) // workers, 16 << 30)
+
+
+class Shared(Protocol):
+    """Arrays that several processes share: see flexgs.scene.shared_images."""
+
+    slots: Mapping[Key, Any]
+
+    def get(self, key: Key, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return the array of a slot, which make() fills if nobody has yet."""
 
 
 class ImageCache:
     """Cache of the most recently used arrays, as many as fit into limit bytes.
 
     Threads may share it: one that asks for an array that another thread is making waits for that array.
+    Arrays that have a slot in `shared` are there, and do not count.
     """
 
     def __init__(self, limit: int):
         self.limit = limit
         self.bytes = 0
+        self.shared: Shared | None = None
         self._held: OrderedDict[tuple, np.ndarray] = OrderedDict()
         self._making: dict[tuple, Future[np.ndarray]] = {}
         self._lock = threading.Lock()
@@ -80,8 +97,9 @@ class ImageCache:
                 mine = self._making[key] = Future()
         if other is not None:
             return other.result()
+        here = not (self.shared and key in self.shared.slots)
         try:
-            array = make()
+            array = make() if here or not self.shared else self.shared.get(key, make)
         except BaseException as e:
             with self._lock:
                 del self._making[key]
@@ -89,7 +107,7 @@ class ImageCache:
             raise
         with self._lock:
             del self._making[key]
-            if array.nbytes <= self.limit:
+            if here and array.nbytes <= self.limit:
                 self._held[key] = array
                 self.bytes += array.nbytes
                 while self.bytes > self.limit:
@@ -132,9 +150,16 @@ class View:
 
         Raises what image() and mask() raise.
         """
-        if self.cache.limit >= (2 * AHEAD + 1) * 3 * self.camera.width * self.camera.height:
+        room = self.cache.limit >= ROOM_AHEAD * 3 * self.camera.width * self.camera.height
+        if room or (self.cache.shared and all(key in self.cache.shared.slots for key, _, _ in self.arrays())):
             self.image()
             self.mask()
+
+    def arrays(self) -> list[tuple[Key, tuple[int, ...], type]]:
+        """Return key, shape and type of the arrays of image and mask in the cache."""
+        size = self.camera.height, self.camera.width
+        image: tuple[Key, tuple[int, ...], type] = ((self.path, "image"), (*size, 3), np.uint8)
+        return [image, *([((self.mask_path, "mask"), size, np.bool_)] if self.mask_path else [])]
 
     def _image(self) -> np.ndarray:
         image = decode(self.path)

@@ -30,6 +30,7 @@ from flexgs.raster import project, rasterize
 from flexgs.raster.contract import Projection, RasterConfig
 from flexgs.scene import Points, Scene, View, ViewSampler, initial_splats
 from flexgs.scene.identity import OTHER_OUTPUT, check_same_capture
+from flexgs.scene.shared_images import share_images
 from flexgs.scene.views import AHEAD
 from flexgs.seeds import generator
 from flexgs.splats import Splats
@@ -85,6 +86,7 @@ class Trainer:
                             f"{self.group.world} workers")
         self.step, self.base_steps, self.seconds, self.unit = 0, config.base_steps, 0.0, scene.unit
         self.sampler = ViewSampler(len(scene.train), config.seed)
+        share_images(scene, self.group)
         self.background = torch.tensor(config.background, device=self.device)
         self.raster, self.frozen = RasterConfig(antialiased=config.antialiased), base is not None
         first = base.at(scene.origin) if base else self._initial_splats()
@@ -147,7 +149,8 @@ class Trainer:
         Args:
             report: called as report(step, metrics) every config.report_every and every config.eval_every
                 views, and at the end.
-            keep: called as keep(step, write) every config.checkpoint_every views and at the end.
+            keep: called as keep(step, write) every config.checkpoint_every views, at a report
+                config.checkpoint_seconds after the last time, and at the end.
             until: number of views to stop at instead.
             stop: asked after each step as stop(whether the step was reported); True ends the training.
 
@@ -161,7 +164,7 @@ class Trainer:
                             "ask for at least that many or choose another output folder")
         end = c.steps if until is None else until
         self._meter, self._estimated_at = Meter(), self.step  # do not count the time of loading
-        done = self.step >= end
+        done, kept = self.step >= end, time.monotonic()
         while not done:
             before, start = self.step, time.perf_counter()
             self.train_step()
@@ -173,8 +176,11 @@ class Trainer:
             if reported := crosses(before, self.step, c.report_every) or self.evaluated_now or done:
                 report(self.step, self.metrics())
             done = stop(reported) or done
-            if crosses(before, self.step, c.checkpoint_every) or done:
+            # By the clock of the first worker, since all have to agree.
+            due = reported and self.group.gather(time.monotonic() - kept > c.checkpoint_seconds)[0]
+            if crosses(before, self.step, c.checkpoint_every) or due or done:
                 keep(self.step, self.snapshot())
+                kept = time.monotonic()
 
     def train_step(self) -> None:
         """Do one optimizer step, with the gradient averaged over `batch` views of all workers."""

@@ -29,6 +29,8 @@ RAY = Path(sys.executable).with_name("ray")
 ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0",
                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
                "MLFLOW_DISABLE_TELEMETRY": "true"}
+PATIENCE = 900
+"""Seconds after which a test takes what it waits for as hung: a busy machine may be ten times as slow."""
 _UP = "Ray runtime started."
 
 
@@ -98,7 +100,7 @@ class Network:
         node = self.start(machine,
                           [RAY, "start", *join, f"--node-ip-address={address}", f"--num-cpus={cpus}",
                            "--num-gpus=0", "--object-store-memory=100000000", "--block"], log)
-        wait_for(f"Ray on {machine}", lambda: log.read_text().count(_UP) > started, 60)
+        wait_for(f"Ray on {machine}", lambda: log.read_text().count(_UP) > started, process=node)
         return node
 
     def _environment(self) -> dict[str, str]:
@@ -132,10 +134,13 @@ def kill(process: psutil.Process) -> None:
     psutil.wait_procs(family, timeout=10)
 
 
-def wait_for(what: str, done, seconds: float) -> None:
-    """Until done() is true; TimeoutError after so many seconds."""
+def wait_for(what: str, done, seconds: float = PATIENCE, process: psutil.Popen | None = None) -> None:
+    """Until done() is true; RuntimeError once the process that it depends on has ended, TimeoutError after so
+    many seconds."""
     end = time.monotonic() + seconds
     while not done():
+        if process and process.poll() is not None and not done():
+            raise RuntimeError(f"{what}: what it depends on has ended with exit code {process.returncode}")
         if time.monotonic() > end:
             raise TimeoutError(f"waited {seconds:.0f} s for {what}")
         time.sleep(0.2)
