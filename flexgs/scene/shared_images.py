@@ -90,24 +90,34 @@ def share_images(scene: Scene, group: Group) -> None:
     /dev/shm, and for a worker that is alone on its machine, everything does.
     """
     cache = scene.train[0].cache
-    if group.world == 1 or cache.shared or not ROOM.is_dir():
+    # Whatever a worker finds on its machine, it must not leave while others wait for its messages.
+    if group.world == 1 or any(group.gather(cache.shared is not None)):
         return
-    mine = Path(tempfile.mkdtemp(prefix="flexgs-images-", dir=ROOM))
+    mine = _made()
     try:
-        # Of the workers here, the one of the lowest rank makes the file.
-        leader = next(r for r, folder in enumerate(group.gather(mine)) if folder.is_dir())
-        here = [limit for rank, limit in group.gather((leader, cache.limit)) if rank == leader]
         folders = group.gather(mine)
+        # Of the workers here, the one of the lowest rank makes the file.
+        leader = next((r for r, folder in enumerate(folders) if folder and folder.is_dir()), group.rank)
+        here = [limit for rank, limit in group.gather((leader, cache.limit)) if rank == leader]
         slots, size, left = arranged([*scene.train, *scene.test], sum(here), len(here))
-        if leader == group.rank and len(here) > 1:
+        wanted, folder = len(here) > 1 and bool(slots), folders[leader]
+        if wanted and leader == group.rank and mine:
             with (mine / "images").open("wb") as file:
                 file.truncate(size)
         group.gather(None)  # the file is there
-        if len(here) > 1 and slots:
-            cache.shared, cache.limit = SharedImages(folders[leader] / "images", slots), left
+        if wanted and folder:
+            cache.shared, cache.limit = SharedImages(folder / "images", slots), left
         group.gather(None)  # all have opened it, so its name can go: a kill leaves nothing
     finally:
-        shutil.rmtree(mine, ignore_errors=True)
+        if mine:
+            shutil.rmtree(mine, ignore_errors=True)
+
+
+def _made() -> Path | None:
+    """Make a folder in the memory, or return None where there is none."""
+    with suppress(OSError):
+        return Path(tempfile.mkdtemp(prefix="flexgs-images-", dir=ROOM))
+    return None
 
 
 def arranged(views: list[View], limit: int, workers: int) -> tuple[dict[Key, Slot], int, int]:
