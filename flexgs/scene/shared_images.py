@@ -49,12 +49,13 @@ class SharedImages:
         self._memory = mmap.mmap(self._fd, os.fstat(self._fd).st_size)
         self._full = False
 
-    def get(self, key: Key, make: Callable[[], np.ndarray]) -> np.ndarray:
+    def get(self, key: Key, make: Callable[[], np.ndarray]) -> np.ndarray | None:
         """Return the array of a slot, which make() fills if nobody has yet.
 
-        Once memory is short, arrays that are in no slot yet are made each time.
+        None if the array has no slot, or its slot is empty and memory has become short.
         """
-        slot = self.slots[key]
+        if (slot := self.slots.get(key)) is None:
+            return None
         array = np.frombuffer(self._memory, slot.dtype, int(np.prod(slot.shape)), slot.offset)
         while not self._memory[slot.number]:
             try:
@@ -64,10 +65,9 @@ class SharedImages:
                 continue
             try:
                 if not self._memory[slot.number]:
-                    made = make()
                     if not self._reserved(slot):
-                        return made
-                    array[:] = made.reshape(-1)
+                        return None
+                    array[:] = make().reshape(-1)
                     self._memory[slot.number] = 1
             finally:
                 fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, slot.number)
@@ -99,7 +99,8 @@ def share_images(scene: Scene, group: Group) -> None:
         # Of the workers here, the one of the lowest rank makes the file.
         leader = next((r for r, folder in enumerate(folders) if folder and folder.is_dir()), group.rank)
         here = [limit for rank, limit in group.gather((leader, cache.limit)) if rank == leader]
-        slots, size, left = arranged([*scene.train, *scene.test], sum(here), len(here))
+        room = group.gather(shutil.disk_usage(mine).free * 9 // 10 if mine else 0)[leader]
+        slots, size, left = arranged([*scene.train, *scene.test], sum(here), len(here), room)
         wanted, folder = len(here) > 1 and bool(slots), folders[leader]
         if wanted and leader == group.rank and mine:
             with (mine / "images").open("wb") as file:
@@ -120,21 +121,30 @@ def _made() -> Path | None:
     return None
 
 
-def arranged(views: list[View], limit: int, workers: int) -> tuple[dict[Key, Slot], int, int]:
-    """Give photographs and masks their slots, in order, as far as `limit` bytes go.
+def arranged(views: list[View], limit: int, workers: int, room: int) -> tuple[dict[Key, Slot], int, int]:
+    """Give photographs and masks their slots, in order, as far as memory goes.
+
+    With random permutations, the same photographs in memory all the time are as good as the most recent.
+
+    Args:
+        views: the views whose arrays are wanted.
+        limit: most bytes that the workers may take together.
+        workers: the number of workers.
+        room: most bytes of the file.
 
     Returns:
         The slots, the size of the file in bytes, and the bytes that each of the workers has left for itself.
-        With random permutations, the same photographs in memory all the time are as good as the most recent.
     """
     wanted = {key: (shape, np.dtype(kind)) for view in views for key, shape, kind in view.arrays()}
     sizes = {key: -(-int(np.prod(shape)) * kind.itemsize // 64) * 64 for key, (shape, kind) in wanted.items()}
     offset = -(-len(wanted) // 64) * 64
-    left = 0 if offset + sum(sizes.values()) <= limit else ROOM_AHEAD * max(sizes.values(), default=0)
+    end = min(limit, room)
+    if offset + sum(sizes.values()) > end:  # each worker decodes some ahead for itself
+        end = min(room, limit - workers * ROOM_AHEAD * max(sizes.values()))
     slots: dict[Key, Slot] = {}
     for key, (shape, kind) in wanted.items():
-        if offset + sizes[key] + workers * left > limit:
+        if offset + sizes[key] > end:
             break
         slots[key] = Slot(len(slots), offset, shape, kind)
         offset += sizes[key]
-    return slots, offset, left
+    return slots, offset, 0 if len(slots) == len(wanted) else (limit - offset) // workers

@@ -67,8 +67,8 @@ class Shared(Protocol):
 
     slots: Mapping[Key, Any]
 
-    def get(self, key: Key, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """Return the array of a slot, which make() fills if nobody has yet."""
+    def get(self, key: Key, make: Callable[[], np.ndarray]) -> np.ndarray | None:
+        """Return the array of a slot, which make() fills if nobody has yet; None where there is none."""
 
 
 class ImageCache:
@@ -82,11 +82,11 @@ class ImageCache:
         self.limit = limit
         self.bytes = 0
         self.shared: Shared | None = None
-        self._held: OrderedDict[tuple, np.ndarray] = OrderedDict()
-        self._making: dict[tuple, Future[np.ndarray]] = {}
+        self._held: OrderedDict[Key, np.ndarray] = OrderedDict()
+        self._making: dict[Key, Future[np.ndarray]] = {}
         self._lock = threading.Lock()
 
-    def get(self, key: tuple, make: Callable[[], np.ndarray]) -> np.ndarray:
+    def get(self, key: Key, make: Callable[[], np.ndarray]) -> np.ndarray:
         """Return the array of this key; call make() for it if it is not in the cache."""
         with self._lock:
             if key in self._held:
@@ -97,9 +97,9 @@ class ImageCache:
                 mine = self._making[key] = Future()
         if other is not None:
             return other.result()
-        here = not (self.shared and key in self.shared.slots)
         try:
-            array = make() if here or not self.shared else self.shared.get(key, make)
+            shared = self.shared.get(key, make) if self.shared else None
+            array = make() if shared is None else shared
         except BaseException as e:
             with self._lock:
                 del self._making[key]
@@ -107,7 +107,7 @@ class ImageCache:
             raise
         with self._lock:
             del self._making[key]
-            if here and array.nbytes <= self.limit:
+            if shared is None and array.nbytes <= self.limit:
                 self._held[key] = array
                 self.bytes += array.nbytes
                 while self.bytes > self.limit:
