@@ -1,6 +1,6 @@
 """Store: a run folder on a disk that all machines share, or in an object store with a copy per process.
 
-The job, which watches, and the workers, which train, communicate by files (see train_scene.py). On a shared
+The job, which watches, and the workers, which train, communicate by files (see store_session.py). On a shared
 disk that needs nothing more. With S3 or Google Cloud Storage, a process pushes what it has written and pulls
 what it is about to read.
 """
@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeGuard
 
@@ -99,9 +100,12 @@ class Store:
                 if str(file.relative_to(self.folder)) not in kept:
                     file.unlink()
 
-    def find(self, folder: str, name: str) -> list[str]:
-        """Return the files of this name anywhere below a folder, where the run folder is kept."""
-        return sorted(there for there in self._kept(folder) if Path(there).name == name)
+    def find(self, pattern: str) -> list[str]:
+        """Return the files of a pattern such as trials/*/trial.json where the run folder is kept."""
+        if not self.remote:
+            return sorted(str(path.relative_to(self.folder)) for path in self.folder.glob(pattern))
+        return sorted(there for there in self._kept(pattern.partition("*")[0].rstrip("/"))
+                      if there.count("/") == pattern.count("/") and fnmatch(there, pattern))
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name where the run folder is kept."""

@@ -176,7 +176,7 @@ def _work(task: Task, device: str, beside: int, after: None) -> None:
             return
         cell = replace(task.cell, folder=seed.folder / task.cell.folder.name)
         own = seed / cell.folder.name
-        seed.pull(*seed.find("", "config.json"), *seed.find("", "results.json"))
+        seed.pull(*seed.find("*/config.json"), *seed.find("*/results.json"))
         own.pull("model", "metrics.jsonl")
         seed.pull(*(f"{folder.name}/checkpoints" for folder in compare.trained_alike(cell)))
         compare.train_cell(cell, scene, device, open_session=open_session)

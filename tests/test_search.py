@@ -321,7 +321,7 @@ def test_a_search_is_kept_in_an_object_store(capture, s3, tmp_path, monkeypatch)
         assert len(records) == trials and records[0].status == "finished", out
         assert f"of {trials} trials, " in out and (f"{trials - 2 or 2} of {trials}" in out)
         assert {"best.json", "report.md", "curve.png", "search.json", "mlflow.json"} <= set(store._kept(""))
-        assert not store.find("tune", "trainable.pkl")
+        assert not store._kept("tune")
     tracked = Tracking(tracking[1], "flexgs-search-studio")
     assert tracked.available()
     runs = tracked.client.search_runs([tracked.id])

@@ -37,6 +37,9 @@ def test_what_one_process_pushes_another_pulls(s3, tmp_path):
     theirs.pull("metrics.jsonl", "model")
     assert (theirs.folder / "model" / "a").stat().st_ino == before  # not transferred again
 
+    for store in (mine, Store(mine.folder)):
+        assert store.find("*/a") == ["model/a"] and store.find("*/b") == [] == store.find("none/*/b")
+
     (mine.folder / "model" / "deep" / "b").unlink()
     write(mine.folder, metrics_jsonl="1\n2\n", model__c="c")
     mine.push("metrics.jsonl", "model")
@@ -58,7 +61,7 @@ def test_a_checkpoint_counts_when_all_of_it_is_there(s3, tmp_path):
     other = store.copied_to(tmp_path / "other")
     other.pull("checkpoints")
     assert {Path(name).parent.name for name in tree(other.folder)} == {"step_00000080", "step_00000120"}
-    # a worker that dies while it pushes
+    # a worker that dies while it pushes: what comes first is the tensors
     write(store.folder / "checkpoints" / "step_00000160", state_safetensors="160")
     store.push("checkpoints/step_00000160/state.safetensors")
     assert store.latest_step() == 120

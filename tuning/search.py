@@ -115,7 +115,7 @@ def search_scene(options: SearchScene) -> int:
         search = Search(capture, store, replace(config, evaluation=replace(config.evaluation, views="even")),
                         options.only)
         scene = load_capture(capture, search.start)
-        store.pull("search.json", "mlflow.json", *store.find("trials", "mlflow.json"))
+        store.pull("search.json", "mlflow.json", *store.find("trials/*/mlflow.json"))
         _same_as_before(search, options.objective, scene)
         cluster.wait_for_gpus(math.ceil(options.workers * options.gpus_per_trial
                                         * (options.max_concurrent or 1)))

@@ -128,7 +128,7 @@ class Search:
 
     def records(self) -> list[Record]:
         """Return the records of all trials that were begun, by number."""
-        names = self.store.find("trials", "trial.json")
+        names = self.store.find("trials/*/trial.json")
         self.store.pull(*names)
         found = [Record.load((self.folder / name).parent) for name in names]
         return sorted(found, key=lambda record: record.number)

@@ -611,11 +611,12 @@ def _search_seeds(folder: Path) -> None:
 
 
 def _search(path: Path) -> Any:
+    from flexgs.store import Store
     from tuning.search import _same_as_before
     from tuning.trial import Search
 
     scene, config = _tiny()
-    _same_as_before(Search(Path("capture"), path, config), "psnr_auc", scene)
+    _same_as_before(Search(Path("capture"), Store(path), config), "psnr_auc", scene)
 
 
 def _version_seeds(folder: Path) -> None:

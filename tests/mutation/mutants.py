@@ -150,8 +150,7 @@ MUTANTS = [
          ("stage 1 for what has none", "0.0 if cell.from_nothing else", "")),
     # stores and studies
     *_of("flexgs/store.py", "interrupted store", ("state.json pushed first",
-         'f"checkpoints/{name}/state.safetensors", f"checkpoints/{name}/{DESCRIPTION}"',
-         'f"checkpoints/{name}/{DESCRIPTION}", f"checkpoints/{name}/state.safetensors"'),
+         '(there.endswith(f"/{DESCRIPTION}"), there)', '(not there.endswith(f"/{DESCRIPTION}"), there)'),
          ("equal size is fresh", "(file.stat().st_size, file.stat().st_mtime_ns) == (info.size, info.mtime_ns)",
           "file.stat().st_size == info.size"),
          ("what is gone is kept", "if str(file.relative_to(self.folder)) not in kept:", "if False:")),
