@@ -44,7 +44,7 @@ class StoreSession(LocalSession):
         self._uploads = ThreadPoolExecutor(1, "upload")
         self._sent: Future[None] | None = None
         self._newest: str | None = None
-        """The newest checkpoint, unless it was sent."""
+        """The newest checkpoint that an object store has not got yet."""
         self._at = self._sent_at = -math.inf
 
     def checkpoints(self) -> list[Path]:
@@ -58,8 +58,9 @@ class StoreSession(LocalSession):
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
         """Write a checkpoint, and begin to send it if it is time."""
         super().checkpoint(step, write)
-        self._newest = f"step_{step:08d}"
-        self._send_newest()
+        if self.store.remote and self.group.rank == 0:
+            self._newest = f"step_{step:08d}"
+            self._send_newest()
 
     def stop(self, reported: bool) -> bool:
         """Whether to stop now: after a report, if there is the file `stop` or the machine is about to leave.
@@ -87,8 +88,7 @@ class StoreSession(LocalSession):
         """Begin to send the newest checkpoint, unless it, or another, is being sent or was just sent."""
         if self._sent and self._sent.done():
             self._sent, self.sending = self._sent.result(), None  # raises what has gone wrong
-        if (self.group.rank == 0 and self._newest and not self._sent
-                and not (self.store.remote and time.monotonic() - self._sent_at < SEND_SECONDS)):
+        if self._newest and not self._sent and time.monotonic() - self._sent_at >= SEND_SECONDS:
             self.sending, self._newest, self._sent_at = self._newest, None, time.monotonic()
             self._sent = self._uploads.submit(self._send, self.sending)
 

@@ -140,12 +140,12 @@ def test_training_does_not_wait_while_a_checkpoint_is_sent(s3, tmp_path, monkeyp
     assert store.latest_step() == 160
 
 
-def test_a_storage_that_fails_ends_the_training(tmp_path, monkeypatch):
+def test_a_storage_that_fails_ends_the_training(s3, tmp_path, monkeypatch):
     def away(self: Store, name: str) -> None:
         raise OSError("no bucket")
 
     monkeypatch.setattr(Store, "push_checkpoint", away)
-    session = StoreSession(Store(tmp_path), Group())
+    session = StoreSession(Store.open(s3.format("away"), tmp_path) / "scene", Group())
     keep(session, 40)
     with pytest.raises(OSError, match="no bucket"):
         session.close()
