@@ -12,6 +12,7 @@ from torch import Tensor
 from flexgs.camera import Camera, look_at
 from flexgs.config import Config
 from flexgs.scene import Points, Scene
+from flexgs.scene.views import ImageCache
 from flexgs.splats import Splats
 from flexgs.training.trainer import Trainer
 
@@ -31,6 +32,7 @@ class TinyView:
     camera: Camera
     pixels: Tensor = field(repr=False)
     covered: Tensor | None = field(default=None, repr=False)
+    cache: ImageCache = field(default_factory=lambda: ImageCache(0), repr=False)
 
     def image(self) -> Tensor:
         return self.pixels
@@ -40,6 +42,10 @@ class TinyView:
 
     def prefetch(self) -> None:
         """There is nothing to decode."""
+
+    def arrays(self) -> list:
+        """There is nothing to share."""
+        return []
 
 
 def camera(i: int, n: int = 8) -> Camera:
