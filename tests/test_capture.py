@@ -14,6 +14,7 @@ import pytest
 from conftest import shared
 from PIL import Image
 
+from flexgs.dataset_options import DatasetOptions
 from flexgs.demo.stages import STAGES
 from flexgs.demo.synthetic import photograph
 from flexgs.demo.tracer import Tracer
@@ -27,7 +28,6 @@ from flexgs.sfm.mapping import Mapper
 from flexgs.sfm.options import CaptureOptions
 from flexgs.sfm.progress import Phase
 from flexgs.sfm.video import sharpness
-from ray_jobs.dataset import DatasetOptions
 from tests.test_cli import SMALL, flexgs
 
 WIDTH, HEIGHT, FOCAL = 256, 192, 230.0

@@ -11,10 +11,10 @@ from urllib.parse import urlencode
 
 from ray import tune
 
+from flexgs.record import WAIT_FOR_TRACKING_SECONDS
 from flexgs.run import git_sha
 from flexgs.tracking import Run, Tracking, Writer
 from flexgs.urls import describe
-from flexgs.record import WAIT_FOR_TRACKING_SECONDS
 from ray_jobs.cluster import SAY_SECONDS
 from tuning.study import PARETO, best, front, quality
 from tuning.trial import MEASURED_AT, NUMBER, RUNGS, Record, Search, begun
