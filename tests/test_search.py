@@ -19,22 +19,14 @@ from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.evaluate import chosen
 from flexgs.store import Store
-<<<<<<< HEAD
 from flexgs.tracking import Tracking, sqlite_uri
-=======
-from flexgs.tracking import Tracking
->>>>>>> ray
 from ray_jobs import train_all
 from tuning import search as command
 from tuning.progress import Progress
 from tuning.report import Gain, agreement, table
 from tuning.runner import Room, _direct, _noted, trainable
 from tuning.space import SHAPE, Own, applied, flags, space
-<<<<<<< HEAD
 from tuning.study import Suggest, best, first_number, front, history
-=======
-from tuning.study import best, front, history
->>>>>>> ray
 from tuning.trial import NUMBER, Record, Search, base_folder, begun, run_trial
 
 ELASTIC = [name for name, preset in PRESETS.items()

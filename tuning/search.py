@@ -204,18 +204,10 @@ def _confirmed(search: Search, options: SearchScene, first: Record, scene: Scene
 
 def _send(search: Search, progress: Progress, winner: Record, verdict: str, sheet: Sheet) -> None:
     """Show the results of the search in the terminal and in MLflow."""
-<<<<<<< HEAD
     files = [search.folder / name for name in ("best.json", "report.md")]
     files += sorted(search.folder.glob("*.png"))
     search.store.push(*(file.name for file in files), "front")
     runs = progress.finish(winner, files)
-=======
-    runs = [progress.send(record) for record in search.records()]
-    files = [search.folder / name for name in ("best.json", "report.md")]
-    files += sorted(search.folder.glob("*.png"))
-    search.store.push(*(file.name for file in files), "front")
-    progress.finish(winner, files)
->>>>>>> ray
     print_table(replace(sheet, headings=sheet.headings[:-1],
                         rows=tuple(row[:-1] for row in sheet.rows)).rich())
     print(f"best: trial {winner.number}; {verdict}")

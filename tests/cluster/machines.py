@@ -98,7 +98,6 @@ class Network:
         address, started = self.addresses[machine], log.read_text().count(_UP) if log.exists() else 0
         join = (["--head", "--port=6379", "--dashboard-host=0.0.0.0"] if head is None
                 else [f"--address={self.addresses[head]}:6379"])
-<<<<<<< HEAD
         command = [RAY, "start", *join, f"--node-ip-address={address}", f"--num-cpus={cpus}", "--num-gpus=0",
                    "--object-store-memory=100000000", "--block"]
         node = self.start(machine, command, log)
@@ -110,12 +109,6 @@ class Network:
             return log.read_text().count(_UP) > started
 
         wait_for(f"Ray on {machine}", up, PATIENCE)
-=======
-        node = self.start(machine,
-                          [RAY, "start", *join, f"--node-ip-address={address}", f"--num-cpus={cpus}",
-                           "--num-gpus=0", "--object-store-memory=100000000", "--block"], log)
-        wait_for(f"Ray on {machine}", lambda: log.read_text().count(_UP) > started, process=node)
->>>>>>> ray
         return node
 
     def _environment(self) -> dict[str, str]:
