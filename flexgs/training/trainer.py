@@ -259,20 +259,15 @@ class Trainer:
             return loss.detach()
         total, ratios = torch.zeros((), device=self.device), self.config.ratios
         whole = not self.frozen and not (ratios.alternate and self.turn % 2)
-        if whole:
-            seen = [project(self.splats, at, config=self.raster) for at in cameras.values()]
+        models = {"full": self.splats} if whole else {}
+        models |= {"selection": self.selection.splats} if self.selection else {}
+        for name, splats in models.items():
+            seen = [project(splats, at, config=self.raster) for at in cameras.values()]
             loss = photometric(self._rasterize(seen, camera), target, l1=weights.full_l1,
                                ssim=weights.full_ssim, mask=mask) / self.batch
             loss.backward()
             total += loss.detach()
-            self._meter.note("full", loss)
-        if self.selection:
-            seen = [project(self.selection.splats, at, config=self.raster) for at in cameras.values()]
-            loss = photometric(self._rasterize(seen, camera), target, l1=weights.full_l1,
-                               ssim=weights.full_ssim, mask=mask) / self.batch
-            loss.backward()
-            total += loss.detach()
-            self._meter.note("selection", loss)
+            self._meter.note(name, loss)
         cuts = [*range(ratios.renders - (whole and ratios.alternate))]
         if ratios.rare and self.turn % ratios.upper_every == 0:
             cuts += range(ratios.renders, ratios.renders + len(ratios.rare))
