@@ -523,8 +523,8 @@ class Trainer:
     def metrics(self) -> dict[str, Any]:
         """Return the figures of a progress line; losses and views per second are since the last call.
 
-        In stage 2, loss is the sum of loss_full, loss_elastic, loss_transform and those of the order, each
-        with its weight. All workers call this together.
+        In stage 2, loss is the sum of loss_full, loss_selection, loss_elastic, loss_transform and those of
+        the order, each with its weight. All workers call this together.
         """
         loss, rate = self._meter.read()
         terms: dict[str, float] = {}
