@@ -224,6 +224,7 @@ class Hand:
     def __init__(self, trainer: Trainer):
         self.trainer, self.config = trainer, trainer.config
         self.splats = to_float64(trainer.splats)
+        self.selected = to_float64(trainer.selection.splats) if trainer.selection else None
         self.transform = copy.deepcopy(trainer.transform).double()
         self.net = copy.deepcopy(net_of(trainer)).double() if net_of(trainer) else None
         self.gradient = torch.zeros(N, dtype=torch.float64)
@@ -234,8 +235,10 @@ class Hand:
                  twin in ((trainer.transform, self.transform), (net_of(trainer), self.net)) if twin
                  # type: ignore[union-attr]
                  for p, q in zip(module.parameters(), twin.parameters(), strict=True)}
-        names |= {id(p): q for (_, p),
-                  (_, q) in zip(trainer.splats.items(), self.splats.items(), strict=True)}
+        pairs = [(trainer.splats, self.splats)]
+        pairs += [(trainer.selection.splats, self.selected)] if trainer.selection else []
+        for ours, twins in pairs:
+            names |= {id(p): q for (_, p), (_, q) in zip(ours.items(), twins.items(), strict=True)}
         self.twins = {name: names[id(p)] for name, p in trainer.optimizer.parameters()}
         for slot in range(BATCH):
             self.view(trainer.step + slot)
@@ -265,6 +268,11 @@ class Hand:
         if whole:
             image = self.render(self.splats, at).image
             self.back(image_loss(image, target, mask, weights.full_l1, weights.full_ssim))
+        if self.selected:
+            image = self.render(self.selected, at).image
+            self.back(image_loss(image, target, mask, weights.full_l1, weights.full_ssim))
+            assert config.ratios.bands[-1] == (0.18, 0.6)
+            cuts = [i for i in cuts if i == len(config.ratios.bands) - 1]  # that which is not selected from
         usual = len(config.ratios.bands) if config.ratios.sampling in ("uniform", "log_uniform") else 1
         kinds = max(1, len(dict.fromkeys(config.ratios.bands[:usual])))
         half, bands = len(self.trainer.scene.train) // 2, config.ratios.bands
@@ -305,6 +313,8 @@ def lrs(config: Config, progress: float) -> dict[str, float]:
     plain = {"quats": r.quats, "scales": r.scales, "opacities": r.opacities, "sh0": r.sh0}
     rates = {"splats.means": r.means * EXTENT * decayed, **{f"splats.{name}": lr for name,
                                                             lr in plain.items()},
+             "selection.means": 3 * r.means * EXTENT * decayed,
+             **{f"selection.{name}": 3 * lr for name, lr in plain.items()},
              "transform.means": r.means * EXTENT * r.delta_means * decayed / UNIT,
              **{f"transform.{name}": lr for name, lr in plain.items()},
              "transform.network": r.field * networks,
@@ -356,13 +366,15 @@ def check(trainer: Trainer) -> Hand:
 
 def trainer_of(config: Config, position: int, base: Splats | None = None) -> Trainer:
     """Before the step at this position, in the middle of its stage, with moments of a step before; nothing is
-    as it began."""
+    as it began. A selection has restarted the deltas in the step before that one."""
     config.batch, config.steps, config.base.stage1_fraction = BATCH, STEPS, BASE / STEPS
     trainer = Trainer(config, tiny_scene(N), base=base)
     if base is None:
         begun(trainer, tiny_splats(N))
-    trainer.step = position - BATCH
-    trainer.train_step()
+    steps = 2 if config.selection and position > trainer.base_steps else 1
+    trainer.step = position - steps * BATCH
+    for _ in range(steps):
+        trainer.train_step()
     g = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for p in (*trainer.transform.parameters(), *trainer.order.parameters()):
@@ -383,6 +395,12 @@ def test_stage_1(position):
 
 def default(config: Config) -> None:
     config.loss.elastic_fade, config.ratios.upper_every, config.ratios.half_above = 0.7, 2, 50.0
+
+
+def selecting(config: Config) -> None:
+    """Of the 20 Gaussians that it began with 8 are alive in each of the last three steps."""
+    default(config)
+    config.order.selection, config.order.push = (0.5, 0.1), 0.75
 
 
 def bands_twice(config: Config) -> None:
@@ -410,26 +428,30 @@ def in_turn(config: Config) -> None:
 
 
 @pytest.mark.parametrize(("preset", "change"), [
-    ("default", default), ("default", bands_twice), ("default", in_turn), ("fast", fast),
-    ("plain", in_turn), ("matryoshka", default), ("paper", losses), ("official", losses),
+    ("default", default), ("default", selecting), ("default", bands_twice), ("default", in_turn),
+    ("fast", fast), ("plain", in_turn), ("matryoshka", default), ("paper", losses), ("official", losses),
     ("mended", losses)])
 def test_stage_2(preset: str, change: Callable[[Config], None]):
     config = tiny_config(preset)
-    config.lr.shN_factor, config.background = 3.0, (1.0, 1.0, 1.0)
+    config.lr.shN_factor, config.background, config.order.selection = 3.0, (1.0, 1.0, 1.0), None
     change(config)
-    check(trainer_of(config, BASE + 86))
+    trainer = trainer_of(config, BASE + 86)
+    assert bool(trainer.selection) is (change is selecting)
+    check(trainer)
 
 
-@pytest.mark.parametrize(("preset", "change"), [("default", default), ("fast", fast), ("mended", losses)])
+@pytest.mark.parametrize(("preset", "change"), [("default", default), ("default", selecting), ("fast", fast),
+                                                ("mended", losses)])
 def test_stage_2_of_a_frozen_base(preset, change):
     """The whole is not rendered, and the Gaussians stay; the cuts train as they do otherwise."""
     config = tiny_config(preset)
-    config.base.ply = "given.ply"
+    config.base.ply, config.order.selection = "given.ply", None
     change(config)
     given = tiny_splats(N)
     trainer = trainer_of(config, 86, given)
     check(trainer)
-    assert {name.split(".")[0] for name, _ in trainer.optimizer.parameters()} <= {"transform", "selector"}
+    assert {name.split(".")[0] for name, _ in trainer.optimizer.parameters()} <= {"transform", "selector",
+                                                                                    "selection"}
     moved = trainer.splats.means.detach()
     assert torch.equal(moved.sort(dim=0).values, given.means.sort(dim=0).values)
 
