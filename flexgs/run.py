@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,8 +59,8 @@ FIGURES = ("psnr", "ssim", "splats", "mb")
 class Session(Protocol):
     """The connection of a run to what started it: progress reports and checkpoints."""
 
-    def checkpoints(self) -> list[Path]:
-        """Return the checkpoint folders to resume from, best first, on every worker; some may be damaged."""
+    def checkpoints(self) -> Iterator[Path]:
+        """Yield the checkpoint folders to resume from, best first, on every worker; some may be damaged."""
 
     def progress(self, step: int, metrics: dict[str, Any]) -> None:
         """Report the metrics at a step; called on rank 0 only."""
@@ -89,9 +89,11 @@ class LocalSession:
         self.sending: str | None = None
         """The name of a checkpoint that another thread reads, and that therefore stays."""
 
-    def checkpoints(self) -> list[Path]:
-        """Return the checkpoints, the newest first, then `start`."""
-        return [*checkpoints(self.folder), *([self.start] if self.start else [])]
+    def checkpoints(self) -> Iterator[Path]:
+        """Yield the checkpoints, the newest first, then `start`."""
+        yield from checkpoints(self.folder)
+        if self.start:
+            yield self.start
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
         """Write a checkpoint, and remove all older ones but one, and but `sending`."""

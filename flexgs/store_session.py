@@ -6,7 +6,7 @@ that a run gets another number of workers, or leaves a machine, without losing a
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,13 +47,24 @@ class StoreSession(LocalSession):
         """The newest checkpoint that an object store has not got yet."""
         self._at = self._sent_at = -math.inf
 
-    def checkpoints(self) -> list[Path]:
-        """Pull the checkpoints that the first worker sees, and return their folders, the newest first."""
+    def checkpoints(self) -> Iterator[Path]:
+        """Yield the folders of the checkpoints that the first worker sees, the newest first, then `start`.
+
+        A checkpoint in an object store is pulled when it is asked for, by the first worker of each machine;
+        the others of the machine read that worker's copy. All workers ask together.
+        """
         # Another machine may see an older state of a shared folder, so all take the first worker's list.
         steps = self.group.gather(self.store.steps())[0]
-        names = [f"checkpoints/step_{step:08d}" for step in steps]
-        self.store.pull(*names)
-        return [*(self.store.folder / name for name in names), *([self.start] if self.start else [])]
+        folders = self.group.gather(self.store.folder)
+        copy = next((folder for folder in folders if folder.is_dir()), self.store.folder)
+        for step in steps:
+            name = f"checkpoints/step_{step:08d}"
+            if copy == self.store.folder:
+                self.store.pull(name)
+            self.group.gather(None)  # it is there for all
+            yield copy / name
+        if self.start:
+            yield self.start
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
         """Write a checkpoint, and begin to send it if it is time."""

@@ -77,7 +77,7 @@ def train_side_by_side(jobs: Sequence[SceneJob], allocation: Allocation,
                 for watch in running.values():
                     watch.send_history()
                 if not running:
-                    time.sleep(0.5)
+                    time.sleep(0.1)
                 done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
                 for future in done:
                     watch = running.pop(future)
@@ -122,9 +122,10 @@ class Watch:
         if self._cpus != allocation.cpus:
             self.release()
         self._room, self._cpus = self._room or allocation.reserve(), allocation.cpus
-        if not self._room.wait(0):
+        room = placement_group_table(self._room)
+        if room["state"] != "CREATED":
             return None
-        machine = None if allocation.spread else placement_group_table(self._room)["bundles_to_node_id"][0]
+        machine = None if allocation.spread else room["bundles_to_node_id"][0]
         return self._start(allocation.sizes[0], machine, screen)
 
     def _start(self, workers: int, machine: str | None, screen: Screen) -> SceneJob:

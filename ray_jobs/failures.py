@@ -5,10 +5,8 @@ import json
 import time
 import traceback
 from collections.abc import Mapping
-from typing import Any
 
 import ray
-from ray.train import ControllerError, UserCallback, WorkerGroupError
 
 from flexgs import ray_library
 from flexgs.errors import UserError
@@ -24,27 +22,27 @@ class MachineGoneError(Exception):
     """The machine of a scene's workers has left the cluster."""
 
 
-class Failures(UserCallback):
-    """A callback of Ray Train that writes worker failures to failures.jsonl.
+def note(run: SceneRun, machine: str | None, errors: Mapping[int, Exception]) -> None:
+    """Write failures of workers to failures.jsonl.
 
-    It ends the run where starting the workers again cannot help.
+    Args:
+        run: the scene.
+        machine: Ray's id of the machine that the workers must be on.
+        errors: by the rank of the worker.
+
+    Raises:
+        UserError: one of the errors, where starting the workers again cannot help.
+        MachineGoneError: the machine has gone; Ray would wait for it.
     """
-
-    def __init__(self, run: SceneRun, machine: str | None):
-        """Prepare for a run; machine: Ray's id of the machine that the workers must be on."""
-        self.store, self.machine = run.store, machine
-
-    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
-        """Raise a UserError of a worker, or MachineGoneError; Ray Train does not retry after these."""
-        for error in worker_exceptions.values():
-            if isinstance(error, UserError):
-                raise error  # Ray Train retries after an error of a worker, but not of a callback
-        with (self.store.folder / "failures.jsonl").open("a") as lines:
-            errors = {rank: describe(error) for rank, error in worker_exceptions.items()}
-            lines.write(json.dumps({"time": round(time.time()), "errors": errors}) + "\n")
-        self.store.push("failures.jsonl")
-        if self.machine and not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == self.machine):
-            raise MachineGoneError(self.machine)  # Ray would wait for the machine
+    for error in errors.values():
+        if isinstance(error, UserError):
+            raise error
+    with (run.folder / "failures.jsonl").open("a") as lines:
+        said = {rank: describe(error) for rank, error in errors.items()}
+        lines.write(json.dumps({"time": round(time.time()), "errors": said}) + "\n")
+    run.store.push("failures.jsonl")
+    if machine and not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == machine):
+        raise MachineGoneError(machine)
 
 
 def cause_of(error: Exception, run: SceneRun) -> Exception:
@@ -52,6 +50,8 @@ def cause_of(error: Exception, run: SceneRun) -> Exception:
 
     The last has one line, which names the last checkpoint; the stack trace is in error.txt.
     """
+    from ray.train import ControllerError, WorkerGroupError  # where something failed, no time is lost
+
     if isinstance(error, ControllerError):
         inner = error.controller_failure
         if isinstance(inner, ray_library.no_room_error()):

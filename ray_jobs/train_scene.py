@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train.torch
 import torch
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import NODE_ID_LABEL_KEY, PlacementGroup
@@ -28,13 +27,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from flexgs import pool, ray_library
 from flexgs.distributed import Group
 from flexgs.errors import UserError
-from flexgs.ray_torch import Torch
 from flexgs.record import SceneRun, push_results
 from flexgs.run import StoppedError, run
 from flexgs.scene.load import load_capture
 from flexgs.store_session import STOP, StoreSession
 from ray_jobs.cluster import share_memory, worker
-from ray_jobs.failures import Failures, MachineGoneError, cause_of
+from ray_jobs.failures import MachineGoneError, cause_of, note
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,11 @@ def train_loop_per_worker(config: Mapping[str, SceneJob]) -> dict[str, Any] | No
     job, group = config["job"], Group.current()
     # 1. The device of this worker.
     share_memory(job.beside)
-    device = ray.train.torch.get_device() if group.world > 1 else "cuda" if job.gpu else "cpu"
+    device = "cuda" if job.gpu else "cpu"
+    if group.world > 1:
+        from ray.train.torch import get_device
+
+        device = str(get_device())
     if not job.gpu:
         torch.set_num_threads(1)  # the rasterizer's threads use all cores of the worker
         pool.set_num_threads(job.cpus)
@@ -76,7 +78,7 @@ def train_loop_per_worker(config: Mapping[str, SceneJob]) -> dict[str, Any] | No
             # 3. The data, and the training from the last checkpoint to the cuts.
             scene = load_capture(job.capture, job.config)
             with contextlib.closing(StoreSession(store, group, leaving)) as session:
-                results = run(job.config, scene, store.folder, group, session, str(device))
+                results = run(job.config, scene, store.folder, group, session, device)
             # 4. The results.
             if group.rank == 0:
                 push_results(store)
@@ -118,6 +120,12 @@ def train_scene(job: SceneJob) -> dict[str, Any] | None:
 
 def _with_ray_train(job: SceneJob) -> dict[str, Any] | None:
     """Train with several workers."""
+    # A scene of one worker needs none of these, which take 1.5 s.
+    import ray.train.torch
+
+    from flexgs.ray_torch import Torch
+    from ray_jobs.callback import Failures
+
     train: Any = ray.train  # its annotations are those of Ray Train V1
     scaling_config = train.ScalingConfig(
         num_workers=job.workers,
@@ -148,13 +156,13 @@ def _as_task(job: SceneJob) -> dict[str, Any] | None:
     where = PlacementGroupSchedulingStrategy(job.room) if job.room else None
     task = ray.remote(train_loop_per_worker).options(
         num_cpus=job.cpus, num_gpus=int(job.gpu), max_retries=0, scheduling_strategy=where)
-    failures, left = Failures(job, job.machine), job.max_failures
+    left = job.max_failures
     while True:
         try:
             return ray.get(task.remote({"job": job}))
         except RayError as e:
             error = e.cause if isinstance(e, RayTaskError) else e
-            failures.after_exception(None, {0: error})
+            note(job, job.machine, {0: error})
             if not left:
                 raise error from None
             left -= 1

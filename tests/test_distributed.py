@@ -153,7 +153,7 @@ def _poisoned(group: Group, capture, config: Config, folder) -> None:
     assert len(set(group.gather(str(raised.value)))) == 1
     assert all(bool(t.isfinite().all()) for _, t in trainer.splats.items())
     again = Trainer(config, trainer.scene, group)
-    again.load(session.checkpoints()[0])
+    again.load(next(session.checkpoints()))
     assert again.step == 20 and all(bool(t.isfinite().all()) for _, t in again.splats.items())
 
 
@@ -190,8 +190,10 @@ def test_bench_ddp_measures_both_stages_and_modes_and_predicts(capsys):
     bound = re.search(r"unequal cost leave: (\d\.\d\d) with 2 workers", out)
     assert bound and 1 <= float(bound[1]) <= 2
     assert [(row["stage"], row["workers"], row["mode"]) for row in rows] == [
-        (stage, *crew) for stage in (1, 2) for crew in ((1, ""), (2, "replicated"), (2, "sharded"))]
-    one, two, shards, _, cuts, cut_shards = rows
+        (stage, *crew) for stage in (1, 2)
+        for crew in ((1, "apart"), (2, "apart"), (2, "replicated"), (2, "sharded"))]
+    one, apart, two, shards, _, _, cuts, cut_shards = rows
+    assert apart["mb_sent"] == apart["comm_ms"] == 0 and apart["mb_held"] == one["mb_held"]
     bytes_of_stage_1 = 4 * (300 * 59 + 1)  # the gradient and the loss; two workers send each byte once
     assert two["mb_sent"] * 1e6 == pytest.approx(bytes_of_stage_1) and one["mb_sent"] == 0
     assert cuts["mb_sent"] > two["mb_sent"]  # stage 2 has deltas

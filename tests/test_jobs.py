@@ -12,17 +12,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pycolmap
 import pytest
 import ray
 from PIL import Image
 
-from flexgs import dataset_options
+from flexgs import dataset_options, ray_library
 from flexgs.config import Config
 from flexgs.demo.synthetic import write_synthetic
 from flexgs.distributed import Group
 from flexgs.errors import UserError
-from flexgs.files import only_one, read_jsonl
+from flexgs.files import only_one, read_jsonl, write_json
 from flexgs.options import parse
 from flexgs.run import LocalSession, run
 from flexgs.scene.camera_model import CameraModel
@@ -30,7 +31,8 @@ from flexgs.scene.load import load_capture
 from flexgs.store import Store
 from flexgs.store_session import STOP
 from flexgs.tracking import Tracking
-from ray_jobs import batch, cluster, compare_all, failures, schedule, train_all, train_scene
+from flexgs.training import warmup
+from ray_jobs import batch, callback, cluster, compare_all, failures, schedule, train_all, train_scene
 from ray_jobs.cluster import this_python
 
 TINY = ["--preset", "smoke", "--steps", "80", "--data.factor", "1", "--base.max-splats", "600",
@@ -126,7 +128,7 @@ def test_a_scene_that_ran_out_of_memory_says_what_to_turn_and_what_is_left(tmp_p
 
 
 def test_what_a_worker_raised_is_noted_or_ends_the_run(tmp_path):
-    noted = failures.Failures(train_scene.SceneJob(tmp_path, Store(tmp_path), Config()), None)
+    noted = callback.Failures(train_scene.SceneJob(tmp_path, Store(tmp_path), Config()), None)
     noted.after_exception(None, {0: RuntimeError("lost\nmore"), 1: MemoryError()})
     errors = read_jsonl(tmp_path / "failures.jsonl")[0]["errors"]
     assert errors["0"] == "RuntimeError: lost" and "--base.max-splats" in errors["1"]
@@ -185,12 +187,35 @@ def ray_here(s3):
     quick = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
              "RAY_TRAIN_METRICS_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ.update(quick)
+    ray_library.without_dashboard()
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20,
              runtime_env=this_python())
     yield
     ray.shutdown()
     for name in quick:
         del os.environ[name]
+
+
+@pytest.mark.ray
+def test_a_local_ray_has_no_process_for_its_dashboard(ray_here):
+    titles = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+    assert any("raylet" in title for title in titles)
+    assert not [title for title in titles if "dashboard.py" in title]
+
+
+def test_kernels_are_compiled_again_only_where_numba_would(tmp_path, monkeypatch):
+    note = tmp_path / "compiled.json"
+    monkeypatch.setattr(warmup, "_note", lambda: note)
+    assert not warmup.compiled()
+    note.write_text("{")
+    assert not warmup.compiled()
+    write_json(note, warmup._compiled_from())
+    assert warmup.compiled()
+    with warmup.in_background() as wait:  # starts no process, which could not be waited for
+        monkeypatch.setattr("subprocess.Popen.wait", None)
+        wait()
+    monkeypatch.setattr("numba.__version__", "0.1")
+    assert not warmup.compiled()
 
 
 def start(root: Path, storage: Path | str, *more: str) -> tuple[int, str, str]:

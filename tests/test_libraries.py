@@ -55,6 +55,7 @@ def test_the_scan_finds_them():
 @pytest.mark.parametrize("name, loss", [
     ("started_address", "without --ray-address, no cluster of `ray start` is found"),
     ("listen_on_loopback", "a local Ray listens on all interfaces"),
+    ("without_dashboard", "a local Ray takes seconds longer to start"),
     ("draining_nodes", "scenes start on machines that are about to leave"),
     ("free_resources", "scenes are moved to devices that others hold"),
     ("no_room_error", "a scene whose machine is full fails, in place of waiting")])
@@ -70,6 +71,10 @@ def test_ray_still_has(name, loss):
 
         assert isinstance(ray_constants.ENABLE_RAY_CLUSTER, bool), loss
         assert isinstance(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, str), loss
+    if name == "without_dashboard":
+        from ray._private import services, utils
+
+        assert callable(services.start_api_server) and callable(utils.get_dashboard_dependency_error), loss
 
 
 def test_torch_still_takes_a_socket_for_its_store():

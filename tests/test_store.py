@@ -11,6 +11,7 @@ from flexgs.errors import UserError
 from flexgs.store import Store
 from flexgs.store_session import StoreSession
 from flexgs.training.checkpoint import checkpoints
+from tests.test_distributed import spawn
 
 
 def write(folder: Path, **files: str) -> None:
@@ -153,3 +154,29 @@ def test_a_storage_that_fails_ends_the_training(s3, tmp_path, monkeypatch):
     keep(session, 40)
     with pytest.raises(OSError, match="no bucket"):
         session.close()
+
+
+def _pulled(group: Group, store: Store, folders: list[Path]) -> None:
+    """Resume as a worker with a copy of its own."""
+    session = StoreSession(store.copied_to(folders[group.rank]), group)
+    newest = next(session.checkpoints())
+    assert (newest / "state.safetensors").read_text() == "80"
+    group.gather(None)
+    session.close()
+
+
+def test_workers_of_a_machine_pull_a_checkpoint_once(s3, tmp_path):
+    """And the older one, which is for damage, only when it is asked for."""
+    store = Store.open(s3.format("once"), tmp_path / "mine") / "scene"
+    session = StoreSession(store, Group())
+    for step in (40, 80):
+        keep(session, step)
+    session.close()
+    assert store.steps() == [80, 40]
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+    spawn(2, _pulled, store, folders)
+    assert list(tree(folders[0])) == [f"checkpoints/step_00000080/{n}"
+                                      for n in ("state.json", "state.safetensors")]
+    assert not tree(folders[1])

@@ -223,7 +223,7 @@ def test_a_last_batch_beyond_the_steps_is_an_end(scene, config, tmp_path):
     session = LocalSession(tmp_path / "run", Group(), QUIET)
     Trainer(config, scene).fit(QUIET, session.checkpoint)
     again = Trainer(config, scene)
-    again.load(session.checkpoints()[0])
+    again.load(next(session.checkpoints()))
     again.fit(QUIET, session.checkpoint)
     assert again.step == 42
 
@@ -309,13 +309,13 @@ def test_a_damaged_checkpoint_is_passed_over(kind, scene, config, tmp_path, caps
     for step in (1, 2):
         trainer.train_step()
         session.checkpoint(step, trainer.save)
-    changed(session.checkpoints()[0], "state", DAMAGE[kind])
+    changed(next(session.checkpoints()), "state", DAMAGE[kind])
     again = Trainer(config, scene)
     resume(again, session)
     assert again.step == 1
     line, = capsys.readouterr().err.splitlines()
     assert "step_00000002" in line and line.endswith("going on from the views 1")
-    changed(session.checkpoints()[1], "state", DAMAGE[kind])
+    changed(list(session.checkpoints())[1], "state", DAMAGE[kind])
     with pytest.raises(UserError, match=r"no older one is whole: remove them"):
         resume(Trainer(config, scene), session)
 

@@ -207,10 +207,12 @@ def train_base(search: Search, config: Config, scene: Scene, device: str) -> Pat
     base = base_folder(search, config)
     stage1 = base / f"seed_{config.seed}" / "stage1"
     with only_one(base.folder, wait=True), contextlib.closing(StoreSession(stage1, Group())) as session:
-        if done := stage1.exists(f"done/{DESCRIPTION}"):
+        if stage1.exists(f"done/{DESCRIPTION}"):
             stage1.pull("done")
         train_stage1(scene, config, base.folder, device, open_session=lambda folder, start: session)
-        if not done:
+        if stage1.exists(f"done/{DESCRIPTION}"):  # also if another machine has trained it meanwhile
+            stage1.pull("done")
+        else:
             stage1.push("done")
     return stage1.folder / "done"
 

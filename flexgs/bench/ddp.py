@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -35,8 +35,14 @@ from flexgs.training.trainer import Trainer
 from flexgs.training.warmup import warmup
 
 VIEWS = 16
-ALONE, MODES = "", ("replicated", "sharded")
-"""The modes of one worker, which sends nothing, and of several."""
+APART, MODES = "apart", ("replicated", "sharded")
+"""Workers that each train a model of their own, one view a step, and those that train one together. What
+workers apart are short of their number is the machine's doing: they share its memory and its clock."""
+
+
+def modes(world: int) -> tuple[str, ...]:
+    """Return the modes that so many workers are timed in."""
+    return (APART, *MODES) if world > 1 else (APART,)
 
 
 def ring_bytes(size: float, world: int) -> float:
@@ -145,10 +151,11 @@ def _worker(rank: int, world: int, store: str, count: int, width: int, height: i
     if world > 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    group, scene, trainers = _Timed(rank, world), bench_scene(count, width, height), {}
-    for stage, mode in product((1, 2), MODES if world > 1 else (ALONE,)):
+    together, scene, trainers = _Timed(rank, world), bench_scene(count, width, height), {}
+    for stage, mode in product((1, 2), modes(world)):
+        group = _Timed(0, 1) if mode == APART else together
         distributed = DistributedConfig("sharded") if mode == "sharded" else options
-        config = Config(distributed=distributed, batch=world)
+        config = Config(distributed=distributed, batch=group.world)
         config.base.max_splats, config.base.refine_start = count, 1.0  # the number of Gaussians stays
         trainers[stage, mode] = trainer = _Trainer(config, scene, group)
         trainer.step = trainer.base_steps // 2 if stage == 1 else trainer.base_steps
@@ -157,6 +164,7 @@ def _worker(rank: int, world: int, store: str, count: int, width: int, height: i
     while order := line.recv():
         (stage, mode, steps), times = order, []
         trainer = trainers[stage, mode]
+        group = cast(_Timed, trainer.group)
         group.reset()
         cpu = time.process_time()
         for _ in range(steps):
@@ -223,9 +231,10 @@ def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width:
               target: Target | None = None) -> list[dict[str, Any]]:
     """Time steps of both stages with several numbers of workers, print tables and return the rows measured.
 
-    Workers are processes of one thread. The numbers of workers, and replicas and shards, take turns in each
-    round, so that a busy machine disturbs all alike. Speed-ups are within a round; all figures are medians
-    over the rounds. The second table is a prediction: see flexgs.bench.predict.
+    Workers are processes of one thread. The numbers of workers, and their modes, take turns in each round, so
+    that a busy machine disturbs all alike. Speed-ups are within a round; all figures are medians over the
+    rounds. Rows of mode "apart" are of workers that each train a model of their own: no others can be faster
+    on this machine. The second table is a prediction: see flexgs.bench.predict.
 
     Args:
         workers: the numbers of workers; 1 is always measured.
@@ -255,7 +264,7 @@ def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width:
     rows = []
     print("".join(f"{head:>11}" for head in heads))
     for (stage, world, mode), ours in measured.items():
-        pairs = list(zip(measured[stage, 1, ALONE], ours, strict=True))
+        pairs = list(zip(measured[stage, 1, APART], ours, strict=True))
         row = {"stage": stage, "workers": world, "mode": mode,
                "ms": 1e3 * _median(t for r in ours for t in r.steps),
                "views_per_second": _median(world / r.step for r in ours),
@@ -275,12 +284,12 @@ def bench_ddp(workers: Sequence[int] = (1, 2, 4), *, count: int = 20_000, width:
     bounds = {world: imbalance(world, count=count, width=width, height=height) for world in worlds[1:]}
     print("stage 2, the most that views of unequal cost leave: "
           + ", ".join(f"{bound:.2f} with {world} workers" for world, bound in bounds.items()))
-    stage_1 = _median(r.cpu for r in measured[1, 1, ALONE])
+    stage_1 = _median(r.cpu for r in measured[1, 1, APART])
     counted, world = [], worlds[-1]
     for stage, mode in product((1, 2), MODES):
         of = measured[stage, world, mode][0]
         counted.append(Measured(stage, mode, Traffic(of.sent * world / (world - 1), of.sums, of.exchanges),
-                                _median(r.cpu for r in measured[stage, 1, ALONE]) / stage_1))
+                                _median(r.cpu for r in measured[stage, 1, APART]) / stage_1))
     print_prediction(target or Target(), counted, count, in_sight(bench_scene(count, width, height)))
     return rows
 
@@ -296,7 +305,7 @@ def _measured(worlds: Sequence[int], rounds: int, steps: int,
         for stage in (1, 2):
             for _ in range(rounds):
                 for world, crew in crews.items():
-                    for mode in MODES if world > 1 else (ALONE,):
+                    for mode in modes(world):
                         crew.ask((stage, mode, steps))
                         measured.setdefault((stage, world, mode), []).append(crew.answers()[0])
         for crew in crews.values():

@@ -1,10 +1,10 @@
 """What Ray and MLflow cost: `ray_jobs/train_all.py` on one scene against `flexgs train`, which has neither,
 in turns.
 
-    python -m tests.cluster.overhead CAPTURE --rounds 3 --steps 2000 --splats 24000
+    python -m tests.cluster.overhead CAPTURE --rounds 5 --steps 800 --splats 24000 --factor 4
 
-Prints the table of docs/reliability.md. Both train with all CPUs of the machine, which must have nothing else
-to do.
+Prints the table of docs/reliability.md, of medians. Both train with all CPUs of the machine, which
+must have nothing else to do.
 """
 
 import argparse
@@ -34,12 +34,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("capture", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--splats", type=int, default=24_000)
+    parser.add_argument("--factor", type=int, default=4)
     options = parser.parse_args()
     capture = options.capture.resolve()
-    settings = ["--steps", str(options.steps), "--base.max-splats", str(options.splats)]
+    settings = ["--steps", str(options.steps), "--base.max-splats", str(options.splats),
+                "--data.factor", str(options.factor)]
     commands = {
         "flexgs train": [sys.executable, "-m", "flexgs", "train", str(capture), "--output"],
         "train_all.py": [sys.executable, "ray_jobs/train_all.py", "--ray-address", "local", "--data-root",
@@ -51,13 +53,13 @@ def main() -> None:
             costs[name].append(cost([*command, "{}", *settings], capture.name))
             print(f"{name}: {costs[name][-1]}", file=sys.stderr, flush=True)
     print("| | start-up, s | a view, ms | after the last view, s |\n|---|---|---|---|")
-    middle = {name: Cost(*(median(column) for column in zip(*rows, strict=True))) for name,
-              rows in costs.items()}
-    for name, row in middle.items():
+    for name, rows in costs.items():
+        row = Cost(*(median(column) for column in zip(*rows, strict=True)))
         print(f"| `{name}` | {row.start:.1f} | {row.step:.2f} | {row.end:.1f} |")
-    without, with_ray = middle.values()
-    print(f"| difference | {with_ray.start - without.start:+.1f} | "
-          f"{100 * (with_ray.step / without.step - 1):+.1f} % | {with_ray.end - without.end:+.1f} |")
+    pairs = list(zip(*costs.values(), strict=True))
+    print(f"| difference of a pair | {median(b.start - a.start for a, b in pairs):+.1f} | "
+          f"{median(100 * (b.step / a.step - 1) for a, b in pairs):+.1f} % | "
+          f"{median(b.end - a.end for a, b in pairs):+.1f} |")
 
 
 def cost(command: list[str], scene: str) -> Cost:
