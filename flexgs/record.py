@@ -67,6 +67,8 @@ class BatchRecord:
         self.errors: dict[str, Exception] = {}
         self._untold: list[SceneRun] = []
         """Finished scenes whose results MLflow has not taken yet."""
+        self._ended = False
+        """Whether MLflow has got the end of the parent run."""
 
     def run_of(self, scene: SceneRun) -> Run:
         """Return the scene's run in MLflow."""
@@ -126,29 +128,35 @@ class BatchRecord:
     def finish(self) -> None:
         """End the parent run in MLflow, with the means over scenes.
 
-        If MLflow cannot be reached, scenes that it misses are sent again for WAIT_FOR_TRACKING_SECONDS.
+        If MLflow cannot be reached, what it misses is sent again for WAIT_FOR_TRACKING_SECONDS.
         """
-        if self.results:
-            results = [self.results[scene] for scene in sorted(self.results)]
-            means = mean_ratios(results)
-            self.mlflow.put(self.parent.log_summary, means, max(r["steps"] for r in results),
-                            {"psnr_auc": psnr_auc(means)} if means else {},
-                            max(r.get("time", 0) for r in results))
-            self.mlflow.put(self.parent.describe, notes.batch(results, self.command))
-        self.mlflow.put(self.parent.finish, "FAILED" if self.errors else "FINISHED")
-        if not self.mlflow.wait(10.0) or self._untold:
+        self.mlflow.put(self._end)
+        if not self.mlflow.wait(10.0) or self._untold or not self._ended:
             print(SLOW.format(WAIT_FOR_TRACKING_SECONDS), flush=True)
         until = time.monotonic() + WAIT_FOR_TRACKING_SECONDS
-        while self.mlflow.wait(WAIT_FOR_TRACKING_SECONDS) and self._untold and time.monotonic() < until:
+        while (self.mlflow.wait(WAIT_FOR_TRACKING_SECONDS) and (self._untold or not self._ended)
+               and time.monotonic() < until):
             time.sleep(2.0)
             self.tracking.retry()
             untold, self._untold = self._untold, []
             for scene in untold:
                 self.mlflow.put(self._report, scene, self.run_of(scene))
-            self.mlflow.put(self.parent.finish, "FAILED" if self.errors else "FINISHED")
-        if self._untold or not self.mlflow.idle:
+            self.mlflow.put(self._end)
+        if self._untold or not self._ended:
             names = ", ".join(scene.name for scene in self._untold) or "the end of the batch"
             print(f"MLflow has not got {names}; the same command sends it", flush=True)
+
+    def _end(self) -> None:
+        """End the parent run."""
+        told = True
+        if self.results:
+            results = [self.results[scene] for scene in sorted(self.results)]
+            means = mean_ratios(results)
+            told = (self.parent.log_summary(means, max(r["steps"] for r in results),
+                                            {"psnr_auc": psnr_auc(means)} if means else {},
+                                            max(r.get("time", 0) for r in results))
+                    and self.parent.describe(notes.batch(results, self.command)))
+        self._ended = self.parent.finish("FAILED" if self.errors else "FINISHED") and told
 
     def _open(self, run: Run, store: Store) -> None:
         """Show a run as running in MLflow; its id goes to the store."""

@@ -122,6 +122,25 @@ def test_what_mlflow_has_missed_of_a_search_is_sent_at_its_end(tmp_path):
     assert runs["trial 1"].data.metrics["psnr_auc"] == 22 and not tracking.missed
 
 
+def test_figures_of_a_trial_that_goes_on_after_its_stop_are_sent_once(tmp_path):
+    """Trial 0 is compared with the best at the end; others have the figures of where they were stopped."""
+    stopped = [record(number, 20.0, rungs=2, stopped=True) for number in (0, 1)]
+    search = saved(tmp_path, *stopped)
+    (tmp_path / "report.md").write_text("how it went")
+    tracking = Tracking(sqlite_uri(tmp_path / "mlflow.db"), "search", tmp_path / "artifacts")
+    progress = Progress(search, "psnr_auc", tracking, None)
+    for r in stopped:
+        progress.send(r)
+    search.save(record(0, 21.0))
+    progress.finish(search.records()[0], [])
+    runs = {run.info.run_name: run for run in tracking.client.search_runs([tracking.id])}
+    steps, half = search.start.steps, (search.start.steps + search.start.base_steps) // 2
+    for name, step, psnr in (("trial 0", steps, 21), ("trial 1", half, 20)):
+        for key, at in (("psnr/ratio_0.05", step), ("curve/psnr_by_ratio_permille", 50)):
+            history = tracking.client.get_metric_history(runs[name].info.run_id, key)
+            assert [(metric.step, metric.value) for metric in history] == [(at, psnr)], name
+
+
 def test_the_front_is_what_nothing_beats_in_quality_and_bytes(tmp_path):
     figures = [(20, 5), (21, 6), (19, 6), (18, 2)]
     records = [record(i, *both, size=True) for i,

@@ -6,12 +6,16 @@ import pickle
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from flexgs.config import Config
 from flexgs.files import read_jsonl
+from flexgs.record import BatchRecord
+from flexgs.store import Store
 from flexgs.tracking import Tracking, Writer, flatten, metric_name, sqlite_uri
 from flexgs.tracking import writer as writer_module
 
@@ -135,6 +139,25 @@ def test_a_run_that_mlflow_has_lost_is_made_again(uri, tmp_path):
     run.finish()
     assert (json.loads((tmp_path / "mlflow.json").read_text())["run_id"] == run.id
             != "0123456789abcdef0123456789abcdef")
+
+
+def test_what_mlflow_has_missed_of_a_batch_is_sent_at_its_end(tmp_path):
+    """The means over the scenes too, which nothing else sends."""
+    assert Tracking(sqlite_uri(tmp_path / "kept" / "mlflow.db"), "batch").available()
+    (tmp_path / "away").touch()  # no folder with a database
+    tracking = Tracking(sqlite_uri(tmp_path / "away" / "mlflow.db"), "batch", tmp_path / "artifacts")
+    record = BatchRecord(Store(tmp_path / "runs"), tracking, "the same command")
+    record.results = {"fox": RESULTS}
+    ending = threading.Thread(target=record.finish, daemon=True)
+    ending.start()
+    while not (tracking.missed and record.mlflow.idle):
+        time.sleep(0.05)
+    (tmp_path / "away").unlink()
+    (tmp_path / "kept").rename(tmp_path / "away")
+    ending.join(300)
+    (run,) = tracking.client.search_runs([tracking.id])
+    assert run.info.status == "FINISHED" and run.data.metrics["psnr/ratio_1.00"] == 25
+    assert "the same command" in run.data.tags["mlflow.note.content"]
 
 
 def test_no_mlflow_is_a_warning(tmp_path, caplog, monkeypatch):

@@ -87,19 +87,23 @@ class Progress(tune.Callback):
         why = describe(trial.get_pickled_error() or RuntimeError("unknown"))
         self._log(trial, f"its process died again and again ({why}); the same command goes on with it")
 
-    def send(self, record: Record) -> Run:
-        """Let MLflow have a trial's parameters and figures, and return its run."""
+    def send(self, record: Record, final: bool = False) -> Run:
+        """Let MLflow have a trial's parameters and figures, and return its run.
+
+        Figures are logged at the view they were measured at. Those of a trial 0 that was stopped are left to
+        the end of the search (final), since it may go on to be compared with the best.
+        """
         params = {"number": record.number, **record.params}
         run = self.tracking.run(self.search.trial(record.params).folder, f"trial {record.number}",
                                 kind="trial", parent=self.parent, params=params,
                                 tags={"scene": self.search.capture.name, "status": record.status})
         stage_2 = self.search.start.steps - self.search.start.base_steps
-        self.mlflow.put(run.log_history, [
-            {"step": self.search.start.steps - stage_2 * (RUNGS - rung) // RUNGS,
-             "psnr_auc": record.rungs[str(rung)]["psnr_auc"]}
-            for rung in MEASURED_AT if str(rung) in record.rungs])
-        if record.last:
-            self.mlflow.put(run.log_summary, record.last["ratios"], self.search.start.steps,
+        steps = {rung: self.search.start.steps - stage_2 * (RUNGS - rung) // RUNGS for rung in MEASURED_AT
+                 if str(rung) in record.rungs}
+        self.mlflow.put(run.log_history, [{"step": step, "psnr_auc": record.rungs[str(rung)]["psnr_auc"]}
+                                          for rung, step in steps.items()])
+        if record.last and (final or record.number or record.status == "finished"):
+            self.mlflow.put(run.log_summary, record.last["ratios"], max(steps.values()),
                             {"psnr_auc": record.last["psnr_auc"], "mb": record.last["mb"],
                              "train_seconds": record.seconds})
         self.mlflow.put(run.finish, "FAILED" if record.error else "FINISHED", record.error)
@@ -114,7 +118,7 @@ class Progress(tune.Callback):
         put, run, until = self.mlflow.put, self.parent, time.monotonic() + WAIT_FOR_TRACKING_SECONDS
         while True:
             self.tracking.retry()
-            runs = [self.send(record) for record in self.search.records()]
+            runs = [self.send(record, final=True) for record in self.search.records()]
             put(run.log_summary, winner.last["ratios"], self.search.start.steps, {
                 "psnr_auc": winner.last["psnr_auc"], "mb": winner.last["mb"], "best_trial": winner.number})
             put(run.describe, (self.search.folder / "report.md").read_text())
