@@ -76,7 +76,9 @@ def run(folder: Path, program: str, *arguments: str | Path, seconds: float = 60)
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory) -> Path:
-    return copied(WEB, tmp_path_factory.mktemp("npm") / "web")
+    folder = tmp_path_factory.mktemp("npm")
+    shutil.copy(WEB.parent / "LICENSE", folder)  # which the build takes from beside the package
+    return copied(WEB, folder / "web")
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +124,7 @@ def test_the_packed_package_is_installed_and_used_elsewhere(built, tmp_path):
     run(app, "npm", "install", "--offline", "--ignore-scripts", "--no-audit", "--no-fund",
         tarball)
     assert sorted(path.name for path in (app / "node_modules").glob("[!.]*")) == ["flexgs"]
+    assert (app / "node_modules/flexgs/LICENSE").read_bytes() == (WEB.parent / "LICENSE").read_bytes()
     pack(elastic(100, 1), app / "model.fgs", RATIOS)
     use = USE.replace("MODEL", base64.b64encode((app / "model.fgs").read_bytes()).decode())
     (app / "use.mts").write_text(use)

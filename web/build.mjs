@@ -1,8 +1,9 @@
 // Builds dist/: the package's two modules with their types; and flexgs/deploy/web/flexgs.js, which `flexgs cut --web`
 // hands out, so that Python users need no Node.js. The programs of the
-// workers are strings in each of them.
+// workers are strings in each of them. The package gets the project's licence.
 import { build } from "esbuild";
 import { execFileSync } from "node:child_process";
+import { copyFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
 process.chdir(fileURLToPath(new URL(".", import.meta.url)));
@@ -17,3 +18,4 @@ await build({ ...modules, entryPoints: { flexgs: "src/index.ts", view: "src/view
 await build({ ...modules, format: "iife", entryPoints: ["src/view.ts"],
   outfile: process.argv[2] ?? "../flexgs/deploy/web/flexgs.js" });
 execFileSync(process.execPath, ["node_modules/typescript/bin/tsc"], { stdio: "inherit" });
+copyFileSync("../LICENSE", "LICENSE");
