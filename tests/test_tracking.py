@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from flexgs.config import Config
 from flexgs.files import read_jsonl
@@ -139,6 +140,28 @@ def test_a_run_that_mlflow_has_lost_is_made_again(uri, tmp_path):
     run.finish()
     assert (json.loads((tmp_path / "mlflow.json").read_text())["run_id"] == run.id
             != "0123456789abcdef0123456789abcdef")
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_run_is_made_once_although_the_answer_was_lost(uri, tmp_path, monkeypatch, times):
+    """MLflow's client asks again by itself, and we do after a pause, perhaps in another process."""
+    def process() -> tuple[Tracking, bool]:
+        tracking = Tracking(uri, f"lost {times}")
+        return tracking, tracking.run(tmp_path, "run", kind="scene", params={"steps": 3}).start()
+
+    def lost(*args, **kwargs):
+        for _ in range(times):
+            create(*args, **kwargs)
+        raise ConnectionError("the answer is lost")
+
+    create = MlflowClient.create_run
+    monkeypatch.setattr(MlflowClient, "create_run", lost)
+    assert not process()[1]
+    monkeypatch.undo()
+    tracking, told = process()
+    (run,) = tracking.client.search_runs([tracking.id])
+    assert told and run.info.status == "RUNNING" and run.data.params == {"steps": "3"}
+    assert tracking.run(tmp_path, "run", kind="scene").id == run.info.run_id
 
 
 def test_what_mlflow_has_missed_of_a_batch_is_sent_at_its_end(tmp_path):

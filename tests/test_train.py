@@ -217,6 +217,20 @@ def test_a_stopped_run_goes_on_where_it_was_stopped(scene, config, tmp_path):
         assert row["psnr"] == whole["ratios"][ratio]["psnr"]
 
 
+def test_losses_are_means_of_the_views_between_reports_although_it_was_killed_there(scene, config, tmp_path):
+    """As a kill leaves it: a checkpoint at 50 views, reports at 40 and 60."""
+    def losses(trainer: Trainer, stop: int = 0) -> dict[int, float]:
+        found: dict[int, float] = {}
+        trainer.fit(lambda step, metrics: found.update({step: metrics["loss"]}),
+                    lambda step, write: write(tmp_path), stop=lambda reported: trainer.step == stop)
+        return found
+
+    whole = losses(Trainer(config, scene))
+    before, again = losses(Trainer(config, scene), 50), Trainer(config, scene)
+    again.load(tmp_path)
+    assert before | losses(again) == whole and 60 in whole and 60 not in before
+
+
 def test_a_last_batch_beyond_the_steps_is_an_end(scene, config, tmp_path):
     """41 views in batches of 2 end at 42; starting again finds nothing to do, not an error."""
     config.steps, config.batch = 41, 2

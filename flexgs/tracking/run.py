@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import math
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
@@ -248,16 +249,38 @@ class Run:
         return run_id
 
     def _created(self) -> str:
-        """Create the run, with its tags and parameters, and write its id to mlflow.json."""
+        """Create the run, with its tags and parameters, and write its id to mlflow.json.
+
+        MLflow may make a run although its answer is lost, and its client then asks again. So a request has a
+        name, which is in mlflow.json before it is sent, and one of the runs of that name stays.
+        """
         from mlflow.entities import Param
 
-        client = self.tracking.client
-        run_id = client.create_run(self.tracking.id, run_name=self.name, tags=self._all_tags()).info.run_id
-        write_json(self.folder / "mlflow.json", {"run_id": run_id})
+        client, about, made = self.tracking.client, self.folder / "mlflow.json", []
+        try:
+            request = read_json(about, dict[str, str])["request"]
+            made = self._made(request)
+        except (UserError, KeyError):  # no file, or one that does not say
+            request = secrets.token_hex(8)
+            write_json(about, {"request": request})
+        if not made:
+            client.create_run(self.tracking.id, run_name=self.name,
+                              tags=self._all_tags() | {"request": request})
+            made = self._made(request)
+        run_id, *others = made
+        for other in others:
+            client.delete_run(other)
+        write_json(about, {"run_id": run_id})
         params = [Param(key, public(str(value))[:6000]) for key, value in self.params.items()]
         for i in range(0, len(params), 100):
             client.log_batch(run_id, params=params[i:i + 100])
         return run_id
+
+    def _made(self, request: str) -> list[str]:
+        """Return the ids of the runs that were made for a request, the oldest first."""
+        found = self.tracking.client.search_runs([self.tracking.id], f"tags.request = '{request}'",
+                                                 order_by=["attributes.start_time"])
+        return [run.info.run_id for run in found]
 
     def _all_tags(self) -> dict[str, str]:
         tags = {key: public(str(value)) for key, value in self.tags.items() if value is not None}

@@ -20,7 +20,7 @@ from flexgs.distributed import Group, Shard
 from flexgs.distributed.gradients import summed_gradients, totals
 from flexgs.errors import UserError
 from flexgs.image.losses import as_float, halved, photometric
-from flexgs.inputs import Layout
+from flexgs.inputs import Layout, typed
 from flexgs.model.deltas import Deltas
 from flexgs.model.elastic import ElasticModel, Place, make_transform, transform_kind
 from flexgs.model.importance import footprint, score, scorer
@@ -171,7 +171,8 @@ class Trainer:
             raise UserError(f"--steps {c.steps}: the checkpoint has already seen {self.step} views; "
                             "ask for at least that many or choose another output folder")
         end = c.steps if until is None else until
-        self._meter, self._estimated_at = Meter(), self.step  # do not count the time of loading
+        self._meter.restart()  # does not count the time of loading
+        self._estimated_at = self.step
         done, kept = self.step >= end, time.monotonic()
         while not done:
             before, start = self.step, time.perf_counter()
@@ -648,7 +649,7 @@ class Trainer:
         about = {"scene": self.scene.name, "capture": self.scene.digest, "step": self.step,
                  "base_steps": self.base_steps, "elastic": self.elastic,
                  **Place(self.splats.origin, self.unit).to_dict(),
-                 "seconds": self.seconds, "config": self.config.to_dict()}
+                 "seconds": self.seconds, "losses": self._meter.losses, "config": self.config.to_dict()}
         return lambda folder: stored.save(folder, STATE, kept, about)
 
     def save(self, folder: Path) -> None:
@@ -673,11 +674,13 @@ class Trainer:
         check_same_capture(about.get("capture"), self.scene.digest, folder, OTHER_OUTPUT)
         try:
             read = checkpoint.tensors(self._layout(checkpoint))
+            losses = typed(list[float], about.get("losses", []), f"{folder}/state.json: losses")
         except UserError as e:
             raise DamagedError(str(e)) from None
         self.step, self.seconds = about["step"], about["seconds"]
         if self.step >= about["base_steps"]:  # stage 1 is over: raising --steps lengthens stage 2 only
             self.base_steps = about["base_steps"]
+        self._meter.losses = losses
         place = Place.of(about, f"{folder}/state.json")
         self.unit = place.unit
         whole = Splats(**stored.part(read, "splats."), origin=place.origin).at(self.scene.origin)
@@ -740,6 +743,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.losses: list[float] = []
+        """The losses of the steps since the last reading, which a checkpoint keeps."""
         self.terms: dict[str, Tensor] = {}
         self.views, self.steps, self.start = 0, 0, time.perf_counter()
 
@@ -753,11 +757,16 @@ class Meter:
         """Count a term of the loss of this worker's views; a GPU is not waited for before read_terms()."""
         self.terms[name] = self.terms.get(name, 0.0) + term.detach()
 
+    def restart(self) -> None:
+        """Measure the views per second from now on; losses that a checkpoint has brought stay."""
+        self.views, self.start = 0, time.perf_counter()
+
     def read(self) -> tuple[float, float]:
         """Return (mean loss, views per second) since the last reading, and start anew."""
         loss = sum(self.losses) / max(1, len(self.losses))
         rate = self.views / max(1e-9, time.perf_counter() - self.start)
-        self.losses, self.views, self.start = [], 0, time.perf_counter()
+        self.losses = []
+        self.restart()
         return round(loss, 6), round(rate, 2)
 
     def read_terms(self) -> dict[str, float]:
