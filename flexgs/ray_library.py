@@ -66,3 +66,10 @@ def no_room_error() -> type[Exception]:
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     return WorkerGroupStartupTimeoutError
+
+
+def start_error() -> type[Exception]:
+    """What Ray Train raises when a worker dies, or its machine, before it has begun."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+
+    return WorkerGroupStartupFailedError

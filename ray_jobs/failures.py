@@ -18,6 +18,10 @@ class SceneFailedError(Exception):
     """Training a scene failed for a reason other than the user's input; the message is one line."""
 
 
+class NotStartedError(SceneFailedError):
+    """A worker of a scene died, or its machine, before it had begun."""
+
+
 class MachineGoneError(Exception):
     """The machine of a scene's workers has left the cluster."""
 
@@ -48,10 +52,11 @@ def note(run: SceneRun, machine: str | None, errors: Mapping[int, Exception]) ->
 def cause_of(error: Exception, run: SceneRun) -> Exception:
     """Return what ended the training of a scene: a UserError, MachineGoneError or SceneFailedError.
 
-    The last has one line, which names the last checkpoint; the stack trace is in error.txt.
+    A SceneFailedError has one line, which names the last checkpoint; the stack trace is in error.txt.
     """
     from ray.train import ControllerError, WorkerGroupError  # where something failed, no time is lost
 
+    kind: type[SceneFailedError] = SceneFailedError
     if isinstance(error, ControllerError):
         inner = error.controller_failure
         if isinstance(inner, ray_library.no_room_error()):
@@ -59,6 +64,7 @@ def cause_of(error: Exception, run: SceneRun) -> Exception:
         if isinstance(inner, UserError | MachineGoneError):
             return inner
         lines = {describe(inner)}
+        kind = NotStartedError if isinstance(inner, ray_library.start_error()) else kind
     elif isinstance(error, UserError | MachineGoneError):
         return error
     else:
@@ -69,4 +75,4 @@ def cause_of(error: Exception, run: SceneRun) -> Exception:
         details.write_text(public("".join(traceback.format_exception(error))))
         if step := run.store.latest_step():
             last = f"last checkpoint: {run.store.place(f'checkpoints/step_{step:08d}')}"
-    return SceneFailedError(f"{'; '.join(sorted(lines))}; {last}; details in {details}")
+    return kind(f"{'; '.join(sorted(lines))}; {last}; details in {details}")

@@ -14,7 +14,7 @@ import contextlib
 import socket
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from flexgs.run import StoppedError, run
 from flexgs.scene.load import load_capture
 from flexgs.store_session import STOP, StoreSession
 from ray_jobs.cluster import share_memory, worker
-from ray_jobs.failures import MachineGoneError, cause_of, note
+from ray_jobs.failures import MachineGoneError, NotStartedError, cause_of, note
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,13 @@ def train_scene(job: SceneJob) -> dict[str, Any] | None:
         return _with_ray_train(job) if job.workers > 1 else _as_task(job)
     except Exception as e:
         cause = cause_of(e, job)
-        if isinstance(cause, MachineGoneError):
-            return None
-        raise cause from None
+    try:
+        if isinstance(cause, NotStartedError) and job.max_failures:
+            note(job, job.machine, {0: cause})  # Ray Train itself starts again only what has begun
+            return train_scene(replace(job, max_failures=job.max_failures - 1))
+        raise cause
+    except MachineGoneError:
+        return None
 
 
 def _with_ray_train(job: SceneJob) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pycolmap
 import pytest
 import ray
 from PIL import Image
+from ray.train import ControllerError
 
 from flexgs import dataset_options, ray_library
 from flexgs.config import Config
@@ -354,6 +356,26 @@ def test_a_worker_that_dies_is_started_again(ray_here, tmp_path, monkeypatch):
         else:
             with pytest.raises(failures.SceneFailedError, match=r"WorkerCrashedError.*; no checkpoint"):
                 train_scene.train_scene(job)
+
+
+@pytest.mark.ray
+def test_workers_that_die_before_they_have_begun_are_started_again(ray_here, tmp_path, monkeypatch):
+    """Ray Train ends its run then. A scene whose machine has gone goes back to the queue."""
+    def dies_once(job: train_scene.SceneJob) -> dict:
+        if (job.folder / "died").exists():
+            return {"steps": 1}
+        (job.folder / "died").touch()
+        raise ControllerError(ray_library.start_error()("its node has died"))
+
+    monkeypatch.setattr(train_scene, "_with_ray_train", dies_once)
+    job = train_scene.SceneJob(tmp_path, Store(tmp_path), Config(), workers=2, max_failures=1)
+    assert train_scene.train_scene(job) == {"steps": 1}
+    assert "its node has died" in read_jsonl(tmp_path / "failures.jsonl")[0]["errors"]["0"]
+    (tmp_path / "died").unlink()
+    with pytest.raises(failures.SceneFailedError, match="its node has died"):
+        train_scene.train_scene(replace(job, max_failures=0))
+    (tmp_path / "died").unlink()
+    assert train_scene.train_scene(replace(job, machine="gone")) is None
 
 
 @pytest.mark.ray

@@ -58,7 +58,8 @@ def test_the_scan_finds_them():
     ("without_dashboard", "a local Ray takes seconds longer to start"),
     ("draining_nodes", "scenes start on machines that are about to leave"),
     ("free_resources", "scenes are moved to devices that others hold"),
-    ("no_room_error", "a scene whose machine is full fails, in place of waiting")])
+    ("no_room_error", "a scene whose machine is full fails, in place of waiting"),
+    ("start_error", "a scene whose machine dies before its workers have begun fails")])
 def test_ray_still_has(name, loss):
     from flexgs import ray_library
 

@@ -218,10 +218,13 @@ def test_a_stopped_run_goes_on_where_it_was_stopped(scene, config, tmp_path):
 
 
 def test_losses_are_means_of_the_views_between_reports_although_it_was_killed_there(scene, config, tmp_path):
-    """As a kill leaves it: a checkpoint at 50 views, reports at 40 and 60."""
-    def losses(trainer: Trainer, stop: int = 0) -> dict[int, float]:
-        found: dict[int, float] = {}
-        trainer.fit(lambda step, metrics: found.update({step: metrics["loss"]}),
+    """As a kill leaves it: a checkpoint at 50 views, reports at 40 and 60; the terms of stage 2 too."""
+    config.base.stage1_fraction = 0.25
+
+    def losses(trainer: Trainer, stop: int = 0) -> dict[int, dict[str, float]]:
+        found: dict[int, dict[str, float]] = {}
+        trainer.fit(lambda step, metrics: found.update(
+                        {step: {name: value for name, value in metrics.items() if name.startswith("loss")}}),
                     lambda step, write: write(tmp_path), stop=lambda reported: trainer.step == stop)
         return found
 

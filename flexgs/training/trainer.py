@@ -4,7 +4,7 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -527,17 +527,22 @@ class Trainer:
         In stage 2, loss is the sum of loss_full, loss_selection, loss_elastic, loss_transform and those of
         the order, each with its weight. All workers call this together.
         """
-        loss, rate = self._meter.read()
-        terms: dict[str, float] = {}
-        for part in self.group.gather(self._meter.read_terms()):
-            for name, value in part.items():
-                terms[f"loss_{name}"] = round(terms.get(f"loss_{name}", 0.0) + value, 6)
+        loss, mine, rate = self._meter.read()
+        terms = {f"loss_{name}": round(value, 6) for name, value in self._added_up(mine).items()}
         eta = self._seconds_left(rate)
         return {"stage": 1 if self.step <= self.base_steps else 2, "steps": self.config.steps, "loss": loss,
                 **terms, **(self.order.figures(self._progress(self.step)) if self.elastic else {}),
                 "views_per_second": rate, "eta_seconds": eta, "workers": self.group.world,
                 "splats": self.shard.n, "memory_mb": self._memory(),
                 **{f"test_psnr_{ratio_name(ratio)}": psnr for ratio, psnr in self._test_psnr().items()}}
+
+    def _added_up(self, terms: Mapping[str, float]) -> dict[str, float]:
+        """Return the sum over the workers of each term."""
+        total: dict[str, float] = {}
+        for part in self.group.gather(terms):
+            for name, value in part.items():
+                total[name] = total.get(name, 0.0) + value
+        return total
 
     def _seconds_left(self, rate: float) -> float:
         """Estimate the time that is left, NaN if unknown; rate: views per second since the last estimate.
@@ -649,7 +654,8 @@ class Trainer:
         about = {"scene": self.scene.name, "capture": self.scene.digest, "step": self.step,
                  "base_steps": self.base_steps, "elastic": self.elastic,
                  **Place(self.splats.origin, self.unit).to_dict(),
-                 "seconds": self.seconds, "losses": self._meter.losses, "config": self.config.to_dict()}
+                 "seconds": self.seconds, "config": self.config.to_dict(), "losses": self._meter.losses,
+                 "terms": self._added_up({name: float(t) for name, t in self._meter.terms.items()})}
         return lambda folder: stored.save(folder, STATE, kept, about)
 
     def save(self, folder: Path) -> None:
@@ -675,12 +681,15 @@ class Trainer:
         try:
             read = checkpoint.tensors(self._layout(checkpoint))
             losses = typed(list[float], about.get("losses", []), f"{folder}/state.json: losses")
+            terms = typed(dict[str, float], about.get("terms", {}), f"{folder}/state.json: terms")
         except UserError as e:
             raise DamagedError(str(e)) from None
         self.step, self.seconds = about["step"], about["seconds"]
         if self.step >= about["base_steps"]:  # stage 1 is over: raising --steps lengthens stage 2 only
             self.base_steps = about["base_steps"]
         self._meter.losses = losses
+        if self.group.rank == 0:
+            self._meter.terms = {name: torch.tensor(value) for name, value in terms.items()}
         place = Place.of(about, f"{folder}/state.json")
         self.unit = place.unit
         whole = Splats(**stored.part(read, "splats."), origin=place.origin).at(self.scene.origin)
@@ -739,38 +748,33 @@ class Trainer:
 
 
 class Meter:
-    """Measures the mean loss and the views per second between two readings."""
+    """Measures the mean losses and the views per second between two readings."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
         """The losses of the steps since the last reading, which a checkpoint keeps."""
         self.terms: dict[str, Tensor] = {}
-        self.views, self.steps, self.start = 0, 0, time.perf_counter()
+        """The sum over these steps of each term of the loss of this worker's views, kept for all workers."""
+        self.views, self.start = 0, time.perf_counter()
 
     def add(self, loss: float, views: int) -> None:
         """Count the loss of one step and its number of views."""
         self.losses.append(loss)
         self.views += views
-        self.steps += 1
 
     def note(self, name: str, term: Tensor) -> None:
-        """Count a term of the loss of this worker's views; a GPU is not waited for before read_terms()."""
+        """Count a term of the loss of this worker's views; a GPU is not waited for before read()."""
         self.terms[name] = self.terms.get(name, 0.0) + term.detach()
 
     def restart(self) -> None:
         """Measure the views per second from now on; losses that a checkpoint has brought stay."""
         self.views, self.start = 0, time.perf_counter()
 
-    def read(self) -> tuple[float, float]:
-        """Return (mean loss, views per second) since the last reading, and start anew."""
-        loss = sum(self.losses) / max(1, len(self.losses))
-        rate = self.views / max(1e-9, time.perf_counter() - self.start)
-        self.losses = []
+    def read(self) -> tuple[float, dict[str, float], float]:
+        """Return the mean loss, the mean of each term, and views per second since the last reading."""
+        steps = max(1, len(self.losses))
+        terms = {name: float(term) / steps for name, term in self.terms.items()}
+        loss, rate = sum(self.losses) / steps, self.views / max(1e-9, time.perf_counter() - self.start)
+        self.losses, self.terms = [], {}
         self.restart()
-        return round(loss, 6), round(rate, 2)
-
-    def read_terms(self) -> dict[str, float]:
-        """Return the mean over steps of each term since the last reading, and start anew."""
-        found = {name: float(term) / max(1, self.steps) for name, term in self.terms.items()}
-        self.terms, self.steps = {}, 0
-        return found
+        return round(loss, 6), terms, round(rate, 2)
