@@ -45,14 +45,13 @@ def _note() -> Path:
 def _compiled_from() -> dict[str, list | str]:
     """Return all that makes numba compile the kernels again."""
     import numba
-    from llvmlite import binding
+    from numba.core.registry import cpu_target
 
     from flexgs.image import ssim
     from flexgs.raster.cpu import kernels
 
     files = [Path(str(module.__file__)).stat() for module in (kernels, ssim)]
-    return {"numba": numba.__version__, "cpu": binding.get_host_cpu_name(),
-            "features": binding.get_host_cpu_features().flatten(),
+    return {"numba": numba.__version__, "cpu": list(cpu_target.target_context.codegen().magic_tuple()),
             "sources": [[file.st_mtime_ns, file.st_size] for file in files]}
 
 
