@@ -123,7 +123,7 @@ class Watch:
             self.release()
         self._room, self._cpus = self._room or allocation.reserve(), allocation.cpus
         room = placement_group_table(self._room)
-        if room["state"] != "CREATED":
+        if room.get("state") != "CREATED":  # a new one may not be in the table yet
             return None
         machine = None if allocation.spread else room["bundles_to_node_id"][0]
         return self._start(allocation.sizes[0], machine, screen)
