@@ -4,7 +4,8 @@ pyproject.toml pins Ray's minor version; tests/test_libraries.py says what no lo
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 
 def started_address() -> str | None:
@@ -29,16 +30,22 @@ def listen_on_loopback() -> None:
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
 
 
-def without_dashboard() -> None:
-    """Let a Ray that starts here be as Ray is installed without its dashboard, which takes 4 s less.
+@contextmanager
+def without_dashboard() -> Iterator[None]:
+    """Let a Ray that is started in the block be as Ray is installed without its dashboard, seconds faster.
 
     With include_dashboard=False alone, ray.init() still starts a process that only reports usage and waits
     for it, and starts the whole of the dashboard's agent.
     """
     from ray._private import services, utils
 
+    start, missing = services.start_api_server, utils.get_dashboard_dependency_error
     services.start_api_server = lambda *args, **kwargs: ("", None)
     utils.get_dashboard_dependency_error = lambda: ImportError("the dashboard was not asked for")
+    try:
+        yield
+    finally:
+        services.start_api_server, utils.get_dashboard_dependency_error = start, missing
 
 
 def draining_nodes() -> Mapping[str, int]:

@@ -114,11 +114,10 @@ def _start_here(workers: int, dashboard: bool) -> None:
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # workers are all that this machine is to do
     ray_library.listen_on_loopback()
-    if not dashboard:
-        ray_library.without_dashboard()
     more = workers > (os.cpu_count() or 1)
-    _init("local", num_cpus=workers if more else None, num_gpus=torch.cuda.device_count(),
-          include_dashboard=dashboard, object_store_memory=256 << 20, runtime_env=this_python())
+    with contextlib.nullcontext() if dashboard else ray_library.without_dashboard():
+        _init("local", num_cpus=workers if more else None, num_gpus=torch.cuda.device_count(),
+              include_dashboard=dashboard, object_store_memory=256 << 20, runtime_env=this_python())
     with contextlib.suppress(OSError):  # Ray writes the token so that other users can read it
         (Path.home() / ".ray" / "auth_token").chmod(0o600)
 

@@ -54,7 +54,10 @@ def cause_of(error: Exception, run: SceneRun) -> Exception:
 
     A SceneFailedError has one line, which names the last checkpoint; the stack trace is in error.txt.
     """
-    from ray.train import ControllerError, WorkerGroupError  # where something failed, no time is lost
+    if isinstance(error, UserError | MachineGoneError):
+        return error
+    # Imported only here, since it takes 1.5 s, which a scene of one worker that does not fail need not wait.
+    from ray.train import ControllerError, WorkerGroupError
 
     kind: type[SceneFailedError] = SceneFailedError
     if isinstance(error, ControllerError):
@@ -65,8 +68,6 @@ def cause_of(error: Exception, run: SceneRun) -> Exception:
             return inner
         lines = {describe(inner)}
         kind = NotStartedError if isinstance(inner, ray_library.start_error()) else kind
-    elif isinstance(error, UserError | MachineGoneError):
-        return error
     else:
         lines = ({describe(e) for e in error.worker_failures.values()} if isinstance(error, WorkerGroupError)
                  else {describe(error)})

@@ -114,9 +114,10 @@ def train_scene(job: SceneJob) -> dict[str, Any] | None:
     except Exception as e:
         cause = cause_of(e, job)
     try:
-        if isinstance(cause, NotStartedError) and job.max_failures:
-            note(job, job.machine, {0: cause})  # Ray Train itself starts again only what has begun
-            return train_scene(replace(job, max_failures=job.max_failures - 1))
+        if isinstance(cause, NotStartedError):  # Ray Train itself starts again only what has begun
+            note(job, job.machine, {0: cause})
+            if job.max_failures:
+                return train_scene(replace(job, max_failures=job.max_failures - 1))
         raise cause
     except MachineGoneError:
         return None

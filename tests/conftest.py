@@ -2,7 +2,9 @@
 
 import logging
 import os
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from flexgs.config import Config
 from flexgs.demo.synthetic import write_synthetic
 from flexgs.scene import load_scene
 from flexgs.splats import Splats
+from flexgs.tracking import Tracking, Writer, sqlite_uri
 
 torch.set_num_threads(1)  # idle OpenMP threads spin, and the machines that run tests have few cores
 # where the tests' servers are, whatever leads outside
@@ -114,3 +117,23 @@ def s3() -> Iterator[str]:
                      region_name="us-east-1").create_bucket(Bucket="bucket")
         yield f"s3://bucket/{{}}?endpoint_override={host}:{port}&scheme=http"
     server.stop()
+
+
+def ended_while_mlflow_comes_back(folder: Path,
+                                  begin: Callable[[Tracking], tuple[Writer, Callable]]) -> Tracking:
+    """Let something end while MLflow is away, and bring MLflow back once it has missed what it was sent.
+
+    begin: makes, with this MLflow, a writer and the function that ends it.
+    """
+    assert Tracking(sqlite_uri(folder / "kept" / "mlflow.db"), "test").available()
+    (folder / "away").touch()  # no folder with a database
+    tracking = Tracking(sqlite_uri(folder / "away" / "mlflow.db"), "test", folder / "artifacts")
+    writer, end = begin(tracking)
+    ending = threading.Thread(target=end, daemon=True)
+    ending.start()
+    while not (tracking.missed and writer.idle):
+        time.sleep(0.05)
+    (folder / "away").unlink()
+    (folder / "kept").rename(folder / "away")
+    ending.join(300)
+    return tracking

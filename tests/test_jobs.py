@@ -375,7 +375,7 @@ def test_workers_that_die_before_they_have_begun_are_started_again(ray_here, tmp
     with pytest.raises(failures.SceneFailedError, match="its node has died"):
         train_scene.train_scene(replace(job, max_failures=0))
     (tmp_path / "died").unlink()
-    assert train_scene.train_scene(replace(job, machine="gone")) is None
+    assert train_scene.train_scene(replace(job, machine="gone", max_failures=0)) is None
 
 
 @pytest.mark.ray

@@ -75,7 +75,10 @@ def test_ray_still_has(name, loss):
     if name == "without_dashboard":
         from ray._private import services, utils
 
-        assert callable(services.start_api_server) and callable(utils.get_dashboard_dependency_error), loss
+        theirs = services.start_api_server, utils.get_dashboard_dependency_error
+        with ray_library.without_dashboard():
+            assert services.start_api_server not in theirs, loss
+        assert theirs == (services.start_api_server, utils.get_dashboard_dependency_error)
 
 
 def test_torch_still_takes_a_socket_for_its_store():

@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from flexgs.distributed import Group
 from flexgs.errors import UserError
 from flexgs.evaluate import chosen
 from flexgs.store import Store
-from flexgs.tracking import Tracking, sqlite_uri
+from flexgs.tracking import Tracking, Writer, sqlite_uri
 from ray_jobs import train_all
+from tests.conftest import ended_while_mlflow_comes_back
 from tuning import search as command
 from tuning.progress import Progress
 from tuning.report import Gain, agreement, table
@@ -104,17 +105,12 @@ def test_what_mlflow_has_missed_of_a_search_is_sent_at_its_end(tmp_path):
     """While the search waits for it."""
     search = saved(tmp_path, record(0, 20.0), record(1, 22.0), record(2, 0, rungs=0, error="NaN"))
     (tmp_path / "report.md").write_text("how it went")
-    assert Tracking(sqlite_uri(tmp_path / "kept" / "mlflow.db"), "search").available()
-    (tmp_path / "away").touch()  # no folder with a database
-    tracking = Tracking(sqlite_uri(tmp_path / "away" / "mlflow.db"), "search", tmp_path / "artifacts")
-    progress = Progress(search, "psnr_auc", tracking, None)
-    ending = threading.Thread(target=progress.finish, args=(search.records()[1], []), daemon=True)
-    ending.start()
-    while not (tracking.missed and progress.mlflow.idle):
-        time.sleep(0.05)
-    (tmp_path / "away").unlink()
-    (tmp_path / "kept").rename(tmp_path / "away")
-    ending.join(300)
+
+    def begin(tracking: Tracking) -> tuple[Writer, Callable]:
+        progress = Progress(search, "psnr_auc", tracking, None)
+        return progress.mlflow, lambda: progress.finish(search.records()[1], [])
+
+    tracking = ended_while_mlflow_comes_back(tmp_path, begin)
     runs = {run.info.run_name: run for run in tracking.client.search_runs([tracking.id])}
     assert {name: run.info.status for name, run in runs.items()} == {
         "capture: search": "FINISHED", "trial 0": "FINISHED", "trial 1": "FINISHED", "trial 2": "FAILED"}

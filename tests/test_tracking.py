@@ -6,8 +6,7 @@ import pickle
 import socket
 import subprocess
 import sys
-import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from flexgs.record import BatchRecord
 from flexgs.store import Store
 from flexgs.tracking import Tracking, Writer, flatten, metric_name, sqlite_uri
 from flexgs.tracking import writer as writer_module
+from tests.conftest import ended_while_mlflow_comes_back
 
 RESULTS = {"scene": "fox", "preset": "smoke", "steps": 200, "train_seconds": 3.5, "seconds": 4.0, "ratios": {
     "0.005": {"psnr": 15.0, "ssim": 0.4, "lpips_vgg": None, "splats": 5, "mb": 0.1, "ms": 1.0},
@@ -166,18 +166,12 @@ def test_a_run_is_made_once_although_the_answer_was_lost(uri, tmp_path, monkeypa
 
 def test_what_mlflow_has_missed_of_a_batch_is_sent_at_its_end(tmp_path):
     """The means over the scenes too, which nothing else sends."""
-    assert Tracking(sqlite_uri(tmp_path / "kept" / "mlflow.db"), "batch").available()
-    (tmp_path / "away").touch()  # no folder with a database
-    tracking = Tracking(sqlite_uri(tmp_path / "away" / "mlflow.db"), "batch", tmp_path / "artifacts")
-    record = BatchRecord(Store(tmp_path / "runs"), tracking, "the same command")
-    record.results = {"fox": RESULTS}
-    ending = threading.Thread(target=record.finish, daemon=True)
-    ending.start()
-    while not (tracking.missed and record.mlflow.idle):
-        time.sleep(0.05)
-    (tmp_path / "away").unlink()
-    (tmp_path / "kept").rename(tmp_path / "away")
-    ending.join(300)
+    def begin(tracking: Tracking) -> tuple[Writer, Callable]:
+        record = BatchRecord(Store(tmp_path / "runs"), tracking, "the same command")
+        record.results = {"fox": RESULTS}
+        return record.mlflow, record.finish
+
+    tracking = ended_while_mlflow_comes_back(tmp_path, begin)
     (run,) = tracking.client.search_runs([tracking.id])
     assert run.info.status == "FINISHED" and run.data.metrics["psnr/ratio_1.00"] == 25
     assert "the same command" in run.data.tags["mlflow.note.content"]
