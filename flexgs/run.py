@@ -172,15 +172,21 @@ def finished(folder: Path, config: Config, scene: Scene) -> dict[str, Any] | Non
 
 
 def resume(trainer: Trainer, session: Session) -> None:
-    """Load the newest whole checkpoint, if any; print which are damaged, or UserError if all are."""
-    damaged: list[DamagedError] = []
+    """Load the newest checkpoint that all workers find whole, if any; print which are damaged.
+
+    UserError if all are.
+    """
+    damaged: list[str] = []
     for checkpoint in session.checkpoints():
+        error = None
         try:
             trainer.load(checkpoint)
         except DamagedError as e:
-            damaged.append(e)
-            continue
-        break
+            error = str(e)
+        found = [error for error in trainer.group.gather(error) if error]
+        if not found:
+            break
+        damaged += found[:1]
     else:
         if damaged:
             raise UserError(f"{damaged[0]}; no older one is whole: remove them, and the "

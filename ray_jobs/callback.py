@@ -1,11 +1,11 @@
-"""The callback through which Ray Train tells that workers of a scene have died."""
+"""The callback through which Ray Train tells that workers have died."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from ray.train import UserCallback
 
-from flexgs.record import SceneRun
+from flexgs.store import Store
 from ray_jobs import failures
 
 
@@ -15,8 +15,8 @@ class Failures(UserCallback):
     Ray Train starts them again after an error of a worker, but not after one of a callback.
     """
 
-    def __init__(self, run: SceneRun, machine: str | None):
-        """Prepare for a run; machine: Ray's id of the machine that the workers must be on."""
+    def __init__(self, run: Store, machine: str | None):
+        """Prepare for the run in a folder; machine: Ray's id of the machine that the workers must be on."""
         self.run, self.machine = run, machine
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:

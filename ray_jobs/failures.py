@@ -10,7 +10,7 @@ import ray
 
 from flexgs import ray_library
 from flexgs.errors import UserError
-from flexgs.record import SceneRun
+from flexgs.store import Store
 from flexgs.urls import describe, public
 
 
@@ -26,11 +26,11 @@ class MachineGoneError(Exception):
     """The machine of a scene's workers has left the cluster."""
 
 
-def note(run: SceneRun, machine: str | None, errors: Mapping[int, Exception]) -> None:
+def note(run: Store, machine: str | None, errors: Mapping[int, Exception]) -> None:
     """Write failures of workers to failures.jsonl.
 
     Args:
-        run: the scene.
+        run: the run's folder.
         machine: Ray's id of the machine that the workers must be on.
         errors: by the rank of the worker.
 
@@ -44,13 +44,13 @@ def note(run: SceneRun, machine: str | None, errors: Mapping[int, Exception]) ->
     with (run.folder / "failures.jsonl").open("a") as lines:
         said = {rank: describe(error) for rank, error in errors.items()}
         lines.write(json.dumps({"time": round(time.time()), "errors": said}) + "\n")
-    run.store.push("failures.jsonl")
+    run.push("failures.jsonl")
     if machine and not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == machine):
         raise MachineGoneError(machine)
 
 
-def cause_of(error: Exception, run: SceneRun) -> Exception:
-    """Return what ended the training of a scene: a UserError, MachineGoneError or SceneFailedError.
+def cause_of(error: Exception, run: Store) -> Exception:
+    """Return what ended a run whose folder this is: a UserError, MachineGoneError or SceneFailedError.
 
     A SceneFailedError has one line, which names the last checkpoint; the stack trace is in error.txt.
     """
@@ -74,6 +74,6 @@ def cause_of(error: Exception, run: SceneRun) -> Exception:
     details, last = run.folder / "error.txt", "no checkpoint yet"
     with contextlib.suppress(OSError):  # if the storage fails, `lines` say so already
         details.write_text(public("".join(traceback.format_exception(error))))
-        if step := run.store.latest_step():
-            last = f"last checkpoint: {run.store.place(f'checkpoints/step_{step:08d}')}"
+        if step := run.latest_step():
+            last = f"last checkpoint: {run.place(f'checkpoints/step_{step:08d}')}"
     return kind(f"{'; '.join(sorted(lines))}; {last}; details in {details}")

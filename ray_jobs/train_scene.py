@@ -112,10 +112,10 @@ def train_scene(job: SceneJob) -> dict[str, Any] | None:
     try:
         return _with_ray_train(job) if job.workers > 1 else _as_task(job)
     except Exception as e:
-        cause = cause_of(e, job)
+        cause = cause_of(e, job.store)
     try:
         if isinstance(cause, NotStartedError):  # Ray Train itself starts again only what has begun
-            note(job, job.machine, {0: cause})
+            note(job.store, job.machine, {0: cause})
             if job.max_failures:
                 return train_scene(replace(job, max_failures=job.max_failures - 1))
         raise cause
@@ -143,7 +143,7 @@ def _with_ray_train(job: SceneJob) -> dict[str, Any] | None:
         storage_path=str(Path(job.store.place()).parent),
         storage_filesystem=job.store.files,
         failure_config=train.FailureConfig(max_failures=job.max_failures, controller_failure_limit=0),
-        callbacks=[Failures(job, job.machine)],
+        callbacks=[Failures(job.store, job.machine)],
         logging_config=train.LoggingConfig(log_level="WARNING"),
     )
     trainer = train.torch.TorchTrainer(
@@ -167,7 +167,7 @@ def _as_task(job: SceneJob) -> dict[str, Any] | None:
             return ray.get(task.remote({"job": job}))
         except RayError as e:
             error = e.cause if isinstance(e, RayTaskError) else e
-            note(job, job.machine, {0: error})
+            note(job.store, job.machine, {0: error})
             if not left:
                 raise error from None
             left -= 1

@@ -208,6 +208,18 @@ def test_of_many_photographs_those_that_may_fit_are_matched(made, tmp_path):
     assert mapper.map(tmp_path / "out").models[0].num_reg_images() == 14
 
 
+def test_the_poses_do_not_depend_on_the_number_of_threads(made, tmp_path, monkeypatch):
+    shutil.copytree(made[0] / "images", tmp_path / "images")
+    shutil.copy(made[0] / "database.db", tmp_path)
+    found = []
+    for n in (1, 3):
+        monkeypatch.setattr("flexgs.pool._threads", n)
+        (out := tmp_path / str(n)).mkdir()
+        Mapper(tmp_path, CaptureOptions()).map(out)
+        found.append([(out / "0" / f"{name}.bin").read_bytes() for name in ("cameras", "images", "points3D")])
+    assert found[0] == found[1]
+
+
 def test_parts_that_do_not_fit_together(studio, tmp_path, capsys):
     """The larger one is trained on; the other is kept and named."""
     (tmp_path / "in").mkdir()

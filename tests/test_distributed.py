@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from flexgs.config import Config, DistributedConfig
 from flexgs.distributed import Group, shared_memory
 from flexgs.distributed.gradients import summed_gradients
 from flexgs.errors import UserError
-from flexgs.run import LocalSession
+from flexgs.run import LocalSession, resume
 from flexgs.scene import load_scene
 from flexgs.seeds import generator
 from flexgs.training.checkpoint import latest_checkpoint
@@ -162,6 +163,26 @@ def test_a_nan_in_one_workers_gradient_ends_all_before_it_is_learned(capture, co
     config.distributed.mode = mode
     config.batch, config.checkpoint_every, config.base.refine_start = 2, 20, 0.9
     spawn(2, _poisoned, capture, config, tmp_path)
+
+
+def _resume_copies(group: Group, capture, config: Config, folder: Path) -> None:
+    trainer = Trainer(config, load_scene(capture, factor=1), group)
+    resume(trainer, LocalSession(folder / str(group.rank), group))
+    assert trainer.step == 2
+
+
+def test_workers_resume_from_a_checkpoint_that_is_whole_for_all(capture, config, tmp_path, capfd):
+    """Each has a copy, as on machines of their own; the newest of the second one's is damaged."""
+    config.batch = 2
+    trainer, session = Trainer(config, load_scene(capture, factor=1)), LocalSession(tmp_path / "0", Group())
+    for _ in range(2):
+        trainer.train_step()
+        session.checkpoint(trainer.step, trainer.save)
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    os.truncate(tmp_path / "1" / "checkpoints" / "step_00000004" / "state.safetensors", 1000)
+    spawn(2, _resume_copies, capture, config, tmp_path)
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "going on from" in line]
+    assert f"{tmp_path}/1/checkpoints/step_00000004" in line and line.endswith("going on from the views 2")
 
 
 def _begin(group: Group, capture, config: Config, folder) -> None:

@@ -122,14 +122,13 @@ def test_a_relative_storage_is_refused_in_a_submitted_job(monkeypatch):
 def test_a_scene_that_ran_out_of_memory_says_what_to_turn_and_what_is_left(tmp_path, error):
     store = Store(tmp_path) / "scene"
     (store.folder / "checkpoints" / "step_00000040").mkdir(parents=True)
-    job = train_scene.SceneJob(tmp_path, store, Config())
-    line = str(failures.cause_of(error, job))
+    line = str(failures.cause_of(error, store))
     assert "out of memory: lower --base.max-splats or raise --data.factor" in line and "\n" not in line
     assert f"last checkpoint: {store.folder}/checkpoints/step_00000040" in line
 
 
 def test_what_a_worker_raised_is_noted_or_ends_the_run(tmp_path):
-    noted = callback.Failures(train_scene.SceneJob(tmp_path, Store(tmp_path), Config()), None)
+    noted = callback.Failures(Store(tmp_path), None)
     noted.after_exception(None, {0: RuntimeError("lost\nmore"), 1: MemoryError()})
     errors = read_jsonl(tmp_path / "failures.jsonl")[0]["errors"]
     assert errors["0"] == "RuntimeError: lost" and "--base.max-splats" in errors["1"]

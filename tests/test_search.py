@@ -388,3 +388,29 @@ def test_trials_of_several_workers_do_not_wait_for_each_other(capture, tmp_path)
     assert [r.status for r in records] == ["finished"] * 2, out
     assert {f"trial_{r.number}.json" for r in front(records)} == {
         p.name for p in (tmp_path / "flexgs-search-studio" / "front").iterdir()}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_trial_goes_on_after_one_of_its_workers_died(capture, tmp_path):
+    """From its checkpoint; neither that nor the end of its workers, once others were better, is a failure."""
+    folder = tmp_path / "flexgs-search-studio"
+    process = start(capture.parent, tmp_path, "--trials", "3", "--workers", "2", "--batch", "2",
+                    "--confirm", "0", "--steps", "400")
+
+    def worker() -> psutil.Process | None:
+        running = [p for p in psutil.Process(process.pid).children(recursive=True)
+                   if "RayTrainWorker" in title(p)]
+        return running[-1] if any(folder.glob("trials/*/checkpoints/step_*")) and running else None
+
+    wait_for(process, worker)
+    victim = worker()
+    assert victim
+    victim.kill()
+    out = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, out
+    records = Search(capture, Store(folder), Config()).records()
+    assert records[0].status == "finished" and len(records[0].rungs) == 3, out
+    assert len(records) == 3 and {r.status for r in records} <= {"finished", "stopped"}, out
+    (died,) = folder.glob("trials/*/failures.jsonl")
+    assert died.read_text().count("\n") == 1

@@ -16,6 +16,8 @@ import ray
 import ray.train.torch
 import torch
 from ray import tune
+from ray.exceptions import RayError
+from ray.train import TrainingFailedError
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from flexgs import pool
@@ -24,9 +26,14 @@ from flexgs.errors import UserError
 from flexgs.ray_torch import Torch
 from flexgs.scene.load import load_capture
 from flexgs.urls import describe
+from ray_jobs.callback import Failures
 from ray_jobs.cluster import Cluster, share_memory
+from ray_jobs.failures import MachineGoneError, NotStartedError, cause_of
 from tuning.space import Params
 from tuning.trial import NUMBER, Search, begun, run_trial, train_base
+
+DEATHS = 2
+"""How often a trial is started again, from its last checkpoint, after a process of it died."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +88,14 @@ def train_first_base(search: Search, cluster: Cluster, room: Room) -> float:
     """Train stage 1 of trial 0 with all CPUs of a machine, not one as trials have; return the seconds."""
     cpus = max(1, int(max(node.get("CPU", 1) for node in cluster.nodes().values())))
     start = time.monotonic()
-    task = ray.remote(num_cpus=1 if room.gpus else cpus, num_gpus=1 if room.gpus else 0, max_retries=2)(_base)
-    _wait([task.remote(search, replace(room, threads=cpus))])
+    remote = ray.remote(num_cpus=1 if room.gpus else cpus, num_gpus=1 if room.gpus else 0, max_retries=DEATHS)
+    _wait([remote(_base).remote(search, replace(room, threads=cpus))])
     return time.monotonic() - start
 
 
 def run_to_the_end(trials: Sequence[tuple[Search, Params, int]], room: Room) -> None:
     """Run trials (search, parameters, number) outside of Tune, in parallel, unless they are finished."""
-    remote = ray.remote(num_cpus=1, num_gpus=room.gpus, max_retries=2)(_alone)
+    remote = ray.remote(num_cpus=1, num_gpus=room.gpus, max_retries=DEATHS)(_alone)
     _wait([remote.remote(search, params, number, room) for search, params, number in trials])
 
 
@@ -124,23 +131,33 @@ def _direct(config: dict[str, Any], search: Search, room: Room) -> None:
 def _together(config: dict[str, Any], search: Search, room: Room) -> None:
     params, number = _parts(config)
     train: Any = ray.train
-    with _noted(search, params, number):
-        train.torch.TorchTrainer(
+    with _noted(search, params, number) as mine:
+        trial = mine.trial(params)
+        trainer = train.torch.TorchTrainer(
             _worker, train_loop_config={"params": params, "search": search, "room": room},
             torch_config=Torch(backend="nccl" if room.gpus else "gloo"),
             scaling_config=train.ScalingConfig(num_workers=room.workers, use_gpu=bool(room.gpus)),
             run_config=train.RunConfig(
-                name=search.trial(params).folder.name, storage_path=search.store.place("tune/train"),
+                name=trial.folder.name, storage_path=search.store.place("tune/train"),
                 storage_filesystem=search.store.files,
-                callbacks=[TuneReportCallback()], logging_config=train.LoggingConfig(log_level="WARNING")),
-        ).fit()
+                failure_config=train.FailureConfig(max_failures=DEATHS, controller_failure_limit=0),
+                callbacks=[TuneReportCallback(), Failures(trial, None)],
+                logging_config=train.LoggingConfig(log_level="WARNING")),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as e:
+            raise cause_of(e, trial) from None
 
 
 def _worker(job: dict[str, Any]) -> None:
-    with _copied(job["search"]) as mine:
-        device = job["room"].device()
-        run_trial(mine, job["params"], load_capture(mine.capture, mine.start), device, Group.current(),
-                  ray.train.report)
+    try:
+        with _copied(job["search"]) as mine:
+            device = job["room"].device()
+            run_trial(mine, job["params"], load_capture(mine.capture, mine.start), device, Group.current(),
+                      ray.train.report)
+    except UserError as e:
+        raise UserError(str(e)) from None  # not all subclasses of UserError can be pickled
 
 
 def _parts(config: dict[str, Any]) -> tuple[Params, int]:
@@ -158,7 +175,8 @@ def _copied(search: Search) -> Iterator[Search]:
 def _noted(search: Search, params: Params, number: int) -> Iterator[Search]:
     """Record that a trial has begun and, if its training fails, why.
 
-    Yields this process's copy of the search.
+    Yields this process's copy of the search. It is no failure of the trial if a process of it is gone: Tune
+    has stopped the trial, or starts it again.
     """
     with _copied(search) as mine:
         record = begun(mine, params, number)
@@ -166,6 +184,8 @@ def _noted(search: Search, params: Params, number: int) -> Iterator[Search]:
             if record.error:
                 raise UserError(record.error)  # a trial that has failed is not tried again
             yield mine
+        except (NotStartedError, MachineGoneError, RayError):
+            raise
         except Exception as e:
             mine.save(replace(mine.record(params), error=describe(e)))
             raise

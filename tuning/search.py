@@ -47,13 +47,10 @@ from flexgs.training import warmup
 from ray_jobs.cluster import Cluster, Workers
 from tuning import report
 from tuning.progress import Progress
-from tuning.runner import Room, room_for_trial, run_to_the_end, train_first_base, trainable
+from tuning.runner import DEATHS, Room, room_for_trial, run_to_the_end, train_first_base, trainable
 from tuning.space import check_only
 from tuning.study import PARETO, Suggest, best, first_number, goal, history
 from tuning.trial import RUNGS, Record, Search
-
-DEATHS = 2
-"""How often a trial goes on from its checkpoint after its process died."""
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """COLMAP's steps from photographs to camera poses: features, matches, mapping.
 
-Everything that is found is kept in a database, and what is in it is not computed again. With the same number
-of cores the same photographs give the same reconstruction.
+Everything that is found is kept in a database, and what is in it is not computed again. The same photographs
+give the same reconstruction with any number of cores: what adds up in the order in which COLMAP's threads
+come has one thread (ONE). For mapping a second one saves no time.
 """
 
 import itertools
@@ -24,6 +25,8 @@ from flexgs.urls import first_line
 if TYPE_CHECKING:
     import pycolmap
 
+ONE = 1
+"""Threads of the vocabulary and of mapping; features and matches have all cores."""
 LARGEST = 1600
 """Most pixels along a side of the images that features are looked for in."""
 BATCH = 8
@@ -32,6 +35,8 @@ OVERLAP = 10
 """Each photograph is matched to so many that follow it by name, and to those 16, 32, ... after it."""
 NEIGHBOURS = 20
 """Each photograph is matched to so many that look alike."""
+COMPARED = 1024
+"""Likeness is that of so many features of each photograph, the largest ones."""
 WORDS, SAMPLES = 2048, 80_000
 """Size of the vocabulary that likeness is measured with, and the number of descriptors it is made of."""
 FEW_INLIERS, FEW_INLIERS_RATIO = 15, 0.1
@@ -61,7 +66,6 @@ class Mapper:
         self.images, self.database, self.options = capture / "images", capture / "database.db", options
         self.masks, self.pairs = capture / "masks", capture / "pairs.txt"
         self.colmap: Any = library()
-        self.colmap.set_random_seed(options.seed)
         try:
             self.colmap.Database.open(self.database).close()
         except RuntimeError as e:
@@ -143,7 +147,7 @@ class Mapper:
         """
         names = self._names()
         options = self.colmap.IncrementalPipelineOptions()
-        options.random_seed, options.num_threads = self.options.seed, get_num_threads()
+        options.random_seed, options.num_threads = self.options.seed, ONE
         if "FISHEYE" not in self.options.camera_model:
             options.min_focal_length_ratio = SHORTEST
         options.min_model_size = min(options.min_model_size, max(FEWEST, len(names) // 4))
@@ -191,13 +195,15 @@ class Mapper:
         if len(sample) < WORDS:
             return pairs
         options = colmap.VisualIndex.BuildOptions()
-        options.num_visual_words, options.num_rounds, options.num_threads = WORDS, 1, get_num_threads()
+        options.num_visual_words, options.num_rounds, options.num_threads = WORDS, 1, ONE
+        colmap.set_random_seed(self.options.seed)
         index = colmap.VisualIndex.create(sample.shape[1], sample.shape[1] // 2)
         index.build(options, colmap.FeatureDescriptorsFloat(type=described[ids[0]].type,
                                                             data=sample.astype(np.float32)))
         index.write(vocabulary := self.pairs.with_name("vocabulary.bin"))
         alike = colmap.VocabTreePairingOptions()
-        alike.vocab_tree_path, alike.num_images, alike.num_threads = vocabulary, NEIGHBOURS, get_num_threads()
+        alike.vocab_tree_path, alike.num_images, alike.max_num_features = vocabulary, NEIGHBOURS, COMPARED
+        alike.num_threads = ONE
         found = colmap.VocabTreePairGenerator(alike, database).all_pairs()
         vocabulary.unlink()
         place = {image: i for i, image in enumerate(ids)}

@@ -41,6 +41,7 @@ export const PANEL: string = `
   @media (hover: none) { .finger { display: inline; } }
   #hint { position: absolute; top: 10px; left: 0; right: 0; text-align: center; pointer-events: none; text-shadow: 0 0 4px #000;
     transition: opacity .4s; padding: 0 12px; }
+  @media (prefers-reduced-motion: reduce) { #hint { transition: none; } }
   :host(:not([drawn])) #hint, :host([touched]) #hint, :host([comparing]) #hint { opacity: 0; }
   #message { display: flex; flex-direction: column; gap: 10px; align-items: center; justify-content: center; inset: 0 0 64px;
     height: auto; padding: 16px; box-sizing: border-box; pointer-events: none; }
