@@ -1,5 +1,7 @@
 """Two real gloo workers against one."""
 
+import contextlib
+import io
 import multiprocessing
 import os
 import re
@@ -167,11 +169,14 @@ def test_a_nan_in_one_workers_gradient_ends_all_before_it_is_learned(capture, co
 
 def _resume_copies(group: Group, capture, config: Config, folder: Path) -> None:
     trainer = Trainer(config, load_scene(capture, factor=1), group)
-    resume(trainer, LocalSession(folder / str(group.rank), group))
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        resume(trainer, LocalSession(folder / str(group.rank), group))
     assert trainer.step == 2
+    damaged = f"{folder}/1/checkpoints/step_00000004"
+    assert group.rank or (damaged in said.getvalue() and "going on from the views 2" in said.getvalue())
 
 
-def test_workers_resume_from_a_checkpoint_that_is_whole_for_all(capture, config, tmp_path, capfd):
+def test_workers_resume_from_a_checkpoint_that_is_whole_for_all(capture, config, tmp_path):
     """Each has a copy, as on machines of their own; the newest of the second one's is damaged."""
     config.batch = 2
     trainer, session = Trainer(config, load_scene(capture, factor=1)), LocalSession(tmp_path / "0", Group())
@@ -181,8 +186,6 @@ def test_workers_resume_from_a_checkpoint_that_is_whole_for_all(capture, config,
     shutil.copytree(tmp_path / "0", tmp_path / "1")
     os.truncate(tmp_path / "1" / "checkpoints" / "step_00000004" / "state.safetensors", 1000)
     spawn(2, _resume_copies, capture, config, tmp_path)
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if "going on from" in line]
-    assert f"{tmp_path}/1/checkpoints/step_00000004" in line and line.endswith("going on from the views 2")
 
 
 def _begin(group: Group, capture, config: Config, folder) -> None:
