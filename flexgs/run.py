@@ -183,10 +183,9 @@ def resume(trainer: Trainer, session: Session) -> None:
             trainer.load(checkpoint)
         except DamagedError as e:
             error = str(e)
-        found = [error for error in trainer.group.gather(error) if error]
-        if not found:
+        if not (errors := [e for e in trainer.group.gather(error) if e]):
             break
-        damaged += found[:1]
+        damaged.append(errors[0])
     else:
         if damaged:
             raise UserError(f"{damaged[0]}; no older one is whole: remove them, and the "

@@ -5,6 +5,7 @@ import json
 import time
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 
 import ray
 
@@ -71,9 +72,11 @@ def cause_of(error: Exception, run: Store) -> Exception:
     else:
         lines = ({describe(e) for e in error.worker_failures.values()} if isinstance(error, WorkerGroupError)
                  else {describe(error)})
-    details, last = run.folder / "error.txt", "no checkpoint yet"
+    details, last = str(run.folder / "error.txt"), "no checkpoint yet"
     with contextlib.suppress(OSError):  # if the storage fails, `lines` say so already
-        details.write_text(public("".join(traceback.format_exception(error))))
+        Path(details).write_text(public("".join(traceback.format_exception(error))))
+        run.push("error.txt")  # a search's trial has its copy of an object store in a temporary folder
+        details = run.place("error.txt")
         if step := run.latest_step():
             last = f"last checkpoint: {run.place(f'checkpoints/step_{step:08d}')}"
     return kind(f"{'; '.join(sorted(lines))}; {last}; details in {details}")

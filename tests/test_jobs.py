@@ -127,6 +127,15 @@ def test_a_scene_that_ran_out_of_memory_says_what_to_turn_and_what_is_left(tmp_p
     assert f"last checkpoint: {store.folder}/checkpoints/step_00000040" in line
 
 
+def test_why_a_run_failed_is_kept_where_the_run_is(s3, tmp_path):
+    """A search's trial has its copy of an object store in a folder that goes with it."""
+    run = Store.open(s3.format("failed"), tmp_path / "copy") / "trial"
+    run.folder.mkdir(parents=True)
+    line = str(failures.cause_of(RuntimeError("lost"), run))
+    assert line == f"RuntimeError: lost; no checkpoint yet; details in {run.place('error.txt')}"
+    assert run.exists("error.txt")
+
+
 def test_what_a_worker_raised_is_noted_or_ends_the_run(tmp_path):
     noted = callback.Failures(Store(tmp_path), None)
     noted.after_exception(None, {0: RuntimeError("lost\nmore"), 1: MemoryError()})

@@ -297,6 +297,17 @@ def wait_for(process: subprocess.Popen, done, seconds: float = 300) -> None:
         time.sleep(0.05)
 
 
+def ended_without(search: subprocess.Popen, process: Callable[[], psutil.Process | None]) -> str:
+    """What a search says that ends well after a process of it, once there is one, was killed."""
+    wait_for(search, process)
+    victim = process()
+    assert victim
+    victim.kill()
+    out = search.communicate(timeout=300)[0]
+    assert search.returncode == 0, out
+    return out
+
+
 @pytest.mark.ray
 def test_killed_and_started_again_a_search_goes_on(capture, tmp_path):
     """SIGKILL to the search and, after it goes on, to one trial: nothing is repeated, the trial goes on and
@@ -326,12 +337,7 @@ def test_killed_and_started_again_a_search_goes_on(capture, tmp_path):
         # the one before it may not have ended yet
         return max(running, key=psutil.Process.create_time) if running and begun else None
 
-    wait_for(second, new_trial)
-    victim = new_trial()
-    assert victim
-    victim.kill()
-    out = second.communicate(timeout=300)[0]
-    assert second.returncode == 0, out
+    out = ended_without(second, new_trial)
     ended = records()
     assert sorted(ended) == [0, 1, 2] and {r.status for r in ended.values()} <= {"finished", "stopped"}, out
     assert "its process died; goes on from its checkpoint" in out
@@ -403,12 +409,7 @@ def test_a_trial_goes_on_after_one_of_its_workers_died(capture, tmp_path):
                    if "RayTrainWorker" in title(p)]
         return running[-1] if any(folder.glob("trials/*/checkpoints/step_*")) and running else None
 
-    wait_for(process, worker)
-    victim = worker()
-    assert victim
-    victim.kill()
-    out = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, out
+    out = ended_without(process, worker)
     records = Search(capture, Store(folder), Config()).records()
     assert records[0].status == "finished" and len(records[0].rungs) == 3, out
     assert len(records) == 3 and {r.status for r in records} <= {"finished", "stopped"}, out
